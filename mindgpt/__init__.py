@@ -1,0 +1,38 @@
+"""mindgpt: train, fine-tune, evaluate and run the GPT-2 / GPT-3 family on MindSpore, on Ascend and on CPU."""
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# MindSpore's thread pool and OpenMP's threads share the cores. Waiting OpenMP threads that spin keep MindSpore's from
+# working (docs/performance.md has the figures), and OpenMP reads this only once, when MindSpore is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GLOG_v", "3")  # MindSpore's own log: errors only, unless the person asked for more
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "GPT2Config": "mindgpt.models.gpt2.gpt2_config",
+    "GPT2Model": "mindgpt.models.gpt2.gpt2",
+    "GPT2LMHeadModel": "mindgpt.models.gpt2.gpt2",
+    "GPT2Tokenizer": "mindgpt.models.gpt2.gpt2_tokenizer",
+    "UserError": "mindgpt.config.errors",
+}
+__all__ = ["GPT2Config", "GPT2LMHeadModel", "GPT2Model", "GPT2Tokenizer", "UserError", "__version__"]
+
+if TYPE_CHECKING:
+    from mindgpt.config.errors import UserError
+    from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
+    from mindgpt.models.gpt2.gpt2_config import GPT2Config
+    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used: a config or a tokenizer does not need MindSpore."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'mindgpt' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

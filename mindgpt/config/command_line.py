@@ -1,0 +1,266 @@
+"""The command line of `run_mindformer.py`: MindFormers 1.5's flags, and what each one does to the configuration.
+
+Every flag stands once, in `FLAGS`, with the YAML keys that it sets and the run modes in which it means something.
+A flag that could have no effect is refused rather than dropped.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.loader import load_config
+from mindgpt.config.run import RunConfig
+from mindgpt.config.section import nearest
+from mindgpt.config.yaml_file import parse_value
+
+PROGRAM = "run_mindformer.py"
+
+
+def boolean(text: str) -> bool:
+    """True or False as people write it on a command line, in any case."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
+    return text.lower() == "true"
+
+
+def boolean_or_name(text: str) -> bool | str:
+    """True or False, or else a name."""
+    return boolean(text) if text.lower() in ("true", "false") else text
+
+
+_TRAIN = ("train", "finetune")
+_ALL = ("train", "finetune", "eval", "predict")
+_READ_AS = {boolean: "True|False", int: "N", float: "X", str: "TEXT", boolean_or_name: "True|False|NAME"}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: its name without dashes, how its text is read, the YAML keys it sets, and where it has an effect."""
+
+    name: str
+    read: Callable[[str], Any]
+    keys: tuple[str, ...]
+    help: str
+    modes: tuple[str, ...] = _ALL
+
+
+FLAGS: dict[str, tuple[Flag, ...]] = {
+    "the job": (
+        Flag("run_mode", str, ("run_mode",), "train, finetune, eval or predict"),
+        Flag("seed", int, ("seed",), "seed of everything random"),
+        Flag("output_dir", str, ("output_dir",), "folder for checkpoints, strategies and logs"),
+        Flag("load_checkpoint", str, ("load_checkpoint",), "weights to start from: a file or folder"),
+        Flag("resume_training", boolean_or_name, ("resume_training",), "go on where a run stopped", _TRAIN),
+    ),
+    "data": (
+        Flag(
+            "train_dataset_dir",
+            str,
+            ("train_dataset.data_loader.dataset_dir",),
+            "MindRecord file, or folder of which every file ending in mindrecord is read",
+            _TRAIN,
+        ),
+        Flag(
+            "eval_dataset_dir",
+            str,
+            ("eval_dataset.data_loader.dataset_dir",),
+            "the same for evaluation (in training only with do_eval)",
+            (*_TRAIN, "eval"),
+        ),
+        Flag(
+            "num_samples",
+            int,
+            ("train_dataset.num_samples", "eval_dataset.num_samples"),
+            "read only so many samples of a data set",
+            (*_TRAIN, "eval"),
+        ),
+    ),
+    "training and evaluation": (
+        Flag("epochs", int, ("runner_config.epochs",), "passes over the data (eval: 1)", (*_TRAIN, "eval")),
+        Flag("batch_size", int, ("runner_config.batch_size",), "sequences per step and card", (*_TRAIN, "eval")),
+        Flag(
+            "gradient_accumulation_steps",
+            int,
+            ("runner_config.gradient_accumulation_steps",),
+            "batches per update of the weights",
+            _TRAIN,
+        ),
+        Flag("sink_mode", boolean, ("runner_config.sink_mode",), "feed the data through the device", (*_TRAIN, "eval")),
+        Flag("do_eval", boolean, ("do_eval",), "evaluate during training", _TRAIN),
+        Flag("profile", boolean, ("profile",), "record a profile of the steps that the YAML names", _TRAIN),
+    ),
+    "prediction": (
+        Flag("tokenizer", str, ("processor.tokenizer.path",), "folder of the tokenizer", ("predict",)),
+        Flag("predict_batch_size", int, ("model.model_config.batch_size",), "prompts per batch", ("predict",)),
+        Flag("max_new_tokens", int, ("model.model_config.max_new_tokens",), "tokens to add to a prompt", ("predict",)),
+        Flag("do_sample", boolean, ("model.model_config.do_sample",), "sample; else take the likeliest", ("predict",)),
+        Flag("top_k", int, ("model.model_config.top_k",), "sample among the K likeliest tokens, 0: all", ("predict",)),
+        Flag("top_p", float, ("model.model_config.top_p",), "sample among the likeliest that make up P", ("predict",)),
+        Flag("temperature", float, ("model.model_config.temperature",), "divides the logits", ("predict",)),
+    ),
+    "device and parallel layout": (
+        Flag("device_target", str, ("context.device_target",), "Ascend or CPU; absent: Ascend if there is one"),
+        Flag("device_id", int, ("context.device_id",), "which of the cards of this machine"),
+        Flag("mode", int, ("context.mode",), "0: graph mode, 1: pynative mode"),
+        Flag("use_parallel", boolean, ("use_parallel",), "use all processes that msrun started"),
+        Flag("only_save_strategy", boolean, ("only_save_strategy",), "write the strategy files and stop", _TRAIN),
+        Flag("src_strategy_path_or_dir", str, ("src_strategy_path_or_dir",), "strategy files of load_checkpoint"),
+        Flag("auto_trans_ckpt", boolean, ("auto_trans_ckpt",), "slice load_checkpoint anew for this layout"),
+        Flag("transform_process_num", int, ("transform_process_num",), "processes that do so"),
+    ),
+}
+
+REFUSED = {
+    "modal_type": "mindgpt reads text only",
+    "adapter_id": "mindgpt serves one adapter at a time; name its weights with --load_checkpoint",
+    "register_path": "mindgpt has no registry of outside classes; import mindgpt from your own program instead",
+    "remote_save_url": "mindgpt uploads nothing; copy the output folder yourself",
+    "strategy_load_checkpoint": "for the strategy of the weights to load there is --src_strategy_path_or_dir",
+}
+"""Flags of MindFormers that could have no effect here, each with the reason or the way out."""
+
+
+class CommandLine(NamedTuple):
+    """What a command line asks for."""
+
+    config: RunConfig
+    notes: list[str]
+    """Lines to show once: keys without effect, values that another value overrules."""
+    predict_data: list[str]
+    """What `--predict_data` names, as typed: prompts, or files with one prompt a line. Empty unless predicting."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises `UserError` where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message}\n{self.prog} -h lists the flags")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all flags; one that is absent is absent from the namespace too."""
+    parser = _Parser(
+        prog=PROGRAM,
+        usage="%(prog)s --config FILE [flags]",
+        description="Train, fine-tune, evaluate or run GPT-2 as a YAML file says. A flag overrules the file.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    files = parser.add_argument_group("the configuration")
+    files.add_argument("--config", metavar="FILE", help="YAML file, ours or of MindFormers 1.5 (required)")
+    files.add_argument(
+        "--options",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        help="any keys of the YAML file, dotted, such as optimizer.weight_decay=0 or callbacks.1.prefix=small",
+    )
+    for title, flags in FLAGS.items():
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            modes = "" if flag.modes == _ALL else f" [{', '.join(flag.modes)}]"
+            group.add_argument(f"--{flag.name}", type=flag.read, metavar=_READ_AS[flag.read], help=flag.help + modes)
+        if title == "prediction":
+            text = "prompts, or files with one prompt a line [predict]"
+            group.add_argument("--predict_data", metavar="TEXT", nargs="+", help=text)
+    for name in REFUSED:
+        parser.add_argument(f"--{name}", nargs="*", help=argparse.SUPPRESS)
+    return parser
+
+
+def _flag_names() -> list[str]:
+    names = [flag.name for flags in FLAGS.values() for flag in flags]
+    return [f"--{name}" for name in ("config", "options", "predict_data", *names)]
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the flags, without looking at any file. `argv` None means those of this process.
+
+    Raises:
+        UserError: an unknown flag (the nearest is named), a value that cannot be read, a flag of MindFormers that could
+            have no effect here, or no `--config`.
+    """
+    parser = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        name = word.split("=")[0]
+        if not name.startswith("-"):
+            parser.error(f"unexpected argument {word!r}; put a text with spaces in quotes")
+        if "." in name:
+            parser.error(f"unknown flag {name}; to set a key of the YAML file write --options {name.lstrip('-')}=VALUE")
+        parser.error(f"unknown flag {name}; {nearest(name, _flag_names())}")
+    for name, reason in REFUSED.items():
+        if name in arguments:
+            parser.error(f"--{name} has no effect here: {reason}")
+    if "config" not in arguments:
+        parser.error("--config FILE is required")
+    return arguments
+
+
+def config_from_command_line(argv: Sequence[str] | None = None) -> CommandLine:
+    """Read the flags and the YAML file they name. `argv` None means the arguments of this process.
+
+    Raises:
+        UserError: anything wrong with the flags, the file, or the two together.
+    """
+    arguments = parse_arguments(argv)
+    overrides, origins = _overrides(arguments)
+    config, ignored = load_config(arguments.config, overrides, origins)
+    problems = list(_flags_without_effect(arguments, config))
+    if problems:
+        raise UserError("\n".join(f"command line: {problem}" for problem in problems))
+    notes = [f"{arguments.config}: accepted without effect: {', '.join(ignored)}"] if ignored else []
+    return CommandLine(config, notes + _batch_size_notes(config), getattr(arguments, "predict_data", []))
+
+
+def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values that the command line sets, by YAML key, and for each key what was typed."""
+    overrides: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for word in getattr(arguments, "options", []):
+        key, equals, text = word.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"command line: --options {word!r}: must be KEY=VALUE with a dotted YAML key")
+        try:
+            overrides[key] = parse_value(text)
+        except UserError as error:
+            raise UserError(f"command line: --options {key}: {error}") from None
+        origins[key] = f"--options {key}"
+    for flag in _typed_flags(arguments):
+        value = getattr(arguments, flag.name)
+        for key in flag.keys:
+            if key in overrides and overrides[key] != value:
+                raise UserError(f"command line: --{flag.name} and {origins[key]} disagree; keep one of the two")
+            overrides[key], origins[key] = value, f"--{flag.name}"
+    return overrides, origins
+
+
+def _typed_flags(arguments: argparse.Namespace) -> Iterator[Flag]:
+    for flags in FLAGS.values():
+        yield from (flag for flag in flags if flag.name in arguments)
+
+
+def _flags_without_effect(arguments: argparse.Namespace, config: RunConfig) -> Iterator[str]:
+    mode = config.run_mode
+    for flag in _typed_flags(arguments):
+        if mode not in flag.modes:
+            yield f"--{flag.name} has no effect with run_mode {mode}; it is for {', '.join(flag.modes)}"
+    if "predict_data" in arguments and mode != "predict":
+        yield f"--predict_data has no effect with run_mode {mode}; it is for predict"
+    if "batch_size" in arguments and mode == "predict":
+        yield "the batch size of prediction is --predict_batch_size"
+    if "epochs" in arguments and mode == "eval" and arguments.epochs != 1:
+        yield f"--epochs {arguments.epochs}: an evaluation is one pass over the data; leave it out or write 1"
+    if "eval_dataset_dir" in arguments and mode in _TRAIN and not config.do_eval:
+        yield f"--eval_dataset_dir has no effect with run_mode {mode} unless --do_eval True is given too"
+
+
+def _batch_size_notes(config: RunConfig) -> list[str]:
+    counts = config.runner_config.batch_size
+    return [
+        f"{name}.batch_size {section.batch_size} is overruled by runner_config.batch_size {counts}"
+        for name, section in (("train_dataset", config.train_dataset), ("eval_dataset", config.eval_dataset))
+        if section.batch_size not in (None, counts)
+    ]

@@ -1,0 +1,198 @@
+"""The section `model`: which network, its sizes and precision, how it generates, and how it is fine-tuned."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from mindgpt.config.section import (
+    Count,
+    CountOrZero,
+    DropoutRate,
+    Fraction,
+    Positive,
+    Section,
+    one_of,
+    refuse,
+)
+
+ACTIVATIONS = {
+    "gelu": "gelu",  # the tanh form, as OpenAI and MindFormers mean it
+    "gelu_erf": "gelu_erf",
+    "fast_gelu": "fast_gelu",  # x * sigmoid(1.702 x)
+    "relu": "relu",
+    "silu": "silu",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "quick_gelu": "fast_gelu",
+    "swish": "silu",
+}
+HUGGING_FACE_ACTIVATIONS = ACTIVATIONS | {"gelu": "gelu_erf", "gelu_fast": "gelu"}
+"""What a name means under the key `activation_function`, where plain `gelu` is the exact erf form."""
+
+_DTYPES = {
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
+
+
+def _dtype_name(value: Any) -> Any:
+    """`mindspore.float16` and "mstype.float16" are as good as "float16"; MindFormers' users wrote all three."""
+    if type(value).__module__.startswith("mindspore"):
+        value = str(value).lower()
+    return value.removeprefix("mstype.") if isinstance(value, str) else value
+
+
+DType = Annotated[str, one_of(_DTYPES), BeforeValidator(_dtype_name)]
+"""One of float32, float16, bfloat16."""
+
+Activation = Annotated[str, one_of(ACTIVATIONS)]
+
+
+class PetSection(Section):
+    """`model.model_config.pet_config`: parameter-efficient tuning.
+
+    `lora_alpha / lora_rank` scales the update (Hu et al. 2021, section 4.1).
+    """
+
+    pet_type: Annotated[str, one_of({"lora": "lora"})] = "lora"
+    lora_rank: Count = 8
+    lora_alpha: Positive = 16.0
+    lora_dropout: DropoutRate = 0.0
+    target_modules: str = ".*dense1.*|.*dense3.*"
+
+    @field_validator("target_modules")
+    @classmethod
+    def _is_a_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"is not a regular expression: {error}") from None
+        return value
+
+
+class GPT2Section(Section):
+    """`model.model_config`: everything about a GPT-2 network, under MindFormers' names or Hugging Face's.
+
+    `seq_length` and `max_position_embeddings` stand in for each other (1024 if neither is given). After validation
+    both, `ffn_hidden_size` and `embedding_dropout_rate` always have a value. `hidden_act` is stored as one of gelu (the
+    tanh form), gelu_erf, fast_gelu, relu, silu. `max_new_tokens` counts new tokens and goes before `max_decode_length`,
+    which counts the prompt too. A token id that is None is the tokenizer's. `batch_size` is that of prediction.
+    """
+
+    type: Literal["GPT2Config"] = "GPT2Config"
+
+    seq_length: Count | None = None
+    max_position_embeddings: Count | None = None
+    vocab_size: Count = 50257
+    hidden_size: Count = 768
+    num_layers: Count = 12
+    num_heads: Count = 12
+    expand_ratio: Count | None = None
+    ffn_hidden_size: Count | None = None
+    num_labels: Count = 2
+
+    hidden_act: Activation = "gelu"
+    layernorm_epsilon: Positive = 1e-5
+    initializer_range: Positive = 0.02
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    reorder_and_upcast_attn: bool = False
+    embedding_dropout_rate: DropoutRate | None = None
+    hidden_dropout_rate: DropoutRate = 0.1
+    attention_dropout_rate: DropoutRate = 0.1
+
+    param_init_type: DType = "float32"
+    compute_dtype: DType = "float32"
+    layernorm_compute_type: DType = "float32"
+    softmax_compute_type: DType = "float32"
+    use_flash_attention: bool = False
+
+    checkpoint_name_or_path: str = ""
+    use_past: bool = True
+    batch_size: Count | None = None
+    eos_token_id: CountOrZero | None = None
+    bos_token_id: CountOrZero | None = None
+    pad_token_id: CountOrZero | None = None
+    do_sample: bool = False
+    temperature: Positive = 1.0
+    top_k: CountOrZero = 0
+    top_p: Annotated[Fraction, Field(gt=0)] = 1.0
+    repetition_penalty: Positive = 1.0
+    max_decode_length: Count | None = None
+    max_new_tokens: Count | None = None
+
+    pet_config: PetSection | None = None
+
+    ignored: ClassVar = {"use_prompt_flash_attention": False, "post_layernorm_residual": False}
+    other_names: ClassVar = {
+        "embedding_dropout_prob": "embedding_dropout_rate",
+        "n_embd": "hidden_size",
+        "n_layer": "num_layers",
+        "n_head": "num_heads",
+        "n_positions": "max_position_embeddings",
+        "n_ctx": "seq_length",
+        "n_inner": "ffn_hidden_size",
+        "activation_function": "hidden_act",
+        "resid_pdrop": "hidden_dropout_rate",
+        "embd_pdrop": "embedding_dropout_rate",
+        "attn_pdrop": "attention_dropout_rate",
+        "layer_norm_epsilon": "layernorm_epsilon",
+    }
+
+    @classmethod
+    def translated(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Hugging Face calls the exact form `gelu`; bring its words to ours before the two keys are compared."""
+        data = dict(data)
+        for key, names in (("activation_function", HUGGING_FACE_ACTIVATIONS), ("hidden_act", ACTIVATIONS)):
+            if isinstance(data.get(key), str):
+                data[key] = names.get(data[key].lower(), data[key])
+        return data
+
+    def complete(self) -> None:
+        self.seq_length = self.seq_length or self.max_position_embeddings or 1024
+        self.max_position_embeddings = self.max_position_embeddings or self.seq_length
+        if self.embedding_dropout_rate is None:
+            self.embedding_dropout_rate = self.hidden_dropout_rate
+        refuse(self._problems())
+        if self.ffn_hidden_size is None:
+            self.expand_ratio = self.expand_ratio or 4
+            self.ffn_hidden_size = self.expand_ratio * self.hidden_size
+        elif self.ffn_hidden_size % self.hidden_size == 0:
+            self.expand_ratio = self.ffn_hidden_size // self.hidden_size
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        if self.seq_length > self.max_position_embeddings:
+            yield (
+                "seq_length",
+                f"{self.seq_length} is longer than max_position_embeddings {self.max_position_embeddings}: "
+                "there would be no position embedding for the tokens beyond",
+            )
+        if self.hidden_size % self.num_heads != 0:
+            yield "hidden_size", f"{self.hidden_size} must be divisible by num_heads, which is {self.num_heads}"
+        if None not in (self.expand_ratio, self.ffn_hidden_size):
+            width = self.expand_ratio * self.hidden_size
+            if width != self.ffn_hidden_size:
+                yield "ffn_hidden_size", f"{self.ffn_hidden_size} is not expand_ratio x hidden_size = {width}; give one"
+        for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+            token = getattr(self, name)
+            if token is not None and token >= self.vocab_size:
+                yield name, f"{token} is outside the vocabulary, whose size (vocab_size) is {self.vocab_size}"
+
+
+class ArchSection(Section):
+    """`model.arch`: the head on top of the network."""
+
+    type: Literal["GPT2LMHeadModel", "GPT2ForSequenceClassification"] = "GPT2LMHeadModel"
+
+
+class ModelSection(Section):
+    """`model`. The YAML key `model_config` is the attribute `config`: pydantic keeps the other name for itself."""
+
+    arch: ArchSection = Field(default_factory=ArchSection)
+    config: GPT2Section = Field(default_factory=GPT2Section, alias="model_config")

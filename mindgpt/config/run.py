@@ -1,0 +1,153 @@
+"""`RunConfig`: everything that can be turned about one job, section by section, and the checks across sections."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from mindgpt.config.data import DatasetTaskSection, EvalDatasetSection, ProcessorSection, TrainDatasetSection
+from mindgpt.config.execution import (
+    ContextSection,
+    MoESection,
+    ParallelConfigSection,
+    ParallelSection,
+    RecomputeSection,
+    RunnerConfigSection,
+)
+from mindgpt.config.model import ModelSection
+from mindgpt.config.section import ANY_VALUE, Count, Section, refuse, shown
+from mindgpt.config.training import (
+    Callback,
+    CheckpointMonitorSection,
+    EvalCallback,
+    EvalCallBackSection,
+    LossMonitorSection,
+    LRScheduleSection,
+    MetricSection,
+    ObsMonitorSection,
+    OptimizerSection,
+    RunnerWrapperSection,
+    TrainerSection,
+)
+
+_ARCH_OF_TRAINER = {
+    "CausalLanguageModelingTrainer": "GPT2LMHeadModel",
+    "TextClassificationTrainer": "GPT2ForSequenceClassification",
+}
+
+
+class RunConfig(Section):
+    """One job. Made by `load_config`; every section is there, and every default is filled in.
+
+    After validation `runner_config.batch_size` has a value; `lr_schedule` has one if a learning rate is given anywhere;
+    `callbacks` holds what runs (`ObsMonitor` is gone), with an `EvalCallBack` among it exactly if `do_eval` is True.
+    """
+
+    run_mode: Literal["train", "finetune", "eval", "predict"] = "train"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    output_dir: str = "./output"
+    load_checkpoint: str = ""
+    src_strategy_path_or_dir: str = ""
+    auto_trans_ckpt: bool = False
+    transform_process_num: Count = 1
+    only_save_strategy: bool = False
+    resume_training: bool | str = False
+
+    trainer: TrainerSection = Field(default_factory=TrainerSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    processor: ProcessorSection = Field(default_factory=ProcessorSection)
+
+    train_dataset: TrainDatasetSection = Field(default_factory=TrainDatasetSection)
+    train_dataset_task: DatasetTaskSection = Field(default_factory=DatasetTaskSection)
+    eval_dataset: EvalDatasetSection = Field(default_factory=EvalDatasetSection)
+    eval_dataset_task: DatasetTaskSection = Field(default_factory=DatasetTaskSection)
+
+    runner_config: RunnerConfigSection = Field(default_factory=RunnerConfigSection)
+    runner_wrapper: RunnerWrapperSection = Field(default_factory=RunnerWrapperSection)
+    lr_schedule: LRScheduleSection | None = None
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    callbacks: list[Callback] = Field(default_factory=lambda: [LossMonitorSection(), CheckpointMonitorSection()])
+    eval_callbacks: list[EvalCallback] = []
+    metric: MetricSection = Field(default_factory=MetricSection)
+    do_eval: bool | None = None
+    eval_step_interval: int | None = None
+    eval_epoch_interval: int | None = None
+
+    context: ContextSection = Field(default_factory=ContextSection)
+    use_parallel: bool = False
+    parallel: ParallelSection = Field(default_factory=ParallelSection)
+    parallel_config: ParallelConfigSection = Field(default_factory=ParallelConfigSection)
+    micro_batch_interleave_num: Count = 1
+    moe_config: MoESection = Field(default_factory=MoESection, exclude=True)
+    recompute_config: RecomputeSection = Field(default_factory=RecomputeSection)
+
+    profile: bool = False
+    profile_start_step: Count = 1
+    profile_stop_step: Count = 10
+    init_start_profile: bool = False
+    profile_communication: bool = False
+    profile_memory: bool = True
+
+    ignored: ClassVar = {
+        "remote_save_url": ANY_VALUE,
+        "auto_tune": ANY_VALUE,
+        "filepath_prefix": ANY_VALUE,
+        "autotune_per_step": ANY_VALUE,
+        "layer_scale": False,
+        "layer_decay": ANY_VALUE,
+        "lr_scale": False,
+        "lr_scale_factor": ANY_VALUE,
+    }
+
+    @field_validator("resume_training", mode="before")
+    @classmethod
+    def _resume_from(cls, value: Any) -> Any:
+        if not isinstance(value, bool | str):
+            raise ValueError(f"must be True, False or the name of a checkpoint, not {shown(value)}")
+        return value
+
+    @field_validator("callbacks", "eval_callbacks")
+    @classmethod
+    def _without_effectless(cls, value: list[Section]) -> list[Section]:
+        return [callback for callback in value if not isinstance(callback, ObsMonitorSection)]
+
+    def complete(self) -> None:
+        refuse([*self._task_problems(), *self._training_problems()])
+        if self.runner_config.batch_size is None:
+            dataset = self.eval_dataset if self.run_mode == "eval" else self.train_dataset
+            self.runner_config.batch_size = dataset.batch_size or 1
+        if self.lr_schedule is None and self.optimizer.learning_rate is not None:
+            self.lr_schedule = LRScheduleSection(learning_rate=self.optimizer.learning_rate)
+        self._agree_on_evaluation()
+
+    def _agree_on_evaluation(self) -> None:
+        """An EvalCallBack among the callbacks and `do_eval: True` mean the same; let both stand."""
+        listed = any(isinstance(callback, EvalCallBackSection) for callback in self.callbacks)
+        self.do_eval = listed if self.do_eval is None else self.do_eval
+        if self.do_eval and not listed:
+            callback = EvalCallBackSection(eval_steps=self.eval_step_interval, eval_epochs=self.eval_epoch_interval)
+            self.callbacks = [*self.callbacks, callback]
+
+    def _task_problems(self) -> Iterator[tuple[str, str]]:
+        arch, wanted = self.model.arch.type, _ARCH_OF_TRAINER[self.trainer.type]
+        if arch != wanted:
+            yield "model.arch.type", f"{arch!r} does not fit trainer.type {self.trainer.type!r}, which needs {wanted!r}"
+        if self.profile and self.profile_stop_step < self.profile_start_step:
+            yield "profile_stop_step", f"must be at least profile_start_step {self.profile_start_step}"
+
+    def _training_problems(self) -> Iterator[tuple[str, str]]:
+        kinds = [callback.type for callback in self.callbacks]
+        for kind in sorted(set(kinds)):
+            if kinds.count(kind) > 1:
+                yield "callbacks", f"lists {kind} {kinds.count(kind)} times; once is allowed"
+        if self.do_eval is False and "EvalCallBack" in kinds:
+            yield "do_eval", "is False, but callbacks lists an EvalCallBack; keep one of the two"
+        rate = self.optimizer.learning_rate
+        if self.lr_schedule is not None and rate is not None and rate != self.lr_schedule.learning_rate:
+            yield (
+                "optimizer.learning_rate",
+                f"{rate} differs from lr_schedule.learning_rate {self.lr_schedule.learning_rate}, "
+                "which counts; keep one of the two",
+            )
+        if self.run_mode in ("train", "finetune") and self.lr_schedule is None and rate is None:
+            yield "lr_schedule", f"is missing, and run_mode {self.run_mode!r} needs lr_schedule.learning_rate"

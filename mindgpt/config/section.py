@@ -1,0 +1,219 @@
+"""What every section of a configuration has in common: strict keys, old names, ignored keys, readable problems.
+
+A `Section` is a pydantic model in strict mode: no unknown key, no text where a number belongs, no True where a count
+belongs. On top of that it knows the other spellings of its keys (MindFormers', Hugging Face's), the keys it accepts
+without obeying them, and it words every problem for the person who wrote the file. All problems of a section are
+reported together; `problems_of` takes them out of the `ValidationError`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+ANY_VALUE = object()
+"""In `Section.ignored`: the key may have any value. Otherwise the one value that we can honour by doing nothing."""
+
+_PROBLEM = "config"  # the pydantic error type of a problem that is already in our words
+_EXPONENT_WITHOUT_DOT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+
+_WORDING = {
+    "missing": "is missing",
+    "int_type": "must be a whole number, not {value}",
+    "int_from_float": "must be a whole number, not {value}",
+    "float_type": "must be a number, not {value}",
+    "finite_number": "must be a finite number, not {value}",
+    "bool_type": "must be True or False, not {value}",
+    "string_type": "must be text, not {value}",
+    "list_type": "must be a list, not {value}",
+    "dict_type": "must be a group of keys, not {value}",
+    "model_type": "must be a group of keys, not {value}",
+    "literal_error": "must be {expected}, not {value}",
+    "greater_than": "must be greater than {gt}, not {value}",
+    "greater_than_equal": "must be at least {ge}, not {value}",
+    "less_than": "must be less than {lt}, not {value}",
+    "less_than_equal": "must be at most {le}, not {value}",
+}
+
+
+def _exponent_to_float(value: Any) -> Any:
+    """YAML 1.1 reads `1e-4` (no dot) as text; take it for the number that was meant."""
+    return float(value) if isinstance(value, str) and _EXPONENT_WITHOUT_DOT.fullmatch(value) else value
+
+
+Number = Annotated[float, BeforeValidator(_exponent_to_float)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+DropoutRate = Annotated[Number, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: short, and on one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
+    known = list(known)
+    by_lower_case = {candidate.lower(): candidate for candidate in known}
+    match = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
+    return f"did you mean {by_lower_case[match[0]]!r}?" if match else f"known are: {', '.join(known)}"
+
+
+def one_of(names: Mapping[str, str]) -> BeforeValidator:
+    """Accept any key of `names` in any case, and store the value it maps to.
+
+    `names` maps every accepted spelling, old ones included, to our own; our own map to themselves.
+    """
+    by_lower_case = {spelling.lower(): own for spelling, own in names.items()}
+    own_names = list(dict.fromkeys(names.values()))
+
+    def own_name(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"must be one of {', '.join(own_names)}, not {shown(value)}")
+        if value.lower() in by_lower_case:
+            return by_lower_case[value.lower()]
+        match = difflib.get_close_matches(value.lower(), by_lower_case, n=1)
+        hint = f"; did you mean {by_lower_case[match[0]]!r}?" if match else ""
+        raise ValueError(f"must be one of {', '.join(own_names)}, not {shown(value)}{hint}")
+
+    return BeforeValidator(own_name)
+
+
+class Section(BaseModel):
+    """A group of keys of the configuration. Subclasses declare fields, other names and ignored keys.
+
+    A key whose value is null counts as not given, so a field that may be None has None as its default.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+    other_names: ClassVar[Mapping[str, str]] = {}
+    """Other accepted spellings of a key, each with our own. Two spellings may stand side by side if they agree."""
+
+    ignored: ClassVar[Mapping[str, Any]] = {}
+    """Accepted keys that have no effect here, each with its only allowed value or `ANY_VALUE`."""
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """Every key that the section accepts, in our own spelling."""
+        return [field.alias or name for name, field in cls.model_fields.items()]
+
+    @classmethod
+    def translated(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """A hook for subclasses: old forms of values into today's, before names are translated and values checked."""
+        return data
+
+    def complete(self) -> None:
+        """A hook for subclasses, once all values are checked one by one: fill in and check what spans several keys.
+
+        Problems are raised with `refuse`.
+        """
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _validate(cls, data: Any, handler: ModelWrapValidatorHandler) -> "Section":
+        if not isinstance(data, Mapping):
+            return handler(data)  # a section that is made already, or a problem that the section above will word
+        problems: list[InitErrorDetails] = []
+        written_as: dict[str, str] = {}
+        data = cls.translated(cls._without_ignored(data, problems))
+        data = cls._in_own_names(data, written_as, problems)
+        try:
+            section = handler(data)
+            section.complete()
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                first, *rest = details["loc"]
+                location = (written_as.get(first, first), *rest)
+                problems.append(_problem(location, _worded(cls, details), details["input"]))
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return section
+
+    @classmethod
+    def _without_ignored(cls, data: Mapping[str, Any], problems: list[InitErrorDetails]) -> dict[str, Any]:
+        kept = {}
+        for key, value in data.items():
+            if key not in cls.ignored:
+                kept[key] = value
+            elif cls.ignored[key] is not ANY_VALUE and value is not None and value != cls.ignored[key]:
+                message = f"mindgpt does not do this: only {cls.ignored[key]!r} is allowed, not {shown(value)}"
+                problems.append(_problem((key,), message, value))
+        return kept
+
+    @classmethod
+    def _in_own_names(
+        cls, data: dict[str, Any], written_as: dict[str, str], problems: list[InitErrorDetails]
+    ) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        for key, value in data.items():
+            name = cls.other_names.get(key, key)
+            if value is None and name in cls.known_keys():
+                continue
+            if name in own and own[name] != value:
+                first = written_as.get(name, name)
+                message = f"means the same as {first!r}, which is {shown(own[name])}; keep one of the two"
+                problems.append(_problem((key,), message, value))
+                continue
+            own[name] = value
+            written_as[name] = key
+        return own
+
+
+def _problem(location: tuple[int | str, ...], message: str, value: Any) -> InitErrorDetails:
+    error = PydanticCustomError(_PROBLEM, "{message}", {"message": message})
+    return InitErrorDetails(type=error, loc=location, input=value)
+
+
+def _worded(cls: type[Section], details: Mapping[str, Any]) -> str:
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == _PROBLEM:
+        return details["msg"]
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "extra_forbidden":
+        return f"unknown key; {nearest(str(details['loc'][-1]), cls.known_keys())}"
+    if kind in _WORDING:
+        return _WORDING[kind].format(value=shown(details["input"]), **context)
+    return f"{details['msg']}, not {shown(details['input'])}"
+
+
+def refuse(problems: Iterable[tuple[str, str]]) -> None:
+    """Raise the problems that a check across several keys has found, each as (the key to blame, what is wrong).
+
+    The key is one of the section that is being checked, or a dotted path of keys below it.
+    """
+    errors = [_problem(tuple(key.split(".")), message, None) for key, message in problems]
+    if errors:
+        raise ValidationError.from_exception_data("section", errors)
+
+
+def problems_of(error: ValidationError) -> list[tuple[tuple[int | str, ...], str]]:
+    """Every problem in a section's `ValidationError`: where (a path of keys and list indexes), and what is wrong."""
+    return [(details["loc"], details["msg"]) for details in error.errors(include_url=False, include_input=False)]
+
+
+def dotted(location: Iterable[int | str]) -> str:
+    """A path of keys and list indexes as one word, such as `callbacks.1.prefix`."""
+    return ".".join(str(part) for part in location)

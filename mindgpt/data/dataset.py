@@ -1,0 +1,211 @@
+"""MindRecord files as a MindSpore dataset that the training or evaluation loop reads."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mindspore.dataset as ds
+import numpy as np
+from mindspore import dtype as mstype
+from mindspore.mindrecord import FileReader
+
+from mindgpt.config.errors import UserError
+from mindgpt.data.files import PathLike
+from mindgpt.data.mindrecord import find_mindrecord_files, read_header, reason_of
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a data set is made of.
+
+    Attributes:
+        files: MindRecord files, in reading order.
+        columns: name -> {"type": ..., "shape": ...} as the files declare it.
+        num_rows: rows of all files together.
+        row_shapes: name -> shape of that column in the first row.
+        metadata: what mindgpt's tools noted when they wrote the files (`block_length`, `vocab_size`, `eos_token_id`,
+            `vocab_sha256`, `recipe`); empty if the files come from elsewhere, or do not agree.
+    """
+
+    files: list[str]
+    columns: dict[str, dict[str, Any]]
+    num_rows: int
+    row_shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, Any]
+
+
+def inspect(path: PathLike) -> DatasetInfo:
+    """Look at a MindRecord file or a folder of them.
+
+    Raises:
+        UserError: nothing is there, a file is broken, the files differ in their columns, or they hold no rows.
+    """
+    files = find_mindrecord_files(path)
+    headers = [read_header(file) for file in files]
+    for file, header in zip(files, headers, strict=True):
+        if set(header.columns) != set(headers[0].columns):
+            raise UserError(
+                f"{files[0]} has the columns {_list(headers[0].columns)}, but {file} has {_list(header.columns)}: "
+                "files that are read together need the same columns."
+            )
+    num_rows = sum(header.num_rows for header in headers)
+    if num_rows == 0:
+        raise UserError(f"{path} holds no rows.")
+    first_file = next(file for file, header in zip(files, headers, strict=True) if header.num_rows)
+    notes = [{k: v for k, v in header.metadata.items() if k != "set"} for header in headers]
+    return DatasetInfo(
+        files=files,
+        columns=headers[0].columns,
+        num_rows=num_rows,
+        row_shapes={name: np.shape(value) for name, value in _first_row(first_file).items()},
+        metadata=notes[0] if all(note == notes[0] for note in notes) else {},
+    )
+
+
+def _first_row(file: str) -> dict[str, Any]:
+    try:
+        reader = FileReader(file, num_consumer=1)
+        try:
+            return next(iter(reader.get_next()))
+        finally:
+            reader.close()
+    except (RuntimeError, StopIteration) as error:
+        raise UserError(f"{file} cannot be read: {reason_of(error)} Make it again.") from error
+
+
+def check_row_length(
+    info: DatasetInfo, seq_length: int, *, training: bool, columns: Sequence[str] = ("input_ids", "attention_mask")
+) -> None:
+    """Whether the rows fit the model: seq_length + 1 tokens to train on (inputs and, one further on, their targets);
+    seq_length or seq_length + 1 to evaluate. Looks at the first row; mindgpt's own files have rows of one length.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    allowed = (seq_length + 1,) if training else (seq_length, seq_length + 1)
+    for column in columns:
+        shape = info.row_shapes.get(column)
+        if shape is None or shape in [(length,) for length in allowed]:
+            continue
+        have = f"{shape[0]} tokens" if len(shape) == 1 else f"the shape {shape}"
+        raise UserError(
+            f"{info.files[0]}: rows of '{column}' have {have}, but {'training' if training else 'evaluation'} with "
+            f"seq_length {seq_length} takes {' or '.join(map(str, allowed))}. Make the data again with --max_length "
+            f"{allowed[0]}, or set model.model_config.seq_length to {shape[0] - 1 if len(shape) == 1 else '...'}."
+        )
+
+
+def build_dataset(
+    path: PathLike | DatasetInfo,
+    *,
+    batch_size: int,
+    columns: Sequence[str] = ("input_ids", "attention_mask"),
+    shuffle: bool = False,
+    seed: int = 0,
+    drop_remainder: bool = True,
+    num_shards: int = 1,
+    shard_id: int = 0,
+    num_samples: int | None = None,
+    repeat: int = 1,
+    num_parallel_workers: int = 1,
+    prefetch_size: int = 1,
+) -> ds.Dataset:
+    """A dataset of batches, each column int32 of shape (batch_size, row length).
+
+    Every epoch has its own order, which depends on `seed` alone; `dataset.set_init_step(n)` continues where an unbroken
+    run would be after n batches. MindSpore takes the seed when iteration starts, from `mindspore.dataset.config`, where
+    this function puts it: one process, one seed.
+
+    Args:
+        path: a MindRecord file, a folder of them, or what `inspect` returned.
+        batch_size: rows in a batch, of one shard.
+        columns: columns to read, in this order.
+        shuffle: whether the order is random.
+        drop_remainder: leave out a last batch that is not full.
+        num_shards, shard_id: read the `shard_id`-th of `num_shards` parts. All parts have the same number of rows:
+            where the division leaves a remainder, rows from the front are read twice to fill up.
+        num_samples: use only the first so many rows of the data set (of all shards together).
+        repeat: passes over the data that count as one epoch.
+        num_parallel_workers: threads for reading; no more than this machine has cores.
+        prefetch_size: batches held ready.
+
+    Raises:
+        UserError: a column is missing or not of whole numbers, the data set is smaller than one batch, or a value is
+            not allowed.
+    """
+    info = path if isinstance(path, DatasetInfo) else inspect(path)
+    _at_least_one(batch_size=batch_size, num_shards=num_shards, repeat=repeat, prefetch_size=prefetch_size)
+    _at_least_one(
+        num_parallel_workers=num_parallel_workers, **({} if num_samples is None else {"num_samples": num_samples})
+    )
+    if not 0 <= shard_id < num_shards:
+        raise UserError(f"shard_id must be from 0 to num_shards - 1 = {num_shards - 1}; it is {shard_id}.")
+    _check_columns(info, columns)
+    rows = min(info.num_rows, num_samples or info.num_rows)
+    rows_of_shard = math.ceil(rows / num_shards)
+    if drop_remainder and rows_of_shard < batch_size:
+        raise UserError(
+            f"{info.files[0]}: {rows} rows on {num_shards} shard(s) are {rows_of_shard} each, which is less than one "
+            f"batch of {batch_size}, and drop_remainder leaves out batches that are not full: nothing would be read. "
+            "Lower the batch size, set drop_remainder to False, or use more data."
+        )
+    ds.config.set_seed(seed)
+    workers = max(1, min(num_parallel_workers, os.cpu_count() or 1))
+    dataset = ds.MindDataset(
+        info.files,
+        columns_list=list(columns),
+        num_parallel_workers=workers,
+        sampler=_sampler(info.num_rows, rows, shuffle, num_shards, shard_id),
+    )
+    for column in columns:
+        if info.columns[column]["type"] != "int32":
+            to_int32 = ds.transforms.TypeCast(mstype.int32)
+            dataset = dataset.map(to_int32, input_columns=[column], num_parallel_workers=workers)
+    dataset = dataset.batch(batch_size, drop_remainder=drop_remainder, num_parallel_workers=workers)
+    dataset = dataset.project(list(columns))
+    if repeat > 1:
+        dataset = dataset.repeat(repeat)
+    ds.config.set_prefetch_size(prefetch_size)
+    return dataset
+
+
+def _sampler(all_rows: int, rows: int, shuffle: bool, num_shards: int, shard_id: int) -> ds.Sampler:
+    """Which rows in which order.
+
+    Not by MindDataset's own `num_samples`: with `shuffle`, MindSpore 2.10 then draws every epoch from the rows of the
+    epoch before, with repeats (of 10 rows it read 4 different ones, then 3 of those, then 2).
+    """
+    if num_shards > 1:
+        sampler = ds.DistributedSampler(num_shards, shard_id, shuffle=shuffle)
+    elif shuffle:
+        sampler = ds.RandomSampler()
+    else:
+        return ds.SequentialSampler(0, rows)
+    if rows < all_rows:
+        sampler.add_child(ds.SequentialSampler(0, rows))
+    return sampler
+
+
+def _check_columns(info: DatasetInfo, columns: Sequence[str]) -> None:
+    missing = [column for column in columns if column not in info.columns]
+    if missing:
+        raise UserError(
+            f"{info.files[0]} has no column {_list(missing)}; it has {_list(info.columns)}. Correct input_columns, or "
+            "make the data again with --data_columns."
+        )
+    for column in columns:
+        kind = info.columns[column]["type"]
+        if kind not in ("int32", "int64"):
+            raise UserError(f"{info.files[0]}: column '{column}' should hold whole numbers (int32); it is {kind}.")
+
+
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1; it is {value}.")
+
+
+def _list(names: Any) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

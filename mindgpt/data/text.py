@@ -1,0 +1,245 @@
+"""Documents from text files: .txt, .jsonl and tokenised WikiText.
+
+A source yields `Piece`s: stretches of a document, in order, the last of them marked. A big file is thus never held in
+memory at once. Pieces are cut only where GPT-2's tokenizer cuts too, so tokenising them one by one gives the ids of the
+whole (see `cut`).
+"""
+
+import glob
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from mindgpt.config.errors import UserError
+from mindgpt.data.files import PathLike, check_readable, read_chunks, read_lines
+
+PIECE_CHARACTERS = 1 << 16
+TEXT_SUFFIXES = (".txt", ".jsonl")
+
+
+class Piece(NamedTuple):
+    """A stretch of a document's text; `ends_document` marks the document's last piece."""
+
+    text: str
+    ends_document: bool
+
+
+# ---- which files -----------------------------------------------------------------------------------------------------
+
+
+def input_files(names: Iterable[PathLike]) -> list[Path]:
+    """The files that a list of files, folders and patterns stands for, each once, in the order given.
+
+    A folder stands for its .txt and .jsonl files, sub-folders included, sorted by path; so does a pattern
+    (`corpus/*.txt`) for the files it matches.
+
+    Raises:
+        UserError: a name stands for nothing, or a file cannot be read.
+    """
+    files: dict[Path, None] = {}
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
+            if not found:
+                raise UserError(f"The folder {path} holds no .txt or .jsonl file.")
+        elif not path.exists() and glob.has_magic(str(name)):
+            found = sorted(Path(match) for match in glob.glob(str(name), recursive=True) if os.path.isfile(match))
+            if not found:
+                raise UserError(f"No file matches {name}.")
+        else:
+            found = [path]
+        for file in found:
+            check_readable(file)
+            files[file] = None
+    return list(files)
+
+
+# ---- pieces ----------------------------------------------------------------------------------------------------------
+
+# One space or line end between two other characters. GPT-2's pattern takes the space with what follows it and the line
+# end by itself (` ?\p{L}+| ?\p{N}+|...|\s+(?!\S)|\s+`, Radford et al. 2019), so no token spans the place before it.
+_SAFE_PLACE = re.compile(r"(?<=\S)[ \n](?=\S)")
+
+
+def cut(chunks: Iterable[str]) -> Iterator[Piece]:
+    """One document, given in chunks of any size, as pieces of a little more than `PIECE_CHARACTERS`.
+
+    GPT-2's tokenizer gives a document's pieces, one by one, the ids that it gives the document.
+    """
+    held, searched = "", PIECE_CHARACTERS
+    for chunk in chunks:
+        held += chunk
+        while place := _SAFE_PLACE.search(held, searched):
+            yield Piece(held[: place.start()], False)
+            held, searched = held[place.start() :], PIECE_CHARACTERS
+        searched = max(PIECE_CHARACTERS, len(held) - 1)
+    yield Piece(held, True)
+
+
+# ---- plain text and JSON lines ---------------------------------------------------------------------------------------
+
+
+def document_pieces(file: Path, document_per: Literal["file", "line"] = "file", field: str = "text") -> Iterator[Piece]:
+    """The documents of one file: of a .jsonl the `field` of each line; of any other its text.
+
+    Args:
+        document_per: for text files. "file": the whole file, as it stands, is one document. "line": each line is one,
+            without its line end; blank lines separate and are no documents.
+        field: for .jsonl files: the key that holds the text.
+
+    Raises:
+        UserError: the file is not UTF-8, or a line is no JSON object with a text under `field` (with file and line).
+    """
+    if file.suffix == ".jsonl":
+        documents = ([text] for text in _json_texts(file, field))
+    elif document_per == "line":
+        documents = ([line] for line in read_lines(file) if line.strip())
+    else:
+        documents = [read_chunks(file)]
+    for chunks in documents:
+        yield from cut(chunks)
+
+
+def _json_texts(file: Path, field: str) -> Iterator[str]:
+    for number, line in enumerate(read_lines(file), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}:{number}: not valid JSON: {error.msg} at column {error.colno}.") from error
+        except RecursionError as error:
+            raise UserError(f"{file}:{number}: not usable JSON: it is nested too deeply.") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{file}:{number}: should be a JSON object with the key '{field}'.")
+        if field not in record:
+            keys = ", ".join(map(repr, record)) or "none"
+            raise UserError(f"{file}:{number}: no key '{field}'. Name the key that holds the text; there are: {keys}.")
+        text = record[field]
+        if not isinstance(text, str):
+            raise UserError(f"{file}:{number}: '{field}' should be a text; it is a {type(text).__name__}.")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{file}:{number}: '{field}' is no valid Unicode: it holds half a surrogate pair.")
+        yield text
+
+
+# ---- WikiText --------------------------------------------------------------------------------------------------------
+
+
+def wikitext_pieces(file: Path) -> Iterator[Piece]:
+    """The articles of a tokenised WikiText file (wiki.*.tokens), detokenised; one article is one document.
+
+    ` = Title = ` after a blank line begins an article. Headings stay, in wiki spelling (`== Section ==`); runs of blank
+    lines become one; nothing else is left out.
+
+    Raises:
+        UserError: the file cannot be read as UTF-8.
+    """
+    article, blank_before = "", True
+    for line in read_lines(file):
+        text = line.strip()
+        if not text:
+            blank_before = True
+            continue
+        level, title = _heading(text)
+        if level == 1 and blank_before and article:
+            yield from cut([article])
+            article = ""
+        rendered = f"{'=' * level} {detokenize_wikitext(title)} {'=' * level}" if level else detokenize_wikitext(text)
+        gap = "" if not article else "\n\n" if blank_before else "\n"
+        article, blank_before = article + gap + rendered, False
+    if article:
+        yield from cut([article])
+
+
+_HEADING = re.compile(r"((?:= )+)(.+?)((?: =)+)")
+
+
+def _heading(text: str) -> tuple[int, str]:
+    """Level (0: no heading) and title of a WikiText line such as `= = Early life = =`."""
+    match = _HEADING.fullmatch(text)
+    if not match or len(match[1]) != len(match[3]):
+        return 0, ""
+    return len(match[1]) // 2, match[2]
+
+
+def detokenize_wikitext(text: str) -> str:
+    """Undo WikiText's tokenisation of one paragraph: spaces round punctuation, `@-@` and the like.
+
+    Only spaces and the `@` marks change. A lone `'` or an odd number of `"` can open or close; these keep their spaces.
+    """
+    text = re.sub(r"(?: |^)@([-,.])@(?: |$)", r"\1", text)
+    text = re.sub(r" ([.,;:!?])(?= |$)", r"\1", text)  # not ` ..`, not ` .5`
+    text = re.sub(r"([(\[{]) ", r"\1", text)
+    text = re.sub(r" ([)\]}])", r"\1", text)
+    if text.count('"') % 2 == 0:
+        text = re.sub(r'" ?([^"]*?) ?"', r'"\1"', text)
+    text = re.sub(r" '(?=(?:s|t|re|ve|ll|d|m)\b)", "'", text)  # it 's, don 't
+    return text.replace(" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}")
+
+
+# ---- WikiText as MindFormers 1.5 read it -----------------------------------------------------------------------------
+
+
+def mindformers_pieces(file: Path) -> Iterator[Piece]:
+    """MindFormers 1.5's reading of WikiText, for comparison with its published perplexities: one long document.
+
+    As it did: headings are dropped and close a section, the last section is lost, a section's paragraphs are joined by
+    a space and sections by a line end, and everything after the first TAB is ignored.
+    """
+    gap = ""
+    for section in _mindformers_sections(file):
+        text, tab, _ = (gap + section).partition("\t")
+        yield Piece(text, False)
+        if tab:
+            break
+        gap = "\n"
+    yield Piece("", True)
+
+
+def _mindformers_sections(file: Path) -> Iterator[str]:
+    paragraphs: list[str] = []
+    for line in read_lines(file):
+        text = line.strip()
+        if text.startswith("=") and text.endswith("="):
+            if paragraphs:
+                yield " ".join(map(_mindformers_clean, paragraphs))
+            paragraphs = []
+        elif text:
+            paragraphs.append(text)
+
+
+# Replacements and patterns in MindFormers' order (which is Megatron-LM's, but for " ."). Some harm the text: " ." glues
+# " .5" to the word before, " N " becomes " 1 ". They stay as they are, for the sake of the same blocks.
+_MINDFORMERS_FIRST = (
+    *(("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", ".")),
+    *((" : ", ": "), (" ; ", "; "), (" . ", ". "), (" .", "."), (" ! ", "! "), (" ? ", "? "), (" , ", ", ")),
+)
+_MINDFORMERS_PAIRS = tuple(
+    (re.compile(rf"{left}\s*([^{right}]*?)\s*{right}"), rf"{plain_left}\1{plain_right}")
+    for left, right, plain_left, plain_right in (
+        (r"\(", r"\)", "(", ")"),
+        (r"\[", r"\]", "[", "]"),
+        ("{", "}", "{", "}"),
+        ('"', '"', '"', '"'),
+        ("'", "'", "'", "'"),
+    )
+)
+_MINDFORMERS_LAST = (
+    *(("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}")),
+    *((" N ", " 1 "), (" 's", "'s")),
+)
+
+
+def _mindformers_clean(text: str) -> str:
+    for old, new in _MINDFORMERS_FIRST:
+        text = text.replace(old, new)
+    for pattern, new in _MINDFORMERS_PAIRS:
+        text = pattern.sub(new, text)
+    for old, new in _MINDFORMERS_LAST:
+        text = text.replace(old, new)
+    return text

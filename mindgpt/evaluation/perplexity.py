@@ -1,0 +1,78 @@
+"""Perplexity: e to the mean negative log-likelihood of a token."""
+
+import math
+
+from mindspore import Tensor, nn
+from mindspore.train import Metric
+
+from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
+
+
+class PerplexityCell(nn.Cell):
+    """What `mindspore.train.Model` evaluates: a batch of rows -> its summed loss and the tokens it is summed over."""
+
+    def __init__(self, network: GPT2LMHeadModel):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """input_ids, attention_mask, labels: (B, L) int32 -> two float32 scalars; each row gives L - 1 predictions."""
+        return self.network.token_losses(input_ids, attention_mask, labels)
+
+
+class PerplexityMetric(Metric):
+    """Loss and perplexity over a data set, each predicted token counted once.
+
+    MindFormers 1.5 gave every batch the same weight, a short last one too; for its published numbers `batch_means`
+    computes the mean of batch means instead.
+    """
+
+    def __init__(self, batch_means: bool = False):
+        super().__init__()
+        self.batch_means = batch_means
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all batches."""
+        self._total = 0.0
+        self._tokens = 0
+        self._batches: list[float] = []
+
+    def update(self, total: Tensor, count: Tensor) -> None:
+        """Add a batch: its summed loss and its number of predicted tokens, as `PerplexityCell` returns them."""
+        total, count = float(total.asnumpy()), int(count.asnumpy())
+        if count:
+            self._total += total
+            self._tokens += count
+            self._batches.append(total / count)
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens so far."""
+        return self._tokens
+
+    def eval(self) -> dict[str, float]:
+        """`loss`, in nats per token, and `PPL` = e^loss; infinite where that is beyond float64.
+
+        Raises:
+            RuntimeError: no token was predicted.
+        """
+        self._check_anything_counted()
+        return (
+            _loss_and_perplexity(sum(self._batches) / len(self._batches)) if self.batch_means else self.token_weighted()
+        )
+
+    def token_weighted(self) -> dict[str, float]:
+        """As `eval`, each token counted once whatever `batch_means` says."""
+        self._check_anything_counted()
+        return _loss_and_perplexity(self._total / self._tokens)
+
+    def _check_anything_counted(self) -> None:
+        if not self._tokens:
+            raise RuntimeError("the data set has no token to predict: every row is padding, or all labels are -100")
+
+
+def _loss_and_perplexity(loss: float) -> dict[str, float]:
+    return {"loss": loss, "PPL": math.exp(loss) if loss < 700 else math.inf}

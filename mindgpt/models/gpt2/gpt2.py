@@ -1,0 +1,162 @@
+"""GPT-2 (Radford et al. 2019): the transformer and its language-model head.
+
+Shape letters: B batch, L row length as given, T tokens the network sees, H hidden, V vocabulary.
+"""
+
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindgpt.config.errors import UserError
+from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.gpt2.gpt2_modules import (
+    AttentionMask,
+    CrossEntropy,
+    GPT2Embedding,
+    LayerNorm,
+    LMHead,
+    block_class,
+    use_flash_kernel,
+)
+from mindgpt.models.weights import CHECKPOINT_NAME, load_weights, open_weights, save_checkpoint
+from mindgpt.runtime.precision import precision_of
+
+IGNORED_LABEL = -100
+
+
+class GPT2Model(nn.Cell):
+    """The transformer without a head: embeddings, pre-norm blocks, a last layer norm."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        precision = precision_of(config)
+        positions = config.max_position_embeddings
+        self.config = config
+        self.embedding = GPT2Embedding(config, precision)
+        self.attention_mask = AttentionMask(precision, use_flash_kernel(config))
+        block = block_class()
+        self.blocks = nn.CellList([block(config, precision, layer) for layer in range(config.num_layers)])
+        self.layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, precision)
+        self.hidden_size = config.hidden_size
+        self.max_positions = positions
+        self.causal = Tensor(np.tril(np.ones((1, 1, positions, positions), np.bool_)))
+        self.position_ids = Tensor(np.arange(positions, dtype=np.int32).reshape(1, positions))
+        self.reshape = ops.Reshape()
+
+    def construct(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Encode.
+
+        Args:
+            input_ids: (B, T) int32, T at most `max_position_embeddings`.
+            attention_mask: (B, T) integers, 0 at padding, which no token sees; None: no padding.
+
+        Returns:
+            (B, T, H), in the layer-norm dtype.
+
+        Raises:
+            ValueError: T is more than the position table holds.
+        """
+        batch, tokens = input_ids.shape
+        if tokens > self.max_positions:
+            raise ValueError(f"{tokens} tokens in a row, but the position table holds {self.max_positions}")
+        visible = self.causal[:, :, :tokens, :tokens]  # (1, 1, T, T)
+        if attention_mask is not None:
+            visible = ops.logical_and(visible, self.reshape(attention_mask, (batch, 1, 1, tokens)) != 0)  # (B, 1, T, T)
+        mask = self.attention_mask(visible)
+        x = self.reshape(self.embedding(input_ids, self.position_ids[:, :tokens]), (-1, self.hidden_size))  # (B*T, H)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.reshape(self.layernorm(x), (batch, tokens, self.hidden_size))
+
+
+class GPT2LMHeadModel(nn.Cell):
+    """GPT-2 as a language model; the head is the token embedding.
+
+    In training mode (`set_train(True)`) it returns the loss, otherwise the logits.
+    """
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.config = config
+        self.backbone = GPT2Model(config)
+        self.head = LMHead(precision_of(config))
+        self.cross_entropy = CrossEntropy()
+        self.hidden_size = config.hidden_size
+        self.reshape = ops.Reshape()
+        self.cast = ops.Cast()
+
+    def construct(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """The loss of rows in training mode, else the logits of tokens.
+
+        Args:
+            input_ids: (B, L) int32. For logits L is at most `max_position_embeddings`; for the loss it may be one more,
+                since the last token of a row is only a target.
+            attention_mask: (B, L) integers, 0 at padding: neither seen nor predicted. None: no padding.
+            labels: (B, L) int32, `input_ids` if None. They are shifted inside: position i is predicted from the tokens
+                before i. -100 takes a position out of the loss. Used in training mode only.
+
+        Returns:
+            The mean loss per predicted token, a float32 scalar; or logits, (B, L, V) float32.
+        """
+        if self.training:
+            total, count = self.token_losses(input_ids, attention_mask, labels)
+            return total / ops.maximum(count, 1.0)
+        return self.logits(self.backbone(input_ids, attention_mask))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (B, T, H) from the backbone -> (B, T, V) float32"""
+        batch, tokens, _ = hidden.shape
+        rows = self.reshape(hidden, (-1, self.hidden_size))  # (B*T, H)
+        logits = self.head(rows, self.backbone.embedding.word_embedding.embedding_table)
+        return self.reshape(logits, (batch, tokens, -1))
+
+    def token_losses(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of all predicted tokens, and their number, both float32 scalars; see `construct`."""
+        labels = input_ids if labels is None else labels
+        targets = self.reshape(labels[:, 1:], (-1,))  # (B*T,) with T = L - 1
+        counted = targets != IGNORED_LABEL
+        seen = None
+        if attention_mask is not None:
+            seen = attention_mask[:, :-1]  # (B, T)
+            counted = ops.logical_and(counted, self.reshape(attention_mask[:, 1:], (-1,)) != 0)
+        hidden = self.reshape(self.backbone(input_ids[:, :-1], seen), (-1, self.hidden_size))  # (B*T, H)
+        logits = self.head(hidden, self.backbone.embedding.word_embedding.embedding_table)  # (B*T, V)
+        weights = self.cast(counted, ms.float32)
+        losses = self.cross_entropy(logits, ops.where(counted, targets, 0))
+        return (losses * weights).sum(), weights.sum()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **changes) -> "GPT2LMHeadModel":
+        """Build a model and load its weights, strictly.
+
+        Args:
+            path: a Hugging Face folder or file, a folder of `save_pretrained`, or a `.ckpt` beside its config.json.
+            changes: settings of the config to replace, such as `compute_dtype="float16"`.
+
+        Raises:
+            UserError: no weights or no config there, or they do not fit; all names that do not fit are listed.
+        """
+        weights = open_weights(path)
+        if weights.config is None:
+            raise UserError(
+                f"{path}: there is no config.json beside the weights, so the network is unknown. Put one there, or "
+                "build GPT2LMHeadModel(GPT2Config(...)) and load the weights with mindspore.load_checkpoint."
+            )
+        config = weights.config
+        if changes:
+            config = GPT2Config(**{**config.model_dump(), **changes})
+        model = cls(config)
+        load_weights(model, weights)
+        model.set_train(False)
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.ckpt` into `folder`, whole or not at all; `from_pretrained` opens it."""
+        save_checkpoint(Path(folder) / CHECKPOINT_NAME, self)
+        self.config.save_pretrained(folder)

@@ -1,0 +1,229 @@
+"""`GPT2Config`: the sizes and settings of one GPT-2 network, its presets, and its way to and from `config.json`.
+
+The fields, their defaults and their checks are those of the YAML section `model.model_config`
+(`mindgpt.config.GPT2Section`). On disk a config is a `config.json` under Hugging Face's keys, with what those cannot
+express under the one key `mindgpt`, so that transformers and mindgpt open the same file.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.model import GPT2Section
+from mindgpt.config.section import dotted, nearest, problems_of, shown
+from mindgpt.data.files import atomic_write, read_json
+
+CONFIG_FILE = "config.json"
+
+PRESETS: dict[str, dict[str, int]] = {
+    "gpt2": {"num_layers": 12, "num_heads": 12, "hidden_size": 768},
+    "gpt2_small": {"num_layers": 12, "num_heads": 12, "hidden_size": 768},
+    "gpt2_medium": {"num_layers": 24, "num_heads": 16, "hidden_size": 1024},
+    "gpt2_large": {"num_layers": 36, "num_heads": 20, "hidden_size": 1280},
+    "gpt2_xl": {"num_layers": 48, "num_heads": 25, "hidden_size": 1600},
+    "gpt2_13b": {"num_layers": 40, "num_heads": 40, "hidden_size": 5120, "seq_length": 2048},
+    "gpt2_52b": {"num_layers": 64, "num_heads": 32, "hidden_size": 8192, "seq_length": 1024},
+}
+
+_TO_HUGGING_FACE = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "layernorm_epsilon": "layer_norm_epsilon",
+    "initializer_range": "initializer_range",
+    "embedding_dropout_rate": "embd_pdrop",
+    "hidden_dropout_rate": "resid_pdrop",
+    "attention_dropout_rate": "attn_pdrop",
+    "scale_attn_weights": "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx": "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn": "reorder_and_upcast_attn",
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "pad_token_id": "pad_token_id",
+}
+_ACTIVATION_TO_HUGGING_FACE = {
+    "gelu": "gelu_new",
+    "gelu_erf": "gelu",
+    "fast_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
+_EXPRESSED_OTHERWISE = {
+    "type",
+    "hidden_act",
+    "ffn_hidden_size",
+    "expand_ratio",
+    "num_labels",
+    "checkpoint_name_or_path",
+}
+"""Fields that config.json holds in another form, or that say something about a run rather than about the network."""
+
+_HUGGING_FACE_EOS = 50256  # what transformers writes as bos and eos however small the vocabulary is
+
+_REQUIRED_OF_HUGGING_FACE = {
+    "model_type": "gpt2",
+    "tie_word_embeddings": True,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+}
+"""Keys of a Hugging Face config.json that ask for another network unless they have this value."""
+
+# fmt: off
+_SKIPPED_OF_HUGGING_FACE = frozenset([
+    "_name_or_path", "_attn_implementation", "_num_labels", "architectures", "transformers_version", "torch_dtype",
+    "dtype", "use_cache", "gradient_checkpointing", "task_specific_params", "problem_type", "finetuning_task",
+    "tokenizer_class", "prefix", "n_special", "predict_special_tokens", "output_past", "is_decoder", "torchscript",
+    "use_bfloat16", "tf_legacy_loss", "id2label", "label2id", "summary_type", "summary_use_proj",
+    "summary_activation", "summary_proj_to_labels", "summary_first_dropout", "output_attentions",
+    "output_hidden_states", "return_dict", "return_dict_in_generate", "output_scores",
+    "cross_attention_hidden_size", "chunk_size_feed_forward", "remove_invalid_values",
+    "exponential_decay_length_penalty", "sep_token_id", "decoder_start_token_id", "begin_suppress_tokens",
+    "suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "min_length", "max_length",
+    "num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "early_stopping", "num_return_sequences", "typical_p", "do_sample",
+    "temperature", "top_k", "top_p", "repetition_penalty",
+])
+# fmt: on
+"""Keys of a Hugging Face config.json that do not change the network. Its generation defaults are among them: they
+belong in generation_config.json, and ours under `mindgpt`."""
+
+
+class GPT2Config(GPT2Section):
+    """The settings of a GPT-2 network; `GPT2Section` documents the fields.
+
+    Keywords are MindFormers' (`hidden_size`, `num_layers`) or Hugging Face's (`n_embd`, `n_layer`). An unknown keyword,
+    a value out of range or two spellings that disagree raise `UserError`, all problems at once.
+    """
+
+    presets: ClassVar = tuple(PRESETS)
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise _user_error(error, "GPT2Config") from None
+
+    @classmethod
+    def from_section(cls, section: GPT2Section) -> "GPT2Config":
+        """The config that the YAML section `model.model_config` describes."""
+        return cls(**section.model_dump())
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **changes: Any) -> "GPT2Config":
+        """A preset (`GPT2Config.presets`), a folder that holds config.json, or that file itself.
+
+        Args:
+            name_or_path: the name or path. A file or folder of that name goes before a preset.
+            changes: settings that replace those found there.
+
+        Raises:
+            UserError: nothing there, not a GPT-2, broken, or settings that do not fit together.
+        """
+        path = Path(name_or_path)
+        if path.is_dir() or path.is_file():
+            file = path / CONFIG_FILE if path.is_dir() else path
+            settings, source = settings_from_hf(read_json(file), str(file)), str(file)
+        elif str(name_or_path) in PRESETS:
+            settings, source = PRESETS[str(name_or_path)], str(name_or_path)
+        else:
+            hint = nearest(str(name_or_path), PRESETS)
+            raise UserError(f"{name_or_path}: is neither a file, nor a folder, nor the name of a preset; {hint}")
+        try:
+            return cls.from_section(GPT2Section.model_validate(_changed(settings, changes)))
+        except ValidationError as error:
+            raise _user_error(error, source) from None
+
+    def save_pretrained(self, folder: str | Path, architecture: str = "GPT2LMHeadModel") -> Path:
+        """Write config.json into `folder`, made if absent; a reader never sees half a file. Returns the file's path.
+
+        `architecture` is the class that transformers picks for the weights beside it. Raises `UserError` if the
+        folder cannot be written.
+        """
+        file = Path(folder) / CONFIG_FILE
+        with atomic_write(file, "w") as output:
+            json.dump(self.to_hf_dict(architecture), output, indent=2)
+            output.write("\n")
+        return file
+
+    def to_hf_dict(self, architecture: str = "GPT2LMHeadModel") -> dict[str, Any]:
+        """The content of config.json: Hugging Face's keys, and ours that those cannot express under `mindgpt`."""
+        values = self.model_dump()
+        hugging_face = {"architectures": [architecture], "model_type": "gpt2"}
+        hugging_face |= {theirs: values[ours] for ours, theirs in _TO_HUGGING_FACE.items()}
+        hugging_face["n_inner"] = None if self.ffn_hidden_size == 4 * self.hidden_size else self.ffn_hidden_size
+        hugging_face["activation_function"] = _ACTIVATION_TO_HUGGING_FACE[self.hidden_act]
+        if self.num_labels != 2:  # two is their default, and the labels' names are theirs too
+            hugging_face["id2label"] = {str(label): f"LABEL_{label}" for label in range(self.num_labels)}
+            hugging_face["label2id"] = {f"LABEL_{label}": label for label in range(self.num_labels)}
+        ours = {
+            key: value
+            for key, value in values.items()
+            if key not in _TO_HUGGING_FACE and key not in _EXPRESSED_OTHERWISE and value is not None
+        }
+        return hugging_face | {"mindgpt": ours}
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head: hidden_size / num_heads."""
+        return self.hidden_size // self.num_heads
+
+    def num_parameters(self) -> int:
+        """Parameters of the language model, whose head shares the token embedding (tied, and counted once)."""
+        hidden, ffn = self.hidden_size, self.ffn_hidden_size
+        embeddings = (self.vocab_size + self.max_position_embeddings) * hidden
+        attention = 4 * (hidden * hidden + hidden)
+        feed_forward = hidden * ffn + ffn + ffn * hidden + hidden
+        layernorm = 2 * hidden
+        block = attention + feed_forward + 2 * layernorm
+        return embeddings + self.num_layers * block + layernorm
+
+
+def settings_from_hf(content: Any, source: str) -> dict[str, Any]:
+    """The keywords of `GPT2Config` that a config.json means; `source` names it in messages.
+
+    Keys that do not change the network are left out by name; a key that asks for another network raises `UserError`.
+    Whatever remains is handed on, so that `GPT2Config` refuses what it does not know.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{source}: must hold a JSON object, not {shown(content)}")
+    problems = [
+        f"{source}: {key}: must be {wanted!r}, not {shown(content[key])}; mindgpt computes no other network"
+        for key, wanted in _REQUIRED_OF_HUGGING_FACE.items()
+        if content.get(key, wanted) not in (wanted, None)
+    ]
+    ours = content.get("mindgpt", {})
+    if not isinstance(ours, dict):
+        problems.append(f"{source}: mindgpt: must be an object, not {shown(ours)}")
+    if problems:
+        raise UserError("\n".join(problems))
+    settings = {
+        key: value
+        for key, value in content.items()
+        if key not in _SKIPPED_OF_HUGGING_FACE and key not in _REQUIRED_OF_HUGGING_FACE and key != "mindgpt"
+    }
+    if isinstance(content.get("id2label"), dict):
+        settings.setdefault("num_labels", len(content["id2label"]))
+    vocab_size = settings.get("vocab_size")
+    for key in ("bos_token_id", "eos_token_id"):
+        if settings.get(key) == _HUGGING_FACE_EOS and isinstance(vocab_size, int) and vocab_size <= _HUGGING_FACE_EOS:
+            del settings[key]
+    return settings | ours
+
+
+def _user_error(error: ValidationError, source: str) -> UserError:
+    lines = (f"{source}: {dotted(location)}: {message}" for location, message in problems_of(error))
+    return UserError("\n".join(lines))
+
+
+def _changed(settings: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` with `changes` in place of them, whichever spelling either uses."""
+    names = GPT2Section.other_names
+    replaced = {names.get(key, key) for key in changes}
+    return {key: value for key, value in settings.items() if names.get(key, key) not in replaced} | dict(changes)

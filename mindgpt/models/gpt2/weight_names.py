@@ -1,0 +1,243 @@
+"""GPT-2's weights under their two names: MindFormers 1.5's (ours) and Hugging Face's, and the views that translate.
+
+Shape letters: V vocabulary, P positions, H hidden, F feed-forward width, C classes; L is the number of layers.
+
+Orientation of the matrices, where [in, out] means y = x W and [out, in] means y = x W^T:
+
+    part               Hugging Face                           MindFormers, mindgpt
+    query, key, value  attn.c_attn [H, 3H], in-out, joined    attention.dense1, 2, 3 [H, H], out-in
+    all others         [in, out]                              [in, out], copied unchanged
+
+Sources: `modeling_gpt2.py` of transformers (its `Conv1D`) and checkpoints of MindFormers 1.5.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mindgpt.config.errors import UserError
+from mindgpt.models.tensor_file import FLOAT_DTYPES, TensorInfo, TensorSource
+
+Letters = tuple[str, ...]  # a shape such as ("H", "3H")
+
+
+class Row(NamedTuple):
+    """One Hugging Face tensor and the one or three MindFormers tensors that hold the same numbers."""
+
+    hf_name: str  # without the prefix `transformer.`
+    hf_shape: Letters
+    mf_names: tuple[str, ...]
+    mf_shape: Letters
+
+    def split(self, array: np.ndarray, part: int) -> np.ndarray:
+        """MindFormers' tensor number `part` out of Hugging Face's."""
+        if len(self.mf_names) == 1:
+            return array
+        piece = np.split(array, len(self.mf_names), axis=-1)[part]
+        return np.array(piece.T, order="C")  # the transpose of a bias is itself
+
+    def join(self, parts: list[np.ndarray]) -> np.ndarray:
+        """Hugging Face's tensor out of MindFormers'."""
+        return parts[0] if len(parts) == 1 else np.concatenate([part.T for part in parts], axis=-1)
+
+
+EMBEDDINGS = (
+    Row("wte.weight", ("V", "H"), ("backbone.embedding.word_embedding.embedding_table",), ("V", "H")),
+    Row("wpe.weight", ("P", "H"), ("backbone.embedding.position_embedding.embedding_table",), ("P", "H")),
+)
+# Inside a layer: (Hugging Face, its shape, MindFormers, its shape)
+LAYER = (
+    ("ln_1.weight", ("H",), ("layernorm1.gamma",), ("H",)),
+    ("ln_1.bias", ("H",), ("layernorm1.beta",), ("H",)),
+    ("attn.c_attn.weight", ("H", "3H"), tuple(f"attention.dense{part}.weight" for part in (1, 2, 3)), ("H", "H")),
+    ("attn.c_attn.bias", ("3H",), tuple(f"attention.dense{part}.bias" for part in (1, 2, 3)), ("H",)),
+    ("attn.c_proj.weight", ("H", "H"), ("attention.projection.weight",), ("H", "H")),
+    ("attn.c_proj.bias", ("H",), ("attention.projection.bias",), ("H",)),
+    ("ln_2.weight", ("H",), ("layernorm2.gamma",), ("H",)),
+    ("ln_2.bias", ("H",), ("layernorm2.beta",), ("H",)),
+    ("mlp.c_fc.weight", ("H", "F"), ("output.mapping.weight",), ("H", "F")),
+    ("mlp.c_fc.bias", ("F",), ("output.mapping.bias",), ("F",)),
+    ("mlp.c_proj.weight", ("F", "H"), ("output.projection.weight",), ("F", "H")),
+    ("mlp.c_proj.bias", ("H",), ("output.projection.bias",), ("H",)),
+)
+FINAL_NORM = (
+    Row("ln_f.weight", ("H",), ("backbone.layernorm.gamma",), ("H",)),
+    Row("ln_f.bias", ("H",), ("backbone.layernorm.beta",), ("H",)),
+)
+SCORE = Row("score.weight", ("C", "H"), ("score.weight",), ("C", "H"))  # the classification head, prefixed by neither
+
+HF_PREFIX = "transformer."
+HF_HEAD = "lm_head.weight"
+HF_EMBEDDING = EMBEDDINGS[0].hf_name
+# Causal masks, which older transformers saved along with the weights. They are constants.
+HF_MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+HF_LAYER = re.compile(r"h\.(\d{1,4})\.")
+MF_LAYER = re.compile(r"backbone\.blocks\.(\d{1,4})\.")
+
+
+def table(num_layers: int, classifies: bool) -> list[Row]:
+    """All tensors of a GPT-2 in the model's order, with the classification head if it `classifies`."""
+    rows = list(EMBEDDINGS)
+    for i in range(num_layers):
+        for hf_name, hf_shape, mf_names, mf_shape in LAYER:
+            ours = tuple(f"backbone.blocks.{i}.{name}" for name in mf_names)
+            rows.append(Row(f"h.{i}.{hf_name}", hf_shape, ours, mf_shape))
+    rows += FINAL_NORM
+    return [*rows, SCORE] if classifies else rows
+
+
+class MindFormersView:
+    """Hugging Face weights under MindFormers' names: a `TensorSource` of our parameters.
+
+    The prefix `transformer.` may be there or not. Mask buffers are skipped; `lm_head.weight` must equal `wte.weight`
+    bit for bit and is skipped. Opening a view checks all names and shapes, and raises UserError for what does not fit.
+
+    Attributes:
+        path, entries: as in `TensorSource`; the names are in the model's order.
+        skipped: stored name -> the rule it was skipped by.
+        sizes: the letters of the module's docstring -> int.
+    """
+
+    def __init__(self, source: TensorSource):
+        self.path = source.path
+        self._source = source
+        self._stored, self.skipped = self._normalise(source.entries)
+        held = {name: source.entries[stored] for name, stored in self._stored.items()}
+        rows = table(count_layers(held, HF_LAYER), classifies=SCORE.hf_name in held)
+        self.sizes = check_entries(held, {row.hf_name: row.hf_shape for row in rows}, self.path, HF_LAYER)
+        self._check_head()
+        self._place = {name: (row, part) for row in rows for part, name in enumerate(row.mf_names)}
+        self.entries = {
+            name: TensorInfo(concrete(row.mf_shape, self.sizes), held[row.hf_name].dtype)
+            for name, (row, _) in self._place.items()
+        }
+        self._last: tuple[str, np.ndarray | None] = ("", None)
+
+    def read(self, name: str) -> np.ndarray:
+        """See `TensorSource.read`."""
+        row, part = self._place[name]
+        if len(row.mf_names) == 1:
+            return self._source.read(self._stored[row.hf_name])
+        if self._last[0] != row.hf_name:  # query, key and value lie in one tensor, which is read once
+            self._last = (row.hf_name, self._source.read(self._stored[row.hf_name]))
+        return row.split(self._last[1], part)
+
+    def _normalise(self, stored_names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Name without prefix -> stored name, for the weights; and stored name -> rule, for what is skipped."""
+        weights: dict[str, str] = {}
+        skipped: dict[str, str] = {}
+        for stored in stored_names:
+            name = stored.removeprefix(HF_PREFIX)
+            if HF_MASK_BUFFER.fullmatch(name):
+                skipped[stored] = "causal-mask buffer"
+            elif stored == HF_HEAD:
+                skipped[stored] = "output head, tied to the token embedding"
+            elif name in weights:
+                raise UserError(f"{self.path}: holds both {weights[name]} and {stored}, which name the same weight.")
+            else:
+                weights[name] = stored
+        return weights, skipped
+
+    def _check_head(self) -> None:
+        if HF_HEAD not in self.skipped:
+            return
+        embedding = self._stored[HF_EMBEDDING]
+        head_info, embedding_info = self._source.entries[HF_HEAD], self._source.entries[embedding]
+        if head_info == embedding_info:
+            head, table = self._source.read(HF_HEAD), self._source.read(embedding)
+            if np.array_equal(head.view(np.uint8), table.view(np.uint8)):
+                return
+        raise UserError(
+            f"{self.path}: {HF_HEAD} {list(head_info.shape)} {head_info.dtype} differs from {embedding} "
+            f"{list(embedding_info.shape)} {embedding_info.dtype}: an untied output head. GPT-2 uses one matrix for "
+            "both and has no place for a second."
+        )
+
+
+class HuggingFaceView:
+    """MindFormers weights under the names of Hugging Face's `GPT2LMHeadModel` (or classifier): a `TensorSource`.
+
+    `source` must hold the weights alone. Opening a view checks all names and shapes, and raises UserError for what
+    does not fit. The tied `lm_head.weight` is not among the names, as in what transformers saves.
+
+    Attributes: path, entries, sizes as in `MindFormersView`.
+    """
+
+    def __init__(self, source: TensorSource):
+        self.path = source.path
+        self._source = source
+        rows = table(count_layers(source.entries, MF_LAYER), classifies=SCORE.mf_names[0] in source.entries)
+        shapes = {name: row.mf_shape for row in rows for name in row.mf_names}
+        self.sizes = check_entries(source.entries, shapes, self.path, MF_LAYER)
+        self._rows = {row.hf_name if row is SCORE else HF_PREFIX + row.hf_name: row for row in rows}
+        self.entries = {
+            name: TensorInfo(concrete(row.hf_shape, self.sizes), source.entries[row.mf_names[0]].dtype)
+            for name, row in self._rows.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        """See `TensorSource.read`."""
+        row = self._rows[name]
+        return row.join([self._source.read(part) for part in row.mf_names])
+
+
+def count_layers(names: Iterable[str], pattern: re.Pattern[str]) -> int:
+    """One more than the highest layer index in `names`; a gap below it shows up as missing names."""
+    return max((int(match[1]) + 1 for name in names if (match := pattern.match(name))), default=0)
+
+
+def concrete(letters: Letters, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape that `letters` stand for: ("H", "3H") -> (768, 2304)."""
+    return tuple(3 * sizes["H"] if letter == "3H" else sizes[letter] for letter in letters)
+
+
+def check_entries(
+    entries: Mapping[str, TensorInfo], shapes: Mapping[str, Letters], path: Path, layer: re.Pattern[str]
+) -> dict[str, int]:
+    """Check that `entries` are exactly the names of `shapes` in consistent sizes; return {"L": 12, "H": 768, ...}.
+
+    Raises UserError that lists every missing, unknown, misshapen and non-floating-point name.
+    """
+    problems = [f"missing: {name}" for name in shapes if name not in entries]
+    problems += [f"unknown: {name} {list(entries[name].shape)}" for name in entries if name not in shapes]
+    held = {name: info for name, info in entries.items() if name in shapes}
+    sizes = _sizes({name: info.shape for name, info in held.items()}, shapes)
+    for name, info in held.items():
+        expected = concrete(shapes[name], sizes)
+        if info.shape != expected:
+            problems.append(f"wrong shape: {name} is {list(info.shape)}, the other weights make it {list(expected)}")
+        if info.dtype not in FLOAT_DTYPES:
+            problems.append(f"wrong type: {name} is {info.dtype}; weights are {', '.join(FLOAT_DTYPES)}")
+    if problems:
+        raise UserError(
+            f"{path}: not the weights of a GPT-2:\n  " + "\n  ".join(problems) + hint(set(entries) - set(shapes))
+        )
+    return {"L": count_layers(entries, layer)} | sizes
+
+
+def _sizes(held: Mapping[str, tuple[int, ...]], shapes: Mapping[str, Letters]) -> dict[str, int]:
+    """The size most tensors give to each letter, so that one bad tensor is blamed and not all the good ones."""
+    votes: dict[str, Counter[int]] = {}
+    for name, letters in shapes.items():
+        known = held.get(name, ())
+        sizes = known if len(known) == len(letters) else (0,) * len(letters)
+        for letter, size in zip(letters, sizes, strict=True):
+            # A missing tensor or one of wrong rank votes for nothing, but its letters get an entry.
+            votes.setdefault(letter, Counter({0: 0})).update({size: 1 if size else 0})
+    return {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}
+
+
+def hint(unknown: Iterable[str]) -> str:
+    """What names we do not know point at: a line to append to an error message, or nothing."""
+    names = " ".join(unknown)
+    if "mindpet_delta_lora" in names:
+        return "\nThe mindpet_delta_lora_* are LoRA weights: merge them into the base weights first."
+    if "crossattention" in names:
+        return "\nCross-attention (crossattention.*) belongs to encoder-decoder models, which are not supported."
+    if re.search(r"router|expert|output\.ffn\.", names):
+        return "\nMixture-of-experts weights are not supported."
+    return ""

@@ -1,0 +1,243 @@
+"""Weights in and out of a model: opening whatever the person names, strict loading, atomic saving.
+
+    weights = open_weights("gpt2-hf/")            # or our folder, or x.ckpt, x.safetensors, x.bin
+    model = GPT2LMHeadModel(weights.config)
+    report = load_weights(model, weights)         # every name used, skipped by a named rule, or an error
+    save_checkpoint("model.ckpt", model)          # whole or not at all
+
+MindSpore is imported only where its tensors are made, so that conversion starts without it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from mindgpt.config.errors import UserError
+from mindgpt.models.checkpoint_file import CheckpointFile, write_checkpoint
+from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config
+from mindgpt.models.gpt2.weight_names import MindFormersView, hint
+from mindgpt.models.hugging_face_file import WEIGHT_NAMES, open_hugging_face, weights_in
+from mindgpt.models.tensor_file import TensorSource, cast
+
+if TYPE_CHECKING:
+    from mindspore import Parameter, Tensor, nn
+
+CHECKPOINT_NAME = "model.ckpt"
+
+# What a training checkpoint of MindSpore or MindFormers holds besides the weights: (rule, the names it skips).
+SKIP_RULES = (
+    ("optimizer state", re.compile(r"(adam_[mv]|moments|moment[12]|accu_grads)\.|(beta[12]_power|momentum)$")),
+    ("loss scale", re.compile(r"(loss_scale|scale_sense|current_iterator_step|last_overflow_iterator_step)$")),
+    ("training counter", re.compile(r"(epoch_num|step_num|global_step|learning_rate(_group_\d+)?)$")),
+    ("key-value cache", re.compile(r"backbone\.blocks\.\d+\.(attention\.)?(key_past|value_past)$")),
+    ("causal-mask buffer", re.compile(r"backbone\.blocks\.\d+\.attention\.(beta|masked_beta)$")),
+)
+
+
+def skip_rule(name: str) -> str | None:
+    """The rule by which a checkpoint's entry `name` is no weight, or None if it is one."""
+    return next((rule for rule, pattern in SKIP_RULES if pattern.match(name)), None)
+
+
+class CheckpointWeights:
+    """The weights in a `.ckpt`: a `TensorSource` without what `SKIP_RULES` name.
+
+    Attributes:
+        path, entries: as in `TensorSource`.
+        skipped: name -> the rule it was skipped by.
+    """
+
+    def __init__(self, path: str | Path):
+        self._file = CheckpointFile(path)
+        self.path = self._file.path
+        names = [*self._file.entries, *self._file.texts]
+        self.skipped = {name: rule for name in names if (rule := skip_rule(name))}
+        texts = [name for name in self._file.texts if name not in self.skipped]
+        if texts:
+            raise UserError(f"{path}: these entries are text, not weights, and no rule skips them: {', '.join(texts)}.")
+        self.entries = {name: info for name, info in self._file.entries.items() if name not in self.skipped}
+
+    def read(self, name: str) -> np.ndarray:
+        """See `TensorSource.read`."""
+        return self._file.read(name)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Opened weights under our names, not yet read.
+
+    Attributes:
+        kind: the format they are stored in.
+        config: the config that lies with them, or None.
+        source: `.path`, `.entries` (name -> shape, dtype), `.skipped` (name -> rule), `.read(name)`.
+    """
+
+    kind: Literal["hugging_face", "checkpoint"]
+    config: GPT2Config | None
+    source: MindFormersView | CheckpointWeights
+
+
+def open_weights(path: str | Path) -> Weights:
+    """Open a Hugging Face folder or file, our folder (`config.json` and `model.ckpt`), or a `.ckpt` beside its config.
+
+    The config of `x.ckpt` is `x.config.json` or else `config.json` in its folder; that of a Hugging Face file is
+    `config.json` in its folder.
+
+    Raises UserError if there are no weights, if a folder holds two kinds of them, or if they are broken.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _weights_file(path)
+    if path.suffix == ".ckpt":
+        config = config_beside(path)
+        return Weights("checkpoint", config and GPT2Config.from_pretrained(config), CheckpointWeights(path))
+    source = MindFormersView(open_hugging_face(path))
+    config = config_beside(path)
+    return Weights("hugging_face", config and GPT2Config.from_pretrained(config), source)
+
+
+def _weights_file(folder: Path) -> Path:
+    """The file of weights in `folder`."""
+    hugging_face, checkpoint = weights_in(folder), folder / CHECKPOINT_NAME
+    if hugging_face is None and not checkpoint.exists():
+        others = sorted(file.name for file in folder.glob("*.ckpt"))
+        found = f" Found {', '.join(others)}: name the file you mean." if others else ""
+        raise UserError(
+            f"{folder}: no weights in this folder. Looked for {', '.join((*WEIGHT_NAMES, CHECKPOINT_NAME))}.{found}"
+        )
+    if hugging_face is not None and checkpoint.exists():
+        raise UserError(f"{folder}: holds both {hugging_face.name} and {CHECKPOINT_NAME}. Name the file you mean.")
+    return hugging_face or checkpoint
+
+
+def own_config(checkpoint: Path) -> Path:
+    """Where the config of `x.ckpt` lies if `config.json` beside it is another model's: `x.config.json`."""
+    return checkpoint.with_suffix("." + CONFIG_FILE)
+
+
+def config_beside(weights: Path) -> Path | None:
+    """The config file that belongs to a file of weights, or None."""
+    candidates = [own_config(weights)] if weights.suffix == ".ckpt" else []
+    return next((file for file in (*candidates, weights.with_name(CONFIG_FILE)) if file.exists()), None)
+
+
+@dataclass
+class LoadReport:
+    """What `load_weights` did with each name."""
+
+    path: Path
+    loaded: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # name in the file -> rule
+    not_in_file: list[str] = field(default_factory=list)  # parameters that were allowed to be missing
+    casts: dict[str, tuple[str, str]] = field(default_factory=dict)  # name -> (dtype in the file, dtype in the model)
+
+    def __str__(self) -> str:
+        parts = [f"{self.path}: {len(self.loaded)} parameters loaded"]
+        for rule in sorted(set(self.skipped.values())):
+            parts.append(f"{list(self.skipped.values()).count(rule)} skipped ({rule})")
+        for old, new in sorted(set(self.casts.values())):
+            parts.append(f"{list(self.casts.values()).count((old, new))} cast from {old} to {new}")
+        if self.not_in_file:
+            parts.append(f"not in the file: {', '.join(self.not_in_file)}")
+        return "; ".join(parts)
+
+
+def load_weights(
+    model: "nn.Cell | Mapping[str, Parameter]", weights: Weights | TensorSource, may_be_missing: Iterable[str] = ()
+) -> LoadReport:
+    """Set the parameters of `model` from `weights`; each is cast to the dtype it has in the model.
+
+    All names and shapes are checked before the first parameter changes.
+
+    Args:
+        model: a cell, or name -> Parameter.
+        weights: from `open_weights`, or any source under our names.
+        may_be_missing: regular expressions (`re.search`) of parameters that keep their value if the file lacks them,
+            such as LoRA factors or a new classification head.
+
+    Raises:
+        UserError: lists the parameters the file lacks, the names it has left over and those of another shape, with both
+            shapes; or names a tensor whose values overflow in the model's dtype.
+    """
+    from mindspore import Tensor
+
+    source = weights.source if isinstance(weights, Weights) else weights
+    parameters = dict(model) if isinstance(model, Mapping) else model.parameters_dict()
+    allowed = [re.compile(pattern) for pattern in may_be_missing]
+    report = LoadReport(source.path, skipped=dict(getattr(source, "skipped", {})))
+    report.not_in_file = [
+        name for name in parameters if name not in source.entries and any(pattern.search(name) for pattern in allowed)
+    ]
+    _check_match(parameters, source, report)
+    for name in source.entries:
+        parameter = parameters[name]
+        held, wanted = source.entries[name].dtype, dtype_name(parameter)
+        array = source.read(name)
+        if wanted == "bfloat16":  # NumPy has no such type
+            value = Tensor.from_numpy(cast(array, "float32", f"{source.path}: {name}")).astype(parameter.dtype)
+        else:
+            value = Tensor.from_numpy(cast(array, wanted, f"{source.path}: {name}"))
+        parameter.set_data(value)
+        report.loaded.append(name)
+        if held != wanted:
+            report.casts[name] = (held, wanted)
+    return report
+
+
+def load_checkpoint_strict(
+    model: "nn.Cell | Mapping[str, Parameter]", path: str | Path, may_be_missing: Iterable[str] = ()
+) -> LoadReport:
+    """`load_weights` from a `.ckpt` of mindgpt or MindFormers, skipping what `SKIP_RULES` name."""
+    return load_weights(model, CheckpointWeights(path), may_be_missing)
+
+
+def _check_match(parameters: "Mapping[str, Parameter]", source: TensorSource, report: LoadReport) -> None:
+    problems = [
+        f"missing in the file: {name} {list(parameter.shape)}"
+        for name, parameter in parameters.items()
+        if name not in source.entries and name not in report.not_in_file
+    ]
+    left_over = [name for name in source.entries if name not in parameters]
+    problems += [f"left over in the file: {name} {list(source.entries[name].shape)}" for name in left_over]
+    problems += [
+        f"wrong shape: {name} is {list(info.shape)} in the file and {list(parameters[name].shape)} in the model"
+        for name, info in source.entries.items()
+        if name in parameters and info.shape != tuple(parameters[name].shape)
+    ]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise UserError(f"{source.path}: does not fit the model, and nothing was loaded:\n  {lines}{hint(left_over)}")
+
+
+def dtype_name(tensor: "Tensor") -> str:
+    """NumPy's name of a MindSpore tensor's dtype: "float32"."""
+    return str(tensor.dtype).lower()
+
+
+def save_checkpoint(
+    path: str | Path, parameters: "nn.Cell | Mapping[str, Parameter | Tensor | np.ndarray | int | float | bool | str]"
+) -> None:
+    """Write a `.ckpt` that mindgpt, MindFormers and `mindspore.load_checkpoint` read; it appears when it is whole.
+
+    Args:
+        path: the file; its folder is created.
+        parameters: a cell (its parameters under their names), or name -> value. Numbers are stored as MindSpore's
+            `append_dict` stores them: int64, float32 or bool scalars.
+
+    Tensors are fetched from the device one at a time. Raises UserError if the file cannot be written.
+    """
+    values = parameters if isinstance(parameters, Mapping) else parameters.parameters_dict()
+    write_checkpoint(path, ((name, _storable(value)) for name, value in values.items()))
+
+
+def _storable(value: "Parameter | Tensor | np.ndarray | int | float | bool | str") -> np.ndarray | str:
+    if isinstance(value, (str, np.ndarray)):
+        return value
+    if isinstance(value, (bool, int, float)):
+        return np.array(value, np.float32 if isinstance(value, float) else None)
+    # A parameter made by `initializer` may not have been given its memory yet.
+    return (value.init_data() if value.has_init else value).asnumpy()

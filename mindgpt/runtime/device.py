@@ -1,0 +1,115 @@
+"""Choosing and preparing the device a process runs on."""
+
+import atexit
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import mindspore as ms
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.execution import ContextSection
+
+
+def ascend_is_there() -> bool:
+    """Whether this machine has an Ascend card, or simulates one (`MS_SIMULATION_LEVEL`)."""
+    return Path("/dev/davinci_manager").exists() or "MS_SIMULATION_LEVEL" in os.environ
+
+
+def choose_target(wanted: str | None) -> str:
+    """The device to run on: what is named, else Ascend if there is one, else CPU.
+
+    Raises:
+        UserError: Ascend is named and there is none.
+    """
+    if wanted == "Ascend" and not ascend_is_there():
+        raise UserError(
+            "context.device_target is Ascend, but this machine has no Ascend card (no /dev/davinci_manager). To run on "
+            "the CPU, add --device_target CPU or take device_target out of the YAML."
+        )
+    return wanted or ("Ascend" if ascend_is_there() else "CPU")
+
+
+_LEFT_IN_WORKING_DIRECTORY = ("dsa_transfrom.log", "rank_0", "kernel_meta")  # the first is MindSpore's own spelling
+
+
+def _tidy_up_at_exit(leftovers: Path) -> None:
+    """Move what MindSpore writes into the working directory, and nothing that was there before, to `leftovers`."""
+    written = [path for name in _LEFT_IN_WORKING_DIRECTORY if not (path := Path(name).resolve()).exists()]
+
+    def move() -> None:
+        for path in written:
+            target = leftovers / path.name
+            if not path.exists() or target.is_relative_to(path):
+                continue
+            leftovers.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                shutil.rmtree(target)
+            shutil.move(path, target)
+
+    atexit.register(move)
+
+
+def prepare_device(section: ContextSection, output_dir: str | Path, seed: int | None = None) -> list[str]:
+    """Set MindSpore's context as the section `context` says; call it before a model is built.
+
+    What MindSpore leaves behind (compiled kernels, dumps of failed compilations, graphs) goes below `output_dir`.
+
+    Returns:
+        Lines for the person: the device, and what was asked for that this device does otherwise.
+
+    Raises:
+        UserError: the device is not there, or a setting does not exist on it.
+    """
+    target = choose_target(section.device_target)
+    leftovers = Path(output_dir).resolve() / "compile"
+    os.environ.setdefault("MS_COMPILER_CACHE_PATH", str(leftovers))
+    os.environ.setdefault("MS_OM_PATH", str(leftovers))
+    _tidy_up_at_exit(leftovers)
+    # MindSpore's kernel generator prints a line for every kernel unless its own folder is among the allowed ones.
+    os.environ.setdefault("AKG_WHITE_LIST_PATH", str(Path(ms.__file__).parent))
+    ms.set_device(target, *([] if section.device_id is None or target == "CPU" else [section.device_id]))
+    ms.set_context(mode=section.mode)
+    if section.max_call_depth is not None:
+        ms.set_recursion_limit(section.max_call_depth)
+    if section.save_graphs:
+        ms.set_context(save_graphs=True, save_graphs_path=section.save_graphs_path)
+    notes = [f"device: {target}"]
+    notes += _prepare_ascend(section) if target == "Ascend" else _prepare_cpu(section)
+    if seed is not None:
+        ms.set_seed(seed)
+    return notes
+
+
+def _prepare_ascend(section: ContextSection) -> list[str]:
+    if section.max_device_memory is not None:
+        ms.set_context(max_device_memory=section.max_device_memory)
+    if section.memory_optimize_level is not None:
+        ms.set_context(memory_optimize_level=section.memory_optimize_level)
+    if section.jit_config.jit_level is not None:
+        ms.set_context(jit_config={"jit_level": section.jit_config.jit_level})
+    if section.enable_graph_kernel is not None:
+        ms.set_context(enable_graph_kernel=section.enable_graph_kernel)
+    if section.graph_kernel_flags is not None:
+        ms.set_context(graph_kernel_flags=section.graph_kernel_flags)
+    return []
+
+
+def _prepare_cpu(section: ContextSection) -> list[str]:
+    """Fusion of element-wise operators is on unless it is switched off; docs/performance.md has what it brings."""
+    fuse = section.enable_graph_kernel is not False and section.mode == 0
+    if fuse and importlib.util.find_spec("decorator") is None:
+        if section.enable_graph_kernel:
+            raise UserError("context.enable_graph_kernel needs the package decorator: pip install decorator")
+        fuse = False
+    ms.set_context(enable_graph_kernel=fuse)
+    if section.graph_kernel_flags is not None:
+        ms.set_context(graph_kernel_flags=section.graph_kernel_flags)
+    only_ascend = {
+        "max_device_memory": section.max_device_memory,
+        "memory_optimize_level": section.memory_optimize_level,
+        "jit_config": section.jit_config.jit_level,
+    }
+    named = [f"context.{key}" for key, value in only_ascend.items() if value is not None]
+    return [f"on CPU, {', '.join(named)} {'has' if len(named) == 1 else 'have'} no effect"] if named else []

@@ -1,0 +1,53 @@
+"""Which dtype each part of a model is stored and computed in, decided once, when the model is built."""
+
+from dataclasses import dataclass, replace
+
+import mindspore as ms
+
+from mindgpt.config.model import GPT2Section
+
+_DTYPES: dict[str, ms.Type] = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """dtypes of the stored weights, of matrix products and residuals, of layer norms, and of the softmax."""
+
+    param: ms.Type
+    compute: ms.Type
+    layernorm: ms.Type
+    softmax: ms.Type
+
+
+def asked_precision(config: GPT2Section) -> Precision:
+    """The dtypes that the config names."""
+    return Precision(
+        param=_DTYPES[config.param_init_type],
+        compute=_DTYPES[config.compute_dtype],
+        layernorm=_DTYPES[config.layernorm_compute_type],
+        softmax=ms.float32 if config.reorder_and_upcast_attn else _DTYPES[config.softmax_compute_type],
+    )
+
+
+def precision_of(config: GPT2Section) -> Precision:
+    """The dtypes to build a model with on the current device.
+
+    Ascend obeys the config. A CPU has no fast half-precision product (its fp16 goes through fp32, its bf16 does not
+    exist), so there everything is computed in fp32; the weights are stored as asked.
+    """
+    precision = asked_precision(config)
+    if ms.get_context("device_target") != "CPU":
+        return precision
+    return replace(precision, compute=ms.float32, layernorm=ms.float32, softmax=ms.float32)
+
+
+def replaced_on_cpu(config: GPT2Section) -> list[str]:
+    """What the config asks for that the current device runs differently: one sentence each, for the person."""
+    if ms.get_context("device_target") != "CPU":
+        return []
+    asked = asked_precision(config)
+    half = {str(dtype).lower() for dtype in (asked.compute, asked.layernorm, asked.softmax) if dtype != ms.float32}
+    notes = [f"on CPU, {' and '.join(sorted(half))} compute runs as float32"] if half else []
+    if config.use_flash_attention:
+        notes.append("on CPU, flash attention runs as the plain kernel")
+    return notes

@@ -1,0 +1,55 @@
+"""What every run mode does first: refuse what is not there, prepare the device, keep the resolved configuration."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.loader import dump_config
+from mindgpt.config.run import RunConfig
+from mindgpt.data.files import atomic_write
+from mindgpt.runtime.device import prepare_device
+from mindgpt.runtime.precision import replaced_on_cpu
+from mindgpt.runtime.ranks import say, world_size
+
+
+def prepare(config: RunConfig) -> None:
+    """Make the process ready to build a model: device, seed, folder of the run.
+
+    The resolved configuration, every default filled in, is written to `<output_dir>/<run_mode>_config.yaml`.
+
+    Raises:
+        UserError: the configuration asks for something mindgpt does not do yet, or the device is not there.
+    """
+    problems = list(_not_there(config))
+    if problems:
+        raise UserError("\n".join(problems))
+    notes = prepare_device(config.context, config.output_dir, config.seed)
+    notes += replaced_on_cpu(config.model.config)
+    if config.use_parallel and world_size() == 1:
+        notes.append("use_parallel is True, but no cluster is around this process: running on one card")
+    for note in notes:
+        say(note)
+    with atomic_write(Path(config.output_dir) / f"{config.run_mode}_config.yaml", "w") as file:
+        file.write(dump_config(config))
+
+
+def _not_there(config: RunConfig) -> Iterator[str]:
+    """What the configuration may say and this version does not do; each with what to do instead."""
+    if world_size() > 1:
+        yield "this version runs one process; start run_mindformer.py by itself rather than under msrun"
+    if config.trainer.type == "TextClassificationTrainer":
+        yield "trainer.type: TextClassificationTrainer is not in this version; CausalLanguageModelingTrainer is"
+    elif config.metric.type != "PerplexityMetric":
+        yield f"metric.type: {config.metric.type} is for classification; a language model has PerplexityMetric"
+    if config.model.config.pet_config is not None:
+        yield "model.model_config.pet_config: LoRA is not in this version; take pet_config out to tune all weights"
+    if config.resume_training:
+        yield (
+            "resume_training: exact resume is not in this version; --load_checkpoint starts a new run from the weights "
+            "of a checkpoint"
+        )
+    for key in ("auto_trans_ckpt", "only_save_strategy", "src_strategy_path_or_dir"):
+        if getattr(config, key):
+            yield f"{key}: sharded checkpoints are not in this version; give the path of a whole .ckpt"
+    if config.profile:
+        yield "profile: True: profiling is not in this version; start the run under MindSpore's own profiler"

@@ -1,0 +1,127 @@
+"""Checkpoints of a training run: when they are written, what is in them, how long they are kept."""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from mindspore import Parameter, nn
+from mindspore.train import Callback, RunContext
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.training import CheckpointMonitorSection
+from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.weights import save_checkpoint
+from mindgpt.train.progress import Progress
+
+
+class CheckpointMonitor(Callback):
+    """Writes `<prefix>_rank_<r>-<epoch>_<step>.ckpt`, each whole or not at all, and deletes the oldest.
+
+    `step` counts within the epoch, as MindFormers does it. With the weights go the optimizer's state, the loss scale
+    and the counters; `config.json` lies beside them, so that `from_pretrained` opens any of them.
+
+    Args:
+        section: when to save and what to keep.
+        progress: the plan of the run.
+        output_dir: `<output_dir>/checkpoint/rank_<r>` unless the section names another folder.
+        model: whose parameters are the weights.
+        config: written beside the checkpoints.
+        rank: the process's number.
+    """
+
+    def __init__(
+        self,
+        section: CheckpointMonitorSection,
+        progress: Progress,
+        output_dir: str | Path,
+        model: nn.Cell,
+        config: GPT2Config,
+        rank: int = 0,
+    ):
+        super().__init__()
+        self.section = section
+        self.progress = progress
+        self.model = model
+        self.config = config
+        self.rank = rank
+        self.base = Path(section.directory or Path(output_dir) / "checkpoint")
+        self.folder = self.base / f"rank_{rank}"
+        self.written: list[Path] = []
+        self._last_step = 0
+        self._last_time = time.monotonic()
+
+    def on_train_step_end(self, run_context: RunContext) -> None:
+        step = run_context.original_args().cur_step_num
+        every_steps, every_seconds = self.section.save_checkpoint_steps, self.section.save_checkpoint_seconds
+        due = every_steps and step - self._last_step >= every_steps
+        due = due or (every_seconds and time.monotonic() - self._last_time >= every_seconds)
+        if due:
+            self.save(run_context.original_args().train_network, step)
+
+    def on_train_end(self, run_context: RunContext) -> None:
+        """Save the end of the run, unless its last step was just saved."""
+        state = run_context.original_args()
+        if state.cur_step_num > self._last_step:
+            self.save(state.train_network, state.cur_step_num)
+
+    def save(self, train_step: nn.Cell, step: int) -> Path:
+        """Write a checkpoint of all parameters of `train_step` after step number `step`. Returns its path."""
+        epoch = self.progress.epoch(step)
+        name = f"{self.section.prefix}_rank_{self.rank}-{epoch}_{self.progress.step_in_epoch(step)}"
+        path = self.folder / f"{name}.ckpt"
+        self.config.save_pretrained(self.folder)
+        counters = {"epoch_num": epoch, "step_num": step}
+        save_checkpoint(path, {**_parameters_by_name(train_step), **counters})
+        self._save_extra("checkpoint_network", self.section.save_network_params, f"{name}-network", all_of=True)
+        self._save_extra("checkpoint_trainable", self.section.save_trainable_params, f"{name}-trainable", all_of=False)
+        self._last_step, self._last_time = step, time.monotonic()
+        self._keep_the_last(path)
+        return path
+
+    def _save_extra(self, folder: str, wanted: bool, name: str, all_of: bool) -> None:
+        """The weights without the optimizer's state, as MindFormers puts them beside the checkpoint folder."""
+        if not wanted:
+            return
+        target = self.base.parent / folder / f"rank_{self.rank}"
+        parameters = self.model.parameters_dict()
+        chosen = {key: p for key, p in parameters.items() if all_of or p.requires_grad}
+        self.config.save_pretrained(target)
+        save_checkpoint(target / f"{name}.ckpt", chosen)
+
+    def _keep_the_last(self, path: Path) -> None:
+        self.written = [file for file in self.written if file != path] + [path]
+        limit = self.section.keep_checkpoint_max
+        while limit and len(self.written) > limit:
+            oldest = self.written.pop(0)
+            for file in self._files_of(oldest):
+                file.unlink(missing_ok=True)
+
+    def _files_of(self, path: Path) -> list[Path]:
+        beside = self.base.parent
+        return [path] + [
+            beside / f"checkpoint_{kind}" / f"rank_{self.rank}" / f"{path.stem}-{kind}.ckpt"
+            for kind in ("network", "trainable")
+        ]
+
+
+def _parameters_by_name(step: nn.Cell) -> Mapping[str, Parameter]:
+    """All parameters of a train step but the sums of unfinished gradient accumulation, which are zero here."""
+    return {name: p for name, p in step.parameters_dict().items() if not name.startswith("accu_grads.")}
+
+
+_EPOCH_AND_STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
+
+
+def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
+    """The newest checkpoint of a run's folder, by epoch and step, not by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    numbered = [(_EPOCH_AND_STEP.search(file.name), file) for file in Path(folder).glob("*.ckpt")]
+    found = [((int(match[1]), int(match[2])), file) for match, file in numbered if match]
+    if not found:
+        raise UserError(f"{folder}: holds no checkpoint (a file whose name ends in -<epoch>_<step>.ckpt).")
+    return max(found)[1]

@@ -1,0 +1,122 @@
+"""Optimizers, and which parameters are decayed."""
+
+import math
+from collections.abc import Sequence
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from mindgpt.config.training import OptimizerSection
+from mindgpt.train.schedules import LearningRateTable
+
+
+def is_decayed(parameter: Parameter) -> bool:
+    """Whether weight decay applies: to matrices and embeddings, not to biases and layer norms."""
+    return len(parameter.shape) > 1
+
+
+def _state_of(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
+    """A float32 zero for each parameter, cut as the parameter is cut, named as MindFormers names it."""
+    states = []
+    for parameter in parameters:
+        state = parameter.clone("zeros")
+        state.set_dtype(ms.float32)
+        state.name = f"{prefix}.{parameter.name}"
+        states.append(state)
+    return ParameterTuple(states)
+
+
+_by_kernel = ops.MultitypeFuncGraph("adamw_by_kernel")
+_by_formula = ops.MultitypeFuncGraph("adamw_by_formula")
+_TENSORS = ("Tensor",) * 4  # weight, first moment, second moment, gradient
+
+
+@_by_kernel.register("Function", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", *_TENSORS)
+def _update_by_kernel(kernel, rate, beta1, beta2, eps, correction, decay, weight, first, second, gradient):
+    """MindSpore's kernel knows no bias correction, so its rate, eps and decay carry it; see `AdamW`."""
+    return kernel(weight, first, second, rate / correction, beta1, beta2, eps, decay * correction, gradient)
+
+
+@_by_formula.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", *_TENSORS)
+def _update_by_formula(rate, beta1, beta2, eps, correction, decay, weight, first, second, gradient):
+    gradient = ops.cast(gradient, ms.float32)
+    new_first = beta1 * first + (1.0 - beta1) * gradient
+    new_second = beta2 * second + (1.0 - beta2) * gradient * gradient
+    old = ops.cast(weight, ms.float32)
+    new = old - rate * decay * old - rate / correction * new_first / (ops.sqrt(new_second) + eps)
+    done = (ops.assign(first, new_first), ops.assign(second, new_second))
+    return ops.depend(ops.assign(weight, ops.cast(new, weight.dtype)), done)
+
+
+class AdamW(nn.Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2), as `torch.optim.AdamW` computes it.
+
+        m = beta1 m + (1 - beta1) g                c1 = 1 - beta1^t
+        v = beta2 v + (1 - beta2) g^2              c2 = 1 - beta2^t
+        w = w - rate decay w - rate (m / c1) / (sqrt(v / c2) + eps)
+
+    With r = c1 / sqrt(c2) the last line is w - rate decay w - (rate / r) m / (sqrt(v) + eps sqrt(c2)). MindSpore's
+    fused kernel computes w - a (m / (sqrt(v) + e) + d w), so it is given a = rate / r, e = eps sqrt(c2), d = decay r.
+
+    Args:
+        parameters: what to train. Their moments are float32 whatever dtype they have.
+        rates: the learning rate by step.
+        beta1, beta2, eps, weight_decay: as above; only matrices are decayed.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        rates: LearningRateTable,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ):
+        super().__init__(rates, list(parameters), weight_decay=0.0)
+        self.first_moment = _state_of(self._parameters, "adam_m")
+        self.second_moment = _state_of(self._parameters, "adam_v")
+        self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
+        # log(beta) of what float32 makes of beta, so that 1 - beta^t fits the moments from the first step on.
+        self.log_beta1, self.log_beta2 = (
+            Tensor(math.log(beta.asnumpy()) if beta.asnumpy() > 0 else -1e9, ms.float32)
+            for beta in (self.beta1, self.beta2)
+        )
+        self.eps = eps
+        self.decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self._parameters)
+        fused = beta1 > 0 and beta2 > 0 and all(p.dtype == ms.float32 for p in self._parameters)
+        self.kernel = ops.AdamWeightDecay() if fused else None
+        self.expm1 = ops.Expm1()
+
+    def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
+        """Update all parameters from their gradients, in the order of `parameters`; counts a step."""
+        rate = self.get_lr()
+        step = ops.depend(self.global_step, rate) + self.global_step_increase_tensor
+        t = ops.cast(step, ms.float32).reshape(())
+        root = ops.sqrt(-self.expm1(t * self.log_beta2))  # sqrt(c2)
+        correction = -self.expm1(t * self.log_beta1) / root
+        eps = self.eps * root
+        moments = (self.first_moment, self.second_moment)
+        if self.kernel is not None:
+            update = ops.partial(_by_kernel, self.kernel, rate, self.beta1, self.beta2, eps, correction)
+        else:
+            update = ops.partial(_by_formula, rate, self.beta1, self.beta2, eps, correction)
+        done = self.hyper_map(update, self.decays, self._parameters, *moments, gradients)
+        return ops.depend(ops.assign(self.global_step, step), done)
+
+
+def build_optimizer(
+    section: OptimizerSection, parameters: Sequence[Parameter], rates: LearningRateTable
+) -> nn.Optimizer:
+    """The optimizer that the section `optimizer` names, for `parameters`."""
+    return AdamW(parameters, rates, section.beta1, section.beta2, section.eps, section.weight_decay)
+
+
+def decay_groups(parameters: Sequence[Parameter], weight_decay: float) -> str:
+    """One line for the person: how many values are decayed and how many are not."""
+    decayed = [p.size for p in parameters if is_decayed(p)]
+    rest = [p.size for p in parameters if not is_decayed(p)]
+    return (
+        f"weight decay {weight_decay:g} on {len(decayed)} matrices ({sum(decayed):,} values), "
+        f"none on {len(rest)} biases and layer norms ({sum(rest):,} values)"
+    )

@@ -1,0 +1,24 @@
+"""Where a run is: steps count updates of the weights, from 1."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The plan of a run."""
+
+    epochs: int
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def epoch(self, step: int) -> int:
+        """The epoch that a step belongs to, from 1."""
+        return (step - 1) // self.steps_per_epoch + 1
+
+    def step_in_epoch(self, step: int) -> int:
+        """The number of a step within its epoch, from 1."""
+        return (step - 1) % self.steps_per_epoch + 1

@@ -1,0 +1,32 @@
+"""Fixtures shared by all tests: where the real data lies, and quiet, repeatable runs."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("GLOG_v", "3")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The root of the checkout."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real text that lies beside the checkout; tests that need it skip where it is absent."""
+    folder = REPO.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real data in {folder}, which is not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer_dir(shared_data) -> Path:
+    """OpenAI's GPT-2 vocabulary: vocab.json and merges.txt."""
+    return shared_data / "gpt2-tokenizer"

@@ -1,0 +1,265 @@
+"""Documents from files: nothing lost by default, and MindFormers' reading reproduced from its description."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mindgpt.config.errors import UserError
+from mindgpt.data import text as text_module
+from mindgpt.data.text import (
+    Piece,
+    cut,
+    detokenize_wikitext,
+    document_pieces,
+    input_files,
+    mindformers_pieces,
+    wikitext_pieces,
+)
+
+
+def documents(pieces):
+    """The documents that pieces make up."""
+    found, held = [], ""
+    for piece in pieces:
+        held += piece.text
+        if piece.ends_document:
+            found.append(held)
+            held = ""
+    assert held == "", "the last piece must end a document"
+    return found
+
+
+# ---- pieces
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.text(st.sampled_from(list("ab1'.,\n\n   \t\r\x85\u3000é🎉<|endoftext>"))),
+    size=st.integers(1, 9),
+    chunk=st.integers(1, 7),
+)
+def test_pieces_have_the_ids_of_the_whole(tokenizer, text, size, chunk):
+    old, text_module.PIECE_CHARACTERS = text_module.PIECE_CHARACTERS, size
+    try:
+        pieces = list(cut(text[start : start + chunk] for start in range(0, len(text), chunk)))
+    finally:
+        text_module.PIECE_CHARACTERS = old
+    assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert "".join(piece.text for piece in pieces) == text
+    assert sum(tokenizer.encode_batch([piece.text for piece in pieces]), []) == tokenizer.encode(text)
+
+
+def test_long_documents_are_cut(monkeypatch):
+    monkeypatch.setattr(text_module, "PIECE_CHARACTERS", 4)
+    assert [piece.text for piece in cut(["one two\nthree  four\n\nfive six"])] == [
+        "one two",
+        "\nthree  four\n\nfive",
+        " six",
+    ]
+
+
+# ---- which files
+
+
+def test_input_files(tmp_path):
+    for name in ("b.txt", "a.jsonl", "sub/c.txt", "sub/d.md", "e.tokens"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    names = lambda given: [str(file.relative_to(tmp_path)) for file in input_files(given)]  # noqa: E731
+    assert names([tmp_path]) == ["a.jsonl", "b.txt", "sub/c.txt"]
+    assert names([tmp_path / "e.tokens", tmp_path]) == ["e.tokens", "a.jsonl", "b.txt", "sub/c.txt"]
+    assert names([f"{tmp_path}/**/*.txt", tmp_path / "b.txt"]) == ["b.txt", "sub/c.txt"]
+    for wrong, message in ((tmp_path / "no.txt", "No such file"), (f"{tmp_path}/*.csv", "No file matches")):
+        with pytest.raises(UserError, match=message):
+            input_files([wrong])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no .txt or .jsonl"):
+        input_files([tmp_path / "empty"])
+
+
+# ---- plain text and JSON lines
+
+
+def test_text_documents(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"  one \r\n\r\n \ntwo")
+    assert documents(document_pieces(path)) == ["  one \n\n \ntwo"]
+    assert documents(document_pieces(path, "line")) == ["  one ", "two"]
+
+
+def test_jsonl_documents(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "one\\ntwo", "body": "b"}\n\n{"text": "", "body": "c\\u00fc"}\n', "utf-8")
+    assert documents(document_pieces(path)) == ["one\ntwo", ""]
+    assert documents(document_pieces(path, field="body")) == ["b", "cü"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": ', r"x.jsonl:2: not valid JSON"),
+        ("[1]", r"x.jsonl:2: should be a JSON object with the key 'text'"),
+        ('{"body": "b", "id": 1}', r"x.jsonl:2: no key 'text'.*there are: 'body', 'id'"),
+        ('{"text": 5}', r"x.jsonl:2: 'text' should be a text; it is a int"),
+        ('{"text": "\\ud800"}', r"x.jsonl:2: 'text' is no valid Unicode"),
+    ],
+)
+def test_broken_json_lines_are_located(tmp_path, line, message):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(UserError, match=message):
+        list(document_pieces(path))
+
+
+# ---- WikiText
+
+WIKI = """
+ = First =
+ \n It 's the 1 @,@ 024 @-@ bit one , isn 't it ?
+ Two " quoted " ( here ) . \n
+ = = Part = = \n
+ Last @,@ \n \n = Second = \n
+ A .5 mm and .. a N here : so ; yes !
+ = x = y \n \n
+ = = = Deep = = =
+ end"""
+
+
+def test_articles_worked_out_by_hand(tmp_path):
+    path = tmp_path / "wiki.tokens"
+    path.write_text(WIKI, "utf-8")
+    assert documents(wikitext_pieces(path)) == [
+        "= First =\n\nIt's the 1,024-bit one, isn't it?\nTwo \"quoted\" (here).\n\n== Part ==\n\nLast,",
+        "= Second =\n\nA .5 mm and .. a N here: so; yes!\n= x = y\n\n=== Deep ===\nend",
+    ]
+
+
+def test_text_before_the_first_heading_is_a_document(tmp_path):
+    path = tmp_path / "wiki.tokens"
+    path.write_text("loose text\n \n = Title = \n \n body\n = not after a blank line = \n", "utf-8")
+    assert documents(wikitext_pieces(path)) == ["loose text", "= Title =\n\nbody\n= not after a blank line ="]
+
+
+def test_detokenising_changes_spaces_and_marks_only(shared_data, tmp_path):
+    source = shared_data / "wikitext-2" / "wiki.valid.tokens"
+    found = documents(wikitext_pieces(source))
+    assert len(found) == 60  # articles of the validation split (Merity et al. 2016, table 1)
+    bare = lambda text: re.sub(r"\s", "", text)  # noqa: E731
+    # @ marks: "1 @,@ 000" -> "1,000"; headings: "= = x = =" -> "== x ==": the same characters but for the marks' "@".
+    expected = re.sub(r" @([-,.])@ ", r"\1", source.read_text("utf-8"))
+    assert bare("".join(found)) == bare(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a .5 b", "a .5 b"),
+        ("well .. so", "well .. so"),
+        ("from N to M", "from N to M"),
+        ("the players ' union", "the players ' union"),
+        ('an odd " mark', 'an odd " mark'),
+        ("they 'll say 'tis", "they'll say 'tis"),
+        ("20 \N{DEGREE SIGN} C [ x ] { y }", "20\N{DEGREE SIGN}C [x] {y}"),
+        ("end .", "end."),
+    ],
+)
+def test_detokenising_worked_out_by_hand(text, expected):
+    assert detokenize_wikitext(text) == expected
+
+
+# ---- MindFormers' reading, against a plain retelling of facts A3 and A4 of the design's notes
+
+
+def slow_mindformers_text(text):
+    sections, current = [], []
+    for line in text.split("\n"):
+        line = line.strip()
+        if line == "":
+            continue
+        if line[0] == "=" and line[-1] == "=":
+            if current:
+                sections.append(current)
+            current = []
+        else:
+            current.append(slow_mindformers_clean(line))
+    return "\n".join(" ".join(section) for section in sections).split("\t")[0]
+
+
+def slow_mindformers_clean(line):
+    line = line.replace("s '", "s'")
+    for mark in "-,.":
+        line = line.replace(f" @{mark}@ ", mark)
+    for mark in (" : ", " ; ", " . ", " .", " ! ", " ? ", " , "):
+        line = line.replace(mark, mark[1:])
+    for left, right in ("()", "[]", "{}", '""', "''"):
+        line = trim_inside(line, left, right)
+    for signs in ("= = = =", "= = =", "= ="):
+        line = line.replace(signs, signs.replace(" ", ""))
+    return line.replace(" ° ", "°").replace(" N ", " 1 ").replace(" 's", "'s")
+
+
+def trim_inside(line, left, right):
+    """Without regular expressions: cut the spaces behind each `left` and before the next `right`."""
+    result, rest = "", line
+    while left in rest and right in rest.split(left, 1)[1]:
+        before, after = rest.split(left, 1)
+        inside, rest = after.split(right, 1)
+        result += before + left + inside.strip() + right
+    return result + rest
+
+
+def test_mindformers_reading_of_wikitext(shared_data):
+    source = shared_data / "wikitext-2" / "wiki.valid.tokens"
+    assert documents(mindformers_pieces(source)) == [slow_mindformers_text(source.read_text("utf-8"))]
+
+
+def test_mindformers_reading_worked_out_by_hand(tmp_path):
+    path = tmp_path / "x"
+    path.write_text(
+        ' = A = \n \n one , " two " .5 \n N N N \n = = B = = \n = C = \n ( x ) \n tab\there \n'
+        " = D = \n y \n = E = \n lost \n",
+        "utf-8",
+    )
+    assert documents(mindformers_pieces(path)) == ['one, "two".5 N 1 N\n(x) tab']
+    path.write_text(" = A = \n one \n = B = \n two \n = C = \n lost \n", "utf-8")
+    assert documents(mindformers_pieces(path)) == ["one\ntwo"]
+    assert list(mindformers_pieces(path)) == [Piece("one", False), Piece("\ntwo", False), Piece("", True)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    words=st.lists(
+        st.sampled_from(
+            [
+                "a",
+                "s",
+                "'",
+                '"',
+                "(",
+                ")",
+                "[",
+                "]",
+                ".",
+                "..",
+                ".5",
+                ",",
+                "@-@",
+                "N",
+                "'s",
+                "=",
+                "°",
+                "\n",
+                " = h = \n",
+                "\t",
+                "?",
+            ]
+        )
+    )
+)
+def test_mindformers_reading_of_anything(tmp_path_factory, words):
+    path = tmp_path_factory.getbasetemp() / "any.tokens"
+    path.write_text(" ".join(words), "utf-8")
+    text = "".join(piece.text for piece in mindformers_pieces(path))
+    assert text == slow_mindformers_text(" ".join(words))

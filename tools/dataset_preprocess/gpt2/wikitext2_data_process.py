@@ -1,0 +1,86 @@
+"""Tokenised WikiText (wiki.train.tokens and the like) to MindRecord blocks for GPT-2.
+
+    python tools/dataset_preprocess/gpt2/wikitext2_data_process.py \
+        --input_file wiki.train.tokens --output_file wiki.train.mindrecord --max_length 1025 --tokenizer_type <dir>
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # runs from a checkout that is not installed
+
+from mindgpt.config.errors import UserError
+from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
+from mindgpt.data.files import check_readable
+from mindgpt.data.text import mindformers_pieces, wikitext_pieces
+from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Tokenised WikiText to MindRecord. Each article is one document, detokenised, headings kept, with "
+        "<|endoftext|> behind it; the last block is padded (attention_mask 0)."
+    )
+    parser.add_argument("--input_file", required=True, help="wiki.train.tokens, wiki.valid.tokens, ...")
+    parser.add_argument("--output_file", required=True, help="file to write; its name ends in 'mindrecord'")
+    parser.add_argument("--tokenizer_type", required=True, metavar="DIR", help="folder with the tokenizer's files")
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        default=1024,
+        help="tokens in a block (default 1024): seq_length + 1 to train, seq_length to evaluate",
+    )
+    parser.add_argument(
+        "--num_splits", type=int, default=1, help="files to spread the blocks over (x.0.mindrecord, ...)"
+    )
+    parser.add_argument(
+        "--data_columns",
+        nargs="+",
+        default=["input_ids", "attention_mask"],
+        metavar="COLUMN",
+        help=f"columns to write, of {', '.join(COLUMNS)} (default: input_ids attention_mask)",
+    )
+    parser.add_argument(
+        "--compat",
+        choices=["mindformers"],
+        help="make MindFormers 1.5's blocks, to compare with its published perplexities: headings, the last section, "
+        "the last incomplete block and everything behind a TAB are lost, documents are not separated",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
+    parser.add_argument("--num_workers", type=int, help="cores to tokenise on (default: all)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    use_cores(arguments.num_workers)
+    file = Path(arguments.input_file)
+    check_readable(file)
+    compat = arguments.compat == "mindformers"
+    summary = write_blocks(
+        mindformers_pieces(file) if compat else wikitext_pieces(file),
+        GPT2Tokenizer.from_pretrained(arguments.tokenizer_type),
+        arguments.output_file,
+        max_length=arguments.max_length,
+        recipe="wikitext-mindformers" if compat else "wikitext",
+        separate=not compat,
+        keep_tail=not compat,
+        columns=arguments.data_columns,
+        num_splits=arguments.num_splits,
+        overwrite=arguments.overwrite,
+        total_bytes=os.path.getsize(file),
+    )
+    print(summary)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        sys.exit(130)

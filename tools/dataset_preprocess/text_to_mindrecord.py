@@ -1,0 +1,90 @@
+"""Text files (.txt, .jsonl) to MindRecord blocks for GPT-2.
+
+    python tools/dataset_preprocess/text_to_mindrecord.py \
+        --input_file corpus/ --output_file corpus.mindrecord --max_length 1025 --tokenizer_type <dir>
+"""
+
+import argparse
+import itertools
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed
+
+from mindgpt.config.errors import UserError
+from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
+from mindgpt.data.text import document_pieces, input_files
+from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Text to MindRecord. Each document gets <|endoftext|> behind it; all are packed into blocks of one "
+        "length; the last block is padded (attention_mask 0)."
+    )
+    parser.add_argument(
+        "--input_file",
+        nargs="+",
+        required=True,
+        help="files, folders (their .txt and .jsonl files, sub-folders included) or patterns in quotes",
+    )
+    parser.add_argument("--output_file", required=True, help="file to write; its name ends in 'mindrecord'")
+    parser.add_argument("--tokenizer_type", required=True, metavar="DIR", help="folder with the tokenizer's files")
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        default=1025,
+        help="tokens in a block (default 1025): seq_length + 1 to train, seq_length to evaluate",
+    )
+    parser.add_argument(
+        "--document_per",
+        choices=["file", "line"],
+        default="file",
+        help="in text files: a document is the whole file as it stands (default), or each line that is not blank. "
+        "In .jsonl files it is always a line",
+    )
+    parser.add_argument("--field", default="text", help="in .jsonl files: the key that holds the text (default: text)")
+    parser.add_argument(
+        "--num_splits", type=int, default=1, help="files to spread the blocks over (x.0.mindrecord, ...)"
+    )
+    parser.add_argument(
+        "--data_columns",
+        nargs="+",
+        default=["input_ids", "attention_mask"],
+        metavar="COLUMN",
+        help=f"columns to write, of {', '.join(COLUMNS)} (default: input_ids attention_mask)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
+    parser.add_argument("--num_workers", type=int, help="cores to tokenise on (default: all)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    use_cores(arguments.num_workers)
+    files = input_files(arguments.input_file)
+    documents = (document_pieces(file, arguments.document_per, arguments.field) for file in files)
+    summary = write_blocks(
+        itertools.chain.from_iterable(documents),
+        GPT2Tokenizer.from_pretrained(arguments.tokenizer_type),
+        arguments.output_file,
+        max_length=arguments.max_length,
+        recipe="text",
+        columns=arguments.data_columns,
+        num_splits=arguments.num_splits,
+        overwrite=arguments.overwrite,
+        total_bytes=sum(map(os.path.getsize, files)),
+    )
+    print(summary)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        sys.exit(130)
