@@ -30,3 +30,16 @@ def shared_data() -> Path:
 def gpt2_tokenizer_dir(shared_data) -> Path:
     """OpenAI's GPT-2 vocabulary: vocab.json and merges.txt."""
     return shared_data / "gpt2-tokenizer"
+
+
+@pytest.fixture(scope="session")
+def cpu():
+    """MindSpore on the CPU in graph mode, prepared as a run prepares it (but for where compiled kernels go)."""
+    import tempfile
+
+    from mindgpt.config.execution import ContextSection
+    from mindgpt.runtime.device import prepare_device
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_device(ContextSection(device_target="CPU"), folder, seed=0)
+        yield

@@ -4,11 +4,12 @@
     python tools/benchmark.py --what train eval --batch_size 8 --seq_length 128 --json result.json
     python tools/benchmark.py --num_layers 2 --hidden_size 64 --num_heads 2 --vocab_size 512    # a quick try
 
-Both sides have random weights, the same ids, float32, the same dropout, eager attention, AdamW, gradients clipped to a
-global norm of 1. A training or evaluation step sees and predicts batch_size x seq_length tokens. Each side lives in a
-process of its own, and they take turns: ours, the peer, ours, the peer. A time is the median of all steps; a ratio is the
-peer's time by ours, so above 1 mindgpt is faster. "start" is from the start of a process to the end of its first training
-step, compilation included.
+Both sides have random weights, the same ids, float32, the same dropout, eager attention, AdamW, and gradients clipped
+to a global norm of 1. A training or evaluation step sees and predicts batch_size x seq_length tokens. Each side lives in
+a process of its own, and they take turns: ours, the peer, ours, the peer. A time is the median of all steps; a ratio is
+the peer's time by ours, so above 1 mindgpt is faster. "startup" is from the start of a process to the end of its first
+training step, compilation included, and is measured once. "others" is how many cores programs that have nothing to do
+with the benchmark kept busy meanwhile: what is measured while that is far from 0 means little.
 """
 
 import argparse
@@ -130,7 +131,7 @@ class Benchmark:
 
 
 def summary(answers: list[dict]) -> dict:
-    """A task on one side: its times, the last result, the peak memory, and how many cores others kept busy meanwhile."""
+    """A task on one side: times, the last result, peak memory, and how many cores other programs kept busy meanwhile."""
     seconds = [second for answer in answers for second in answer["seconds"]]
     return {
         "median": statistics.median(seconds),
@@ -214,7 +215,7 @@ def table(result: dict, config: GPT2Config) -> str:
         f"{settings['seq_length']}, dropout {settings['dropout']:g}, {settings['rounds']} rounds of "
         f"{settings['steps']} steps",
         "",
-        f"{'median seconds':<28}{'mindgpt':>14}{'transformers':>14}{'ratio':>8}{'tokens/s':>18}{'peak GiB':>14}",
+        f"{'median seconds':<28}{'mindgpt':>14}{'transformers':>14}{'ratio':>8}{'tokens/s':>18}{'peak GiB':>14}{'others':>12}",
     ]
     for row in result["results"]:
         ours, peer = row["mindgpt"], row["transformers"]
@@ -222,6 +223,7 @@ def table(result: dict, config: GPT2Config) -> str:
         if "tokens_per_second" in ours:
             line += f"{ours['tokens_per_second']:>9.0f}{peer['tokens_per_second']:>9.0f}"
             line += f"{ours['peak_memory'] / 2**30:>7.2f}{peer['peak_memory'] / 2**30:>7.2f}"
+            line += f"{ours['others']:>6.2f}{peer['others']:>6.2f}"
         lines.append(line)
     for task, values in result.get("transformers_bf16", {}).items():
         lines.append(f"{task + ', bfloat16 autocast':<28}{'':>14}{values['median']:>14.4g}")
@@ -300,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     if host["load_average"] > 0.3 * host["cores"]:
         print(
             f"warning: the load average is {host['load_average']:.1f} on {host['cores']} cores; other programs are "
-            "running, and will distort what is measured",
+            "running and will distort what is measured",
             file=sys.stderr,
         )
     groups = [["train"]] if {"train", "startup"} & set(arguments.what) else []

@@ -1,8 +1,8 @@
 """One side of the benchmark, in a process of its own: `benchmark.py` starts it and says when to work.
 
-It reads one JSON request a line from stdin and answers each with one JSON line on stdout. Between requests it is blocked
-on the pipe and its thread pools sleep, so that the other side has the cores to itself. Libraries are imported inside the
-sides: a process that measures PyTorch must not load mindgpt, which sets OMP_WAIT_POLICY for the process it lives in.
+It reads one JSON request a line from stdin and answers each with one JSON line on stdout. Between requests it is
+blocked on the pipe and its thread pools sleep, so that the other side has the cores to itself. Libraries are imported
+inside the sides: a process that measures PyTorch must not load mindgpt, which sets OMP_WAIT_POLICY for its process.
 """
 
 import json
@@ -221,7 +221,17 @@ def answer(side: MindGPT | Transformers, steps: dict[str, Step], request: dict) 
         "seconds": seconds,
         "result": result,
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "others": (others_cpu_seconds() - before) / (time.perf_counter() - began) if seconds else 0.0,
     }
+
+
+def others_cpu_seconds() -> float:
+    """CPU time that other processes of this machine have used so far; 0 where the system does not tell (not Linux)."""
+    if not os.path.exists("/proc/stat"):
+        return 0.0
+    with open("/proc/stat") as file:
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def main() -> None:
