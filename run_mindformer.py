@@ -1,8 +1,6 @@
 """Train, fine-tune, evaluate or run GPT-2 as a YAML file says: `python run_mindformer.py --config FILE [flags]`."""
 
-import sys
-
 from mindgpt.tasks.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from tqdm import tqdm
 
-from mindgpt.config.errors import UserError
+from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.text import document_pieces, input_files
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
@@ -67,11 +67,4 @@ def _texts(files: list[Path], field: str, progress: tqdm) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
-        sys.exit(130)
+    run_program(main)

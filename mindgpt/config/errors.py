@@ -1,4 +1,8 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The one exception that is meant for the person at the keyboard, and the way programs end on it."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -6,3 +10,18 @@ class UserError(ValueError):
 
     Entry points print the message alone and exit with status 2; nobody sees a traceback for it.
     """
+
+
+def run_program(main: Callable[[], object]) -> NoReturn:
+    """Run a program's `main` and exit: 0; 2 with the message of a `UserError` or of a file error; 130 after Ctrl-C."""
+    try:
+        main()
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise  # not about a file of the person's
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; no file was left half written", file=sys.stderr, flush=True)
+        sys.exit(130)
+    sys.exit(0)

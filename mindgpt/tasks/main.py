@@ -1,32 +1,25 @@
 """The entry point: reads the command line, and hands over to the run mode."""
 
-import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from mindgpt.config.command_line import config_from_command_line
-from mindgpt.config.errors import UserError
-
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+from mindgpt.config.errors import run_program
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for. Returns the exit status: 0, 2 for an error of the user's, 130 for Ctrl-C.
+def main() -> NoReturn:
+    """The program `run_mindformer.py`, also installed as `mindgpt`: run what the command line asks for, and exit."""
+    run_program(run)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Run what a command line asks for; `argv` None means that of this process.
 
     MindSpore is loaded only after the command line and the YAML have been read and found right.
+
+    Raises:
+        UserError: the command line, the YAML, or a file they name is wrong.
     """
-    try:
-        _dispatch(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        return EXIT_INTERRUPTED
-    return 0
-
-
-def _dispatch(argv: Sequence[str] | None) -> None:
     command = config_from_command_line(argv)
     config = command.config
     from mindgpt.runtime.ranks import say

@@ -69,7 +69,7 @@ def test_wikitext_as_documented(run, shared_data, gpt2_tokenizer_dir, tmp_path):
     before = digest(tmp_path / "out")
     status, output, errors = run(WIKITEXT, *arguments)
     assert (status, output) == (2, "")
-    assert errors == "out/x.mindrecord exists already. Use --overwrite to replace it, or another name.\n"
+    assert errors == "error: out/x.mindrecord exists already. Use --overwrite to replace it, or another name.\n"
     assert digest(tmp_path / "out") == before
 
 
@@ -199,7 +199,7 @@ def test_a_wrong_vocabulary_size_is_one_sentence(run, tmp_path):
     (tmp_path / "x.txt").write_text("text")
     status, output, errors = run(TRAIN, "--input_file", "x.txt", "--vocab_size", 100, "--output_dir", "t")
     assert (status, output, os.listdir(tmp_path)) == (2, "", ["x.txt"])
-    assert errors == "vocab_size must be at least 257 (256 bytes and <|endoftext|>); it is 100.\n"
+    assert errors == "error: vocab_size must be at least 257 (256 bytes and <|endoftext|>); it is 100.\n"
 
 
 # ---- kill -9 ----

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 import transformers
 
+from mindgpt.config.errors import run_program
 from mindgpt.models.gpt2 import convert_weight
 
 H, L, F, V, P = 12, 2, 20, 61, 16
@@ -94,7 +95,10 @@ def run(repo, *arguments, cwd=None) -> subprocess.CompletedProcess:
 
 def convert(source, ckpt, *more) -> int:
     """The same command inside this process, for the many cases."""
-    return convert_weight.main(["--torch_path", str(source), "--mindspore_path", str(ckpt), *map(str, more)])
+    words = ["--torch_path", str(source), "--mindspore_path", str(ckpt), *map(str, more)]
+    with pytest.raises(SystemExit) as ended:
+        run_program(lambda: convert_weight.main(words))
+    return ended.value.code
 
 
 def refused(capsys, *arguments) -> str:
@@ -370,7 +374,7 @@ def test_wrong_layers_config_and_names_are_refused_and_nothing_is_written(model,
     out = tmp_path / "out"
     wrong = run(repo, COMMAND, "--layers", 12, "--torch_path", hf_folder, "--mindspore_path", out / "x.ckpt")
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("--layers 12: ") and "has 2 layers" in wrong.stderr and wrong.stdout == ""
+    assert wrong.stderr.startswith("error: --layers 12: ") and "has 2 layers" in wrong.stderr and wrong.stdout == ""
     assert "ends in .ckpt" in refused(capsys, hf_folder, out / "x.bin")
     assert "num_layers is 12, the weights have 2" in refused(capsys, hf_folder, out / "x.ckpt", "--config", "gpt2")
     assert "gpt3" in refused(capsys, hf_folder, out / "x.ckpt", "--config", "gpt3")

@@ -19,7 +19,7 @@ if not __package__:  # run as a script: import from this checkout, and not from 
 import numpy as np
 from tqdm import tqdm
 
-from mindgpt.config.errors import UserError
+from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.files import atomic_write, make_folder
 from mindgpt.models.checkpoint_file import write_checkpoint
 from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config
@@ -242,26 +242,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; 0 if it worked, 2 after one message on stderr if it did not, 130 after Ctrl-C."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; raises UserError if it cannot."""
     options = parse_arguments(arguments)
-    try:
-        if options.reversed:
-            convert_to_hugging_face(
-                options.mindspore_path, options.torch_path, options.layers, options.dtype, options.config
-            )
-        else:
-            convert_to_mindspore(
-                options.torch_path, options.mindspore_path, options.layers, options.dtype, options.config
-            )
-    except (UserError, OSError) as error:  # an OSError names its file and what the system said
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped; a file that was not finished has been removed.", file=sys.stderr)
-        return 130
-    return 0
+    settings = (options.layers, options.dtype, options.config)
+    if options.reversed:
+        convert_to_hugging_face(options.mindspore_path, options.torch_path, *settings)
+    else:
+        convert_to_mindspore(options.torch_path, options.mindspore_path, *settings)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Make the test environment, then run ruff and pytest.
+#   bash scripts/test.sh             what CI runs
+#   bash scripts/test.sh --slow      also the tests marked slow
+#   bash scripts/test.sh ARGUMENTS   handed to pytest, e.g. tests/models -k loss
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+make_environment "[test]"
+cd "$repo"
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+exec "$PYTHON" -m pytest "$@"
