@@ -17,27 +17,33 @@ out=${OUTPUT:-output/quickstart}
 config=configs/gpt2/pretrain_gpt2_quickstart.yaml
 data_tool=tools/dataset_preprocess/text_to_mindrecord.py
 step() { printf '\n== %s\n' "$1"; }
+run() {
+    printf '$ python'
+    printf ' %q' "$@"
+    printf '\n'
+    "$PYTHON" "$@"
+}
 
 step "1/5 text, split into a part to train on and a part to judge by"
-"$PYTHON" tools/split_text.py ${text:+--input_file "$text"} --output_dir "$out/text"
+run tools/split_text.py ${text:+--input_file "$text"} --output_dir "$out/text"
 
 step "2/5 tokenizer: byte-level BPE with 4096 tokens, learnt from the training text"
-"$PYTHON" tools/train_tokenizer.py --input_file "$out/text/train.txt" --vocab_size 4096 --output_dir "$out/tokenizer" --overwrite
+run tools/train_tokenizer.py --input_file "$out/text/train.txt" --vocab_size 4096 --output_dir "$out/tokenizer" --overwrite
 
 step "3/5 data: text -> tokens -> MindRecord"
 for part in train valid; do
-    "$PYTHON" $data_tool --input_file "$out/text/$part.txt" --output_file "$out/data/$part.mindrecord" \
+    run $data_tool --input_file "$out/text/$part.txt" --output_file "$out/data/$part.mindrecord" \
         --max_length 129 --tokenizer_type "$out/tokenizer" --overwrite
 done
 
 step "4/5 training, with an evaluation before and after"
-"$PYTHON" run_mindformer.py --config $config --run_mode train --output_dir "$out/run" --do_eval True \
+run run_mindformer.py --config $config --run_mode train --output_dir "$out/run" --do_eval True \
     --train_dataset_dir "$out/data/train.mindrecord" --eval_dataset_dir "$out/data/valid.mindrecord"
 
 step "5/5 evaluation and text by the trained model"
-"$PYTHON" run_mindformer.py --config $config --run_mode eval --output_dir "$out/run" --epochs 1 \
+run run_mindformer.py --config $config --run_mode eval --output_dir "$out/run" --epochs 1 \
     --eval_dataset_dir "$out/data/valid.mindrecord" --load_checkpoint "$out/run/checkpoint"
-"$PYTHON" run_mindformer.py --config $config --run_mode predict --output_dir "$out/run" \
+run run_mindformer.py --config $config --run_mode predict --output_dir "$out/run" \
     --load_checkpoint "$out/run/checkpoint" --tokenizer "$out/tokenizer" \
     --predict_data "The following" "If the object" "A function"
 

@@ -84,7 +84,8 @@ class MindGPT:
         return step
 
     def decode(self, batch: int) -> Step:
-        from mindgpt.generation import GenerationSettings, Generator
+        from mindgpt.generation.engine import Generator
+        from mindgpt.generation.sampling import GenerationSettings
 
         generator = Generator(self.model().set_train(False))
         settings = GenerationSettings(max_new_tokens=self.options["new_tokens"], eos_token_id=None)

@@ -6,9 +6,12 @@ or `read_json`, so a wrong path, a broken byte or a typo ends in one sentence, n
 
 import contextlib
 import errno
+import glob
 import json
 import os
+import platform
 import secrets
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +20,9 @@ from mindgpt.config.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
+# In the names of temporary files: on a shared file system, another machine's process must not be taken for a dead one.
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+
 
 @contextlib.contextmanager
 def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) -> Iterator[IO[Any]]:
@@ -24,6 +30,7 @@ def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) 
 
     Whoever looks at `path`, also after a kill or a power cut at any instant, sees the old file or the new one, whole.
     Missing folders are created. A `path` that is a symbolic link keeps being one: the file it points at is replaced.
+    What a writer of the same file left that was killed on this machine is swept away.
 
     Args:
         path: the file to write.
@@ -38,7 +45,9 @@ def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) 
     if target.is_dir():
         raise UserError(f"Cannot write {path}: it is a folder. Name a file.")
     make_folder(target.parent)
-    temporary = target.with_name(f".{target.name[:200]}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    stem = f".{target.name[:200]}.tmp-"
+    _sweep(target.parent, stem)
+    temporary = target.with_name(f"{stem}{os.getpid()}-{_MACHINE}{secrets.token_hex(4)}")
     text = {} if "b" in mode else {"encoding": encoding or "utf-8", "newline": ""}
     try:
         # Opened by name with "x", not by mkstemp: the file gets the permissions of the user's umask, not 0600.
@@ -55,6 +64,26 @@ def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) 
         with contextlib.suppress(OSError):
             temporary.unlink()
     sync_folder(target.parent)
+
+
+def _sweep(folder: Path, stem: str) -> None:
+    """Remove the temporary files `<stem><pid>-<machine><random>` of processes of this machine that no longer run."""
+    for file in folder.glob(f"{glob.escape(stem)}*-{_MACHINE}*"):
+        pid = file.name[len(stem) :].split("-")[0]
+        if pid.isdecimal() and not process_runs(int(pid)):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def process_runs(pid: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _about(error: OSError, temporary: Path) -> bool:

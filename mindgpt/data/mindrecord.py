@@ -28,7 +28,15 @@ from typing import Any
 import numpy as np
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import PathLike, atomic_write, make_folder, open_to_read, read_json, sync_folder
+from mindgpt.data.files import (
+    PathLike,
+    atomic_write,
+    make_folder,
+    open_to_read,
+    process_runs,
+    read_json,
+    sync_folder,
+)
 
 try:
     import fcntl
@@ -73,10 +81,12 @@ def read_header(path: PathLike) -> Header:
         content = file.read(length)
     try:
         fields = json.loads(content)
-        header = _parse_header(fields)
-        end = max(fields["header_size"] + p["page_id"] * fields["page_size"] + p["page_size"] for p in fields["page"])
+        pages = fields["page"] or []  # null where nothing was written
+        header = _parse_header(fields, pages)
+        ends = [fields["header_size"] + page["page_id"] * fields["page_size"] + page["page_size"] for page in pages]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} is no MindRecord file, or a broken one. Make it again.") from error
+    end = max(ends, default=0)
     if size < end:
         raise UserError(f"{path} is cut short: it has {size} bytes of {end}. Copy or make it again.")
     if path.name not in header.names:
@@ -88,9 +98,9 @@ def read_header(path: PathLike) -> Header:
     return header
 
 
-def _parse_header(fields: dict[str, Any]) -> Header:
+def _parse_header(fields: dict[str, Any], pages: list[dict[str, Any]]) -> Header:
     schema = fields["schema"][0]
-    rows = sum(page["end_row_id"] - page["start_row_id"] for page in fields["page"] if page["page_type"] == "BLOB_DATA")
+    rows = sum(page["end_row_id"] - page["start_row_id"] for page in pages if page["page_type"] == "BLOB_DATA")
     metadata: Any = {}
     with contextlib.suppress(ValueError):
         metadata = json.loads(schema["desc"])
@@ -371,22 +381,12 @@ def _sweep(folder: Path, name: str) -> None:
     """Remove the staging folders of writers of `name` that are dead: nobody holds their lock, no such process runs."""
     for stage in folder.glob(f".{glob.escape(name)}.tmp-*"):
         pid = stage.name.rsplit("-", 2)[-2]
-        if pid.isdecimal() and _runs(int(pid)):
+        if pid.isdecimal() and process_runs(int(pid)):
             continue
         lock = _lock_folder(stage, wait=False)
         if lock is not None or fcntl is None:
             shutil.rmtree(stage, ignore_errors=True)
         _unlock(lock)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _lock_folder(folder: Path, wait: bool) -> int | None:

@@ -1,5 +1,8 @@
 """From a dataset section to a MindSpore dataset that fits the model."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 from mindspore import dataset as ds
 
@@ -7,12 +10,14 @@ from mindgpt.config.data import DatasetSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.data.dataset import DatasetInfo, build_dataset, check_row_length, inspect
+from mindgpt.data.mindrecord import reason_of
 
 _ROWS_LOOKED_AT = 256
 
 
-def training_data(config: RunConfig) -> ds.Dataset:
-    """The batches of a step: `batch_size` x `gradient_accumulation_steps` rows of seq_length + 1 tokens.
+def training_data(config: RunConfig) -> tuple[ds.Dataset, DatasetInfo]:
+    """The batches of a step, of `batch_size` x `gradient_accumulation_steps` rows of seq_length + 1 tokens, and what
+    the data set is made of.
 
     Raises:
         UserError: no data set is named, or it does not fit the model.
@@ -20,7 +25,7 @@ def training_data(config: RunConfig) -> ds.Dataset:
     runner = config.runner_config
     rows = runner.batch_size * runner.gradient_accumulation_steps
     info = _inspected(config, config.train_dataset, "train", training=True)
-    return _build(config, config.train_dataset, info, rows, drop_remainder=_must_drop(config))
+    return _build(config, config.train_dataset, info, rows, drop_remainder=_must_drop(config)), info
 
 
 def evaluation_data(config: RunConfig) -> tuple[ds.Dataset, DatasetInfo]:
@@ -33,6 +38,21 @@ def evaluation_data(config: RunConfig) -> tuple[ds.Dataset, DatasetInfo]:
     info = _inspected(config, section, "eval", training=False)
     dataset = _build(config, section, info, config.runner_config.batch_size, drop_remainder=section.drop_remainder)
     return dataset, info
+
+
+@contextlib.contextmanager
+def reading(info: DatasetInfo) -> Iterator[None]:
+    """For the block that goes through a data set: rows that turn out to be broken end in a `UserError`.
+
+    Only the first row is looked at beforehand; looking at all would take as long as an epoch of reading.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "dataset pipeline" not in str(error):  # MindSpore's words for an error while reading
+            raise
+        named = info.files[0] if len(info.files) == 1 else f"{info.files[0]} or one of the {len(info.files)} with it"
+        raise UserError(f"{named}: reading stopped: {reason_of(error).rstrip('.')}. Make the data again.") from error
 
 
 def _must_drop(config: RunConfig) -> bool:
@@ -94,11 +114,27 @@ def _check_vocabulary(vocab_size: int, info: DatasetInfo) -> None:
     needed = info.metadata.get("vocab_size")
     source = "was made with a tokenizer"
     if needed is None:
-        rows = build_dataset(info, batch_size=1, columns=["input_ids"], num_samples=min(info.num_rows, _ROWS_LOOKED_AT))
-        needed = 1 + max(int(np.max(ids)) for (ids,) in rows.create_tuple_iterator(num_epochs=1, output_numpy=True))
-        source = "holds token ids"
+        needed, source = 1 + _highest_id(info), "holds token ids"
     if needed > vocab_size:
         raise UserError(
             f"{info.files[0]} {source} of {needed} tokens, but model.model_config.vocab_size is {vocab_size}. Set it "
             f"to {needed}, or make the data again with the tokenizer of this model."
         )
+
+
+def _highest_id(info: DatasetInfo) -> int:
+    """The highest token id in the first rows.
+
+    Raises:
+        UserError: these rows are of different lengths, or hold what is no token id.
+    """
+    dataset = build_dataset(info, batch_size=1, columns=["input_ids"], num_samples=min(info.num_rows, _ROWS_LOOKED_AT))
+    with reading(info):
+        rows = [batch[0] for (batch,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)]
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1:
+        raise UserError(f"{info.files[0]}: rows have {lengths[0]} to {lengths[-1]} tokens; they must be of one length.")
+    lowest = min(int(np.min(row)) for row in rows)
+    if lowest < 0:
+        raise UserError(f"{info.files[0]}: 'input_ids' holds {lowest}, which is no token id. Make the data again.")
+    return max(int(np.max(row)) for row in rows)

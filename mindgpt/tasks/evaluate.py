@@ -12,8 +12,9 @@ from mindgpt.data.files import atomic_write
 from mindgpt.evaluation.perplexity import PerplexityCell, PerplexityMetric
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.runtime.ranks import say
-from mindgpt.tasks.datasets import evaluation_data
+from mindgpt.tasks.datasets import evaluation_data, reading
 from mindgpt.tasks.models import build_model
+from mindgpt.tasks.session import keep_config
 
 METRIC = "PerplexityMetric"
 _RECIPE_OF_BATCH_MEANS = "wikitext-mindformers"
@@ -34,6 +35,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
             "loss is the mean of batch means, as MindFormers computed it for this data; each token counted once: "
             f"{evaluator.metric.token_weighted()}"
         )
+    keep_config(config)
     path = Path(config.output_dir) / "eval_result.json"
     with atomic_write(path, "w") as file:
         json.dump({"metric": METRIC, **values, "tokens": tokens, "data": evaluator.info.files}, file, indent=2)
@@ -56,7 +58,8 @@ class Evaluator:
             self._cell = PerplexityCell(model)
         try:
             loop = Model(self._cell, eval_network=self._cell, metrics={METRIC: self.metric})
-            return loop.eval(self.dataset, dataset_sink_mode=False)[METRIC]
+            with reading(self.info):
+                return loop.eval(self.dataset, dataset_sink_mode=False)[METRIC]
         except RuntimeError as error:
             if "no token to predict" in str(error):
                 raise UserError(f"{self.info.files[0]}: {error}") from None

@@ -1,5 +1,6 @@
 """From `load_checkpoint` and the section `model` to a model with its weights."""
 
+import re
 from pathlib import Path
 
 from mindgpt.config.errors import UserError
@@ -11,6 +12,12 @@ from mindgpt.runtime.ranks import say
 from mindgpt.train.checkpoints import last_checkpoint
 
 DOWNLOADS = Path("checkpoint_download/gpt2")  # where MindFormers put what it downloaded
+_SIZES = {  # the settings that show in the weights' shapes, and where
+    "backbone.embedding.word_embedding.embedding_table": ("vocab_size", "hidden_size"),
+    "backbone.embedding.position_embedding.embedding_table": ("max_position_embeddings", "hidden_size"),
+    "backbone.blocks.0.output.mapping.weight": ("hidden_size", "ffn_hidden_size"),
+}
+_LAYER = re.compile(r"backbone\.blocks\.(\d+)\.")
 _SAME_SHAPES = (  # settings that change the network but no shape, so that strict loading cannot see a difference
     "num_heads",
     "hidden_act",
@@ -89,10 +96,29 @@ def _newest_in(folder: Path) -> Path:
     except UserError:
         return folder
     say(f"load_checkpoint: the newest in {candidates} is {newest.name}")
+    written_last = max(candidates.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    if written_last != newest:
+        say(f"note: {written_last.name} was written later; if it is of a later run, name it with --load_checkpoint")
     return newest
 
 
 def _check_same_network(config: GPT2Config, weights: Weights, path: Path) -> None:
+    """Say in the YAML's words what would otherwise be a page of misshapen parameters, or would not be seen at all.
+
+    Raises:
+        UserError: the weights are of a network of another size, or with another number of heads.
+    """
+    sizes = _sizes(weights)
+    wrong = [
+        f"{name} is {size} in the file and {getattr(config, name)} in the YAML"
+        for name, size in sizes.items()
+        if size != getattr(config, name)
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} holds another network than the YAML describes: {'; '.join(wrong)}. Correct model.model_config, "
+            "or name other weights."
+        )
     if weights.config is None:
         return
     differences = [
@@ -107,3 +133,14 @@ def _check_same_network(config: GPT2Config, weights: Weights, path: Path) -> Non
         )
     if differences:
         say(f"note: the config.json beside {path} differs: {'; '.join(differences)}. The YAML is obeyed.")
+
+
+def _sizes(weights: Weights) -> dict[str, int]:
+    """The settings of the network as far as the shapes of its weights tell them."""
+    entries = weights.source.entries
+    sizes: dict[str, int] = {}
+    for name, settings in _SIZES.items():
+        if name in entries and len(entries[name].shape) == len(settings):
+            sizes |= dict(zip(settings, entries[name].shape, strict=True))
+    layers = {match[1] for name in entries if (match := _LAYER.match(name))}
+    return sizes | ({"num_layers": len(layers)} if layers else {})

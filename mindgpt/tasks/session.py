@@ -1,4 +1,4 @@
-"""What every run mode does first: refuse what is not there, prepare the device, keep the resolved configuration."""
+"""What every run mode does around its job: refuse what is not there, prepare the device, keep the configuration."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +13,7 @@ from mindgpt.runtime.ranks import say, world_size
 
 
 def prepare(config: RunConfig) -> None:
-    """Make the process ready to build a model: device, seed, folder of the run.
-
-    The resolved configuration, every default filled in, is written to `<output_dir>/<run_mode>_config.yaml`.
+    """Make the process ready to build a model: device and seed. Writes nothing yet: the run may still be refused.
 
     Raises:
         UserError: the configuration asks for something mindgpt does not do yet, or the device is not there.
@@ -29,8 +27,18 @@ def prepare(config: RunConfig) -> None:
         notes.append("use_parallel is True, but no cluster is around this process: running on one card")
     for note in notes:
         say(note)
-    with atomic_write(Path(config.output_dir) / f"{config.run_mode}_config.yaml", "w") as file:
+
+
+def keep_config(config: RunConfig) -> Path:
+    """Write the resolved configuration, every default filled in, to `<output_dir>/<run_mode>_config.yaml`.
+
+    For the moment when nothing about data and weights can be refused any more, so that a run that never began does not
+    write over what an earlier one left.
+    """
+    path = Path(config.output_dir) / f"{config.run_mode}_config.yaml"
+    with atomic_write(path, "w") as file:
         file.write(dump_config(config))
+    return path
 
 
 def _not_there(config: RunConfig) -> Iterator[str]:

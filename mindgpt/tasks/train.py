@@ -12,10 +12,11 @@ from mindgpt.config.training import CheckpointMonitorSection, EvalCallBackSectio
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_parallel import apply_recompute
 from mindgpt.runtime.ranks import rank, say
-from mindgpt.tasks.datasets import training_data
+from mindgpt.tasks.datasets import reading, training_data
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.models import build_model
-from mindgpt.train.callbacks import EvaluationCallback, LossMonitor
+from mindgpt.tasks.session import keep_config
+from mindgpt.train.callbacks import EvaluationCallback, LossMonitor, SkippedSteps
 from mindgpt.train.checkpoints import CheckpointMonitor
 from mindgpt.train.optimizers import build_optimizer, decay_groups
 from mindgpt.train.progress import Progress
@@ -25,7 +26,7 @@ from mindgpt.train.step import AccumulatingTrainStep, TrainStep
 
 def train(config: RunConfig) -> None:
     """Train a model as the configuration says."""
-    dataset = training_data(config)
+    dataset, info = training_data(config)
     evaluator = Evaluator(config) if config.do_eval else None
     progress = Progress(config.runner_config.epochs, dataset.get_dataset_size())
     rates = learning_rates(config.lr_schedule, progress.total_steps)
@@ -40,14 +41,17 @@ def train(config: RunConfig) -> None:
         f"training: {progress.epochs} epoch(s) of {progress.steps_per_epoch} steps, batch {runner.batch_size} x "
         f"{runner.gradient_accumulation_steps} rows of {config.model.config.seq_length} tokens; compiling first"
     )
+    config_file = keep_config(config)
     began = time.monotonic()
     try:
-        _run(config, step, dataset, callbacks, progress)
+        with reading(info):
+            _run(config, step, dataset, callbacks, progress)
     finally:
         for callback in callbacks:
             if isinstance(callback, LossMonitor):
                 callback.close()
-    _closing_lines(config, progress, callbacks, time.monotonic() - began)
+    _closing_lines(progress, callbacks, time.monotonic() - began)
+    say(f"configuration: {config_file}")
 
 
 def _train_step(config: RunConfig, model: GPT2LMHeadModel, optimizer: nn.Optimizer) -> nn.Cell:
@@ -62,7 +66,7 @@ def _train_step(config: RunConfig, model: GPT2LMHeadModel, optimizer: nn.Optimiz
 def _callbacks(
     config: RunConfig, progress: Progress, model: GPT2LMHeadModel, evaluator: Evaluator | None
 ) -> list[Callback]:
-    """In the order of the YAML, but a checkpoint is written before an evaluation that might fail."""
+    """In the order of the YAML, but evaluation comes last: after checkpoints, since it might fail."""
     log = Path(config.output_dir) / "log"
     callbacks: list[Callback] = []
     for section in config.callbacks:
@@ -70,8 +74,7 @@ def _callbacks(
             runner = config.runner_config
             rows = runner.batch_size * runner.gradient_accumulation_steps
             tokens = rows * config.model.config.seq_length
-            skips = config.runner_wrapper.max_skipped_steps
-            callbacks.append(LossMonitor(progress, log / "train.jsonl", tokens, section.per_print_times, skips))
+            callbacks.append(LossMonitor(progress, log / "train.jsonl", tokens, section.per_print_times))
         elif isinstance(section, CheckpointMonitorSection):
             callbacks.append(CheckpointMonitor(section, progress, config.output_dir, model, model.config, rank()))
         elif isinstance(section, EvalCallBackSection):
@@ -79,6 +82,7 @@ def _callbacks(
                 lambda: evaluator.run(model), progress, section.eval_steps, section.eval_epochs, log / "eval.jsonl"
             )
             callbacks.append(evaluation)
+    callbacks.append(SkippedSteps(progress, config.runner_wrapper.max_skipped_steps))
     return sorted(callbacks, key=lambda callback: isinstance(callback, EvaluationCallback))
 
 
@@ -101,11 +105,12 @@ def _run(
         loop.train(progress.epochs, dataset, callbacks, dataset_sink_mode=False)
 
 
-def _closing_lines(config: RunConfig, progress: Progress, callbacks: list[Callback], seconds: float) -> None:
+def _closing_lines(progress: Progress, callbacks: list[Callback], seconds: float) -> None:
     say(f"trained {progress.total_steps} steps in {seconds:.1f} s")
     for callback in callbacks:
         if isinstance(callback, CheckpointMonitor) and callback.written:
             say(f"checkpoint: {callback.written[-1]}")
         elif isinstance(callback, LossMonitor):
             say(f"log: {callback.log}")
-    say(f"configuration: {Path(config.output_dir) / f'{config.run_mode}_config.yaml'}")
+        elif isinstance(callback, SkippedSteps) and callback.count:
+            say(f"{callback.count} of these steps were not finite and changed nothing")

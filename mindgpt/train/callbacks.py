@@ -10,6 +10,7 @@ from typing import Any
 from mindspore.train import Callback, RunContext
 
 from mindgpt.config.errors import UserError
+from mindgpt.data.files import make_folder
 from mindgpt.runtime.ranks import say
 from mindgpt.train.progress import Progress
 
@@ -17,36 +18,28 @@ from mindgpt.train.progress import Progress
 class LossMonitor(Callback):
     """A line every so many steps, and a JSON object in `log` for every step.
 
-    Both hold step, epoch, loss, learning rate, global gradient norm, loss scale, tokens per second and the time left. A
-    loss that is not finite is `null` in the file, with `"skipped": true`. After `max_skipped_steps` steps in a row that
-    were not finite the run ends with a `UserError` that says where.
+    Both hold step, epoch, loss, learning rate, global gradient norm, loss scale and tokens per second; the line also
+    the time left. A number that is not finite is `null` in the file; a step that changed nothing has `"skipped": true`.
 
     Args:
         progress: the plan of the run.
-        log: the JSON-lines file; its folder is made and an older file of that name replaced.
+        log: the JSON-lines file; its folder is made, and an older file of that name replaced after the first step.
         tokens_per_step: tokens that all processes together predict in a step.
         every: steps between two lines on the console.
-        max_skipped_steps: see above.
     """
 
-    def __init__(
-        self, progress: Progress, log: Path, tokens_per_step: int, every: int = 1, max_skipped_steps: int = 20
-    ):
+    def __init__(self, progress: Progress, log: Path, tokens_per_step: int, every: int = 1):
         super().__init__()
         self.progress = progress
         self.log = Path(log)
         self.tokens_per_step = tokens_per_step
         self.every = every
-        self.max_skipped_steps = max_skipped_steps
-        self.losses: list[float] = []
         self._file = None
-        self._skipped = 0
         self._first_step: int | None = None
         self._after_first_step = self._before_step = 0.0
 
     def on_train_begin(self, run_context: RunContext) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.log, "w", encoding="utf-8")  # noqa: SIM115 (closed at the end of training)
+        make_folder(self.log.parent)
 
     def on_train_step_begin(self, run_context: RunContext) -> None:
         self._before_step = time.monotonic()
@@ -65,14 +58,14 @@ class LossMonitor(Callback):
             "skipped": skipped,
             "tokens_per_second": round(self.tokens_per_step / (now - self._before_step), 1),
         }
-        self.losses.append(loss)
+        if self._file is None:
+            self._file = open(self.log, "w", encoding="utf-8")  # noqa: SIM115 (closed at the end of training)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         first = self._first_step is None
         seconds_left = self._seconds_left(step, now)
         if first or skipped or step % self.every == 0 or step == self.progress.total_steps:
             say(self._line(record, first, seconds_left))
-        self._stop_if_hopeless(record)
 
     def _seconds_left(self, step: int, now: float) -> float | None:
         """From the mean of all steps of this run but the first, which compiles."""
@@ -93,19 +86,6 @@ class LossMonitor(Callback):
             f"{record['tokens_per_second']:.0f} tokens/s{' (compiling included)' if first else ''}{left}"
         )
 
-    def _stop_if_hopeless(self, record: dict[str, Any]) -> None:
-        self._skipped = self._skipped + 1 if record["skipped"] else 0
-        if self._skipped < self.max_skipped_steps:
-            return
-        step = record["step"]
-        raise UserError(
-            f"training stopped at step {step} (epoch {record['epoch']}, batch {self.progress.step_in_epoch(step)} of "
-            f"{self.progress.steps_per_epoch}): loss or gradients were not finite in {self._skipped} steps in a row, "
-            f"last with loss {self.losses[-1]} at loss scale {record['loss_scale']:g}. None of these steps changed the "
-            "weights. Lower the learning rate, look at the data of these batches, or, if the loss scale is still "
-            "falling, raise runner_wrapper.max_skipped_steps."
-        )
-
     def on_train_end(self, run_context: RunContext) -> None:
         self.close()
 
@@ -116,14 +96,53 @@ class LossMonitor(Callback):
             self._file = None
 
 
+class SkippedSteps(Callback):
+    """Counts the steps whose loss or gradients were not finite, and ends a run that has too many of them in a row.
+
+    Args:
+        progress: the plan of the run.
+        most_in_a_row: that many end the run.
+
+    Raises:
+        UserError: after the last of these steps; it says where the run stopped and what to do.
+    """
+
+    def __init__(self, progress: Progress, most_in_a_row: int):
+        super().__init__()
+        self.progress = progress
+        self.most_in_a_row = most_in_a_row
+        self.count = 0
+        self._in_a_row = 0
+
+    def on_train_step_end(self, run_context: RunContext) -> None:
+        state = run_context.original_args()
+        loss, skipped, scale, _, _ = state.net_outputs
+        if not skipped.asnumpy().item():
+            self._in_a_row = 0
+            return
+        self.count += 1
+        self._in_a_row += 1
+        if self._in_a_row < self.most_in_a_row:
+            return
+        step = state.cur_step_num
+        raise UserError(
+            f"training stopped at step {step} (epoch {self.progress.epoch(step)}, batch "
+            f"{self.progress.step_in_epoch(step)} of {self.progress.steps_per_epoch}): loss or gradients were not "
+            f"finite in {self._in_a_row} steps in a row, last with loss {loss.asnumpy().item()} at loss scale "
+            f"{scale.asnumpy().item():g}. None of these steps changed the weights. Lower the learning rate, look at "
+            "the data of these batches and at the weights the run began with, or, if the loss scale is still falling, "
+            "raise runner_wrapper.max_skipped_steps."
+        )
+
+
 class EvaluationCallback(Callback):
-    """Evaluates during training, every so many steps or epochs, and at the end.
+    """Evaluates before training, every so many steps or epochs, and at the end.
 
     Args:
         evaluate: returns the metric's values, such as {"loss": .., "PPL": ..}.
         progress: the plan of the run.
         every_steps, every_epochs: -1 means never by that measure.
-        log: JSON-lines file that every result is added to.
+        log: JSON-lines file of the results; an older file of that name is replaced by the first one.
     """
 
     def __init__(
@@ -141,11 +160,11 @@ class EvaluationCallback(Callback):
         self.every_epochs = every_epochs
         self.log = Path(log)
         self.results: list[dict[str, float]] = []
-        self._last_step = 0
+        self._last_step: int | None = None
 
     def on_train_begin(self, run_context: RunContext) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.log.write_text("")
+        make_folder(self.log.parent)
+        self._run(run_context.original_args().cur_step_num)
 
     def on_train_step_end(self, run_context: RunContext) -> None:
         step = run_context.original_args().cur_step_num
@@ -164,10 +183,10 @@ class EvaluationCallback(Callback):
         self._last_step = step
         values = self.evaluate()
         self.results.append({"step": step, **values})
-        with open(self.log, "a", encoding="utf-8") as file:
+        with open(self.log, "w" if len(self.results) == 1 else "a", encoding="utf-8") as file:
             file.write(json.dumps(self.results[-1]) + "\n")
         shown = ", ".join(f"{key} {value:.4f}" for key, value in values.items())
-        say(f"evaluation after step {step}: {shown}")
+        say(f"evaluation {f'after step {step}' if step else 'before training'}: {shown}")
 
 
 def _duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ from mindspore.train import Callback, RunContext
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.training import CheckpointMonitorSection
+from mindgpt.data.files import make_folder
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.weights import save_checkpoint
 from mindgpt.train.progress import Progress
@@ -51,6 +52,10 @@ class CheckpointMonitor(Callback):
         self.written: list[Path] = []
         self._last_step = 0
         self._last_time = time.monotonic()
+
+    def on_train_begin(self, run_context: RunContext) -> None:
+        """Make the folder: one that cannot be written should stop the run now, not after hours of it."""
+        make_folder(self.folder)
 
     def on_train_step_end(self, run_context: RunContext) -> None:
         step = run_context.original_args().cur_step_num
@@ -111,11 +116,13 @@ def _parameters_by_name(step: nn.Cell) -> Mapping[str, Parameter]:
     return {name: p for name, p in step.parameters_dict().items() if not name.startswith("accu_grads.")}
 
 
-_EPOCH_AND_STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
+_EPOCH_AND_STEP = re.compile(r"-(\d+)_(\d+)(-network)?\.ckpt$")
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """The newest checkpoint of a run's folder, by epoch and step, not by name.
+    """The newest checkpoint of a run's folder `checkpoint/rank_<r>` or `checkpoint_network/rank_<r>`.
+
+    By epoch and step, not by name, and not by the time of writing, which copying changes.
 
     Raises:
         UserError: there is none.

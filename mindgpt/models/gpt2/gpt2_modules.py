@@ -17,6 +17,9 @@ from mindspore.ops.operations.nn_ops import FlashAttentionScore
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.runtime.precision import Precision
 
+ROWS_WORTH_TURNING = 128
+"""Fewer rows than this (a decoding step has one per text) cost less than turning a matrix round; see `Linear`."""
+
 
 class Linear(nn.Cell):
     """y = x W + b over the last axis.
@@ -36,10 +39,11 @@ class Linear(nn.Cell):
         self.weight = Parameter(initializer(Normal(std), shape, precision.param), name="weight")
         self.bias = Parameter(initializer("zeros", (out_size,), precision.param), name="bias")
         # oneDNN's fp32 product is half as fast where the rows of an [in, out] matrix lie a multiple of 4 KiB apart
-        # (docs/performance.md); there a CPU turns the matrix round first.
+        # (docs/performance.md); there a CPU turns the matrix round first, if there are rows enough to be worth it.
         self.turned = not transpose_b and out_size % 1024 == 0 and ms.get_context("device_target") == "CPU"
         self.transpose = ops.Transpose()
-        self.matmul = ops.MatMul(transpose_b=transpose_b or self.turned)
+        self.matmul = ops.MatMul(transpose_b=transpose_b)
+        self.turned_matmul = ops.MatMul(transpose_b=True)
         self.add = ops.Add()
         self.cast = ops.Cast()
         self.compute = precision.compute
@@ -47,26 +51,42 @@ class Linear(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         """x: (rows, in_size) in any float dtype -> (rows, out_size) in the compute dtype."""
         weight = self.cast(self.weight, self.compute)
-        if self.turned:
-            weight = self.transpose(weight, (1, 0))
-        y = self.matmul(self.cast(x, self.compute), weight)
+        x = self.cast(x, self.compute)
+        if self.turned and x.shape[0] >= ROWS_WORTH_TURNING:
+            y = self.turned_matmul(x, self.transpose(weight, (1, 0)))
+        else:
+            y = self.matmul(x, weight)
         return self.add(y, self.cast(self.bias, self.compute))
 
 
 class LayerNorm(nn.Cell):
-    """Layer normalisation (Ba et al. 2016) over the last axis, eps inside the root, biased variance."""
+    """Layer normalisation (Ba et al. 2016) over the last axis, eps inside the root, biased variance.
+
+    MindSpore's CPU kernel takes a power for every element of the gradient, and works on one core until it has tuned
+    itself. There the formula is written out and graph-kernel fusion makes loops of it (docs/performance.md).
+    """
 
     def __init__(self, size: int, eps: float, precision: Precision):
         super().__init__()
         self.gamma = Parameter(initializer("ones", (size,), precision.layernorm), name="gamma")
         self.beta = Parameter(initializer("zeros", (size,), precision.layernorm), name="beta")
+        self.written_out = ms.get_context("device_target") == "CPU"
         self.layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+        self.sum = ops.ReduceSum(keep_dims=True)  # fusion takes up a sum, but no mean
+        self.rsqrt = ops.Rsqrt()
         self.cast = ops.Cast()
         self.dtype = precision.layernorm
+        self.eps = eps
+        self.per_value = 1.0 / size
 
     def construct(self, x: Tensor) -> Tensor:
         """x: (..., H) -> the same shape, in the layer-norm dtype."""
-        y, _, _ = self.layer_norm(self.cast(x, self.dtype), self.gamma, self.beta)
+        x = self.cast(x, self.dtype)
+        if self.written_out:
+            centred = x - self.sum(x, -1) * self.per_value
+            variance = self.sum(centred * centred, -1) * self.per_value  # (..., 1)
+            return centred * self.rsqrt(variance + self.eps) * self.gamma + self.beta
+        y, _, _ = self.layer_norm(x, self.gamma, self.beta)
         return y
 
 

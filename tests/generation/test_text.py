@@ -1,0 +1,60 @@
+"""Text in, text out."""
+
+import pytest
+
+from mindgpt.config.errors import UserError
+from mindgpt.generation import GenerationSettings, Generator, generate_text
+from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
+from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+
+PROMPTS = ["a rose is a rose", "is", "the rose, the rose, the rose is here", "a", "héllo, 你好"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return GPT2Tokenizer.train(["a rose is a rose is a rose, the rose is here"] * 3, 280)
+
+
+@pytest.fixture(scope="module")
+def generator(tokenizer):
+    shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "seq_length": 64, "initializer_range": 0.3}
+    return Generator(GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)))
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_completions_are_the_engines_tokens_as_text(generator, tokenizer, do_sample):
+    settings = GenerationSettings(max_new_tokens=9, do_sample=do_sample, seed=0)
+    completions = generate_text(generator, tokenizer, PROMPTS, settings, batch_size=2)
+    for number, (prompt, completion) in enumerate(zip(PROMPTS, completions, strict=True)):
+        stop = settings.changed(eos_token_id=tokenizer.eos_token_id)
+        (alone,) = generator.generate([tokenizer.encode(prompt)], stop, row_numbers=[number])
+        assert completion.prompt == prompt
+        assert completion.token_ids == alone
+        assert completion.text == tokenizer.decode([token for token in alone if token != tokenizer.eos_token_id])
+    assert completions == generate_text(generator, tokenizer, PROMPTS, settings, batch_size=5)
+
+
+def test_finish_reasons(generator, tokenizer):
+    free = generate_text(generator, tokenizer, PROMPTS[:1], GenerationSettings(max_new_tokens=6))[0]
+    assert (free.finish_reason, len(free.token_ids)) == ("length", 6)
+    eos = free.token_ids[3]
+    cut = generate_text(generator, tokenizer, PROMPTS[:1], GenerationSettings(max_new_tokens=6, eos_token_id=eos))[0]
+    end = free.token_ids.index(eos)
+    assert (cut.finish_reason, cut.token_ids) == ("eos", free.token_ids[: end + 1])
+    assert cut.text == tokenizer.decode(free.token_ids[:end])
+
+
+def test_bad_input(generator, tokenizer):
+    settings = GenerationSettings(max_new_tokens=2)
+    with pytest.raises(UserError, match="Prompt 1 is empty.*'<|endoftext|>' starts a text"):
+        generate_text(generator, tokenizer, ["a", ""], settings)
+    with pytest.raises(UserError, match="Prompt 1 has .* tokens and fills the context window of 64"):
+        generate_text(generator, tokenizer, ["a", "xyz" * 40], settings)
+    with pytest.raises(UserError, match="batch_size: must be"):
+        generate_text(generator, tokenizer, ["a"], settings, batch_size=0)
+    with pytest.raises(UserError, match="put a single one in brackets"):
+        generate_text(generator, tokenizer, "a", settings)
+    larger = GPT2Tokenizer.train(["a rose is a rose is a rose, the rose is here and there"] * 3, 290)
+    with pytest.raises(UserError, match=f"has {len(larger)} tokens, the model's vocab_size is {len(tokenizer)}"):
+        generate_text(generator, larger, ["a"], settings)

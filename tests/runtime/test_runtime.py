@@ -1,0 +1,131 @@
+"""Device, ranks and precision."""
+
+import json
+import os
+import subprocess
+import sys
+
+import mindspore as ms
+import pytest
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.execution import ContextSection
+from mindgpt.config.model import GPT2Section
+from mindgpt.runtime import device, precision, ranks
+
+# ---- the device ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "target"),
+    [
+        (None, True, "Ascend"),
+        (None, False, "CPU"),
+        ("CPU", True, "CPU"),
+        ("CPU", False, "CPU"),
+        ("Ascend", True, "Ascend"),
+    ],
+)
+def test_the_device_is_what_is_named_or_what_is_there(monkeypatch, wanted, there, target):
+    monkeypatch.setattr(device, "ascend_is_there", lambda: there)
+    assert device.choose_target(wanted) == target
+
+
+def test_a_device_that_is_not_there_is_refused_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(device, "ascend_is_there", lambda: False)
+    with pytest.raises(UserError, match="no Ascend card.*--device_target CPU"):
+        device.choose_target("Ascend")
+
+
+def test_a_simulated_ascend_counts(monkeypatch):
+    monkeypatch.setenv("MS_SIMULATION_LEVEL", "1")
+    assert device.ascend_is_there()
+
+
+_PREPARED = """
+import json, os, sys
+import mindspore as ms
+from mindgpt.config.execution import ContextSection
+from mindgpt.runtime.device import prepare_device
+from pathlib import Path
+Path("kernel_meta").mkdir()
+notes = prepare_device(ContextSection(**json.loads(sys.argv[1])), "output", seed=5)
+Path("rank_0", "dump").mkdir(parents=True)
+Path("mine.txt").write_text("")
+names = ("device_target", "mode", "enable_graph_kernel", "save_graphs")
+print(json.dumps([notes, {name: ms.get_context(name) for name in names}, ms.get_seed()]))
+"""
+
+
+def test_a_prepared_process_and_what_it_leaves(repo, tmp_path):
+    """In a process of its own, since the settings are the process's: the context, the notes, and a tidy folder."""
+    section = '{"mode": 1, "max_device_memory": "8GB", "memory_optimize_level": "O0"}'
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MS_")}
+    done = subprocess.run(
+        [sys.executable, "-c", _PREPARED, section], cwd=tmp_path, env=environment | {"PYTHONPATH": str(repo)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    notes, context, seed = json.loads(done.stdout)
+    assert notes == [
+        "device: CPU",
+        "on CPU, context.max_device_memory, context.memory_optimize_level have no effect",
+    ]
+    assert context == {"device_target": "CPU", "mode": 1, "enable_graph_kernel": False, "save_graphs": 0}
+    assert seed == 5
+    # What MindSpore leaves where it runs is moved; what was there before, or is not MindSpore's, stays.
+    assert sorted(os.listdir(tmp_path)) == ["kernel_meta", "mine.txt", "output"]
+    assert (tmp_path / "output" / "compile" / "rank_0" / "dump").is_dir()
+
+
+def test_fusion_asked_for_needs_its_package(monkeypatch):
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install decorator"):
+        device._prepare_cpu(ContextSection(enable_graph_kernel=True))
+
+
+# ---- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_cluster_this_is_the_only_process(monkeypatch, capsys):
+    for name in ("RANK_ID", "MS_WORKER_NUM"):
+        monkeypatch.delenv(name, raising=False)
+    assert (ranks.rank(), ranks.world_size()) == (0, 1)
+    ranks.say("hello")
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_only_rank_0_speaks(monkeypatch, capsys):
+    monkeypatch.setenv("RANK_ID", "3")
+    monkeypatch.setenv("MS_WORKER_NUM", "4")
+    assert (ranks.rank(), ranks.world_size()) == (3, 4)
+    ranks.say("hello")
+    assert capsys.readouterr().out == ""
+
+
+# ---- precision -------------------------------------------------------------------------------------------------------
+
+HALF = {
+    "param_init_type": "bfloat16",
+    "compute_dtype": "bfloat16",
+    "layernorm_compute_type": "float16",
+    "softmax_compute_type": "float16",
+}
+
+
+def test_ascend_obeys_every_dtype(monkeypatch):
+    monkeypatch.setattr(precision.ms, "get_context", lambda name: "Ascend")
+    found = precision.precision_of(GPT2Section(**HALF))
+    assert found == precision.Precision(ms.bfloat16, ms.bfloat16, ms.float16, ms.float16)
+    assert precision.precision_of(GPT2Section(**HALF, reorder_and_upcast_attn=True)).softmax == ms.float32
+    assert precision.replaced_on_cpu(GPT2Section(**HALF, use_flash_attention=True)) == []
+
+
+@pytest.mark.usefixtures("cpu")
+def test_a_cpu_computes_in_float32_and_says_so():
+    section = GPT2Section(**HALF, use_flash_attention=True)
+    assert precision.precision_of(section) == precision.Precision(ms.bfloat16, ms.float32, ms.float32, ms.float32)
+    assert precision.replaced_on_cpu(section) == [
+        "on CPU, bfloat16 and float16 compute runs as float32",
+        "on CPU, flash attention runs as the plain kernel",
+    ]
+    assert precision.replaced_on_cpu(GPT2Section(param_init_type="float16")) == []

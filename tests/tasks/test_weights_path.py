@@ -1,0 +1,76 @@
+"""Which file of weights a run starts from."""
+
+import os
+
+import pytest
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.loader import load_config
+from mindgpt.tasks.models import weights_path
+
+
+@pytest.fixture
+def named(tmp_path, monkeypatch):
+    """The path that a configuration leads to, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("optimizer: {learning_rate: 0.001}\n")
+
+    def path(load_checkpoint="", in_model="", mode="eval"):
+        values = {"run_mode": mode, "load_checkpoint": load_checkpoint}
+        config, _ = load_config("run.yaml", {**values, "model.model_config.checkpoint_name_or_path": in_model})
+        found = weights_path(config)
+        return found and str(found)
+
+    return path
+
+
+def make(*names):
+    for name in names:
+        os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+        with open(name, "w") as file:
+            file.write("weights")
+
+
+def test_the_flag_goes_before_the_model_section(named):
+    make("a.ckpt", "b.ckpt")
+    assert named("a.ckpt", "b.ckpt") == "a.ckpt"
+    assert named("", "b.ckpt") == "b.ckpt"
+
+
+def test_a_bare_name_is_looked_for_where_mindformers_put_it(named, capsys):
+    make("checkpoint_download/gpt2/gpt2.ckpt")
+    assert named("gpt2") == "checkpoint_download/gpt2/gpt2.ckpt"
+    assert named(in_model="gpt2", mode="train") == "checkpoint_download/gpt2/gpt2.ckpt"
+    assert named("gpt2_xl", mode="train") is None
+    assert "gpt2_xl is not in checkpoint_download/gpt2, and nothing is downloaded" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match="gpt2_xl is a model name, and there is no checkpoint_download/gpt2/gpt2_xl.ckpt"
+    ):
+        named("gpt2_xl", mode="finetune")
+
+
+def test_only_training_starts_from_scratch(named):
+    assert named(mode="train") is None
+    for mode in ("finetune", "eval", "predict"):
+        with pytest.raises(UserError, match=f"run_mode {mode} needs weights"):
+            named(mode=mode)
+
+
+def test_a_run_s_folder_means_its_newest_checkpoint_by_epoch_and_step(named, capsys):
+    names = ["x_rank_0-9_100.ckpt", "x_rank_0-10_20.ckpt", "x_rank_0-10_9.ckpt"]
+    make(*(f"output/checkpoint/rank_0/{name}" for name in names))
+    make(*(f"output/checkpoint_network/rank_0/{name.replace('.ckpt', '-network.ckpt')}" for name in names))
+    for number, name in enumerate(names):
+        os.utime(f"output/checkpoint/rank_0/{name}", (number, number))
+    assert named("output/checkpoint") == "output/checkpoint/rank_0/x_rank_0-10_20.ckpt"
+    note = "note: x_rank_0-10_9.ckpt was written later; if it is of a later run, name it with --load_checkpoint"
+    assert note in capsys.readouterr().out
+    os.utime(f"output/checkpoint/rank_0/{names[1]}", (9, 9))
+    assert named("output/checkpoint/rank_0") == "output/checkpoint/rank_0/x_rank_0-10_20.ckpt"
+    assert "note" not in capsys.readouterr().out
+    assert named("output/checkpoint_network") == "output/checkpoint_network/rank_0/x_rank_0-10_20-network.ckpt"
+
+
+def test_a_folder_of_weights_is_left_for_the_reader_of_weights(named):
+    make("hf/model.safetensors", "hf/config.json")
+    assert named("hf") == "hf"

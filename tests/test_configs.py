@@ -1,0 +1,42 @@
+"""Every shipped YAML loads, says only what differs from the defaults, and builds a network that computes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from mindgpt.config import load_config
+
+CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_loads_without_ignored_keys(path):
+    _, ignored = load_config(path)
+    assert not ignored, "a shipped file has no key without effect"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_builds_and_computes_at_its_width(path, cpu):
+    from mindspore import Tensor
+
+    from mindgpt import GPT2Config, GPT2LMHeadModel
+
+    config, _ = load_config(path)
+    model_config = GPT2Config.from_section(config.model.config)
+    shallow = GPT2Config(**{**model_config.model_dump(), "num_layers": 1})
+    model = GPT2LMHeadModel(shallow).set_train(False)
+    logits = model(Tensor(np.zeros((1, 4), np.int32))).asnumpy()
+    assert logits.shape == (1, 4, model_config.vocab_size)
+    assert np.isfinite(logits).all()
+    layers = sum(p.size for name, p in model.parameters_dict().items() if ".blocks.0." in name)
+    rest = sum(p.size for p in model.get_parameters()) - layers
+    assert rest + model_config.num_layers * layers == model_config.num_parameters()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_is_short(path):
+    lines = [line for line in path.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    assert len(lines) < 60
+    assert isinstance(yaml.safe_load(path.read_text()), dict)

@@ -1,0 +1,116 @@
+"""tools/benchmark.py as a user runs it, at toy size."""
+
+import importlib.util
+import json
+import math
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+TOY = (
+    "--num_layers 2 --hidden_size 64 --num_heads 2 --vocab_size 101 --batch_size 2 --seq_length 16 --rounds 2 --steps 3"
+)
+
+
+def benchmark(repo, *flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "tools/benchmark.py", *TOY.split(), *flags]
+    return subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def measured(repo, tmp_path_factory):
+    """What the tool printed, and its JSON file."""
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"needs {name}, the benchmark's peer (extra `test`)")
+    file = tmp_path_factory.mktemp("benchmark") / "result.json"
+    run = benchmark(repo, "--what", "train", "eval", "startup", "--warmup", "1", "--json", str(file))
+    assert run.returncode == 0, run.stderr
+    return run.stdout, json.loads(file.read_text())
+
+
+def test_ratio_is_the_peers_median_by_ours(measured):
+    printed, result = measured
+    rows = {row["task"]: row for row in result["results"]}
+    assert list(rows) == ["train", "eval", "startup"]
+    for task in ("train", "eval"):
+        sides = [rows[task][side] for side in ("mindgpt", "transformers")]
+        for side in sides:
+            assert len(side["seconds"]) == 2 * 3  # rounds x steps
+            assert side["median"] == statistics.median(side["seconds"]) > 0
+            assert side["tokens_per_second"] == pytest.approx(2 * 16 / side["median"])
+            assert 2**26 < side["peak_memory"] < 2**35
+        ours, peer = sides
+        assert rows[task]["ratio"] == pytest.approx(peer["median"] / ours["median"])
+        line = next(line for line in printed.splitlines() if line.startswith(task)).split()
+        assert [float(cell) for cell in line[1:3]] == pytest.approx([ours["median"], peer["median"]], rel=1e-3)
+        assert float(line[3]) == pytest.approx(rows[task]["ratio"], abs=0.006)
+
+
+def test_both_sides_do_the_same_work(measured):
+    """The loss is a mean over tokens: with hardly trained weights the logarithm of the vocabulary, on either side."""
+    _, result = measured
+    rows = {row["task"]: row for row in result["results"]}
+    for side in ("mindgpt", "transformers"):
+        assert rows["eval"][side]["result"] == pytest.approx(math.log(101), abs=0.1)
+        assert rows["train"][side]["result"] == pytest.approx(math.log(101), abs=0.2)
+
+
+def test_start_includes_more_than_a_step(measured):
+    _, result = measured
+    rows = {row["task"]: row for row in result["results"]}
+    for side in ("mindgpt", "transformers"):
+        assert 0.5 < rows["startup"][side]["median"] < 300
+        assert rows["startup"][side]["median"] > rows["train"][side]["median"]
+
+
+def test_matmuls_are_those_of_the_model(measured):
+    printed, result = measured
+    shapes = [(shape["rows"], shape["in"], shape["out"]) for shape in result["matmul"]["shapes"]]
+    assert shapes == [(32, 64, 64), (32, 64, 256), (32, 256, 64), (32, 64, 101)]
+    forward = 0.0  # recomputed from the printed speeds: 4 square products a layer, 2 of the perceptron, one head
+    for shape, count in zip(result["matmul"]["shapes"], (8, 2, 2, 1), strict=True):
+        forward += count * 2 * shape["rows"] * shape["in"] * shape["out"] / shape["gflops"]["mindspore"] / 1e9
+    seconds = result["matmul"]["seconds_per_step"]
+    assert seconds["eval"]["mindgpt"] == pytest.approx(forward)
+    assert seconds["train"]["mindgpt"] == pytest.approx(3 * forward)
+    assert "matmul, float32 GFLOP/s" in printed
+
+
+def test_machine_and_versions_are_named(measured):
+    printed, result = measured
+    assert set(result["machine"]["versions"]) == {"mindspore", "torch", "transformers"}
+    assert result["machine"]["cpu"] in printed
+    assert f"torch {result['machine']['versions']['torch']}" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--seq_length", "0"], "--seq_length: must be an integer of at least 1, not '0'"),
+        (["--seq_length", "4096"], "--seq_length: 4096 tokens, but the position table of gpt2 holds 1024"),
+        (["--what", "dance"], "argument --what: invalid choice: 'dance'"),
+        (["--hidden_size", "65"], "65 must be divisible by num_heads"),
+        (["--dropout", "1.5"], "hidden_dropout_rate"),
+        (["--model", "gpt3"], "gpt3: is neither a file, nor a folder, nor the name of a preset"),
+        (["--json", "nowhere/at/all.json"], "there is no folder nowhere/at"),
+    ],
+)
+def test_wrong_flags_are_refused_with_one_message(repo, flags, said):
+    run = benchmark(repo, *flags)
+    assert run.returncode == 2
+    assert said in run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""
+
+
+def test_a_missing_peer_is_named_with_the_extra_that_brings_it(repo, monkeypatch):
+    spec = importlib.util.spec_from_file_location("benchmark", repo / "tools/benchmark.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    with pytest.raises(tool.UserError, match=r"needs torch, of the extra `test`: pip install 'mindgpt\[test\]'"):
+        tool.check(tool.parse_arguments([]))

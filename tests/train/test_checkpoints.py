@@ -1,0 +1,166 @@
+"""When checkpoints are written, what is kept, and what a killed writer leaves behind."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.training import CheckpointMonitorSection
+from mindgpt.data import files
+from mindgpt.models.checkpoint_file import CheckpointFile
+from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.weights import save_checkpoint
+from mindgpt.train import checkpoints
+from mindgpt.train.checkpoints import CheckpointMonitor, last_checkpoint
+from mindgpt.train.progress import Progress
+
+
+class Network(nn.Cell):
+    """Two weights, one of them frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.free = Parameter(Tensor([1.0, 2.0], ms.float32), name="free")
+        self.frozen = Parameter(Tensor([3.0], ms.float32), name="frozen", requires_grad=False)
+
+
+class Step(nn.Cell):
+    """What the monitor sees of a train step: the network, optimizer state, sums of unfinished accumulation."""
+
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.moment = Parameter(Tensor([4.0, 5.0], ms.float32), name="adam_m.free", requires_grad=False)
+        self.sums = Parameter(Tensor([0.0, 0.0], ms.float32), name="accu_grads.free", requires_grad=False)
+
+
+@pytest.fixture
+def monitor(tmp_path):
+    """A function that runs a training of 2 epochs of 5 steps under a monitor; it returns the names that are left."""
+
+    def run(steps=10, ended=True, rank=0, **settings):
+        network = Network()
+        section = CheckpointMonitorSection(prefix="x", **settings)
+        config = GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=10, seq_length=4)
+        callback = CheckpointMonitor(section, Progress(2, 5), tmp_path / "output", network, config, rank)
+        state = SimpleNamespace(cur_step_num=0, train_network=Step(network))
+        context = SimpleNamespace(original_args=lambda: state)
+        callback.on_train_begin(context)
+        for _ in range(steps):
+            state.cur_step_num += 1
+            callback.on_train_step_end(context)
+        if ended:
+            callback.on_train_end(context)
+        return sorted(file.name for file in (tmp_path / "output" / "checkpoint" / f"rank_{rank}").glob("*.ckpt"))
+
+    return run
+
+
+def names(*numbers, rank=0):
+    return sorted(f"x_rank_{rank}-{number}.ckpt" for number in numbers)
+
+
+def test_every_so_many_steps_and_at_the_end(monitor):
+    assert monitor(save_checkpoint_steps=3, keep_checkpoint_max=0) == names("1_3", "2_1", "2_4", "2_5")
+
+
+def test_the_end_is_not_saved_twice_and_the_oldest_go(monitor, tmp_path):
+    assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=3, save_trainable_params=True) == names(
+        "2_1", "2_3", "2_5"
+    )
+    for kind in ("network", "trainable"):
+        folder = tmp_path / "output" / f"checkpoint_{kind}" / "rank_0"
+        kept = {f"x_rank_0-{number}-{kind}.ckpt" for number in ("2_1", "2_3", "2_5")}
+        assert {file.name for file in folder.iterdir()} == kept | {"config.json"}
+
+
+def test_steps_0_means_only_at_the_end(monitor):
+    assert monitor(save_checkpoint_steps=0, rank=3) == names("2_5", rank=3)
+
+
+def test_by_the_clock(monitor, monkeypatch):
+    clock = iter(range(0, 1000, 40))  # every look at it is 40 s later
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    # Looks: at the start (0), then one a step; one more when saved. 100 s have passed at steps 3, 6 and 9.
+    assert monitor(save_checkpoint_steps=0, save_checkpoint_seconds=100, keep_checkpoint_max=0, ended=False) == names(
+        "1_3", "2_1", "2_4"
+    )
+
+
+def test_what_is_in_them(monitor, tmp_path):
+    monitor(save_checkpoint_steps=0, save_trainable_params=True)
+
+    def read(folder, name):
+        file = CheckpointFile(tmp_path / "output" / folder / "rank_0" / name)
+        return {entry: file.read(entry).tolist() for entry in file.entries}
+
+    network = {"free": [1.0, 2.0], "frozen": [3.0]}
+    whole = {**network, "adam_m.free": [4.0, 5.0], "epoch_num": 2, "step_num": 10}
+    assert read("checkpoint", "x_rank_0-2_5.ckpt") == whole
+    assert read("checkpoint_network", "x_rank_0-2_5-network.ckpt") == network
+    assert read("checkpoint_trainable", "x_rank_0-2_5-trainable.ckpt") == {"free": [1.0, 2.0]}
+    for folder in ("checkpoint", "checkpoint_network", "checkpoint_trainable"):
+        assert GPT2Config.from_pretrained(tmp_path / "output" / folder / "rank_0").hidden_size == 8
+
+
+def test_an_error_of_the_disk_leaves_the_last_one(monitor, tmp_path, monkeypatch):
+    def fails(path, values):
+        if path.name.endswith("1_4.ckpt"):
+            raise UserError(f"Cannot write {path}: No space left on device.")
+        save_checkpoint(path, values)
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", fails)
+    with pytest.raises(UserError, match="No space left"):
+        monitor(save_checkpoint_steps=2, keep_checkpoint_max=1)
+    folder = tmp_path / "output" / "checkpoint" / "rank_0"
+    assert last_checkpoint(folder).name == "x_rank_0-1_2.ckpt"
+    assert CheckpointFile(last_checkpoint(folder)).read("free").tolist() == [1.0, 2.0]
+
+
+def test_the_last_is_the_last_by_number(tmp_path):
+    others = ("note-99_1.txt", "model.ckpt", ".a-99_9.ckpt.tmp-1-2")
+    for name in ("a-2_9.ckpt", "a-2_10.ckpt", "a-10_1.ckpt", "z-1_1.ckpt", *others):
+        (tmp_path / name).write_text("")
+    assert last_checkpoint(tmp_path).name == "a-10_1.ckpt"
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        last_checkpoint(tmp_path / "none")
+
+
+# ---- kill -9 ---------------------------------------------------------------------------------------------------------
+
+_KILLED_HALF_WAY = """
+import os, sys
+import numpy as np
+from mindgpt.models.checkpoint_file import write_checkpoint
+def items():
+    yield "free", np.zeros(100_000, np.float32)
+    os.kill(os.getpid(), 9)
+write_checkpoint(sys.argv[1], items())
+"""
+
+
+def test_the_next_writer_sweeps_what_a_killed_one_left(repo, tmp_path):
+    path = tmp_path / "x-1_1.ckpt"
+    save_checkpoint(path, {"free": np.ones(3, np.float32)})
+    for target in (path, tmp_path / "x-1_10.ckpt"):
+        assert subprocess.run([sys.executable, "-c", _KILLED_HALF_WAY, target], cwd=repo).returncode == -9
+    assert CheckpointFile(path).read("free").tolist() == [1, 1, 1]
+    assert last_checkpoint(tmp_path) == path
+    left = {file.name for file in tmp_path.iterdir()} - {path.name}
+    assert len(left) == 2
+    (mine,) = (name for name in left if name.startswith(".x-1_1.ckpt.tmp-"))
+    (other,) = left - {mine}
+    dead = mine.split("tmp-")[1].split("-")[0]
+    alive = mine.replace(f"tmp-{dead}-", f"tmp-{os.getpid()}-")
+    elsewhere = mine.replace(files._MACHINE, "00000000")  # the number of a process of another machine says nothing
+    for name in (alive, elsewhere):
+        (tmp_path / name).write_text("being written")
+    save_checkpoint(path, {"free": np.zeros(3, np.float32)})
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, other, alive, elsewhere}
+    assert CheckpointFile(path).read("free").tolist() == [0, 0, 0]
