@@ -14,6 +14,7 @@ from mindspore import Parameter, Tensor, lazy_inline, nn, ops
 from mindspore.common.initializer import Normal, initializer
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
+from mindgpt.models.dropout import dropout
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.runtime.precision import Precision
 
@@ -130,7 +131,7 @@ class PlainAttention(nn.Cell):
         self.mul = ops.Mul()
         self.add = ops.Add()
         self.softmax = ops.Softmax(axis=-1)
-        self.dropout = nn.Dropout(p=config.attention_dropout_rate)
+        self.dropout = dropout(config.attention_dropout_rate)
         self.cast = ops.Cast()
         self.scale = scale
         self.softmax_dtype = precision.softmax
@@ -268,8 +269,8 @@ class Block(nn.Cell):
         self.attention = Attention(config, precision, layer)
         self.layernorm2 = LayerNorm(config.hidden_size, config.layernorm_epsilon, precision)
         self.output = FeedForward(config, precision)
-        self.dropout1 = nn.Dropout(p=config.hidden_dropout_rate)
-        self.dropout2 = nn.Dropout(p=config.hidden_dropout_rate)
+        self.dropout1 = dropout(config.hidden_dropout_rate)
+        self.dropout2 = dropout(config.hidden_dropout_rate)
         self.add1 = ops.Add()
         self.add2 = ops.Add()
 
@@ -313,7 +314,7 @@ class GPT2Embedding(nn.Cell):
         hidden, std = config.hidden_size, config.initializer_range
         self.word_embedding = Embedding(config.vocab_size, hidden, precision, std)
         self.position_embedding = Embedding(config.max_position_embeddings, hidden, precision, std)
-        self.dropout = nn.Dropout(p=config.embedding_dropout_rate)
+        self.dropout = dropout(config.embedding_dropout_rate)
         self.add = ops.Add()
         self.cast = ops.Cast()
         self.compute = precision.compute

@@ -1,0 +1,92 @@
+"""Dropout: its rate, its scale, its gradient, the independence of its masks, and that a seed fixes them."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from mindgpt.models.dropout import HashedDropout
+
+pytestmark = pytest.mark.usefixtures("cpu")
+
+ROWS, COLUMNS = 3000, 256
+
+
+def masks(rate, count=1, seed=0, shape=(ROWS, COLUMNS)):
+    """What `count` calls keep, as 0 and 1."""
+    ms.set_seed(seed)
+    cell = HashedDropout(rate).set_train(True)
+    ones = Tensor(np.ones(shape, np.float32))
+    return [(cell(ones).asnumpy() > 0).astype(np.float64) for _ in range(count)]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_as_many_are_dropped_as_asked_in_all_rows_and_columns(rate):
+    (kept,) = masks(rate)
+    deviation = np.sqrt(rate * (1 - rate))
+    assert kept.mean() == pytest.approx(1 - rate, abs=5 * deviation / np.sqrt(kept.size))
+    # Counts of independent draws scatter by the square root of their number, neither more nor less.
+    assert kept.mean(axis=1).std() == pytest.approx(deviation / np.sqrt(COLUMNS), rel=0.1)
+    assert kept.mean(axis=0).std() == pytest.approx(deviation / np.sqrt(ROWS), rel=0.25)
+
+
+def test_neighbours_and_calls_are_independent():
+    first, second, third = masks(0.3, count=3)
+    limit = 5 / np.sqrt(first.size)
+    pairs = {
+        "next column": (first[:, :-1], first[:, 1:]),
+        "next row": (first[:-1], first[1:]),
+        "diagonal": (first[:-1, :-1], first[1:, 1:]),
+        "power-of-two column": (first[:, :-128], first[:, 128:]),
+        "power-of-two row": (first[:-1024], first[1024:]),
+        "next call": (first, second),
+        "the call after": (first, third),
+    }
+    for name, (one, other) in pairs.items():
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < limit, name
+
+
+def test_bits_are_uniform_in_blocks():
+    """Chi-square over the 256 patterns of 8 neighbouring values at rate 1/2."""
+    (kept,) = masks(0.5)
+    patterns = kept.reshape(-1, 8) @ (2 ** np.arange(8))
+    counts = np.bincount(patterns.astype(int), minlength=256)
+    expected = len(patterns) / 256
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert 255 - 5 * np.sqrt(2 * 255) < chi_square < 255 + 5 * np.sqrt(2 * 255)
+
+
+def test_kept_values_are_scaled_and_so_is_their_gradient():
+    cell = HashedDropout(0.25).set_train(True)
+    x = Tensor(np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32))
+
+    def total(x):
+        y = cell(x)
+        return y.sum(), y
+
+    (_, y), gradient = ms.value_and_grad(total, 0, has_aux=True)(x)
+    y, gradient = y.asnumpy(), gradient.asnumpy()
+    kept = y != 0
+    np.testing.assert_allclose(y[kept], x.asnumpy()[kept] / 0.75, rtol=1e-6)
+    np.testing.assert_allclose(gradient, kept / 0.75, rtol=1e-6)
+    assert 0.6 < kept.mean() < 0.9
+
+
+def test_the_seed_fixes_all_masks():
+    one, again, other = masks(0.2, 6, seed=1), masks(0.2, 6, seed=1), masks(0.2, 6, seed=2)
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one[0], other[0])
+    assert not np.array_equal(one[0], one[1])
+
+
+def test_cells_of_one_model_draw_different_masks():
+    ms.set_seed(0)
+    cells = [HashedDropout(0.5).set_train(True) for _ in range(2)]
+    ones = Tensor(np.ones((64, 64), np.float32))
+    assert not np.array_equal(cells[0](ones).asnumpy(), cells[1](ones).asnumpy())
+
+
+def test_nothing_is_dropped_outside_training_or_at_rate_zero():
+    x = Tensor(np.ones((5, 5), np.float32))
+    np.testing.assert_array_equal(HashedDropout(0.5).set_train(False)(x).asnumpy(), x.asnumpy())
+    np.testing.assert_array_equal(HashedDropout(0.0).set_train(True)(x).asnumpy(), x.asnumpy())
