@@ -13,6 +13,7 @@ from mindgpt.config.training import ScaleSenseSection
 _square_sum = ops.MultitypeFuncGraph("square_sum")
 _rescale = ops.MultitypeFuncGraph("rescale")
 _accumulate = ops.MultitypeFuncGraph("accumulate")
+_empty = ops.MultitypeFuncGraph("empty")
 
 
 @_square_sum.register("Tensor", "Tensor")
@@ -29,6 +30,11 @@ def _rescale_one(factor, gradient):
 @_accumulate.register("Tensor", "Tensor")
 def _accumulate_one(total, gradient):
     return ops.assign_add(total, ops.cast(gradient, ms.float32))
+
+
+@_empty.register("Tensor")
+def _empty_one(total):
+    return ops.assign(total, ops.zeros_like(total))
 
 
 class LossScale(nn.Cell):
@@ -88,6 +94,25 @@ class Update(nn.Cell):
         return loss, ops.logical_not(finite), scale, rate, norm
 
 
+class LossAndGradients(nn.Cell):
+    """The loss of a batch, and the gradients of that loss times the loss scale."""
+
+    def __init__(self, network: nn.Cell, parameters: ParameterTuple, loss_scale: LossScale):
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.network.set_grad()
+        self.loss_scale = loss_scale
+        self.value_and_grad = ms.value_and_grad(self._scaled_loss, None, parameters, has_aux=True)
+
+    def _scaled_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        loss = self.network(*batch)
+        return loss * self.loss_scale.value, loss
+
+    def construct(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        (_, loss), gradients = self.value_and_grad(*batch)
+        return loss, gradients
+
+
 class TrainStep(nn.Cell):
     """A whole step in one graph.
 
@@ -102,16 +127,10 @@ class TrainStep(nn.Cell):
         self, network: nn.Cell, optimizer: nn.Optimizer, scale_sense: ScaleSenseSection, max_grad_norm: float | None
     ):
         super().__init__(auto_prefix=False)
-        self.network = network
-        self.network.set_grad()
         self.optimizer = optimizer
-        self.loss_scale = LossScale(scale_sense)
-        self.update = Update(optimizer, self.loss_scale, max_grad_norm)
-        self.loss_and_gradients = ms.value_and_grad(self._scaled_loss, None, optimizer.parameters, has_aux=True)
-
-    def _scaled_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.network(*batch)
-        return loss * self.loss_scale.value, loss
+        loss_scale = LossScale(scale_sense)
+        self.loss_and_gradients = LossAndGradients(network, optimizer.parameters, loss_scale)
+        self.update = Update(optimizer, loss_scale, max_grad_norm)
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """One step on the columns of a batch.
@@ -120,8 +139,7 @@ class TrainStep(nn.Cell):
             loss (float32 scalar), skipped (bool scalar: something was not finite and nothing was updated), the loss
             scale, the learning rate, and the global norm of the unscaled gradients before clipping, float32 scalars.
         """
-        (_, loss), gradients = self.loss_and_gradients(*batch)
-        return self.update(loss, gradients)
+        return self.update(*self.loss_and_gradients(*batch))
 
 
 class AccumulatingTrainStep(nn.Cell):
@@ -141,10 +159,10 @@ class AccumulatingTrainStep(nn.Cell):
     ):
         super().__init__(auto_prefix=False)
         self.batches = batches
-        self.loss_scale = LossScale(scale_sense)
         self.optimizer = optimizer
-        self.accumulate = _Accumulate(network, optimizer, self.loss_scale)
-        self.finish = _FinishAccumulated(Update(optimizer, self.loss_scale, max_grad_norm, batches), self.accumulate)
+        loss_scale = LossScale(scale_sense)
+        self.accumulate = _Accumulate(network, optimizer, loss_scale)
+        self.finish = _FinishAccumulated(Update(optimizer, loss_scale, max_grad_norm, batches), self.accumulate)
 
     def __call__(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """As `TrainStep.construct`, for a batch of `batches` times as many rows; the loss is their mean."""
@@ -159,23 +177,16 @@ class _Accumulate(nn.Cell):
 
     def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, loss_scale: LossScale):
         super().__init__(auto_prefix=False)
-        self.network = network
-        self.network.set_grad()
-        self.loss_scale = loss_scale
+        self.loss_and_gradients = LossAndGradients(network, optimizer.parameters, loss_scale)
         self.map = ops.HyperMap()
         self.loss = Parameter(Tensor(0.0, ms.float32), name="accu_grads.loss", requires_grad=False)
         self.sums = ParameterTuple(
             Parameter(initializer("zeros", p.shape, ms.float32), name=f"accu_grads.{p.name}", requires_grad=False)
             for p in optimizer.parameters
         )
-        self.loss_and_gradients = ms.value_and_grad(self._scaled_loss, None, optimizer.parameters, has_aux=True)
-
-    def _scaled_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.network(*batch)
-        return loss * self.loss_scale.value, loss
 
     def construct(self, *batch: Tensor) -> Tensor:
-        (_, loss), gradients = self.loss_and_gradients(*batch)
+        loss, gradients = self.loss_and_gradients(*batch)
         return ops.depend(ops.assign_add(self.loss, loss), self.map(_accumulate, self.sums, gradients))
 
 
@@ -192,11 +203,3 @@ class _FinishAccumulated(nn.Cell):
         results = self.update(self.loss / self.update.batches, self.sums)
         emptied = (ops.assign(self.loss, ops.zeros_like(self.loss)), self.map(_empty, ops.depend(self.sums, results)))
         return ops.depend(results, emptied)
-
-
-_empty = ops.MultitypeFuncGraph("empty")
-
-
-@_empty.register("Tensor")
-def _empty_one(total):
-    return ops.assign(total, ops.zeros_like(total))
