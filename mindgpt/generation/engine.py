@@ -7,7 +7,8 @@ Rows are padded on the right, so a token's slot in the cache is its position in 
 Slots behind a row's last token hold padding or what an earlier text left there; they are masked until the row gets
 there and overwrites them. The causal mask is thus the only mask there is.
 
-Shapes are rounded up to powers of two. A shape is compiled when it first occurs (seconds), and then kept.
+Shapes are rounded up to powers of two. A shape is compiled when it first occurs (seconds), and then kept. The cache
+starts as large as the prompts need and doubles when a text reaches its end, since every step reads the whole of it.
 """
 
 from collections import OrderedDict
@@ -27,7 +28,7 @@ from mindgpt.models.gpt2.gpt2_modules import Block, LMHead
 
 SMALLEST_PROMPT = 32  # tokens; a product of fewer rows takes hardly less time, since reading the weights does
 SMALLEST_CACHE = 128  # slots
-KEPT_SHAPES = 4  # (batch, capacity) pairs; each holds a cache of 2 * layers * B * C * H numbers
+KEPT_SHAPES = 8  # (batch, capacity) pairs; each holds a cache of 2 * layers * B * C * H numbers
 
 OnToken = Callable[[int, int], None]
 
@@ -41,11 +42,13 @@ class KeyValueCache(nn.Cell):
 
     def __init__(self, layers: int, heads: int, head_size: int, dtype: ms.Type, batch: int, capacity: int):
         super().__init__()
-        rows = batch * heads * capacity
-        self.keys = ParameterTuple([_zeros(f"cache.{layer}.keys", rows, head_size, dtype) for layer in range(layers)])
-        self.values = ParameterTuple(
-            [_zeros(f"cache.{layer}.values", rows, head_size, dtype) for layer in range(layers)]
-        )
+        size = (batch * heads * capacity, head_size)
+
+        def zeros(name: str) -> Parameter:
+            return Parameter(initializer("zeros", size, dtype).init_data(), f"cache{capacity}.{name}", False)
+
+        self.keys = ParameterTuple([zeros(f"{layer}.keys") for layer in range(layers)])
+        self.values = ParameterTuple([zeros(f"{layer}.values") for layer in range(layers)])
         self.shape = (batch, heads, capacity, head_size)
         first = np.arange(batch * heads, dtype=np.int32).reshape(batch, heads, 1) * capacity
         self.first_rows = Tensor(first)  # (B, N, 1): where the slots of a head begin
@@ -135,6 +138,22 @@ class Decode(CachedModel):
         return self.logits(x)
 
 
+class Growth(nn.Cell):
+    """Copy a cache to the front of a larger one."""
+
+    def __init__(self, smaller: KeyValueCache, larger: KeyValueCache):
+        super().__init__(auto_prefix=False)
+        self.smaller = smaller
+        self.larger = larger
+        self.positions = Tensor(np.arange(smaller.shape[2], dtype=np.int32)[None])  # (1, C)
+
+    def construct(self) -> None:
+        rows = self.larger.rows_of(self.positions)
+        for layer in range(len(self.smaller.keys)):
+            keys, values = self.smaller.read(layer)
+            self.larger.write(layer, rows, keys, values)
+
+
 class CompiledShape:
     """The cells for one batch size and capacity: one decode, and a prefill for each padded prompt length."""
 
@@ -144,13 +163,21 @@ class CompiledShape:
         self.head = head
         self.cache = KeyValueCache(config.num_layers, config.num_heads, config.head_size, dtype, batch, capacity)
         self.decode = Decode(backbone, head, self.cache)
+        self.capacity = capacity
         self._prefills: dict[int, Prefill] = {}
+        self._growth: Growth | None = None
 
     def prefill(self, tokens: int) -> Prefill:
         """The cell for prompts padded to `tokens`."""
         if tokens not in self._prefills:
             self._prefills[tokens] = Prefill(self.backbone, self.head, self.cache, tokens)
         return self._prefills[tokens]
+
+    def take_over(self, smaller: "CompiledShape") -> None:
+        """Go on with the texts in the cache of a smaller shape of the same batch size."""
+        if self._growth is None or self._growth.smaller is not smaller.cache:
+            self._growth = Growth(smaller.cache, self.cache)
+        self._growth()
 
 
 class Generator:
@@ -205,7 +232,7 @@ class Generator:
     ) -> list[list[int]]:
         texts = [list(prompt) for prompt in prompts]
         alive = list(range(len(texts)))
-        for logits in self._steps(texts, max(limits)):
+        for logits in self._steps(texts):
             tokens = next_tokens(logits[alive], [texts[r] for r in alive], settings, [streams[r] for r in alive])
             for row, token in zip(alive, tokens.tolist(), strict=True):
                 texts[row].append(token)
@@ -216,16 +243,16 @@ class Generator:
                 break
         return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
-    def _steps(self, texts: list[list[int]], longest: int) -> Iterator[np.ndarray]:
+    def _steps(self, texts: list[list[int]]) -> Iterator[np.ndarray]:
         """The logits at the end of each text, (rows, V) float32, again and again.
 
         Between two steps the caller appends a token to texts, in place. A text that gets none is read again at the same
         place and changes nothing.
         """
-        rows, window = len(texts), self.config.max_position_embeddings
-        batch = bucket(rows, 1)
-        shape = self._shape(batch, bucket(longest, SMALLEST_CACHE, window))
-        padded = bucket(max(map(len, texts)), SMALLEST_PROMPT, window)
+        rows, batch = len(texts), bucket(len(texts), 1)
+        longest, window = max(map(len, texts)), self.config.max_position_embeddings
+        shape = self._shape(batch, bucket(longest + 1, SMALLEST_CACHE, window))
+        padded = bucket(longest, SMALLEST_PROMPT, window)
         ids = np.zeros((batch, padded), np.int32)  # what pads rows, and the batch, is masked or never looked at
         lengths = np.ones(batch, np.int32)
         for row, text in enumerate(texts):
@@ -234,6 +261,11 @@ class Generator:
         logits = shape.prefill(padded)(Tensor(ids), Tensor(lengths))
         while True:
             yield self._checked(logits.asnumpy()[:rows])
+            longest = max(map(len, texts))
+            if longest > shape.capacity:
+                larger = self._shape(batch, bucket(longest, SMALLEST_CACHE, window))
+                larger.take_over(shape)
+                shape = larger
             last_ids, positions = np.zeros((2, batch, 1), np.int32)
             last_ids[:rows, 0] = [text[-1] for text in texts]
             positions[:rows, 0] = [len(text) - 1 for text in texts]
@@ -359,7 +391,3 @@ def graph_mode() -> Iterator[None]:
         yield
     finally:
         ms.set_context(mode=mode)
-
-
-def _zeros(name: str, rows: int, width: int, dtype: ms.Type) -> Parameter:
-    return Parameter(initializer("zeros", (rows, width), dtype).init_data(), name=name, requires_grad=False)

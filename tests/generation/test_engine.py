@@ -171,6 +171,20 @@ def test_new_lengths_of_the_same_bucket_do_not_recompile(monkeypatch, model):
     assert sorted(built) == ["Decode", "Prefill", "Prefill"]
 
 
+def test_a_cache_that_grows_changes_no_text(monkeypatch, generator, model):
+    prompts = some_prompts()[:6] + [[7], [8, 9]]
+    settings = GenerationSettings(max_new_tokens=50)
+    expected = generator.generate(prompts, settings)  # with room for the whole window from the start
+    monkeypatch.setattr(engine_module, "SMALLEST_CACHE", 4)
+    monkeypatch.setattr(engine_module, "SMALLEST_PROMPT", 4)
+    monkeypatch.setattr(engine_module, "KEPT_SHAPES", 3)  # of 4, 8, 16, 32, 64 slots: some are dropped on the way
+    growing = Generator(model)
+    for _ in range(2):
+        assert growing.generate(prompts[-2:], settings) == expected[-2:]
+    assert [capacity for _, capacity in growing._shapes] == [16, 32, 64]
+    assert growing.generate(prompts, settings) == expected
+
+
 def test_a_broken_model_is_told_and_leaves_nothing_behind():
     model = GPT2LMHeadModel(GPT2Config(**SHAPE, initializer_range=0.3))
     generator, settings = Generator(model), GenerationSettings(max_new_tokens=5)
