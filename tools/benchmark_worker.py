@@ -222,7 +222,7 @@ def answer(side: MindGPT | Transformers, steps: dict[str, Step], request: dict) 
         "seconds": seconds,
         "result": result,
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "others": (others_cpu_seconds() - before) / (time.perf_counter() - began) if seconds else 0.0,
+        "others": max(0.0, (others_cpu_seconds() - before) / (time.perf_counter() - began)),
     }
 
 

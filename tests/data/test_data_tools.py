@@ -74,7 +74,7 @@ def test_wikitext_as_documented(run, shared_data, gpt2_tokenizer_dir, tmp_path):
 
 
 def test_wikitext_as_mindformers_made_it(run, shared_data, gpt2_tokenizer_dir, tmp_path):
-    from test_text import slow_mindformers_text
+    from tests.data.test_text import slow_mindformers_text
 
     transformers = pytest.importorskip("transformers")
     source = shared_data / "wikitext-2" / "wiki.valid.tokens"

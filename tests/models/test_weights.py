@@ -171,7 +171,7 @@ def contents(weights) -> dict[str, np.ndarray]:
 
 def test_every_way_to_name_a_model_opens_the_same_weights(hf_folder, tmp_path):
     ours = tmp_path / "ours/model.ckpt"
-    assert convert_weight.main(["--torch_path", str(hf_folder), "--mindspore_path", str(ours)]) == 0
+    convert_weight.main(["--torch_path", str(hf_folder), "--mindspore_path", str(ours)])
     reference = {name: p.asnumpy() for name, p in ms.load_checkpoint(str(ours)).items()}
     for path in (hf_folder, hf_folder / "model.safetensors", ours, ours.parent):
         weights = open_weights(path)
@@ -187,7 +187,7 @@ def test_every_way_to_name_a_model_opens_the_same_weights(hf_folder, tmp_path):
 
 def test_the_config_of_a_checkpoint_is_its_own_before_the_folders(hf_folder, tmp_path):
     ours = tmp_path / "ours/model.ckpt"
-    assert convert_weight.main(["--torch_path", str(hf_folder), "--mindspore_path", str(ours)]) == 0
+    convert_weight.main(["--torch_path", str(hf_folder), "--mindspore_path", str(ours)])
     shared = ours.with_name("config.json")
     (ours.parent / "model.config.json").write_text(json.dumps(json.loads(shared.read_text()) | {"n_head": 4}))
     assert open_weights(ours).config.num_heads == 4

@@ -50,12 +50,13 @@ def test_ratio_is_the_peers_median_by_ours(measured):
 
 
 def test_both_sides_do_the_same_work(measured):
-    """The loss is a mean over tokens: with hardly trained weights the logarithm of the vocabulary, on either side."""
+    """The loss is a mean over tokens: the logarithm of the vocabulary before training, and falling alike with it."""
     _, result = measured
     rows = {row["task"]: row for row in result["results"]}
     for side in ("mindgpt", "transformers"):
         assert rows["eval"][side]["result"] == pytest.approx(math.log(101), abs=0.1)
-        assert rows["train"][side]["result"] == pytest.approx(math.log(101), abs=0.2)
+        assert 0.8 * math.log(101) < rows["train"][side]["result"] < math.log(101) + 0.1
+    assert rows["train"]["mindgpt"]["result"] == pytest.approx(rows["train"]["transformers"]["result"], abs=0.3)
 
 
 def test_start_includes_more_than_a_step(measured):
