@@ -11,7 +11,14 @@ from mindspore import Tensor, nn, ops
 
 # Odd multipliers of well-known linear congruential generators; int32 arithmetic wraps, as the hash wants it.
 _GOLDEN = -1640531535  # 2^32 / golden ratio
-_ROW_STEP, _COLUMN_STEP, _BETWEEN = 747796405, 277803737, 1013904223
+_ROW_STEP, _COLUMN_STEP = 747796405, 277803737
+
+
+@ops.constexpr
+def _places(rows: int, columns: int, step: int) -> Tensor:
+    """(rows, columns) int32, a constant of the graph: 0, 1, 2 ... times `step`, modulo 2^32. One of the two is 1."""
+    multiples = np.arange(rows * columns, dtype=np.int64) * step
+    return Tensor((multiples & 0xFFFFFFFF).astype(np.uint32).view(np.int32).reshape(rows, columns))
 
 
 def dropout(rate: float) -> nn.Cell:
@@ -22,9 +29,9 @@ def dropout(rate: float) -> nn.Cell:
 class HashedDropout(nn.Cell):
     """Dropout in training mode, nothing otherwise.
 
-    A value in row r and column c is kept if hash(hash(r, k) + hash(c, k)) >= rate, with k drawn anew in every call. The
-    hash is two rounds of h -> h (2h + 1) g mod 2^32, a permutation whose high bits depend on all bits of h (the
-    function of RC6, Rivest et al. 1998).
+    A value in row r and column c is kept if hash(a r + b c + k) >= rate, with a and b odd and k drawn anew in every
+    call. The hash is two rounds of h -> h (2h + 1) g mod 2^32, a permutation whose high bits depend on all bits of h
+    (the function of RC6, Rivest et al. 1998).
 
     `mindspore.set_seed` before the cell is built fixes all masks.
     """
@@ -49,10 +56,8 @@ class HashedDropout(nn.Cell):
     def kept(self, rows: int, columns: int) -> Tensor:
         """(rows, columns) bool: a new mask"""
         key = self.draw((1,), self.lowest, self.highest)
-        row_hash = self.mix(self.add(self.mul(ops.arange(rows, dtype=ms.int32), _ROW_STEP), key))
-        column_key = self.add(key, _BETWEEN)
-        column_hash = self.mix(self.add(self.mul(ops.arange(columns, dtype=ms.int32), _COLUMN_STEP), column_key))
-        return self.mix(self.add(row_hash.reshape(rows, 1), column_hash.reshape(1, columns))) >= self.threshold
+        place = self.add(self.add(_places(rows, 1, _ROW_STEP), key), _places(1, columns, _COLUMN_STEP))
+        return self.mix(place) >= self.threshold
 
     def construct(self, x: Tensor) -> Tensor:
         """x: any shape, floating -> the same shape and dtype"""
