@@ -105,9 +105,6 @@ class Benchmark:
         try:
             for side in SIDES:
                 workers.append(Worker(side, self.configs[side], self.options))
-                workers[-1].run(tasks[0], 0)
-                if tasks[0] == "train":
-                    self.start_seconds[side] = time.perf_counter() - workers[-1].started
             for task in tasks:
                 for worker in workers:
                     worker.run(task, self.arguments.warmup if task in ("train", "eval") else 2)
@@ -119,6 +116,16 @@ class Benchmark:
                         progress.update()
         finally:
             for worker in workers:
+                worker.stop()
+
+    def measure_start(self) -> None:
+        """From the start of a process to the end of its first training step, once on each side."""
+        for side in SIDES:
+            worker = Worker(side, self.configs[side], self.options)
+            try:
+                worker.run("train", 0)
+                self.start_seconds[side] = time.perf_counter() - worker.started
+            finally:
                 worker.stop()
 
     def measure_bf16(self, task: str) -> dict:
@@ -314,15 +321,17 @@ def main(argv: list[str] | None = None) -> None:
             "running and will distort what is measured",
             file=sys.stderr,
         )
-    groups = [["train"]] if {"train", "startup"} & set(arguments.what) else []
-    groups += [["eval"]] if "eval" in arguments.what else []
+    groups = [[task] for task in ("train", "eval") if task in arguments.what]
     if "decode" in arguments.what:
         groups.append([f"decode:{batch}" for batch in dict.fromkeys(arguments.decode_batch_sizes)])
+    groups = groups or [[]]
     groups[0] += [f"matmul:{width}:{out}" for width, out in matmul_shapes(config)]
     with tempfile.TemporaryDirectory() as scratch:
         names = ("batch_size", "seq_length", "prompt_length", "new_tokens", "peer_adamw", "bf16")
         options = {name: getattr(arguments, name) for name in names} | {"scratch": scratch, "bf16": False}
         benchmark = Benchmark(arguments, config, options)
+        if "startup" in arguments.what:
+            benchmark.measure_start()
         benchmark.run(groups)
         result = report(benchmark, config, host)
     print(table(result, config))
