@@ -6,6 +6,7 @@ from pathlib import Path
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import dump_config
 from mindgpt.config.run import RunConfig
+from mindgpt.config.training import CheckpointMonitorSection
 from mindgpt.data.files import atomic_write
 from mindgpt.runtime.device import prepare_device
 from mindgpt.runtime.precision import replaced_on_cpu
@@ -25,7 +26,7 @@ def prepare(config: RunConfig) -> None:
     notes += replaced_on_cpu(config.model.config)
     if config.use_parallel and world_size() == 1:
         notes.append("use_parallel is True, but no cluster is around this process: running on one card")
-    for note in notes:
+    for note in [*notes, *_without_effect(config)]:
         say(note)
 
 
@@ -39,6 +40,18 @@ def keep_config(config: RunConfig) -> Path:
     with atomic_write(path, "w") as file:
         file.write(dump_config(config))
     return path
+
+
+def _without_effect(config: RunConfig) -> Iterator[str]:
+    """What the configuration sets and one card does the same way whatever it says; nothing is dropped in silence."""
+    if any(isinstance(section, CheckpointMonitorSection) and section.async_save for section in config.callbacks):
+        yield "async_save: True has no effect: a checkpoint is whole before the next step begins"
+    if config.run_mode == "predict" and not config.model.config.use_past:
+        yield "use_past: False has no effect: text is always generated with a key/value cache"
+    if config.micro_batch_interleave_num > 1:
+        yield "micro_batch_interleave_num has no effect on one card"
+    if config.recompute_config.recompute_slice_activation or config.recompute_config.parallel_optimizer_comm_recompute:
+        yield "recompute_config: the keys about slices and communication have no effect on one card"
 
 
 def _not_there(config: RunConfig) -> Iterator[str]:
