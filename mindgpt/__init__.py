@@ -15,14 +15,24 @@ _HOME = {
     "GPT2Config": "mindgpt.models.gpt2.gpt2_config",
     "GPT2Model": "mindgpt.models.gpt2.gpt2",
     "GPT2LMHeadModel": "mindgpt.models.gpt2.gpt2",
+    "GPT2ForSequenceClassification": "mindgpt.models.gpt2.gpt2_classifier",
     "GPT2Tokenizer": "mindgpt.models.gpt2.gpt2_tokenizer",
     "UserError": "mindgpt.config.errors",
 }
-__all__ = ["GPT2Config", "GPT2LMHeadModel", "GPT2Model", "GPT2Tokenizer", "UserError", "__version__"]
+__all__ = [
+    "GPT2Config",
+    "GPT2ForSequenceClassification",
+    "GPT2LMHeadModel",
+    "GPT2Model",
+    "GPT2Tokenizer",
+    "UserError",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from mindgpt.config.errors import UserError
     from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
+    from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
     from mindgpt.models.gpt2.gpt2_config import GPT2Config
     from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 

@@ -11,7 +11,7 @@ if [ -n "$text" ]; then
     text=$(cd "$(dirname "$text")" && pwd)/$(basename "$text")
 fi
 began=$SECONDS
-make_environment ""
+make_environment "[plot]"
 cd "$repo"
 out=${OUTPUT:-output/quickstart}
 config=configs/gpt2/pretrain_gpt2_quickstart.yaml
@@ -60,7 +60,7 @@ print(f"""
 text and tokenizer   {out}/text, {out}/tokenizer
 data                 {out}/data
 model                {out}/run/checkpoint/rank_0
-losses, step by step {out}/run/log/train.jsonl
+losses, step by step {out}/run/log/train.jsonl, drawn in {out}/run/plot.png
 texts                {out}/run/predictions.jsonl
 
 Next: more epochs       --epochs 10 on the training command above

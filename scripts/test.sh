@@ -3,10 +3,11 @@
 #   bash scripts/test.sh             what CI runs
 #   bash scripts/test.sh --slow      also the tests marked slow
 #   bash scripts/test.sh ARGUMENTS   handed to pytest, e.g. tests/models -k loss
+# TEST_WORKERS=N: N files are tested at a time (2: most of the time goes into programs that start on one core).
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 make_environment "[test]"
 cd "$repo"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"

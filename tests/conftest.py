@@ -1,12 +1,16 @@
 """Fixtures shared by all tests: where the real data lies, and quiet, repeatable runs."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("GLOG_v", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "MINDGPT_CACHE" not in os.environ:  # kernels are shared by the tests of a session, not with the person's own runs
+    _cache = tempfile.TemporaryDirectory(prefix="mindgpt-tests-")
+    os.environ["MINDGPT_CACHE"] = _cache.name
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -1,16 +1,17 @@
 """Measure mindgpt against Hugging Face transformers on PyTorch, side by side on this machine's CPU.
 
-    python tools/benchmark.py                                       # GPT-2 small: training, evaluation, decoding, start
+    python tools/benchmark.py             # GPT-2 small: training, evaluation, decoding, start, LoRA
     python tools/benchmark.py --what train eval --batch_size 8 --seq_length 128 --json result.json
-    python tools/benchmark.py --num_layers 2 --hidden_size 64 --num_heads 2 --vocab_size 512    # a quick try
+    python tools/benchmark.py --num_layers 2 --hidden_size 64 --num_heads 2 --vocab_size 512      # a quick try
 
 Both sides have random weights, the same ids, float32, the same dropout, eager attention, AdamW, and gradients clipped
 to a global norm of 1. A training or evaluation step sees and predicts batch_size x seq_length tokens. Each side lives
 in a process of its own, and they take turns: ours, the peer, ours, the peer. A time is the median of all steps; a ratio
 is the peer's time by ours, so above 1 mindgpt is faster. "startup" is from the start of a process to the end of its
-first training step, compilation included, and is measured once. "others" is how many cores programs that have nothing
-to do with the benchmark kept busy meanwhile: what is measured while that is far from 0 means little. The warm-up is
-long because MindSpore's CPU kernels tune themselves in their first 20 runs or so, and start on one core.
+first training step, compilation included, and is measured once. "lora" compares two training steps of ours, of LoRA
+and of all weights, in tokens/s and peak memory. "others" is how many cores programs that have nothing to do with the
+benchmark kept busy meanwhile: what is measured while that is far from 0 means little. The warm-up is long because
+MindSpore's CPU kernels tune themselves in their first 20 runs or so, and start on one core.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from mindgpt.models.gpt2.gpt2_config import PRESETS, GPT2Config
 
 WORKER = Path(__file__).with_name("benchmark_worker.py")
 SIDES = ("mindgpt", "transformers")
+TUNING = {"train": "all weights", "lora": "LoRA, rank 64 on query and value"}  # the worker's task -> what it tunes
 LIBRARIES = {"mindgpt": "mindspore", "transformers": "torch"}  # what multiplies matrices on each side
 
 
@@ -128,6 +130,24 @@ class Benchmark:
             finally:
                 worker.stop()
 
+    def measure_lora(self) -> dict[str, dict]:
+        """Training steps of all weights and of LoRA, ours alone: two processes that take turns."""
+        workers: dict[str, Worker] = {}
+        answers: dict[str, list[dict]] = {task: [] for task in TUNING}
+        try:
+            for task in TUNING:
+                workers[task] = Worker("mindgpt", self.configs["mindgpt"], self.options)
+                workers[task].run(task, self.arguments.warmup)
+            for _ in tqdm(range(self.arguments.rounds), desc="LoRA", disable=None):
+                for task, worker in workers.items():
+                    answers[task].append(worker.run(task, self.arguments.steps))
+        finally:
+            for worker in workers.values():
+                worker.stop()
+        tokens = self.arguments.batch_size * self.arguments.seq_length
+        results = {task: summary(measured) for task, measured in answers.items()}
+        return {task: values | {"tokens_per_second": tokens / values["median"]} for task, values in results.items()}
+
     def measure_bf16(self, task: str) -> dict:
         """The peer alone, under bfloat16 autocast, for information."""
         worker = Worker("transformers", self.configs["transformers"], self.options | {"bf16": True})
@@ -207,8 +227,11 @@ def report(benchmark: Benchmark, config: GPT2Config, host: dict) -> dict:
         tasks = [task for task in ("train", "eval") if task in arguments.what]
         bf16 = {task: benchmark.measure_bf16(task) for task in tasks}
     settings = vars(arguments) | {"json": None}
-    matmul = matmul_report(benchmark, config, arguments.batch_size * arguments.seq_length)
-    result = {"settings": settings, "machine": host, "results": rows, "matmul": matmul}
+    result = {"settings": settings, "machine": host, "results": rows}
+    if "lora" in arguments.what:
+        result["tuning"] = benchmark.measure_lora()
+    if benchmark.answers:
+        result["matmul"] = matmul_report(benchmark, config, arguments.batch_size * arguments.seq_length)
     return result | ({"transformers_bf16": bf16} if arguments.bf16 else {})
 
 
@@ -222,10 +245,10 @@ def table(result: dict, config: GPT2Config) -> str:
         f"{config.num_parameters() / 1e6:.1f}M parameters, float32, batch {settings['batch_size']} x "
         f"{settings['seq_length']}, dropout {settings['dropout']:g}, {settings['rounds']} rounds of "
         f"{settings['steps']} steps",
-        "",
-        f"{'median seconds':<28}{'mindgpt':>14}{'transformers':>14}{'ratio':>8}"
-        f"{'tokens/s':>18}{'peak GiB':>14}{'others':>12}",
     ]
+    if result["results"]:
+        header = f"{'median seconds':<28}{'mindgpt':>14}{'transformers':>14}{'ratio':>8}"
+        lines += ["", header + f"{'tokens/s':>18}{'peak GiB':>14}{'others':>12}"]
     for row in result["results"]:
         ours, peer = row["mindgpt"], row["transformers"]
         line = f"{row['task']:<28}{ours['median']:>14.4g}{peer['median']:>14.4g}{row['ratio']:>8.2f}"
@@ -236,6 +259,10 @@ def table(result: dict, config: GPT2Config) -> str:
         lines.append(line)
     for task, values in result.get("transformers_bf16", {}).items():
         lines.append(f"{task + ', bfloat16 autocast':<28}{'':>14}{values['median']:>14.4g}")
+    if "tuning" in result:
+        lines += tuning_table(result["tuning"])
+    if "matmul" not in result:
+        return "\n".join(lines)
     lines += ["", f"{'matmul, float32 GFLOP/s':<28}{'mindspore':>14}{'torch':>14}{'ratio':>8}"]
     for shape in result["matmul"]["shapes"]:
         ours, peer = shape["gflops"]["mindspore"], shape["gflops"]["torch"]
@@ -245,6 +272,20 @@ def table(result: dict, config: GPT2Config) -> str:
         ours, peer = seconds["mindgpt"], seconds["transformers"]
         lines.append(f"{task + ' step, these alone: s':<28}{ours:>14.4g}{peer:>14.4g}{peer / ours:>8.2f}")
     return "\n".join(lines)
+
+
+def tuning_table(tuning: dict[str, dict]) -> list[str]:
+    """Lines that compare LoRA with training all weights; a ratio above 1 is in favour of LoRA."""
+    lines = ["", f"{'mindgpt, training step of':<36}{'median s':>12}{'tokens/s':>12}{'peak GiB':>12}{'others':>8}"]
+    for task, name in TUNING.items():
+        values = tuning[task]
+        lines.append(
+            f"{name:<36}{values['median']:>12.4g}{values['tokens_per_second']:>12.0f}"
+            f"{values['peak_memory'] / 2**30:>12.2f}{values['others']:>8.2f}"
+        )
+    full, lora = (tuning[task] for task in TUNING)
+    speed, memory = full["median"] / lora["median"], full["peak_memory"] / lora["peak_memory"]
+    return [*lines, f"{'LoRA against all weights':<36}{'':>12}{speed:>11.2f}x{memory:>11.2f}x"]
 
 
 def at_least(lowest: int):
@@ -264,7 +305,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=summary_line, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     count, add = at_least(1), parser.add_argument
-    tasks = ("train", "eval", "decode", "startup")
+    tasks = ("train", "eval", "decode", "startup", "lora")
     add("--what", nargs="+", choices=tasks, default=list(tasks), help="what to measure (default: everything)")
     add("--model", default="gpt2", help=f"{', '.join(PRESETS)}, or a folder with config.json (default: %(default)s)")
     for name in ("num_layers", "hidden_size", "num_heads", "vocab_size"):
@@ -324,8 +365,9 @@ def main(argv: list[str] | None = None) -> None:
     groups = [[task] for task in ("train", "eval") if task in arguments.what]
     if "decode" in arguments.what:
         groups.append([f"decode:{batch}" for batch in dict.fromkeys(arguments.decode_batch_sizes)])
-    groups = groups or [[]]
-    groups[0] += [f"matmul:{width}:{out}" for width, out in matmul_shapes(config)]
+    if arguments.what != ["lora"]:  # which needs no peer
+        groups = groups or [[]]
+        groups[0] += [f"matmul:{width}:{out}" for width, out in matmul_shapes(config)]
     with tempfile.TemporaryDirectory() as scratch:
         names = ("batch_size", "seq_length", "prompt_length", "new_tokens", "peer_adamw", "bf16")
         options = {name: getattr(arguments, name) for name in names} | {"scratch": scratch, "bf16": False}

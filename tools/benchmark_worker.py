@@ -59,12 +59,26 @@ class MindGPT:
         return ms.Tensor(rows), ms.Tensor(np.ones_like(rows))
 
     def train(self) -> Step:
-        from mindgpt.config.training import LRScheduleSection, OptimizerSection, ScaleSenseSection
+        return self.train_step(self.model())
+
+    def lora(self) -> Step:
+        """A training step of the LoRA in configs/gpt2/finetune_gpt2_small_lora_fp16.yaml."""
+        from mindgpt.config.model import PetSection
+        from mindgpt.pet.lora import add_lora
+
+        model = self.model()
+        rate = self.config.hidden_dropout_rate
+        add_lora(model, PetSection(lora_rank=64, lora_alpha=128, lora_dropout=rate))  # query and value
+        return self.train_step(model)
+
+    def train_step(self, model) -> Step:
+        from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
+        from mindgpt.config.training import ScaleSenseSection
         from mindgpt.train.optimizers import build_optimizer
         from mindgpt.train.schedules import LearningRateTable, learning_rates
         from mindgpt.train.step import TrainStep
 
-        model = self.model().set_train()
+        model.set_train()
         rates = LearningRateTable(learning_rates(LRScheduleSection(learning_rate=LEARNING_RATE), 1))
         optimizer = build_optimizer(OptimizerSection(), model.trainable_params(), rates)
         step = TrainStep(model, optimizer, ScaleSenseSection(), MAX_GRAD_NORM).set_train()

@@ -46,12 +46,19 @@ class Flag:
     modes: tuple[str, ...] = _ALL
 
 
+_GENERATION = "prediction of texts, by language models"
 FLAGS: dict[str, tuple[Flag, ...]] = {
     "the job": (
         Flag("run_mode", str, ("run_mode",), "train, finetune, eval or predict"),
         Flag("seed", int, ("seed",), "seed of everything random"),
         Flag("output_dir", str, ("output_dir",), "folder for checkpoints, strategies and logs"),
         Flag("load_checkpoint", str, ("load_checkpoint",), "weights to start from: a file or folder"),
+        Flag(
+            "adapter",
+            str,
+            ("model.model_config.pet_config.adapter",),
+            "a LoRA adapter to put on load_checkpoint: a PEFT folder, or a .ckpt of trained parameters",
+        ),
         Flag("resume_training", boolean_or_name, ("resume_training",), "go on where a run stopped", _TRAIN),
     ),
     "data": (
@@ -94,6 +101,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "prediction": (
         Flag("tokenizer", str, ("processor.tokenizer.path",), "folder of the tokenizer", ("predict",)),
         Flag("predict_batch_size", int, ("model.model_config.batch_size",), "prompts per batch", ("predict",)),
+    ),
+    _GENERATION: (
         Flag("max_new_tokens", int, ("model.model_config.max_new_tokens",), "tokens to add to a prompt", ("predict",)),
         Flag("do_sample", boolean, ("model.model_config.do_sample",), "sample; else take the likeliest", ("predict",)),
         Flag("top_k", int, ("model.model_config.top_k",), "sample among the K likeliest tokens, 0: all", ("predict",)),
@@ -114,7 +123,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
 
 REFUSED = {
     "modal_type": "mindgpt reads text only",
-    "adapter_id": "mindgpt serves one adapter at a time; name its weights with --load_checkpoint",
+    "adapter_id": "mindgpt serves one adapter at a time; name its file or folder with --adapter",
     "register_path": "mindgpt has no registry of outside classes; import mindgpt from your own program instead",
     "remote_save_url": "mindgpt uploads nothing; copy the output folder yourself",
     "strategy_load_checkpoint": "for the strategy of the weights to load there is --src_strategy_path_or_dir",
@@ -247,6 +256,8 @@ def _flags_without_effect(arguments: argparse.Namespace, config: RunConfig) -> I
     for flag in _typed_flags(arguments):
         if mode not in flag.modes:
             yield f"--{flag.name} has no effect with run_mode {mode}; it is for {', '.join(flag.modes)}"
+        elif flag in FLAGS[_GENERATION] and config.trainer.type == "TextClassificationTrainer":
+            yield f"--{flag.name} has no effect with trainer.type {config.trainer.type}, which predicts labels"
     if "predict_data" in arguments and mode != "predict":
         yield f"--predict_data has no effect with run_mode {mode}; it is for predict"
     if "batch_size" in arguments and mode == "predict":

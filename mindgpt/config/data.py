@@ -2,9 +2,12 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from mindgpt.config.section import ANY_VALUE, Count, Section, refuse
+
+Column = Annotated[str, BeforeValidator(lambda name: "attention_mask" if name == "input_mask" else name)]
+"""A column's name; early releases of MindFormers called the mask `input_mask`."""
 
 
 class DataLoaderSection(Section):
@@ -19,10 +22,12 @@ class DatasetSection(Section):
     """`train_dataset` or `eval_dataset`. After validation `data_loader.shuffle` and `drop_remainder` have a value.
 
     The batch size that counts is `runner_config.batch_size`; the one here is used only where that one is absent.
+    `num_buckets`, for classification only, is how many lengths rows are padded to at most; None: 4.
+    `input_columns` None: `input_ids`, `attention_mask`, and `labels` where the data set has them.
     """
 
     data_loader: DataLoaderSection = Field(default_factory=DataLoaderSection)
-    input_columns: Annotated[list[str], Field(min_length=1)] = ["input_ids", "attention_mask"]
+    input_columns: Annotated[list[Column], Field(min_length=1)] | None = None
     num_parallel_workers: Count = 8
     python_multiprocessing: bool = False
     drop_remainder: bool | None = None
@@ -30,6 +35,7 @@ class DatasetSection(Section):
     repeat: Count = 1
     prefetch_size: Count = 1
     num_samples: Count | None = None
+    num_buckets: Count | None = None
 
     ignored: ClassVar = {"numa_enable": ANY_VALUE, "tokenizer": ANY_VALUE}
     for_training: ClassVar = False
@@ -53,9 +59,12 @@ class EvalDatasetSection(DatasetSection):
 
 
 class DatasetTaskSection(Section):
-    """`train_dataset_task` or `eval_dataset_task`: what the rows of the data set are for."""
+    """`train_dataset_task` or `eval_dataset_task`: what the rows of the data set are for.
 
-    type: Literal["CausalLanguageModelDataset", "TextClassificationDataset"] = "CausalLanguageModelDataset"
+    `type` follows from `trainer.type` where it is absent.
+    """
+
+    type: Literal["CausalLanguageModelDataset", "TextClassificationDataset"] | None = None
 
 
 class TokenizerSection(Section):

@@ -1,12 +1,14 @@
 """The section `model`: which network, its sizes and precision, how it generates, and how it is fine-tuned."""
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from mindgpt.config.section import (
+    ANY_VALUE,
     Count,
     CountOrZero,
     DropoutRate,
@@ -55,16 +57,30 @@ Activation = Annotated[str, one_of(ACTIVATIONS)]
 
 
 class PetSection(Section):
-    """`model.model_config.pet_config`: parameter-efficient tuning.
+    """`model.model_config.pet_config`: parameter-efficient tuning by LoRA (Hu et al. 2021).
 
-    `lora_alpha / lora_rank` scales the update (Hu et al. 2021, section 4.1).
+    Which linear layers get it: those whose whole path (`backbone.blocks.0.attention.dense1`) the regular expression
+    `target_modules` describes; if there is none, those whose own name (`dense1`) begins with it, as in MindFormers.
+
+    `bias: lora_only` also trains the biases of these layers. `adapter` is a file or folder of weights that a LoRA was
+    trained to, to be put on `load_checkpoint`; what it tells about itself need not be repeated here.
     """
 
     pet_type: Annotated[str, one_of({"lora": "lora"})] = "lora"
     lora_rank: Count = 8
     lora_alpha: Positive = 16.0
+    use_rslora: bool = False
     lora_dropout: DropoutRate = 0.0
     target_modules: str = ".*dense1.*|.*dense3.*"
+    bias: Literal["none", "lora_only"] = "none"
+    adapter: str = ""
+
+    ignored: ClassVar = {"in_channels": ANY_VALUE, "out_channels": ANY_VALUE}  # every layer knows its own
+
+    @property
+    def scaling(self) -> float:
+        """What the update B A is multiplied by: alpha / r, or with rsLoRA alpha / sqrt(r) (Kalajdzievski 2023)."""
+        return self.lora_alpha / (math.sqrt(self.lora_rank) if self.use_rslora else self.lora_rank)
 
     @field_validator("target_modules")
     @classmethod
@@ -83,6 +99,7 @@ class GPT2Section(Section):
     both, `ffn_hidden_size` and `embedding_dropout_rate` always have a value. `hidden_act` is stored as one of gelu (the
     tanh form), gelu_erf, fast_gelu, relu, silu. `max_new_tokens` counts new tokens and goes before `max_decode_length`,
     which counts the prompt too. A token id that is None is the tokenizer's. `batch_size` is that of prediction.
+    `label_names` are the names of a classifier's labels, in the order of their numbers.
     """
 
     type: Literal["GPT2Config"] = "GPT2Config"
@@ -96,6 +113,7 @@ class GPT2Section(Section):
     expand_ratio: Count | None = None
     ffn_hidden_size: Count | None = None
     num_labels: Count = 2
+    label_names: list[str] | None = None
 
     hidden_act: Activation = "gelu"
     layernorm_epsilon: Positive = 1e-5
@@ -179,6 +197,9 @@ class GPT2Section(Section):
             width = self.expand_ratio * self.hidden_size
             if width != self.ffn_hidden_size:
                 yield "ffn_hidden_size", f"{self.ffn_hidden_size} is not expand_ratio x hidden_size = {width}; give one"
+        names = self.label_names
+        if names is not None and (len(names) != self.num_labels or len(set(names)) != len(names)):
+            yield "label_names", f"must be {self.num_labels} different names, as many as num_labels; not {names}"
         for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
             token = getattr(self, name)
             if token is not None and token >= self.vocab_size:
@@ -196,3 +217,15 @@ class ModelSection(Section):
 
     arch: ArchSection = Field(default_factory=ArchSection)
     config: GPT2Section = Field(default_factory=GPT2Section, alias="model_config")
+
+    @classmethod
+    def translated(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """`GPT2WithLora` is what early releases of MindFormers called a `GPT2LMHeadModel` that has a `pet_config`."""
+        arch, config = data.get("arch"), data.get("model_config")
+        if not isinstance(arch, Mapping) or arch.get("type") != "GPT2WithLora":
+            return data
+        if not isinstance(config, Mapping) or config.get("pet_config") is None:
+            refuse(
+                [("arch.type", "'GPT2WithLora' needs model_config.pet_config; without LoRA it is 'GPT2LMHeadModel'")]
+            )
+        return {**data, "arch": {**arch, "type": "GPT2LMHeadModel"}}

@@ -5,6 +5,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from mindgpt.config.callbacks import (
+    Callback,
+    CheckpointMonitorSection,
+    EvalCallback,
+    EvalCallBackSection,
+    LossMonitorSection,
+    ObsMonitorSection,
+)
 from mindgpt.config.data import DatasetTaskSection, EvalDatasetSection, ProcessorSection, TrainDatasetSection
 from mindgpt.config.execution import (
     ContextSection,
@@ -15,17 +23,10 @@ from mindgpt.config.execution import (
     RunnerConfigSection,
 )
 from mindgpt.config.model import ModelSection
+from mindgpt.config.optimization import NO_RATE_WITH_RELATIVE_STEP, LRScheduleSection, OptimizerSection
 from mindgpt.config.section import ANY_VALUE, Count, Section, refuse, shown
 from mindgpt.config.training import (
-    Callback,
-    CheckpointMonitorSection,
-    EvalCallback,
-    EvalCallBackSection,
-    LossMonitorSection,
-    LRScheduleSection,
     MetricSection,
-    ObsMonitorSection,
-    OptimizerSection,
     RunnerWrapperSection,
     TrainerSection,
 )
@@ -36,17 +37,30 @@ _ARCH_OF_TRAINER = {
 }
 
 
+_METRIC_OF_TRAINER = {
+    "CausalLanguageModelingTrainer": "PerplexityMetric",
+    "TextClassificationTrainer": "Accuracy",
+}
+
+_DATASET_OF_TRAINER = {
+    "CausalLanguageModelingTrainer": "CausalLanguageModelDataset",
+    "TextClassificationTrainer": "TextClassificationDataset",
+}
+
+
 class RunConfig(Section):
     """One job. Made by `load_config`; every section is there, and every default is filled in.
 
     After validation `runner_config.batch_size` has a value; `lr_schedule` has one if a learning rate is given anywhere;
     `callbacks` holds what runs (`ObsMonitor` is gone), with an `EvalCallBack` among it exactly if `do_eval` is True.
+    `resize_embeddings` lets `load_checkpoint` have other numbers of positions or tokens than `model.model_config`.
     """
 
     run_mode: Literal["train", "finetune", "eval", "predict"] = "train"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "./output"
     load_checkpoint: str = ""
+    resize_embeddings: bool = False
     src_strategy_path_or_dir: str = ""
     auto_trans_ckpt: bool = False
     transform_process_num: Count = 1
@@ -118,6 +132,9 @@ class RunConfig(Section):
             self.runner_config.batch_size = dataset.batch_size or 1
         if self.lr_schedule is None and self.optimizer.learning_rate is not None:
             self.lr_schedule = LRScheduleSection(learning_rate=self.optimizer.learning_rate)
+        self.metric.type = _METRIC_OF_TRAINER[self.trainer.type]
+        for task in (self.train_dataset_task, self.eval_dataset_task):
+            task.type = _DATASET_OF_TRAINER[self.trainer.type]
         self._agree_on_evaluation()
 
     def _agree_on_evaluation(self) -> None:
@@ -132,8 +149,34 @@ class RunConfig(Section):
         arch, wanted = self.model.arch.type, _ARCH_OF_TRAINER[self.trainer.type]
         if arch != wanted:
             yield "model.arch.type", f"{arch!r} does not fit trainer.type {self.trainer.type!r}, which needs {wanted!r}"
+        rows = _DATASET_OF_TRAINER[self.trainer.type]
+        for name in ("train_dataset_task", "eval_dataset_task"):
+            if (given := getattr(self, name).type) not in (None, rows):
+                yield (
+                    f"{name}.type",
+                    f"{given!r} does not fit trainer.type {self.trainer.type!r}, which needs {rows!r}",
+                )
+        yield from self._classification_problems()
         if self.profile and self.profile_stop_step < self.profile_start_step:
             yield "profile_stop_step", f"must be at least profile_start_step {self.profile_start_step}"
+
+    def _classification_problems(self) -> Iterator[tuple[str, str]]:
+        metric = _METRIC_OF_TRAINER[self.trainer.type]
+        if self.metric.type not in (None, metric):
+            yield (
+                "metric.type",
+                f"{self.metric.type!r} does not fit trainer.type {self.trainer.type!r}, which has {metric!r}",
+            )
+        if self.trainer.type != "TextClassificationTrainer":
+            for name in ("train_dataset", "eval_dataset"):
+                if getattr(self, name).num_buckets is not None:
+                    yield f"{name}.num_buckets", f"has no effect with trainer.type {self.trainer.type!r}"
+            return
+        weights, labels = self.trainer.class_weights, self.model.config.num_labels
+        if labels < 2:
+            yield "model.model_config.num_labels", f"must be at least 2 for classification, not {labels}"
+        if isinstance(weights, list) and len(weights) != labels:
+            yield "trainer.class_weights", f"has {len(weights)} factors, and model.model_config.num_labels is {labels}"
 
     def _training_problems(self) -> Iterator[tuple[str, str]]:
         kinds = [callback.type for callback in self.callbacks]
@@ -149,5 +192,8 @@ class RunConfig(Section):
                 f"{rate} differs from lr_schedule.learning_rate {self.lr_schedule.learning_rate}, "
                 "which counts; keep one of the two",
             )
-        if self.run_mode in ("train", "finetune") and self.lr_schedule is None and rate is None:
+        if self.optimizer.relative_step:
+            if self.lr_schedule is not None:
+                yield "lr_schedule", NO_RATE_WITH_RELATIVE_STEP
+        elif self.run_mode in ("train", "finetune") and self.lr_schedule is None and rate is None:
             yield "lr_schedule", f"is missing, and run_mode {self.run_mode!r} needs lr_schedule.learning_rate"

@@ -7,9 +7,9 @@ stands on the right, where causal attention keeps it out of every real position.
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -23,6 +23,7 @@ IGNORED_LABEL = -100  # what cross-entropy skips, by Hugging Face's and PyTorch'
 BATCH_CHARACTERS = 1 << 20  # text tokenised at a time
 BATCH_PIECES = 4096
 BATCH_BLOCKS = 256  # blocks written at a time
+Text = TypeVar("Text")
 
 
 class Tokenizer(Protocol):
@@ -32,7 +33,9 @@ class Tokenizer(Protocol):
     vocab_size: int
     splits_at_spaces: bool
 
-    def encode_batch(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]: ...
+    def encode_batch(
+        self, texts: list[str], max_length: int | None = None, *, add_special_tokens: bool
+    ) -> list[list[int]]: ...
 
     def vocab_hash(self) -> str: ...
 
@@ -93,19 +96,12 @@ def write_blocks(
         UserError: no text, too little of it, a value that is not allowed, or files that cannot be read or written.
     """
     started = time.monotonic()
-    if max_length < 2:
-        raise UserError(f"max_length must be at least 2 (a token and the one it predicts); it is {max_length}.")
+    check_max_length(max_length)
     columns = list(dict.fromkeys(columns))
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown or not columns:
         raise UserError(f"data_columns may be {', '.join(COLUMNS)}; got {', '.join(unknown) or 'none'}.")
-    metadata = {
-        "recipe": recipe,
-        "block_length": max_length,
-        "vocab_size": tokenizer.vocab_size,
-        "eos_token_id": tokenizer.eos_token_id,
-        "vocab_sha256": tokenizer.vocab_hash(),
-    }
+    metadata = metadata_of(tokenizer, recipe, max_length)
     summary = Summary()
     with (
         tqdm(
@@ -122,6 +118,23 @@ def write_blocks(
     summary.files = [str(file) for file in writer.files]
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def check_max_length(max_length: int) -> None:
+    """Raise a UserError if rows of `max_length` tokens could train nothing."""
+    if max_length < 2:
+        raise UserError(f"max_length must be at least 2 (a token and the one it predicts); it is {max_length}.")
+
+
+def metadata_of(tokenizer: Tokenizer, recipe: str, max_length: int) -> dict[str, str | int]:
+    """What a MindRecord file says of how it was made; training and evaluation check it against the model."""
+    return {
+        "recipe": recipe,
+        "block_length": max_length,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_token_id": tokenizer.eos_token_id,
+        "vocab_sha256": tokenizer.vocab_hash(),
+    }
 
 
 def _check_anything_written(summary: Summary, max_length: int, num_splits: int) -> None:
@@ -150,7 +163,7 @@ def _counted(pieces: Iterable[Piece], summary: Summary, progress: tqdm) -> Itera
 def _token_stream(pieces: Iterable[Piece], tokenizer: Tokenizer, separate: bool) -> Iterator[np.ndarray]:
     """The ids of all documents, in order, in int32 arrays of arbitrary length."""
     end = [tokenizer.eos_token_id] if separate else []
-    for batch in _batches(pieces if tokenizer.splits_at_spaces else _joined(pieces)):
+    for batch in batches(pieces if tokenizer.splits_at_spaces else _joined(pieces), lambda piece: len(piece.text)):
         rows = tokenizer.encode_batch([piece.text for piece in batch], add_special_tokens=False)
         ids: list[int] = []
         for piece, row in zip(batch, rows, strict=True):
@@ -160,12 +173,12 @@ def _token_stream(pieces: Iterable[Piece], tokenizer: Tokenizer, separate: bool)
         yield np.asarray(ids, dtype=np.int32)
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Enough text at a time to keep every core busy."""
+def batches(texts: Iterable[Text], length: Callable[[Text], int]) -> Iterator[list[Text]]:
+    """Enough text at a time to keep every core busy; `length` counts the characters of one."""
     batch, characters = [], 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece.text)
+    for text in texts:
+        batch.append(text)
+        characters += length(text)
         if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_PIECES:
             yield batch
             batch, characters = [], 0

@@ -44,6 +44,11 @@ def read_tokenizer(path: str | os.PathLike[str]) -> tuple[Tokenizer, dict[str, A
     return backend, _settings(config, folder)
 
 
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether there is a tokenizer to read in a folder; `read_tokenizer` says what may be wrong with it."""
+    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+
+
 def _tokenizer_folder(path: str | os.PathLike[str]) -> Path:
     folder = Path(path)
     if folder.is_file():

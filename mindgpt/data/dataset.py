@@ -1,7 +1,7 @@
 """MindRecord files as a MindSpore dataset that the training or evaluation loop reads."""
 
-import math
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,8 @@ from mindspore.mindrecord import FileReader
 from mindgpt.config.errors import UserError
 from mindgpt.data.files import PathLike
 from mindgpt.data.mindrecord import find_mindrecord_files, read_header, reason_of
+
+_ROWS_OF_FINGERPRINT = 16
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,24 @@ def _first_row(file: str) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: {reason_of(error)} Make it again.") from error
 
 
+def fingerprint(info: DatasetInfo) -> str:
+    """A checksum of some of the rows, from the first to the last, by which to tell other data; where the files are, and
+    how they are named, does not matter. Eight hexadecimal digits.
+
+    Raises:
+        RuntimeError: a row cannot be read.
+    """
+    chosen = sorted(
+        {number * (info.num_rows - 1) // (_ROWS_OF_FINGERPRINT - 1) for number in range(_ROWS_OF_FINGERPRINT)}
+    )
+    dataset = ds.MindDataset(info.files, num_parallel_workers=1, sampler=ds.SubsetSampler(chosen))
+    checksum = 0
+    for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True):
+        for column in sorted(row):
+            checksum = zlib.crc32(row[column].tobytes(), checksum)
+    return f"{checksum:08x}"
+
+
 def check_row_length(
     info: DatasetInfo, seq_length: int, *, training: bool, columns: Sequence[str] = ("input_ids", "attention_mask")
 ) -> None:
@@ -108,6 +128,7 @@ def build_dataset(
     num_shards: int = 1,
     shard_id: int = 0,
     num_samples: int | None = None,
+    rows: range | None = None,
     repeat: int = 1,
     num_parallel_workers: int = 1,
     prefetch_size: int = 1,
@@ -124,8 +145,10 @@ def build_dataset(
         columns: columns to read, in this order.
         shuffle: whether the order is random.
         drop_remainder: leave out a last batch that is not full.
-        num_shards, shard_id: read the `shard_id`-th of `num_shards` parts. All parts have the same number of rows:
-            where the division leaves a remainder, rows from the front are read twice to fill up.
+        num_shards, shard_id: read the `shard_id`-th of `num_shards` parts. The parts' n-th batches together are the
+            rows of the n-th batch of a single part that is `num_shards` times as large. If the last is not full and not
+            left out, and cannot be divided, rows from the front are read twice to fill up.
+        rows: read only these, in their order; None: all.
         num_samples: use only the first so many rows of the data set (of all shards together).
         repeat: passes over the data that count as one epoch.
         num_parallel_workers: threads for reading; no more than this machine has cores.
@@ -143,21 +166,23 @@ def build_dataset(
     if not 0 <= shard_id < num_shards:
         raise UserError(f"shard_id must be from 0 to num_shards - 1 = {num_shards - 1}; it is {shard_id}.")
     _check_columns(info, columns)
-    rows = min(info.num_rows, num_samples or info.num_rows)
-    rows_of_shard = math.ceil(rows / num_shards)
-    if drop_remainder and rows_of_shard < batch_size:
+    chosen = (range(info.num_rows) if rows is None else rows)[:num_samples]
+    if drop_remainder and len(chosen) < batch_size * num_shards:
         raise UserError(
-            f"{info.files[0]}: {rows} rows on {num_shards} shard(s) are {rows_of_shard} each, which is less than one "
-            f"batch of {batch_size}, and drop_remainder leaves out batches that are not full: nothing would be read. "
-            "Lower the batch size, set drop_remainder to False, or use more data."
+            f"{info.files[0]}: {len(chosen)} rows are less than one batch of {batch_size} on {num_shards} shard(s) "
+            "each, and drop_remainder leaves out batches that are not full: nothing would be read. Lower the batch "
+            "size, set drop_remainder to False, or use more data."
         )
+    batches = len(chosen) // (batch_size * num_shards)
     ds.config.set_seed(seed)
     workers = max(1, min(num_parallel_workers, os.cpu_count() or 1))
     dataset = ds.MindDataset(
         info.files,
         columns_list=list(columns),
         num_parallel_workers=workers,
-        sampler=_sampler(info.num_rows, rows, shuffle, num_shards, shard_id),
+        sampler=_sampler(
+            info.num_rows, chosen, shuffle, num_shards, shard_id, batches * batch_size if drop_remainder else None
+        ),
     )
     for column in columns:
         if info.columns[column]["type"] != "int32":
@@ -171,20 +196,23 @@ def build_dataset(
     return dataset
 
 
-def _sampler(all_rows: int, rows: int, shuffle: bool, num_shards: int, shard_id: int) -> ds.Sampler:
-    """Which rows in which order.
+def _sampler(
+    all_rows: int, chosen: range, shuffle: bool, num_shards: int, shard_id: int, rows_of_shard: int | None
+) -> ds.Sampler:
+    """Which rows in which order; shard i of n has every n-th row from the i-th on.
 
     Not by MindDataset's own `num_samples`: with `shuffle`, MindSpore 2.10 then draws every epoch from the rows of the
-    epoch before, with repeats (of 10 rows it read 4 different ones, then 3 of those, then 2).
+    epoch before, with repeats (of 10 rows it read 4 different ones, then 3 of those, then 2). And not by a
+    RandomSampler below a DistributedSampler, which would draw one order for all epochs.
     """
-    if num_shards > 1:
-        sampler = ds.DistributedSampler(num_shards, shard_id, shuffle=shuffle)
-    elif shuffle:
-        sampler = ds.RandomSampler()
-    else:
-        return ds.SequentialSampler(0, rows)
-    if rows < all_rows:
-        sampler.add_child(ds.SequentialSampler(0, rows))
+    in_order = ds.SequentialSampler(chosen.start, len(chosen))
+    if num_shards == 1 and not shuffle:
+        return in_order
+    sampler = ds.DistributedSampler(
+        num_shards, shard_id, shuffle=shuffle, num_samples=rows_of_shard if num_shards > 1 else None
+    )
+    if len(chosen) < all_rows:
+        sampler.add_child(in_order)
     return sampler
 
 

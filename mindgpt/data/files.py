@@ -20,6 +20,11 @@ from mindgpt.config.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
+DOWNLOADS = Path("checkpoint_download/gpt2")
+"""Where MindFormers put what it downloaded, below the working directory."""
+
+LONG_NUMBER = "it holds a number of more digits than Python reads"  # 4300, a guard against slow conversions
+
 # In the names of temporary files: on a shared file system, another machine's process must not be taken for a dead one.
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 
@@ -187,6 +192,8 @@ def read_json(path: PathLike) -> Any:
         raise UserError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.") from error
     except RecursionError as error:
         raise UserError(f"{path}: not usable JSON: it is nested too deeply.") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not usable JSON: {LONG_NUMBER}.") from error
 
 
 def _not_utf8(path: PathLike) -> UserError:

@@ -6,15 +6,15 @@ whole (see `cut`).
 """
 
 import glob
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.files import PathLike, check_readable, read_chunks, read_lines
+from mindgpt.data.records import json_lines, text_of
 
 PIECE_CHARACTERS = 1 << 16
 TEXT_SUFFIXES = (".txt", ".jsonl")
@@ -30,10 +30,10 @@ class Piece(NamedTuple):
 # ---- which files -----------------------------------------------------------------------------------------------------
 
 
-def input_files(names: Iterable[PathLike]) -> list[Path]:
+def input_files(names: Iterable[PathLike], suffixes: Sequence[str] = TEXT_SUFFIXES) -> list[Path]:
     """The files that a list of files, folders and patterns stands for, each once, in the order given.
 
-    A folder stands for its .txt and .jsonl files, sub-folders included, sorted by path; so does a pattern
+    A folder stands for its files with one of the `suffixes`, sub-folders included, sorted by path; so does a pattern
     (`corpus/*.txt`) for the files it matches.
 
     Raises:
@@ -43,9 +43,9 @@ def input_files(names: Iterable[PathLike]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
+            found = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
             if not found:
-                raise UserError(f"The folder {path} holds no .txt or .jsonl file.")
+                raise UserError(f"The folder {path} holds no {' or '.join(suffixes)} file.")
         elif not path.exists() and glob.has_magic(str(name)):
             found = sorted(Path(match) for match in glob.glob(str(name), recursive=True) if os.path.isfile(match))
             if not found:
@@ -95,36 +95,13 @@ def document_pieces(file: Path, document_per: Literal["file", "line"] = "file", 
         UserError: the file is not UTF-8, or a line is no JSON object with a text under `field` (with file and line).
     """
     if file.suffix == ".jsonl":
-        documents = ([text] for text in _json_texts(file, field))
+        documents = ([text_of(record, field)] for record in json_lines(file))
     elif document_per == "line":
         documents = ([line] for line in read_lines(file) if line.strip())
     else:
         documents = [read_chunks(file)]
     for chunks in documents:
         yield from cut(chunks)
-
-
-def _json_texts(file: Path, field: str) -> Iterator[str]:
-    for number, line in enumerate(read_lines(file), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}:{number}: not valid JSON: {error.msg} at column {error.colno}.") from error
-        except RecursionError as error:
-            raise UserError(f"{file}:{number}: not usable JSON: it is nested too deeply.") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{file}:{number}: should be a JSON object with the key '{field}'.")
-        if field not in record:
-            keys = ", ".join(map(repr, record)) or "none"
-            raise UserError(f"{file}:{number}: no key '{field}'. Name the key that holds the text; there are: {keys}.")
-        text = record[field]
-        if not isinstance(text, str):
-            raise UserError(f"{file}:{number}: '{field}' should be a text; it is a {type(text).__name__}.")
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError(f"{file}:{number}: '{field}' is no valid Unicode: it holds half a surrogate pair.")
-        yield text
 
 
 # ---- WikiText --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Perplexity: e to the mean negative log-likelihood of a token."""
 
 import math
+from collections.abc import Sequence
 
 from mindspore import Tensor, nn
 from mindspore.train import Metric
@@ -19,7 +20,7 @@ class PerplexityCell(nn.Cell):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """input_ids, attention_mask, labels: (B, L) int32 -> two float32 scalars; each row gives L - 1 predictions."""
-        return self.network.token_losses(input_ids, attention_mask, labels)
+        return self.network.summed_loss(input_ids, attention_mask, labels)
 
 
 class PerplexityMetric(Metric):
@@ -36,22 +37,24 @@ class PerplexityMetric(Metric):
 
     def clear(self) -> None:
         """Forget all batches."""
-        self._total = 0.0
-        self._tokens = 0
-        self._batches: list[float] = []
+        self._batches: list[tuple[float, int]] = []
 
     def update(self, total: Tensor, count: Tensor) -> None:
         """Add a batch: its summed loss and its number of predicted tokens, as `PerplexityCell` returns them."""
-        total, count = float(total.asnumpy()), int(count.asnumpy())
-        if count:
-            self._total += total
-            self._tokens += count
-            self._batches.append(total / count)
+        self._batches.append((float(total.asnumpy()), int(count.asnumpy())))
+
+    def state(self) -> list[tuple[float, int]]:
+        """All batches so far, for `restore`; JSON can hold it."""
+        return self._batches
+
+    def restore(self, states: Sequence[Sequence[Sequence[float]]]) -> None:
+        """Take what several metrics have counted for one's own, in their order."""
+        self._batches = [(float(total), int(count)) for state in states for total, count in state]
 
     @property
     def tokens(self) -> int:
         """Predicted tokens so far."""
-        return self._tokens
+        return sum(count for _, count in self._batches)
 
     def eval(self) -> dict[str, float]:
         """`loss`, in nats per token, and `PPL` = e^loss; infinite where that is beyond float64.
@@ -60,17 +63,18 @@ class PerplexityMetric(Metric):
             RuntimeError: no token was predicted.
         """
         self._check_anything_counted()
-        return (
-            _loss_and_perplexity(sum(self._batches) / len(self._batches)) if self.batch_means else self.token_weighted()
-        )
+        if not self.batch_means:
+            return self.token_weighted()
+        means = [total / count for total, count in self._batches if count]
+        return _loss_and_perplexity(sum(means) / len(means))
 
     def token_weighted(self) -> dict[str, float]:
         """As `eval`, each token counted once whatever `batch_means` says."""
         self._check_anything_counted()
-        return _loss_and_perplexity(self._total / self._tokens)
+        return _loss_and_perplexity(sum(total for total, count in self._batches if count) / self.tokens)
 
     def _check_anything_counted(self) -> None:
-        if not self._tokens:
+        if not self.tokens:
             raise RuntimeError("the data set has no token to predict: every row is padding, or all labels are -100")
 
 

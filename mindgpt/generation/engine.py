@@ -24,7 +24,8 @@ from mindspore.common.initializer import initializer
 from mindgpt.config.errors import UserError
 from mindgpt.generation.sampling import GenerationSettings, next_tokens
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
-from mindgpt.models.gpt2.gpt2_modules import Block, LMHead
+from mindgpt.models.gpt2.gpt2_heads import LMHead
+from mindgpt.models.gpt2.gpt2_modules import Block
 
 SMALLEST_PROMPT = 32  # tokens; a product of fewer rows takes hardly less time, since reading the weights does
 SMALLEST_CACHE = 128  # slots

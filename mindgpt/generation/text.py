@@ -31,6 +31,7 @@ def generate_text(
     prompts: Sequence[str],
     settings: GenerationSettings,
     batch_size: int = 8,
+    numbers: Sequence[int] | None = None,
 ) -> list[Completion]:
     """Continue each prompt. Prompts of like length share a batch; neither that nor `batch_size` changes a text.
 
@@ -40,6 +41,7 @@ def generate_text(
         prompts: texts of at least one token each.
         settings: how to choose tokens and when to stop. An `eos_token_id` of None is the tokenizer's.
         batch_size: prompts to run at once at most.
+        numbers: with the seed they name each prompt's random stream; 0, 1, 2... if None.
 
     Returns:
         The completions, in the order of the prompts.
@@ -62,12 +64,14 @@ def generate_text(
                 f"Prompt {number} is empty: there is nothing to continue. {tokenizer.bos_token!r} starts a text."
             )
     length_limits(encoded, settings, generator.config.max_position_embeddings)
+    streams = range(len(encoded)) if numbers is None else numbers
     by_length = sorted(range(len(encoded)), key=lambda number: len(encoded[number]))
     new_ids: list[list[int]] = [[]] * len(encoded)
     for start in range(0, len(by_length), batch_size):
-        numbers = by_length[start : start + batch_size]
-        rows = generator.generate([encoded[number] for number in numbers], settings, row_numbers=numbers)
-        for number, row in zip(numbers, rows, strict=True):
+        batch = by_length[start : start + batch_size]
+        row_numbers = [streams[number] for number in batch]
+        rows = generator.generate([encoded[number] for number in batch], settings, row_numbers=row_numbers)
+        for number, row in zip(batch, rows, strict=True):
             new_ids[number] = row
     return [_completion(tokenizer, *pair, settings.eos_token_id) for pair in zip(prompts, new_ids, strict=True)]
 

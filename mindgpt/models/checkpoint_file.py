@@ -19,7 +19,7 @@ import numpy as np
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.files import atomic_write
-from mindgpt.models.tensor_file import SpanFile, TensorInfo, existing_file
+from mindgpt.models.tensor_file import BFLOAT16_BITS, SpanFile, TensorInfo, existing_file
 
 # numpy name -> tensor_type in the file
 TENSOR_TYPES = {
@@ -101,7 +101,8 @@ def write_checkpoint(path: str | Path, items: Iterable[tuple[str, np.ndarray | s
     """Write named arrays and strings to a `.ckpt` that `mindspore.load_checkpoint` reads.
 
     The file appears under its name only when it is whole; a kill at any instant, or an exception raised by `items`,
-    leaves an earlier file of that name untouched. One array is held at a time if `items` is a generator.
+    leaves an earlier file of that name untouched. One array is held at a time if `items` is a generator. An array of
+    `BFLOAT16_BITS` is stored as bfloat16.
     """
     with atomic_write(path, "wb") as file:
         for name, item in items:
@@ -110,7 +111,8 @@ def write_checkpoint(path: str | Path, items: Iterable[tuple[str, np.ndarray | s
                 _write_value(file, name, (0,), "str", content)
             else:
                 content = np.ascontiguousarray(item).reshape(-1).view(np.uint8)
-                _write_value(file, name, item.shape, TENSOR_TYPES[item.dtype.name], content)
+                tensor_type = "BFloat16" if item.dtype == BFLOAT16_BITS else TENSOR_TYPES[item.dtype.name]
+                _write_value(file, name, item.shape, tensor_type, content)
 
 
 def _write_value(file: BinaryIO, name: str, dims: tuple[int, ...], tensor_type: str, content: np.ndarray) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from mindgpt.config.errors import UserError
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
+BFLOAT16_BITS = np.dtype("V2")  # a bfloat16 as it is stored: two bytes that NumPy moves about and cannot compute with
 
 
 class TensorInfo(NamedTuple):
@@ -56,18 +57,36 @@ class SpanFile:
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`. Raises UserError if the file has become shorter since it was opened."""
+        return as_numbers(self.read_box(name))
+
+    def read_box(self, name: str, box: tuple[slice, ...] | None = None) -> np.ndarray:
+        """A part of tensor `name`, one range for each dimension, or all of it; bfloat16 stays `BFLOAT16_BITS`.
+
+        Only the rows of the part are read. Raises UserError as `read` does.
+        """
         info = self.entries[name]
-        raw = np.empty(info.nbytes, np.uint8)
-        position = 0
+        dtype = BFLOAT16_BITS if info.dtype == "bfloat16" else np.dtype(info.dtype)
+        if not box:
+            return self._bytes(name, 0, info.nbytes).view(dtype).reshape(info.shape)
+        row = info.nbytes // max(info.shape[0], 1)
+        rows = self._bytes(name, box[0].start * row, box[0].stop * row).view(dtype)
+        return rows.reshape(-1, *info.shape[1:])[(slice(None), *box[1:])]
+
+    def _bytes(self, name: str, first: int, last: int) -> np.ndarray:
+        """Bytes [first, last) of tensor `name`, uint8."""
+        raw = np.empty(last - first, np.uint8)
+        begin = 0  # of the span within the tensor
         with open(self.path, "rb") as file:
             for offset, length in self.spans[name]:
-                file.seek(offset)
-                if file.readinto(raw[position : position + length].data) != length:
-                    raise UserError(f"{self.path}: ends inside {name}: the file is cut short. Copy or make it again.")
-                position += length
-        if info.dtype == "bfloat16":
-            return widen_bfloat16(raw.view(np.uint16)).reshape(info.shape)
-        return raw.view(info.dtype).reshape(info.shape)
+                low, high = max(first, begin), min(last, begin + length)
+                if low < high:
+                    file.seek(offset + low - begin)
+                    if file.readinto(raw[low - first : high - first].data) != high - low:
+                        raise UserError(
+                            f"{self.path}: ends inside {name}: the file is cut short. Copy or make it again."
+                        )
+                begin += length
+        return raw
 
 
 def existing_file(path: Path) -> Path:
@@ -79,6 +98,11 @@ def existing_file(path: Path) -> Path:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty. Copy or make it again.")
     return path
+
+
+def as_numbers(stored: np.ndarray) -> np.ndarray:
+    """An array as it is stored as one to compute with: `BFLOAT16_BITS` as float32, all others as they are."""
+    return widen_bfloat16(stored.view(np.uint16)) if stored.dtype == BFLOAT16_BITS else stored
 
 
 def widen_bfloat16(bits: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Weights in and out of a model: opening whatever the person names, strict loading, atomic saving.
 
-    weights = open_weights("gpt2-hf/")            # or our folder, or x.ckpt, x.safetensors, x.bin
+    weights = open_weights("gpt2-hf/")            # or our folder, x.ckpt, x.safetensors, x.bin, a run's sharded folder
     model = GPT2LMHeadModel(weights.config)
     report = load_weights(model, weights)         # every name used, skipped by a named rule, or an error
     save_checkpoint("model.ckpt", model)          # whole or not at all
@@ -21,6 +21,9 @@ from mindgpt.models.checkpoint_file import CheckpointFile, write_checkpoint
 from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config
 from mindgpt.models.gpt2.weight_names import MindFormersView, hint
 from mindgpt.models.hugging_face_file import WEIGHT_NAMES, open_hugging_face, weights_in
+from mindgpt.models.run_folder import rank_folders
+from mindgpt.models.sharded_checkpoint import SlicedCheckpoint, holds_slices, refuse_slice
+from mindgpt.models.skip_rules import skip_rule
 from mindgpt.models.tensor_file import TensorSource, cast
 
 if TYPE_CHECKING:
@@ -28,37 +31,32 @@ if TYPE_CHECKING:
 
 CHECKPOINT_NAME = "model.ckpt"
 
-# What a training checkpoint of MindSpore or MindFormers holds besides the weights: (rule, the names it skips).
-SKIP_RULES = (
-    ("optimizer state", re.compile(r"(adam_[mv]|moments|moment[12]|accu_grads)\.|(beta[12]_power|momentum)$")),
-    ("loss scale", re.compile(r"(loss_scale|scale_sense|current_iterator_step|last_overflow_iterator_step)$")),
-    ("training counter", re.compile(r"(epoch_num|step_num|global_step|learning_rate(_group_\d+)?)$")),
-    ("key-value cache", re.compile(r"backbone\.blocks\.\d+\.(attention\.)?(key_past|value_past)$")),
-    ("causal-mask buffer", re.compile(r"backbone\.blocks\.\d+\.attention\.(beta|masked_beta)$")),
-)
-
-
-def skip_rule(name: str) -> str | None:
-    """The rule by which a checkpoint's entry `name` is no weight, or None if it is one."""
-    return next((rule for rule, pattern in SKIP_RULES if pattern.match(name)), None)
-
 
 class CheckpointWeights:
-    """The weights in a `.ckpt`: a `TensorSource` without what `SKIP_RULES` name.
+    """The weights in a `.ckpt`, or in the slices of a parallel run: a `TensorSource` without what `SKIP_RULES` name.
 
     Attributes:
         path, entries: as in `TensorSource`.
         skipped: name -> the rule it was skipped by.
+
+    Raises:
+        UserError: the file is broken, or one rank's slice.
     """
 
-    def __init__(self, path: str | Path):
-        self._file = CheckpointFile(path)
+    def __init__(self, checkpoint: str | Path | SlicedCheckpoint):
+        if isinstance(checkpoint, SlicedCheckpoint):
+            self._file = checkpoint
+        else:
+            refuse_slice(Path(checkpoint))
+            self._file = CheckpointFile(checkpoint)
         self.path = self._file.path
         names = [*self._file.entries, *self._file.texts]
         self.skipped = {name: rule for name in names if (rule := skip_rule(name))}
         texts = [name for name in self._file.texts if name not in self.skipped]
         if texts:
-            raise UserError(f"{path}: these entries are text, not weights, and no rule skips them: {', '.join(texts)}.")
+            raise UserError(
+                f"{self.path}: these entries are text, not weights, and no rule skips them: {', '.join(texts)}."
+            )
         self.entries = {name: info for name, info in self._file.entries.items() if name not in self.skipped}
 
     def read(self, name: str) -> np.ndarray:
@@ -81,23 +79,35 @@ class Weights:
     source: MindFormersView | CheckpointWeights
 
 
-def open_weights(path: str | Path) -> Weights:
-    """Open a Hugging Face folder or file, our folder (`config.json` and `model.ckpt`), or a `.ckpt` beside its config.
+def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weights:
+    """Open a Hugging Face folder or file, our folder (`config.json` and `model.ckpt`), a `.ckpt` beside its config, or
+    the folder `checkpoint` of a parallel run, whose slices are put together.
 
     The config of `x.ckpt` is `x.config.json` or else `config.json` in its folder; that of a Hugging Face file is
-    `config.json` in its folder.
+    `config.json` in its folder; that of slices lies beside rank 0's.
+
+    Args:
+        path: of the weights.
+        strategy: file or folder that tells how slices belong together; None: the folder `strategy` beside `path`.
 
     Raises UserError if there are no weights, if a folder holds two kinds of them, or if they are broken.
     """
     path = Path(path)
+    if path.is_dir() and (holds_slices(path) if strategy is None else rank_folders(path)):
+        return _checkpoint(SlicedCheckpoint(path, Path(strategy) if strategy else None))
     if path.is_dir():
         path = _weights_file(path)
     if path.suffix == ".ckpt":
-        config = config_beside(path)
-        return Weights("checkpoint", config and GPT2Config.from_pretrained(config), CheckpointWeights(path))
+        return _checkpoint(path)
     source = MindFormersView(open_hugging_face(path))
     config = config_beside(path)
     return Weights("hugging_face", config and GPT2Config.from_pretrained(config), source)
+
+
+def _checkpoint(checkpoint: Path | SlicedCheckpoint) -> Weights:
+    source = CheckpointWeights(checkpoint)
+    config = config_beside(source.path)
+    return Weights("checkpoint", config and GPT2Config.from_pretrained(config), source)
 
 
 def _weights_file(folder: Path) -> Path:

@@ -10,11 +10,18 @@ import mindspore as ms
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.execution import ContextSection
+from mindgpt.runtime.kernel_cache import bring_kernels, keep_kernels
+from mindgpt.runtime.ranks import rank, world_size
+
+
+def is_simulated() -> bool:
+    """Whether MindSpore compiles for Ascend cards that are not there (`MS_SIMULATION_LEVEL`)."""
+    return "MS_SIMULATION_LEVEL" in os.environ
 
 
 def ascend_is_there() -> bool:
-    """Whether this machine has an Ascend card, or simulates one (`MS_SIMULATION_LEVEL`)."""
-    return Path("/dev/davinci_manager").exists() or "MS_SIMULATION_LEVEL" in os.environ
+    """Whether this machine has an Ascend card, or simulates one."""
+    return Path("/dev/davinci_manager").exists() or is_simulated()
 
 
 def choose_target(wanted: str | None) -> str:
@@ -64,12 +71,15 @@ def prepare_device(section: ContextSection, output_dir: str | Path, seed: int | 
     """
     target = choose_target(section.device_target)
     leftovers = Path(output_dir).resolve() / "compile"
+    if world_size() > 1:
+        leftovers /= f"rank_{rank()}"
     os.environ.setdefault("MS_COMPILER_CACHE_PATH", str(leftovers))
     os.environ.setdefault("MS_OM_PATH", str(leftovers))
     _tidy_up_at_exit(leftovers)
     # MindSpore's kernel generator prints a line for every kernel unless its own folder is among the allowed ones.
     os.environ.setdefault("AKG_WHITE_LIST_PATH", str(Path(ms.__file__).parent))
-    ms.set_device(target, *([] if section.device_id is None or target == "CPU" else [section.device_id]))
+    device_id = _device_id(section)
+    ms.set_device(target, *([] if device_id is None or target == "CPU" else [device_id]))
     ms.set_context(mode=section.mode)
     if section.max_call_depth is not None:
         ms.set_recursion_limit(section.max_call_depth)
@@ -80,6 +90,13 @@ def prepare_device(section: ContextSection, output_dir: str | Path, seed: int | 
     if seed is not None:
         ms.set_seed(seed)
     return notes
+
+
+def _device_id(section: ContextSection) -> int | None:
+    """Which card. Every process of a cluster has its own, which the launcher tells; a YAML can name only one."""
+    if world_size() > 1 and "DEVICE_ID" in os.environ:
+        return int(os.environ["DEVICE_ID"])
+    return section.device_id
 
 
 def _prepare_ascend(section: ContextSection) -> list[str]:
@@ -104,6 +121,10 @@ def _prepare_cpu(section: ContextSection) -> list[str]:
             raise UserError("context.enable_graph_kernel needs the package decorator: pip install decorator")
         fuse = False
     ms.set_context(enable_graph_kernel=fuse)
+    if fuse:
+        compile_dir = Path(os.environ["MS_COMPILER_CACHE_PATH"])
+        bring_kernels(compile_dir)
+        atexit.register(keep_kernels, compile_dir)
     if section.graph_kernel_flags is not None:
         ms.set_context(graph_kernel_flags=section.graph_kernel_flags)
     only_ascend = {

@@ -1,19 +1,42 @@
-"""Which of how many processes this is, as `msrun` tells it by environment variables."""
+"""Which of how many processes this is, as the launcher (or MindSpore's `msrun`) tells it by environment variables."""
 
 import os
 
+from mindgpt.config.errors import UserError
+
 
 def rank() -> int:
-    """The number of this process, from 0."""
-    return int(os.environ.get("RANK_ID", "0"))
+    """The number of this process, from 0.
+
+    Raises:
+        UserError: RANK_ID is not a number from 0.
+    """
+    return _number("RANK_ID", default=0, lowest=0)
 
 
 def world_size() -> int:
-    """How many processes a cluster around this one has; 1 without a cluster."""
-    return int(os.environ.get("MS_WORKER_NUM", "1"))
+    """How many processes a cluster around this one has; 1 without a cluster. Under simulated Ascend, that many cards.
+
+    Raises:
+        UserError: MS_WORKER_NUM is not a number from 1.
+    """
+    simulated = "MS_SIMULATION_LEVEL" in os.environ
+    return _number("RANK_SIZE" if simulated else "MS_WORKER_NUM", default=1, lowest=1)
 
 
 def say(message: str) -> None:
     """Print a line for the person, once: rank 0 speaks for all."""
     if rank() == 0:
         print(message, flush=True)
+
+
+def _number(name: str, default: int, lowest: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) < lowest:
+        raise UserError(
+            f"the environment variable {name} is {text!r}; it must be a whole number from {lowest}. "
+            f"scripts/msrun_launcher.sh and msrun set it. For a run of one process: unset {name}."
+        )
+    return int(text)

@@ -8,35 +8,65 @@ from mindspore import dataset as ds
 
 from mindgpt.config.data import DatasetSection
 from mindgpt.config.errors import UserError
+from mindgpt.config.layout import rows_of_step
 from mindgpt.config.run import RunConfig
+from mindgpt.data.blocks import IGNORED_LABEL
 from mindgpt.data.dataset import DatasetInfo, build_dataset, check_row_length, inspect
 from mindgpt.data.mindrecord import reason_of
+from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut
+from mindgpt.runtime.ranks import rank, say
 
 _ROWS_LOOKED_AT = 256
 
 
 def training_data(config: RunConfig) -> tuple[ds.Dataset, DatasetInfo]:
     """The batches of a step, of `batch_size` x `gradient_accumulation_steps` rows of seq_length + 1 tokens, and what
-    the data set is made of.
+    the data set is made of. Of several data-parallel processes each has batches of its own; cards over which the model
+    is cut all read the whole batch.
 
     Raises:
         UserError: no data set is named, or it does not fit the model.
     """
-    runner = config.runner_config
-    rows = runner.batch_size * runner.gradient_accumulation_steps
+    runner, ranks = config.runner_config, data_parallel_ranks()
+    rows = rows_of_step(config) if model_is_cut() else runner.batch_size * runner.gradient_accumulation_steps
     info = _inspected(config, config.train_dataset, "train", training=True)
-    return _build(config, config.train_dataset, info, rows, drop_remainder=_must_drop(config)), info
+    dataset = _build(
+        config,
+        config.train_dataset,
+        info,
+        batch_size=rows,
+        shuffle=config.train_dataset.data_loader.shuffle,
+        drop_remainder=must_drop(config),
+        num_shards=ranks,
+        shard_id=rank() if ranks > 1 else 0,
+    )
+    return dataset, info
 
 
-def evaluation_data(config: RunConfig) -> tuple[ds.Dataset, DatasetInfo]:
+def evaluation_data(config: RunConfig) -> tuple[ds.Dataset | None, DatasetInfo]:
     """The batches of an evaluation, of `batch_size` rows, and what the data set is made of.
+
+    Data-parallel processes have a part each of the batches that one process would have, the first of them the first;
+    None is the part of a process for which there is no batch.
 
     Raises:
         UserError: as `training_data`.
     """
-    section = config.eval_dataset
+    section, size, ranks = config.eval_dataset, config.runner_config.batch_size, data_parallel_ranks()
     info = _inspected(config, section, "eval", training=False)
-    dataset = _build(config, section, info, config.runner_config.batch_size, drop_remainder=section.drop_remainder)
+    rows, shuffle = None, section.data_loader.shuffle
+    number = min(info.num_rows, section.num_samples or info.num_rows)
+    batches = number // size if section.drop_remainder else -(-number // size)
+    if ranks > 1 and batches:
+        first, end = (part * batches // ranks for part in (rank(), rank() + 1))
+        if first == end:
+            return None, info
+        rows, shuffle = range(first * size, min(end * size, number)), False
+        if section.data_loader.shuffle:
+            say("eval_dataset: shuffle has no effect in several processes")
+    dataset = _build(
+        config, section, info, batch_size=size, shuffle=shuffle, drop_remainder=section.drop_remainder, rows=rows
+    )
     return dataset, info
 
 
@@ -55,7 +85,7 @@ def reading(info: DatasetInfo) -> Iterator[None]:
         raise UserError(f"{named}: reading stopped: {reason_of(error).rstrip('.')}. Make the data again.") from error
 
 
-def _must_drop(config: RunConfig) -> bool:
+def must_drop(config: RunConfig) -> bool:
     """A step of several micro-batches needs all its rows; otherwise the section decides."""
     return config.train_dataset.drop_remainder or config.runner_config.gradient_accumulation_steps > 1
 
@@ -67,28 +97,44 @@ def _inspected(config: RunConfig, section: DatasetSection, name: str, training: 
             f"with --{name}_dataset_dir"
         )
     info = inspect(section.data_loader.dataset_dir)
-    lengths = [column for column in section.input_columns if column in info.columns]
+    lengths = [column for column in _columns(section, info) if column in info.columns]
+    if "labels" in info.columns and "labels" not in lengths:
+        say(
+            f"note: {info.files[0]} has 'labels', and {name}_dataset.input_columns leaves them out: every token counts "
+            "in the loss, prompts too"
+        )
+    if "labels" in lengths and info.row_shapes["labels"] in ((), (1,)):
+        raise UserError(
+            f"{info.files[0]}: 'labels' is one number a row, as for classification (trainer.type: "
+            "TextClassificationTrainer); a language model's labels are as many as the tokens of the row."
+        )
     check_row_length(info, config.model.config.seq_length, training=training, columns=lengths)
-    _check_vocabulary(config.model.config.vocab_size, info)
+    check_vocabulary(config.model.config.vocab_size, info)
+    if "labels" in lengths and "vocab_size" not in info.metadata:
+        _check_labels(config.model.config.vocab_size, info)
     return info
 
 
-def _build(
-    config: RunConfig, section: DatasetSection, info: DatasetInfo, batch_size: int, drop_remainder: bool
-) -> ds.Dataset:
-    columns = _in_the_models_order(section.input_columns)
+def _build(config: RunConfig, section: DatasetSection, info: DatasetInfo, **parts) -> ds.Dataset:
+    """`build_dataset` with the settings of the section, and with `parts`, which the caller chooses."""
     return build_dataset(
         info,
-        batch_size=batch_size,
-        columns=columns,
-        shuffle=section.data_loader.shuffle,
+        columns=_columns(section, info),
         seed=config.seed,
-        drop_remainder=drop_remainder,
         num_samples=section.num_samples,
         repeat=section.repeat,
         num_parallel_workers=section.num_parallel_workers,
         prefetch_size=section.prefetch_size,
+        **parts,
     )
+
+
+def _columns(section: DatasetSection, info: DatasetInfo) -> list[str]:
+    """The columns to read. Where the configuration names none, labels that the data have are obeyed: without them a
+    model would be trained on the prompts of instruction data, too."""
+    if section.input_columns is not None:
+        return _in_the_models_order(section.input_columns)
+    return ["input_ids", "attention_mask", *(["labels"] if "labels" in info.columns else [])]
 
 
 def _in_the_models_order(columns: list[str]) -> list[str]:
@@ -106,15 +152,18 @@ def _in_the_models_order(columns: list[str]) -> list[str]:
     return ordered
 
 
-def _check_vocabulary(vocab_size: int, info: DatasetInfo) -> None:
+def check_vocabulary(vocab_size: int, info: DatasetInfo, ids: np.ndarray | None = None) -> None:
     """Whether the tokenizer the data was made with fits the embedding table.
 
-    Data that mindgpt's tools wrote tell their vocabulary; of other data the first rows are looked at.
+    Data that mindgpt's tools wrote tell their vocabulary; of other data `ids` are looked at, or else the first rows.
+
+    Raises:
+        UserError: it does not.
     """
     needed = info.metadata.get("vocab_size")
     source = "was made with a tokenizer"
     if needed is None:
-        needed, source = 1 + _highest_id(info), "holds token ids"
+        needed, source = 1 + (_highest_id(info) if ids is None else int(ids.max())), "holds token ids"
     if needed > vocab_size:
         raise UserError(
             f"{info.files[0]} {source} of {needed} tokens, but model.model_config.vocab_size is {vocab_size}. Set it "
@@ -128,9 +177,7 @@ def _highest_id(info: DatasetInfo) -> int:
     Raises:
         UserError: these rows are of different lengths, or hold what is no token id.
     """
-    dataset = build_dataset(info, batch_size=1, columns=["input_ids"], num_samples=min(info.num_rows, _ROWS_LOOKED_AT))
-    with reading(info):
-        rows = [batch[0] for (batch,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)]
+    rows = _first_rows(info, "input_ids")
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
         raise UserError(f"{info.files[0]}: rows have {lengths[0]} to {lengths[-1]} tokens; they must be of one length.")
@@ -138,3 +185,24 @@ def _highest_id(info: DatasetInfo) -> int:
     if lowest < 0:
         raise UserError(f"{info.files[0]}: 'input_ids' holds {lowest}, which is no token id. Make the data again.")
     return max(int(np.max(row)) for row in rows)
+
+
+def _check_labels(vocab_size: int, info: DatasetInfo) -> None:
+    """Whether the labels in the first rows of data from elsewhere are token ids, or mark what is not to be learnt.
+
+    Raises:
+        UserError: they are not.
+    """
+    labels = np.concatenate(_first_rows(info, "labels"))
+    wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= vocab_size))]
+    if wrong.size:
+        raise UserError(
+            f"{info.files[0]}: 'labels' holds {wrong[0]}; a label is a token id below vocab_size {vocab_size}, or "
+            f"{IGNORED_LABEL} where nothing is to be learnt. Make the data again."
+        )
+
+
+def _first_rows(info: DatasetInfo, column: str) -> list[np.ndarray]:
+    dataset = build_dataset(info, batch_size=1, columns=[column], num_samples=min(info.num_rows, _ROWS_LOOKED_AT))
+    with reading(info):
+        return [batch[0] for (batch,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)]

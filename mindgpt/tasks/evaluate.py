@@ -1,22 +1,26 @@
-"""`run_mode: eval`: the perplexity of a model on a data set."""
+"""`run_mode: eval`: how well a model does on a data set; what is measured follows from `trainer.type`."""
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
-from mindspore.train import Model
+from mindspore import Tensor, nn
+from mindspore.train import Metric, Model
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.data.files import atomic_write
+from mindgpt.evaluation.classification import ClassificationCell, ClassificationMetric
 from mindgpt.evaluation.perplexity import PerplexityCell, PerplexityMetric
-from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.runtime.ranks import say
+from mindgpt.runtime.collectives import data_parallel_ranks, gathered
+from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.datasets import evaluation_data, reading
+from mindgpt.tasks.labelled_data import labelled_evaluation_data
 from mindgpt.tasks.models import build_model
 from mindgpt.tasks.session import keep_config
 
-METRIC = "PerplexityMetric"
 _RECIPE_OF_BATCH_MEANS = "wikitext-mindformers"
 
 
@@ -26,43 +30,129 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     model = build_model(config)
     began = time.monotonic()
     values = evaluator.run(model)
-    seconds = time.monotonic() - began
-    say(f"{METRIC}: {{{METRIC!r}: {values}}}")
-    tokens = evaluator.metric.tokens
-    say(f"{tokens:,} predicted tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s (compiling included)")
-    if evaluator.metric.batch_means:
-        say(
-            "loss is the mean of batch means, as MindFormers computed it for this data; each token counted once: "
-            f"{evaluator.metric.token_weighted()}"
-        )
+    for line in evaluator.measure.lines(values, time.monotonic() - began):
+        say(line)
     keep_config(config)
+    if rank() != 0:
+        return values
     path = Path(config.output_dir) / "eval_result.json"
     with atomic_write(path, "w") as file:
-        json.dump({"metric": METRIC, **values, "tokens": tokens, "data": evaluator.info.files}, file, indent=2)
+        json.dump(evaluator.measure.result(values) | {"data": evaluator.measure.info.files}, file, indent=2)
     say(f"result: {path}")
     return values
+
+
+class Perplexity:
+    """What is measured of a language model. Attributes as in every entry of `MEASURES`:
+
+    name: of the metric. cell: what makes a network's output for it. dataset, info: the data, of which several processes
+    have a part each, or None. metric: adds up batches.
+    """
+
+    name: ClassVar = "PerplexityMetric"
+    cell: ClassVar = PerplexityCell
+
+    def __init__(self, config: RunConfig):
+        self.dataset, self.info = evaluation_data(config)
+        self.metric = PerplexityMetric(batch_means=self.info.metadata.get("recipe") == _RECIPE_OF_BATCH_MEANS)
+
+    def lines(self, values: dict[str, float], seconds: float) -> Iterator[str]:
+        """What to print; the first line is MindFormers'."""
+        tokens = self.metric.tokens
+        yield f"{self.name}: {{{self.name!r}: {values}}}"
+        yield f"{tokens:,} predicted tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s (compiling included)"
+        if self.metric.batch_means:
+            yield (
+                "loss is the mean of batch means, as MindFormers computed it for this data; each token counted once: "
+                f"{self.metric.token_weighted()}"
+            )
+
+    def result(self, values: dict[str, float]) -> dict[str, Any]:
+        """The content of `eval_result.json`."""
+        return {"metric": self.name, **values, "tokens": self.metric.tokens}
+
+
+class Classification:
+    """What is measured of a classifier; see `Perplexity`."""
+
+    name: ClassVar = "Accuracy"
+    cell: ClassVar = ClassificationCell
+
+    def __init__(self, config: RunConfig):
+        self.dataset, self.info = labelled_evaluation_data(config)
+        self.metric = ClassificationMetric(config.model.config.num_labels)
+        self._section = config.model.config
+
+    def lines(self, values: dict[str, float], seconds: float) -> Iterator[str]:
+        """What to print; the first line is MindFormers'."""
+        yield f"ACC: {values['ACC']}"
+        yield ", ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "ACC")
+        yield f"{self.metric.rows} rows in {seconds:.1f} s (compiling included)"
+
+    def result(self, values: dict[str, float]) -> dict[str, Any]:
+        """The content of `eval_result.json`."""
+        return {
+            "metric": self.name,
+            **values,
+            "rows": self.metric.rows,
+            "label_names": self._section.label_names,
+            "confusion": self.metric.confusion.tolist(),  # [label][prediction]
+        }
+
+
+MEASURES = {"CausalLanguageModelingTrainer": Perplexity, "TextClassificationTrainer": Classification}
 
 
 class Evaluator:
     """A data set that is ready, before the minutes of building a model, and its metric; also used during training."""
 
     def __init__(self, config: RunConfig):
-        self.dataset, self.info = evaluation_data(config)
-        self.metric = PerplexityMetric(batch_means=self.info.metadata.get("recipe") == _RECIPE_OF_BATCH_MEANS)
-        self._cell: PerplexityCell | None = None
+        self.measure = MEASURES[config.trainer.type](config)
+        self._cell: nn.Cell | None = None
 
-    def run(self, model: GPT2LMHeadModel) -> dict[str, float]:
-        """One pass over the data. Leaves the model in the mode it was in. Returns `loss` and `PPL`."""
-        was_training = model.training
+    def run(self, model: nn.Cell) -> dict[str, float]:
+        """One pass over the data. Leaves the model in the mode it was in. Returns the values of the metric.
+
+        Several data-parallel processes must all call it; they get the values of all data.
+        """
+        measure, was_training = self.measure, model.training
         if self._cell is None:
-            self._cell = PerplexityCell(model)
+            self._cell = measure.cell(model)
         try:
-            loop = Model(self._cell, eval_network=self._cell, metrics={METRIC: self.metric})
-            with reading(self.info):
-                return loop.eval(self.dataset, dataset_sink_mode=False)[METRIC]
+            with reading(measure.info):
+                self._measure()
+            return measure.metric.eval()
         except RuntimeError as error:
-            if "no token to predict" in str(error):
-                raise UserError(f"{self.info.files[0]}: {error}") from None
+            if "no token to predict" in str(error) or "no labelled row" in str(error):
+                raise UserError(f"{measure.info.files[0]}: {error}") from None
             raise
         finally:
             model.set_train(was_training)
+
+    def _measure(self) -> None:
+        """Let the metric count all data, of all processes."""
+        metric = self.measure.metric
+        metric.clear()
+        if self.measure.dataset is not None:
+            loop = Model(self._cell, eval_network=self._cell, metrics={self.measure.name: _Counting(metric)})
+            loop.eval(self.measure.dataset, dataset_sink_mode=False)
+        if data_parallel_ranks() > 1:
+            metric.restore(gathered(metric.state()))
+
+
+class _Counting(Metric):
+    """Counts for another metric, which is asked for its values only when all processes have counted."""
+
+    def __init__(self, metric: Metric):
+        super().__init__()
+        self.metric = metric
+
+    def clear(self) -> None:
+        """Nothing: `Evaluator` does it."""
+
+    def update(self, *outputs: Tensor) -> None:
+        """Add a batch."""
+        self.metric.update(*outputs)
+
+    def eval(self) -> None:
+        """Nothing yet."""

@@ -5,10 +5,12 @@ from typing import NoReturn
 
 from mindgpt.config.command_line import config_from_command_line
 from mindgpt.config.errors import run_program
+from mindgpt.runtime.interrupts import end_on_interrupt
 
 
 def main() -> NoReturn:
     """The program `run_mindformer.py`, also installed as `mindgpt`: run what the command line asks for, and exit."""
+    end_on_interrupt()
     run_program(run)
 
 
@@ -37,6 +39,8 @@ def run(argv: Sequence[str] | None = None) -> None:
 
         evaluate(config)
     else:
+        from mindgpt.tasks.classify import classify
         from mindgpt.tasks.predict import predict
 
-        predict(config, command.predict_data)
+        by_trainer = {"CausalLanguageModelingTrainer": predict, "TextClassificationTrainer": classify}
+        by_trainer[config.trainer.type](config, command.predict_data)

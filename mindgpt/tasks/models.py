@@ -5,17 +5,25 @@ from pathlib import Path
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
-from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
+from mindgpt.data.files import DOWNLOADS
+from mindgpt.models import model_class
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.gpt2.pretrained import PretrainedCell
+from mindgpt.models.resizing import POSITIONS, TOKENS, resized
+from mindgpt.models.run_folder import rank_folders
+from mindgpt.models.sharded_checkpoint import holds_slices
 from mindgpt.models.weights import Weights, load_weights, open_weights
+from mindgpt.pet.names import SCORE
+from mindgpt.pet.peft_folder import is_peft_folder
 from mindgpt.runtime.ranks import say
+from mindgpt.tasks.lora import plan_lora
 from mindgpt.train.checkpoints import last_checkpoint
 
-DOWNLOADS = Path("checkpoint_download/gpt2")  # where MindFormers put what it downloaded
 _SIZES = {  # the settings that show in the weights' shapes, and where
-    "backbone.embedding.word_embedding.embedding_table": ("vocab_size", "hidden_size"),
-    "backbone.embedding.position_embedding.embedding_table": ("max_position_embeddings", "hidden_size"),
+    TOKENS: ("vocab_size", "hidden_size"),
+    POSITIONS: ("max_position_embeddings", "hidden_size"),
     "backbone.blocks.0.output.mapping.weight": ("hidden_size", "ffn_hidden_size"),
+    SCORE: ("num_labels", "hidden_size"),
 }
 _LAYER = re.compile(r"backbone\.blocks\.(\d+)\.")
 _SAME_SHAPES = (  # settings that change the network but no shape, so that strict loading cannot see a difference
@@ -27,24 +35,44 @@ _SAME_SHAPES = (  # settings that change the network but no shape, so that stric
 )
 
 
-def build_model(config: RunConfig) -> GPT2LMHeadModel:
-    """The network of the section `model`, with weights if the configuration names any.
+def build_model(config: RunConfig) -> PretrainedCell:
+    """The network of the section `model`, with weights if the configuration names any; in training modes a classifier
+    may start from a language model's.
 
     Raises:
         UserError: the run needs weights and none are named; they are not there; or they do not fit.
     """
     model_config = GPT2Config.from_section(config.model.config)
     path = weights_path(config)
-    weights = None if path is None else open_weights(path)
+    weights = None if path is None else open_weights(path, _strategy(config, path))
+    if config.resize_embeddings:
+        weights = _resized(config, model_config, weights)
     if weights is not None:
         _check_same_network(model_config, weights, path)
-    model = GPT2LMHeadModel(model_config)
+        _take_label_names(model_config, weights)
+    lora = plan_lora(config, weights, adapter_path(config))
+    if lora is not None:
+        config.model.config.pet_config = lora.settings
+        model_config.pet_config = lora.settings.model_copy(update={"adapter": ""})
+    model = model_class(config.model.arch.type)(model_config)
+    if _trains(config) and config.trainer.class_weights is not None:  # metrics weigh all rows alike
+        model.set_class_weights(config.trainer.class_weights)
+    if lora is not None:
+        lora.put_on(model)
     if weights is None:
         say("weights: random, training from scratch")
     else:
-        say(f"weights: {load_weights(model, weights)}")
-    say(f"model: {config.trainer.model_name}, {model_config.num_parameters():,} parameters")
+        parameters = lora.parameters_of_base(model) if lora else model
+        report = load_weights(parameters, weights, may_be_missing=model.may_be_new if _trains(config) else ())
+        say(f"weights: {report}{' (new, and random)' if report.not_in_file else ''}")
+    if lora is not None:
+        lora.load_adapter(model)
+    say(f"model: {config.trainer.model_name}, {sum(value.size for value in model.get_parameters()):,} parameters")
     return model
+
+
+def _trains(config: RunConfig) -> bool:
+    return config.run_mode in ("train", "finetune")
 
 
 def weights_path(config: RunConfig) -> Path | None:
@@ -66,7 +94,7 @@ def weights_path(config: RunConfig) -> Path | None:
         )
     path = Path(named)
     if path.is_dir():
-        return _newest_in(path)
+        return newest_in(path)
     if path.exists():
         return path
     downloaded = DOWNLOADS / f"{named}.ckpt"
@@ -83,23 +111,83 @@ def weights_path(config: RunConfig) -> Path | None:
     )
 
 
+def _strategy(config: RunConfig, path: Path) -> str | None:
+    """The strategy by which the weights at `path` were cut, if one is named; else it is looked for beside them.
+
+    With `auto_trans_ckpt` or without it, slices are put together and cut anew for the cards of this run.
+
+    Raises:
+        UserError: one is named, and there is nothing that it could be of.
+    """
+    named = config.src_strategy_path_or_dir
+    if named and not (path.is_dir() and rank_folders(path)):
+        raise UserError(
+            f"src_strategy_path_or_dir: {named} tells how slices belong together, but load_checkpoint {path} is no "
+            "folder of them (rank_0, rank_1, ...). Leave it out for weights that are whole."
+        )
+    return named or None
+
+
+def adapter_path(config: RunConfig) -> Path | None:
+    """The PEFT folder or file of a LoRA adapter that a run loads on top of its weights, or None.
+
+    A run's folder `checkpoint_trainable` means the newest in it.
+
+    Raises:
+        UserError: what is named is not there.
+    """
+    section = config.model.config.pet_config
+    if section is None or not section.adapter:
+        return None
+    path = Path(section.adapter)
+    if not path.exists():
+        raise UserError(f"adapter: there is no file or folder {path} (looked from {Path.cwd()})")
+    return newest_in(path) if path.is_dir() and not is_peft_folder(path) else path
+
+
 def _is_model_name(named: str) -> bool:
     return "/" not in named and not named.endswith((".ckpt", ".bin", ".safetensors"))
 
 
-def _newest_in(folder: Path) -> Path:
-    """`folder` itself if it holds a model; the newest checkpoint if it is a run's checkpoint folder."""
+def newest_in(folder: Path) -> Path:
+    """`folder` itself if it holds a model, or the slices of one that was cut over cards; the newest checkpoint if it is
+    a run's checkpoint folder."""
+    if holds_slices(folder):
+        return folder
     ranks = folder / "rank_0"
     candidates = ranks if ranks.is_dir() else folder
     try:
         newest = last_checkpoint(candidates)
     except UserError:
         return folder
-    say(f"load_checkpoint: the newest in {candidates} is {newest.name}")
+    say(f"weights: the newest in {candidates} is {newest.name}")
     written_last = max(candidates.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
     if written_last != newest:
         say(f"note: {written_last.name} was written later; if it is of a later run, name it with --load_checkpoint")
     return newest
+
+
+def _resized(config: RunConfig, model_config: GPT2Config, weights: Weights | None) -> Weights | None:
+    """The weights with embedding tables of the YAML's size; says what was resized from what to what.
+
+    Raises:
+        UserError: a smaller vocabulary, or rows that nobody has trained in a run that does not train.
+    """
+    if weights is None:
+        say("resize_embeddings has no effect: there are no weights to resize")
+        return None
+    if not _trains(config):
+        for name, size in _sizes(weights).items():
+            if name in ("max_position_embeddings", "vocab_size") and size < getattr(model_config, name):
+                raise UserError(
+                    f"resize_embeddings: {name} is {size} in {weights.source.path} and {getattr(model_config, name)} "
+                    f"in the YAML: run_mode {config.run_mode} would use rows that nobody has trained. Correct "
+                    "model.model_config, or fine-tune first."
+                )
+    weights, changes = resized(weights, model_config, config.seed)
+    for change in changes:
+        say(f"resize_embeddings: {change}")
+    return weights
 
 
 def _check_same_network(config: GPT2Config, weights: Weights, path: Path) -> None:
@@ -115,9 +203,12 @@ def _check_same_network(config: GPT2Config, weights: Weights, path: Path) -> Non
         if size != getattr(config, name)
     ]
     if wrong:
+        resizable = {"max_position_embeddings", "vocab_size"}
+        differing = {name for name, size in sizes.items() if size != getattr(config, name)}
+        hint = " resize_embeddings: True resizes the embedding tables." if differing <= resizable else ""
         raise UserError(
             f"{path} holds another network than the YAML describes: {'; '.join(wrong)}. Correct model.model_config, "
-            "or name other weights."
+            f"or name other weights.{hint}"
         )
     if weights.config is None:
         return
@@ -133,6 +224,25 @@ def _check_same_network(config: GPT2Config, weights: Weights, path: Path) -> Non
         )
     if differences:
         say(f"note: the config.json beside {path} differs: {'; '.join(differences)}. The YAML is obeyed.")
+
+
+def _take_label_names(config: GPT2Config, weights: Weights) -> None:
+    """A classifier's names of its labels, from the weights if neither YAML nor data name them.
+
+    Raises:
+        UserError: the weights were trained with other names, or the same in another order.
+    """
+    names = weights.config.label_names if weights.config else None
+    if names is None or SCORE not in weights.source.entries:
+        return
+    if config.label_names is None:
+        config.label_names = names
+    elif config.label_names != names:
+        raise UserError(
+            f"{weights.source.path} was trained to tell apart {', '.join(names)}, in this order; the data or the YAML "
+            f"say {', '.join(config.label_names)}. Make the data with --label_names {' '.join(names)}, or start from "
+            "the weights of a language model."
+        )
 
 
 def _sizes(weights: Weights) -> dict[str, int]:

@@ -1,24 +1,27 @@
 """`run_mode: predict`: prompts in, texts out."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write, read_lines
+from mindgpt.data.byte_bpe import holds_tokenizer
+from mindgpt.data.files import DOWNLOADS, atomic_write, read_lines
 from mindgpt.generation import Completion, GenerationSettings, Generator, generate_text
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.runtime.ranks import say
-from mindgpt.tasks.models import DOWNLOADS, build_model, weights_path
+from mindgpt.runtime.collectives import joined, share
+from mindgpt.runtime.ranks import rank, say
+from mindgpt.tasks.models import build_model, weights_path
 from mindgpt.tasks.session import keep_config
 
-_BATCH_SIZE = 8
+BATCH_SIZE = 8
 _SPECIAL_TOKENS = ("unk_token", "bos_token", "eos_token", "pad_token")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
 def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
-    """Continue every prompt; prints the texts and writes them to `predictions.jsonl` and `predictions.txt`.
+    """Continue every prompt; prints the texts and writes them to `predictions.jsonl` and `predictions.txt`. Several
+    processes share the prompts, and rank 0 prints and writes.
 
     Args:
         predict_data: texts, or names of files with one prompt a line.
@@ -30,8 +33,11 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
     tokenizer = find_tokenizer(config)
     settings = GenerationSettings.from_config(config.model.config, seed=config.seed)
     generator = Generator(build_model(config))
-    batch_size = config.model.config.batch_size or _BATCH_SIZE
-    completions = generate_text(generator, tokenizer, prompts, settings, batch_size)
+    batch_size = config.model.config.batch_size or BATCH_SIZE
+    numbers = share(len(prompts))
+    mine = [prompts[number] for number in numbers]
+    completions = generate_text(generator, tokenizer, mine, settings, batch_size, numbers) if mine else []
+    completions = [Completion(**fields) for fields in joined([asdict(completion) for completion in completions])]
     keep_config(config)
     for completion in completions:
         say(f"\n>>> {completion.prompt}\n{completion.prompt}{completion.text}")
@@ -87,16 +93,18 @@ def find_tokenizer(config: RunConfig) -> GPT2Tokenizer:
     weights = weights_path(config)
     folders = [DOWNLOADS] if weights is None else [weights if weights.is_dir() else weights.parent, DOWNLOADS]
     for folder in folders:
-        if any((folder / name).exists() for name in _TOKENIZER_FILES):
+        if holds_tokenizer(folder):
             say(f"tokenizer: {folder}")
             return GPT2Tokenizer.from_pretrained(folder, **tokens)
     raise UserError(
-        f"no tokenizer: name its folder with --tokenizer DIR. Looked for {' or '.join(_TOKENIZER_FILES)} in "
-        f"{' and '.join(map(str, folders))}."
+        f"no tokenizer: name its folder with --tokenizer DIR. Looked for tokenizer.json or vocab.json "
+        f"in {' and '.join(map(str, folders))}."
     )
 
 
 def _write(config: RunConfig, completions: list[Completion]) -> None:
+    if rank() != 0:
+        return
     base = Path(config.output_dir)
     with atomic_write(base / "predictions.jsonl", "w") as file:
         for completion in completions:

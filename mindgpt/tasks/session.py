@@ -3,29 +3,42 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from mindgpt.config import layout
+from mindgpt.config.callbacks import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import dump_config
 from mindgpt.config.run import RunConfig
-from mindgpt.config.training import CheckpointMonitorSection
 from mindgpt.data.files import atomic_write
-from mindgpt.runtime.device import prepare_device
+from mindgpt.runtime.collectives import join_cut, join_data_parallel
+from mindgpt.runtime.device import choose_target, prepare_device
 from mindgpt.runtime.precision import replaced_on_cpu
-from mindgpt.runtime.ranks import say, world_size
+from mindgpt.runtime.ranks import rank, say, world_size
+from mindgpt.tasks.cards import cut_of
 
 
 def prepare(config: RunConfig) -> None:
-    """Make the process ready to build a model: device and seed. Writes nothing yet: the run may still be refused.
+    """Make the process ready to build a model: device, seed, and the other processes of the job. Writes nothing yet:
+    the run may still be refused.
 
     Raises:
-        UserError: the configuration asks for something mindgpt does not do yet, or the device is not there.
+        UserError: the configuration asks for something mindgpt does not do yet, the device is not there, or the layout
+            does not fit the processes.
     """
-    problems = list(_not_there(config))
+    target = choose_target(config.context.device_target)
+    problems = [*_not_there(config), *layout_problems(config, target)]
     if problems:
         raise UserError("\n".join(problems))
     notes = prepare_device(config.context, config.output_dir, config.seed)
     notes += replaced_on_cpu(config.model.config)
     if config.use_parallel and world_size() == 1:
         notes.append("use_parallel is True, but no cluster is around this process: running on one card")
+    if _is_cut(config, target):
+        join_cut(cut_of(config))
+        notes.append(f"{world_size()} cards: {layout.grid_of(config)}")
+    else:
+        join_data_parallel()
+    if world_size() > 1 and not _is_cut(config, target):
+        notes.append(f"data parallel: {world_size()} processes, each with the whole model and its share of the data")
     for note in [*notes, *_without_effect(config)]:
         say(note)
 
@@ -37,6 +50,8 @@ def keep_config(config: RunConfig) -> Path:
     write over what an earlier one left.
     """
     path = Path(config.output_dir) / f"{config.run_mode}_config.yaml"
+    if rank() != 0:
+        return path
     with atomic_write(path, "w") as file:
         file.write(dump_config(config))
     return path
@@ -54,23 +69,55 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
         yield "recompute_config: the keys about slices and communication have no effect on one card"
 
 
+def _is_cut(config: RunConfig, target: str) -> bool:
+    """Whether the model will be cut over several cards by MindSpore's semi-automatic parallelism."""
+    wanted = config.use_parallel and config.parallel.parallel_mode == "semi_auto_parallel"
+    return wanted and target == "Ascend" and world_size() > 1
+
+
+def layout_problems(config: RunConfig, target: str) -> Iterator[str]:
+    """What about the layout does not fit the processes that there are, or the device `target`."""
+    parallel, cards = config.parallel_config, world_size()
+    if cards == 1:
+        return
+    if _is_cut(config, target):
+        yield from layout.layout_problems(config, cards)
+        if config.run_mode not in ("train", "finetune") or config.do_eval:
+            yield (
+                "a model that is cut over cards is trained only: put the slices of its checkpoint together with "
+                "tools/transform_ckpt.py, and evaluate or predict with one process or with data-parallel ones"
+            )
+        return
+    if not config.use_parallel or config.parallel.parallel_mode == "stand_alone":
+        off = "parallel.parallel_mode is stand_alone" if config.use_parallel else "use_parallel is False"
+        yield f"there are {cards} processes, but {off}: all would do the same. Set use_parallel: True, or start one"
+        return
+    cut = {
+        "parallel_config.model_parallel": parallel.model_parallel > 1,
+        "parallel_config.pipeline_stage": parallel.pipeline_stage > 1,
+        "parallel_config.optimizer_shard": bool(parallel.optimizer_shard),
+        "parallel.enable_parallel_optimizer": config.parallel.enable_parallel_optimizer,
+    }
+    more = [key for key, wanted in cut.items() if wanted]
+    if more:
+        who = "on CPU several processes" if target == "CPU" else "with parallel_mode data_parallel several processes"
+        yield (
+            f"{who} can only be data parallel, and the configuration asks for {', '.join(more)}. Set model_parallel "
+            "and pipeline_stage to 1, and the others to False; tools/dry_run.py checks a layout for Ascend anywhere"
+        )
+        return
+    by_mode = config.parallel.parallel_mode == "data_parallel" and parallel.data_parallel == 1  # its default
+    if not by_mode and parallel.data_parallel != cards:
+        yield (
+            f"parallel_config: data_parallel {parallel.data_parallel} x model_parallel {parallel.model_parallel} x "
+            f"pipeline_stage {parallel.pipeline_stage} = {parallel.data_parallel} cards, but there are {cards} "
+            f"processes. Set data_parallel to {cards}, or start {parallel.data_parallel}"
+        )
+
+
 def _not_there(config: RunConfig) -> Iterator[str]:
     """What the configuration may say and this version does not do; each with what to do instead."""
-    if world_size() > 1:
-        yield "this version runs one process; start run_mindformer.py by itself rather than under msrun"
-    if config.trainer.type == "TextClassificationTrainer":
-        yield "trainer.type: TextClassificationTrainer is not in this version; CausalLanguageModelingTrainer is"
-    elif config.metric.type != "PerplexityMetric":
-        yield f"metric.type: {config.metric.type} is for classification; a language model has PerplexityMetric"
-    if config.model.config.pet_config is not None:
-        yield "model.model_config.pet_config: LoRA is not in this version; take pet_config out to tune all weights"
-    if config.resume_training:
-        yield (
-            "resume_training: exact resume is not in this version; --load_checkpoint starts a new run from the weights "
-            "of a checkpoint"
-        )
-    for key in ("auto_trans_ckpt", "only_save_strategy", "src_strategy_path_or_dir"):
-        if getattr(config, key):
-            yield f"{key}: sharded checkpoints are not in this version; give the path of a whole .ckpt"
+    if config.only_save_strategy and world_size() == 1:
+        yield "only_save_strategy: one card has no strategy to save; it is for runs whose layout cuts the model"
     if config.profile:
         yield "profile: True: profiling is not in this version; start the run under MindSpore's own profiler"

@@ -1,94 +1,209 @@
 """`run_mode: train` and `finetune`: the loop is MindSpore's `Model`, the step ours (`mindgpt/train/step.py`)."""
 
 import time
+import zlib
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 from mindspore import nn
 from mindspore.train import Callback, Model
 
+from mindgpt.config.callbacks import CheckpointMonitorSection, SummaryMonitorSection
+from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
-from mindgpt.config.training import CheckpointMonitorSection, EvalCallBackSection, LossMonitorSection
-from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
+from mindgpt.config.section import Section
+from mindgpt.data.buckets import BucketedDataset
+from mindgpt.data.dataset import DatasetInfo, fingerprint
 from mindgpt.models.gpt2.gpt2_parallel import apply_recompute
+from mindgpt.pet.lora import trained_values
+from mindgpt.runtime.collectives import data_parallel_ranks, gathered, model_is_cut
+from mindgpt.runtime.device import is_simulated
+from mindgpt.runtime.interrupts import last_words
 from mindgpt.runtime.ranks import rank, say
+from mindgpt.tasks.callbacks import RunCallbacks
+from mindgpt.tasks.cards import compile_cut, cut_of, lay_out, layout_of, train_step, zeros_for
 from mindgpt.tasks.datasets import reading, training_data
 from mindgpt.tasks.evaluate import Evaluator
+from mindgpt.tasks.labelled_data import labelled_training_data
 from mindgpt.tasks.models import build_model
 from mindgpt.tasks.session import keep_config
-from mindgpt.train.callbacks import EvaluationCallback, LossMonitor, SkippedSteps
-from mindgpt.train.checkpoints import CheckpointMonitor
-from mindgpt.train.optimizers import build_optimizer, decay_groups
+from mindgpt.train.optimizers import build_optimizer, decay_groups, state_line
 from mindgpt.train.progress import Progress
-from mindgpt.train.schedules import LearningRateTable, learning_rates
-from mindgpt.train.step import AccumulatingTrainStep, TrainStep
+from mindgpt.train.resume import ResumePoint, check_same_plan, find_resume_point, restore_parameters
+from mindgpt.train.schedules import LearningRateTable, rates_line, rates_of_run
+from mindgpt.train.summary import check_tensorboard
+
+_TRAINING_DATA = {
+    "CausalLanguageModelingTrainer": training_data,
+    "TextClassificationTrainer": labelled_training_data,
+}
 
 
 def train(config: RunConfig) -> None:
     """Train a model as the configuration says."""
-    dataset, info = training_data(config)
+    if any(isinstance(section, SummaryMonitorSection) for section in config.callbacks):
+        check_tensorboard()
+    dataset, info = _TRAINING_DATA[config.trainer.type](config)
     evaluator = Evaluator(config) if config.do_eval else None
     progress = Progress(config.runner_config.epochs, dataset.get_dataset_size())
-    rates = learning_rates(config.lr_schedule, progress.total_steps)
-    model = build_model(config)
-    apply_recompute(model.backbone, config.recompute_config)
-    optimizer = build_optimizer(config.optimizer, model.trainable_params(), LearningRateTable(rates))
-    step = _train_step(config, model, optimizer)
-    callbacks = _callbacks(config, progress, model, evaluator)
+    plan = _plan(config, progress, info)
+    point = _resume_point(config, plan)
+    if point is not None and point.step >= progress.total_steps:
+        say(f"nothing to resume: {point.path} is of step {point.step}, and the run has {progress.total_steps}")
+        return
+    rates = rates_of_run(config.lr_schedule, config.optimizer, progress.total_steps)
+    model = build_model(_starting_from(config, point))
+    layout = layout_of(config, padding=len(dataset.get_col_names()) > 1)
+    if model_is_cut():
+        trained = lay_out(config, model, layout, cut_of(config).stage)
+    else:
+        apply_recompute(model.backbone, config.recompute_config)
+        trained = model.trainable_params()
+    optimizer = build_optimizer(config.optimizer, trained, LearningRateTable(rates))
+    step = train_step(config, model, optimizer, model_is_cut())
+    callbacks = RunCallbacks(config, progress, model, evaluator, _tokens_per_step(config, dataset), plan)
+    if model_is_cut():
+        say("compiling for all cards")
+        step.set_train()
+        compile_cut(step, zeros_for(dataset.output_shapes()), layout)  # from here on a parameter is this card's part
+    if point is not None:
+        restore_parameters(step, point)
+        callbacks.resume(point)
+        dataset.set_init_step(point.step)
+    _check_equal_beginnings(step)
+    if model_is_cut() and (config.only_save_strategy or is_simulated()):
+        _stop_after_compiling(config, step, callbacks)
+        return
     runner = config.runner_config
+    say(trained_values(model.get_parameters()))
+    say(state_line(optimizer))
     say(decay_groups(optimizer.parameters, config.optimizer.weight_decay))
+    say(rates_line(config.lr_schedule, rates))
     say(
         f"training: {progress.epochs} epoch(s) of {progress.steps_per_epoch} steps, batch {runner.batch_size} x "
-        f"{runner.gradient_accumulation_steps} rows of {config.model.config.seq_length} tokens; compiling first"
+        f"{runner.gradient_accumulation_steps}{_times_ranks()} rows of {_row_lengths(config, dataset)} tokens; "
+        "compiling first"
     )
     config_file = keep_config(config)
     began = time.monotonic()
     try:
-        with reading(info):
-            _run(config, step, dataset, callbacks, progress)
+        with last_words(callbacks.say_interrupted), reading(info):
+            _run(config, step, dataset, callbacks.all, progress, 0 if point is None else point.step)
     finally:
-        for callback in callbacks:
-            if isinstance(callback, LossMonitor):
-                callback.close()
-    _closing_lines(progress, callbacks, time.monotonic() - began)
-    say(f"configuration: {config_file}")
+        callbacks.close()
+    callbacks.close_with_table(config_file, time.monotonic() - began)
 
 
-def _train_step(config: RunConfig, model: GPT2LMHeadModel, optimizer: nn.Optimizer) -> nn.Cell:
-    wrapper = config.runner_wrapper
-    clip = wrapper.max_grad_norm if wrapper.use_clip_grad else None
-    batches = config.runner_config.gradient_accumulation_steps
-    if batches > 1:
-        return AccumulatingTrainStep(model, optimizer, wrapper.scale_sense, clip, batches)
-    return TrainStep(model, optimizer, wrapper.scale_sense, clip)
+def _stop_after_compiling(config: RunConfig, step: nn.Cell, callbacks: RunCallbacks) -> None:
+    """The end of a run that was to leave its strategy only, or whose cards are simulated and compute nothing; the
+    latter also leaves this card's slices of the weights, with which the merging of checkpoints can be tried."""
+    say(f"compiled; strategy: {cut_of(config).strategy_folder}")
+    if is_simulated() and callbacks.checkpoints is not None:
+        say(f"the cards are simulated, so nothing is trained; weights: {callbacks.checkpoints.save(step, 0)}")
 
 
-def _callbacks(
-    config: RunConfig, progress: Progress, model: GPT2LMHeadModel, evaluator: Evaluator | None
-) -> list[Callback]:
-    """In the order of the YAML, but evaluation comes last: after checkpoints, since it might fail."""
-    log = Path(config.output_dir) / "log"
-    callbacks: list[Callback] = []
-    for section in config.callbacks:
-        if isinstance(section, LossMonitorSection):
-            runner = config.runner_config
-            rows = runner.batch_size * runner.gradient_accumulation_steps
-            tokens = rows * config.model.config.seq_length
-            callbacks.append(LossMonitor(progress, log / "train.jsonl", tokens, section.per_print_times))
-        elif isinstance(section, CheckpointMonitorSection):
-            callbacks.append(CheckpointMonitor(section, progress, config.output_dir, model, model.config, rank()))
-        elif isinstance(section, EvalCallBackSection):
-            evaluation = EvaluationCallback(
-                lambda: evaluator.run(model), progress, section.eval_steps, section.eval_epochs, log / "eval.jsonl"
+def _plan(config: RunConfig, progress: Progress, info: DatasetInfo) -> dict[str, Any]:
+    """What a run must have in common with the one that it resumes, for the same batches and updates to follow."""
+    runner, data = config.runner_config, config.train_dataset
+    with reading(info):
+        checksum = fingerprint(info)
+    plan = {
+        "rows of data": info.num_rows,
+        "checksum of data": checksum,
+        "processes": data_parallel_ranks(),
+        "rows a step": runner.batch_size * runner.gradient_accumulation_steps * data_parallel_ranks(),
+        "gradient_accumulation_steps": runner.gradient_accumulation_steps,
+        "steps an epoch": progress.steps_per_epoch,
+        "seed": config.seed,
+        "train_dataset.data_loader.shuffle": data.data_loader.shuffle,
+        **{f"train_dataset.{key}": getattr(data, key) for key in ("num_buckets", "num_samples", "repeat")},
+        **_settings("optimizer", config.optimizer, without="learning_rate"),  # which lr_schedule holds, too
+        **_settings("lr_schedule", config.lr_schedule),
+    }
+    return {name: value for name, value in plan.items() if value is not None}
+
+
+def _settings(name: str, section: Section | None, without: str = "") -> dict[str, Any]:
+    """The keys of a section, with its name before them."""
+    values = {} if section is None else section.model_dump(exclude={without})
+    return {f"{name}.{key}": value for key, value in values.items()}
+
+
+def _resume_point(config: RunConfig, plan: dict[str, Any]) -> ResumePoint | None:
+    """The checkpoint to go on from, or None: of this output folder, or of the one that `load_checkpoint` names."""
+    if not config.resume_training:
+        return None
+    monitors = [section for section in config.callbacks if isinstance(section, CheckpointMonitorSection)]
+    own = Path(monitors[0].directory if monitors and monitors[0].directory else Path(config.output_dir) / "checkpoint")
+    writer = 0 if data_parallel_ranks() > 1 else rank()  # whose checkpoints are this process's
+    folders = [own / f"rank_{writer}"]
+    if config.load_checkpoint:
+        named = Path(config.load_checkpoint)
+        folders += [named / f"rank_{writer}", named] if named.is_dir() else [named.parent]
+    point = find_resume_point(config.resume_training, folders)
+    check_same_plan(point, plan)
+    say(f"resuming from {point.path}, after step {point.step}")
+    return point
+
+
+def _starting_from(config: RunConfig, point: ResumePoint | None) -> RunConfig:
+    """For building a model that is about to be restored: the checkpoint itself tells what it is of, unless it holds but
+    a card's part of a model."""
+    if point is None or model_is_cut():
+        return config
+    return config.model_copy(update={"load_checkpoint": str(point.path)})
+
+
+def _check_equal_beginnings(step: nn.Cell) -> None:
+    """Whether all data-parallel processes begin with the same numbers, which the same updates then keep equal.
+
+    Raises:
+        UserError: they do not; it names the processes and a parameter.
+    """
+    if data_parallel_ranks() == 1:
+        return
+    mine = {name: zlib.crc32(p.asnumpy().tobytes()) for name, p in step.parameters_dict().items()}
+    others = gathered(mine)
+    for name, of_rank_0 in others[0].items():
+        different = [number for number, sums in enumerate(others) if sums.get(name) != of_rank_0]
+        if different:
+            raise UserError(
+                f"the processes do not begin with the same weights: {name} of rank(s) "
+                f"{', '.join(map(str, different))} differs from that of rank 0. On several machines, load_checkpoint "
+                "and the YAML must be the same on each."
             )
-            callbacks.append(evaluation)
-    callbacks.append(SkippedSteps(progress, config.runner_wrapper.max_skipped_steps))
-    return sorted(callbacks, key=lambda callback: isinstance(callback, EvaluationCallback))
+
+
+def _times_ranks() -> str:
+    return f" x {data_parallel_ranks()}" if data_parallel_ranks() > 1 else ""
+
+
+def _tokens_per_step(config: RunConfig, dataset: ms.dataset.Dataset) -> int:
+    """Tokens that a step computes: all positions of its rows, so padding of unpacked instruction data counts too. Where
+    rows are of several lengths, those that are not padding, on average."""
+    if isinstance(dataset, BucketedDataset):
+        return round(dataset.tokens_per_batch * data_parallel_ranks())
+    runner = config.runner_config
+    rows = runner.batch_size * runner.gradient_accumulation_steps * data_parallel_ranks()
+    return rows * config.model.config.seq_length
+
+
+def _row_lengths(config: RunConfig, dataset: ms.dataset.Dataset) -> str:
+    if isinstance(dataset, BucketedDataset):
+        return " or ".join(map(str, dataset.plan.buckets))
+    return str(config.model.config.seq_length)
 
 
 def _run(
-    config: RunConfig, step: nn.Cell, dataset: ms.dataset.Dataset, callbacks: list[Callback], progress: Progress
+    config: RunConfig,
+    step: nn.Cell,
+    dataset: ms.dataset.Dataset,
+    callbacks: list[Callback],
+    progress: Progress,
+    done: int,
 ) -> None:
+    """Train. `done`: steps that a resumed run has behind it."""
     runner = config.runner_config
     step.set_train()
     loop = Model(step)
@@ -98,19 +213,19 @@ def _run(
     elif sink and runner.gradient_accumulation_steps > 1:
         say("sink_mode is off: gradient accumulation hands over its micro-batches one by one")
         sink = False
+    elif sink and isinstance(dataset, BucketedDataset):
+        say("sink_mode is off: batches of several lengths are handed over one by one")
+        sink = False
     if sink:
         size = progress.steps_per_epoch if runner.sink_size == -1 else runner.sink_size
-        loop.train(progress.total_steps // size, dataset, callbacks, dataset_sink_mode=True, sink_size=size)
+        loop.train(
+            progress.total_steps // size,
+            dataset,
+            callbacks,
+            dataset_sink_mode=True,
+            sink_size=size,
+            initial_epoch=done // size,
+        )
     else:
-        loop.train(progress.epochs, dataset, callbacks, dataset_sink_mode=False)
-
-
-def _closing_lines(progress: Progress, callbacks: list[Callback], seconds: float) -> None:
-    say(f"trained {progress.total_steps} steps in {seconds:.1f} s")
-    for callback in callbacks:
-        if isinstance(callback, CheckpointMonitor) and callback.written:
-            say(f"checkpoint: {callback.written[-1]}")
-        elif isinstance(callback, LossMonitor):
-            say(f"log: {callback.log}")
-        elif isinstance(callback, SkippedSteps) and callback.count:
-            say(f"{callback.count} of these steps were not finite and changed nothing")
+        first = done // progress.steps_per_epoch
+        loop.train(progress.epochs, dataset, callbacks, dataset_sink_mode=False, initial_epoch=first)

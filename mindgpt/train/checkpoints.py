@@ -1,20 +1,22 @@
 """Checkpoints of a training run: when they are written, what is in them, how long they are kept."""
 
 import os
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mindspore import Parameter, nn
 from mindspore.train import Callback, RunContext
 
+from mindgpt.config.callbacks import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.training import CheckpointMonitorSection
 from mindgpt.data.files import make_folder
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.run_folder import checkpoints_in
 from mindgpt.models.weights import save_checkpoint
 from mindgpt.train.progress import Progress
+
+COUNTERS = ("epoch_num", "step_num")  # in a checkpoint beside the parameters, under MindFormers' names
 
 
 class CheckpointMonitor(Callback):
@@ -30,6 +32,7 @@ class CheckpointMonitor(Callback):
         model: whose parameters are the weights.
         config: written beside the checkpoints.
         rank: the process's number.
+        state: what else to write into the checkpoint of a step, so that the run can go on from it exactly.
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class CheckpointMonitor(Callback):
         model: nn.Cell,
         config: GPT2Config,
         rank: int = 0,
+        state: Callable[[int], Mapping[str, str]] = lambda step: {},
     ):
         super().__init__()
+        self.state = state
         self.section = section
         self.progress = progress
         self.model = model
@@ -49,6 +54,7 @@ class CheckpointMonitor(Callback):
         self.rank = rank
         self.base = Path(section.directory or Path(output_dir) / "checkpoint")
         self.folder = self.base / f"rank_{rank}"
+        self._stem = f"{section.prefix}_rank_{rank}"
         self.written: list[Path] = []
         self._last_step = 0
         self._last_time = time.monotonic()
@@ -56,6 +62,9 @@ class CheckpointMonitor(Callback):
     def on_train_begin(self, run_context: RunContext) -> None:
         """Make the folder: one that cannot be written should stop the run now, not after hours of it."""
         make_folder(self.folder)
+        self._last_step = run_context.original_args().cur_step_num
+        if self._last_step:  # resumed: what the run had written before is among the files to keep or to delete
+            self.written = [path for path in checkpoints_in(self.folder) if path.name.startswith(f"{self._stem}-")]
 
     def on_train_step_end(self, run_context: RunContext) -> None:
         step = run_context.original_args().cur_step_num
@@ -74,26 +83,28 @@ class CheckpointMonitor(Callback):
     def save(self, train_step: nn.Cell, step: int) -> Path:
         """Write a checkpoint of all parameters of `train_step` after step number `step`. Returns its path."""
         epoch = self.progress.epoch(step)
-        name = f"{self.section.prefix}_rank_{self.rank}-{epoch}_{self.progress.step_in_epoch(step)}"
+        name = f"{self._stem}-{epoch}_{self.progress.step_in_epoch(step)}"
         path = self.folder / f"{name}.ckpt"
-        self.config.save_pretrained(self.folder)
-        counters = {"epoch_num": epoch, "step_num": step}
-        save_checkpoint(path, {**_parameters_by_name(train_step), **counters})
-        self._save_extra("checkpoint_network", self.section.save_network_params, f"{name}-network", all_of=True)
-        self._save_extra("checkpoint_trainable", self.section.save_trainable_params, f"{name}-trainable", all_of=False)
+        self.config.save_pretrained(self.folder, type(self.model).__name__)
+        counters = dict(zip(COUNTERS, (epoch, step), strict=True))
+        parameters = parameters_of_step(train_step)
+        save_checkpoint(path, {**parameters, **counters, **self.state(step)})
+        of_model = self.model.parameters_dict()
+        weights = {key: p for key, p in parameters.items() if key in of_model}
+        self._save_extra("checkpoint_network", self.section.save_network_params, f"{name}-network", weights)
+        trained = {key: p for key, p in weights.items() if p.requires_grad}
+        self._save_extra("checkpoint_trainable", self.section.save_trainable_params, f"{name}-trainable", trained)
         self._last_step, self._last_time = step, time.monotonic()
         self._keep_the_last(path)
         return path
 
-    def _save_extra(self, folder: str, wanted: bool, name: str, all_of: bool) -> None:
+    def _save_extra(self, folder: str, wanted: bool, name: str, parameters: Mapping[str, Parameter]) -> None:
         """The weights without the optimizer's state, as MindFormers puts them beside the checkpoint folder."""
         if not wanted:
             return
         target = self.base.parent / folder / f"rank_{self.rank}"
-        parameters = self.model.parameters_dict()
-        chosen = {key: p for key, p in parameters.items() if all_of or p.requires_grad}
-        self.config.save_pretrained(target)
-        save_checkpoint(target / f"{name}.ckpt", chosen)
+        self.config.save_pretrained(target, type(self.model).__name__)
+        save_checkpoint(target / f"{name}.ckpt", parameters)
 
     def _keep_the_last(self, path: Path) -> None:
         self.written = [file for file in self.written if file != path] + [path]
@@ -111,24 +122,26 @@ class CheckpointMonitor(Callback):
         ]
 
 
-def _parameters_by_name(step: nn.Cell) -> Mapping[str, Parameter]:
-    """All parameters of a train step but the sums of unfinished gradient accumulation, which are zero here."""
-    return {name: p for name, p in step.parameters_dict().items() if not name.startswith("accu_grads.")}
+def parameters_of_step(step: nn.Cell) -> Mapping[str, Parameter]:
+    """All parameters of a train step but the sums of unfinished gradient accumulation, which are zero here.
 
-
-_EPOCH_AND_STEP = re.compile(r"-(\d+)_(\d+)(-network)?\.ckpt$")
+    Where the model is cut over cards: what this card holds, without the parameters of other pipeline stages.
+    """
+    here = step.parameter_layout_dict
+    return {
+        name: p
+        for name, p in step.parameters_dict().items()
+        if not name.startswith(("accu_grads.", "norm_shares")) and (not here or name in here or p.size == 1)
+    }
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """The newest checkpoint of a run's folder `checkpoint/rank_<r>` or `checkpoint_network/rank_<r>`.
-
-    By epoch and step, not by name, and not by the time of writing, which copying changes.
+    """The newest of `checkpoints_in`.
 
     Raises:
         UserError: there is none.
     """
-    numbered = [(_EPOCH_AND_STEP.search(file.name), file) for file in Path(folder).glob("*.ckpt")]
-    found = [((int(match[1]), int(match[2])), file) for match, file in numbered if match]
+    found = checkpoints_in(folder)
     if not found:
         raise UserError(f"{folder}: holds no checkpoint (a file whose name ends in -<epoch>_<step>.ckpt).")
-    return max(found)[1]
+    return found[-1]

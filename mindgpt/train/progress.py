@@ -16,9 +16,9 @@ class Progress:
         return self.epochs * self.steps_per_epoch
 
     def epoch(self, step: int) -> int:
-        """The epoch that a step belongs to, from 1."""
-        return (step - 1) // self.steps_per_epoch + 1
+        """The epoch that a step belongs to, from 1; 0 for step 0, before training."""
+        return (step - 1) // self.steps_per_epoch + 1 if step else 0
 
     def step_in_epoch(self, step: int) -> int:
-        """The number of a step within its epoch, from 1."""
-        return (step - 1) % self.steps_per_epoch + 1
+        """The number of a step within its epoch, from 1; 0 for step 0, before training."""
+        return (step - 1) % self.steps_per_epoch + 1 if step else 0

@@ -1,35 +1,70 @@
 """Learning-rate schedules: a table of the rate at every step, made in float64 before training.
 
 `s` counts updates of the weights from 0, `w` is the warm-up, `p = (s - w) / (total - w)` the progress after it, in
-[0, 1]. The formulas are those of transformers' `optimization.py`, with `lr_end` in place of its 0.
+[0, 1]. The formulas of the first five are those of transformers' `optimization.py`, with `lr_end` in place of its 0.
 """
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.training import LRScheduleSection
+from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
 
 
-def _cosine(p: float, section: LRScheduleSection) -> float:
-    return max(0.0, 0.5 * (1.0 + math.cos(2.0 * math.pi * section.num_cycles * p)))
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of a run: each step's number `s` (not beyond `total`), and the length of the warm-up."""
+
+    s: np.ndarray  # (steps,) float64
+    warmup: int
+    total: int
+
+    def progress(self, start: int) -> np.ndarray:
+        """How much of the way from step `start` to the end is done, in [0, 1]."""
+        return np.clip((self.s - start) / max(1, self.total - start), 0.0, 1.0)
 
 
-def _cosine_with_restarts(p: float, section: LRScheduleSection) -> float:
-    return 0.0 if p >= 1.0 else 0.5 * (1.0 + math.cos(math.pi * ((section.num_cycles * p) % 1.0)))
+def _cosine(steps: _Steps, section: LRScheduleSection) -> np.ndarray:
+    angle = 2.0 * np.pi * section.num_cycles * steps.progress(steps.warmup)
+    return np.maximum(0.0, 0.5 * (1.0 + np.cos(angle)))
 
 
-# Type -> the fraction of the way from lr_end up to learning_rate at progress p, after the warm-up.
-DECAYS: dict[str, Callable[[float, LRScheduleSection], float]] = {
-    "constant": lambda p, section: 1.0,
-    "linear": lambda p, section: 1.0 - p,
+def _cosine_with_restarts(steps: _Steps, section: LRScheduleSection) -> np.ndarray:
+    p = steps.progress(steps.warmup)
+    return np.where(p >= 1.0, 0.0, 0.5 * (1.0 + np.cos(np.pi * ((section.num_cycles * p) % 1.0))))
+
+
+def _inverse_sqrt(steps: _Steps, section: LRScheduleSection) -> np.ndarray:
+    """sqrt(timescale / (s - w + timescale)); with the default timescale w that is sqrt(w / s), as in fairseq."""
+    timescale = section.timescale or steps.warmup or 10_000
+    return np.sqrt(timescale / (np.maximum(steps.s - steps.warmup, 0.0) + timescale))
+
+
+def _constant_with_cooldown(steps: _Steps, section: LRScheduleSection) -> np.ndarray:
+    """1, then straight down over the last steps of the run (Hägele et al. 2024)."""
+    ratio = section.decay_start_ratio
+    start = section.decay_start_steps if ratio is None else int(ratio * steps.total)
+    if not steps.warmup <= start <= steps.total:
+        raise UserError(
+            f"lr_schedule: the cool-down would begin at step {start}, but the warm-up ends at {steps.warmup} and the "
+            f"run at {steps.total}. Set decay_start_steps or decay_start_ratio in between."
+        )
+    return 1.0 - steps.progress(start)
+
+
+# Type -> the fraction of the way from lr_end up to learning_rate at each step, after the warm-up.
+FRACTIONS: dict[str, Callable[[_Steps, LRScheduleSection], np.ndarray]] = {
+    "constant": lambda steps, section: np.ones_like(steps.s),
+    "linear": lambda steps, section: 1.0 - steps.progress(steps.warmup),
     "cosine": _cosine,
     "cosine_with_restarts": _cosine_with_restarts,
-    "polynomial": lambda p, section: (1.0 - p) ** section.power,
+    "polynomial": lambda steps, section: (1.0 - steps.progress(steps.warmup)) ** section.power,
+    "inverse_sqrt": _inverse_sqrt,
+    "constant_with_cooldown": _constant_with_cooldown,
 }
 
 
@@ -42,9 +77,10 @@ def learning_rates(section: LRScheduleSection, steps: int) -> np.ndarray:
 
     Returns:
         (steps,) float64: from `warmup_lr_init` straight up to `learning_rate` in the warm-up, then down by the type.
+        `noam` alone is one formula from the first step on.
 
     Raises:
-        UserError: the warm-up is longer than the run.
+        UserError: the warm-up is longer than the run, or the cool-down does not fit into it.
     """
     total = steps if section.total_steps == -1 else section.total_steps
     ratio = section.warmup_ratio
@@ -53,15 +89,50 @@ def learning_rates(section: LRScheduleSection, steps: int) -> np.ndarray:
         raise UserError(
             f"lr_schedule.warmup_steps is {warmup}, but the run has only {total} steps. Lower it, or set warmup_ratio."
         )
-    decay, peak, end = DECAYS[section.type], section.learning_rate, section.lr_end or 0.0
-    rates = np.empty(steps, np.float64)
-    for step in range(steps):
-        if step < warmup:
-            rates[step] = section.warmup_lr_init + (peak - section.warmup_lr_init) * step / warmup
-        else:
-            progress = min(1.0, (step - warmup) / max(1, total - warmup))
-            rates[step] = end + (peak - end) * decay(progress, section)
-    return rates
+    plan = _Steps(np.minimum(np.arange(steps, dtype=np.float64), total), warmup, total)
+    if section.type == "noam":
+        return section.learning_rate * _noam(plan)
+    peak, end, start = section.learning_rate, section.lr_end or 0.0, section.warmup_lr_init
+    rising = start + (peak - start) * plan.s / max(1, warmup)
+    falling = end + (peak - end) * FRACTIONS[section.type](plan, section)
+    return np.where(plan.s < warmup, rising, falling)
+
+
+def _noam(steps: _Steps) -> np.ndarray:
+    """min(n^-0.5, n w^-1.5) with n = s + 1 (Vaswani et al. 2017, section 5.3, whose d_model^-0.5 is learning_rate)."""
+    if steps.warmup == 0:
+        raise UserError(
+            f"lr_schedule: the schedule noam needs a warm-up of at least 1 step, and warmup_ratio of {steps.total} "
+            "steps is none. Raise it, or set warmup_steps."
+        )
+    n = steps.s + 1.0
+    return np.minimum(n**-0.5, n * steps.warmup**-1.5)
+
+
+def relative_step_sizes(steps: int, warmup_init: bool) -> np.ndarray:
+    """AdaFactor's rho_t = min(1e-2, 1 / sqrt(t)), t from 1; with `warmup_init` 1e-6 t stands in place of 1e-2.
+
+    Shazeer & Stern 2018, section 9 and algorithm 6. (steps,) float64.
+    """
+    t = np.arange(1, steps + 1, dtype=np.float64)
+    return np.minimum(1e-6 * t if warmup_init else 1e-2, 1.0 / np.sqrt(t))
+
+
+def rates_of_run(schedule: LRScheduleSection | None, optimizer: OptimizerSection, steps: int) -> np.ndarray:
+    """The learning rate of every step, by the schedule or, if the optimizer chooses it itself, by the optimizer.
+
+    Returns (steps,) float64. Raises as `learning_rates`.
+    """
+    if optimizer.relative_step:
+        return relative_step_sizes(steps, optimizer.warmup_init)
+    return learning_rates(schedule, steps)
+
+
+def rates_line(schedule: LRScheduleSection | None, rates: np.ndarray) -> str:
+    """One line for the person: how high the rate gets and when, and where it ends."""
+    name = "AdaFactor's relative step" if schedule is None else schedule.type
+    peak = int(rates.argmax())
+    return f"learning rate: {name}, highest {rates[peak]:.3g} at step {peak + 1}, {rates[-1]:.3g} at the end"
 
 
 class LearningRateTable(nn.learning_rate_schedule.LearningRateSchedule):

@@ -1,25 +1,22 @@
 """One training step: loss, gradients, and the update that a non-finite number can never reach.
 
-The order is: float32 loss, times the loss scale, gradient, sum over micro-batches, unscale, check, clip by global
-norm, update, adjust the scale.
+The order is: float32 loss, times the loss scale, gradient, sum over micro-batches, mean over data-parallel processes,
+unscale, check, clip by global norm, update, adjust the scale.
 """
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from mindspore.common.initializer import initializer
 
 from mindgpt.config.training import ScaleSenseSection
+from mindgpt.models.dropout import StepKey
+from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut
+from mindgpt.train.global_norm import GlobalNorm
+from mindgpt.train.optimizers.state import zeros_like
 
-_square_sum = ops.MultitypeFuncGraph("square_sum")
 _rescale = ops.MultitypeFuncGraph("rescale")
 _accumulate = ops.MultitypeFuncGraph("accumulate")
 _empty = ops.MultitypeFuncGraph("empty")
-
-
-@_square_sum.register("Tensor", "Tensor")
-def _square_sum_of(factor, gradient):
-    scaled = ops.cast(gradient, ms.float32) * factor  # first, so that a large loss scale does not overflow the square
-    return (scaled * scaled).sum()
+_sum_over_ranks = ops.MultitypeFuncGraph("sum_over_ranks")
 
 
 @_rescale.register("Tensor", "Tensor")
@@ -35,6 +32,52 @@ def _accumulate_one(total, gradient):
 @_empty.register("Tensor")
 def _empty_one(total):
     return ops.assign(total, ops.zeros_like(total))
+
+
+@_sum_over_ranks.register("Function", "Tensor")
+def _sum_one_over_ranks(all_reduce, gradient):
+    return all_reduce(ops.cast(gradient, ms.float32))
+
+
+class MeanOverRanks(nn.Cell):
+    """The mean over data-parallel processes of a loss and of its gradients, float32. For one process, what it has.
+
+    Where a process has a number that is not finite, all get one, so that all skip the step.
+    """
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.ranks = data_parallel_ranks()
+        self.alone = self.ranks == 1
+        self.reduce_loss = None if self.alone else ops.AllReduce()
+        self.reduce_gradient = None if self.alone else ops.AllReduce().add_prim_attr("fusion", 1)  # few large ones
+        self.map = ops.HyperMap()
+
+    def construct(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The mean loss, and the *sum* of the gradients, which `Update` divides along with the loss scale."""
+        if self.alone:
+            return loss, gradients
+        summed = self.map(ops.partial(_sum_over_ranks, self.reduce_gradient), gradients)
+        return self.reduce_loss(loss) / self.ranks, summed
+
+
+class SharedLoss(nn.Cell):
+    """The part of one data-parallel process in the loss: the mean of all parts is the mean over all counted tokens.
+
+    The plain mean of the processes' losses would give the tokens of a process that has few of them (padding, prompts)
+    more weight. So each divides its sum by what all have counted together.
+    """
+
+    def __init__(self, network: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.ranks = data_parallel_ranks()
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, *batch: Tensor) -> Tensor:
+        total, weight = self.network.summed_loss(*batch)
+        of_all = self.all_reduce(ops.stop_gradient(weight))
+        return total * self.ranks / ops.maximum(of_all, 1e-12)
 
 
 class LossScale(nn.Cell):
@@ -74,24 +117,31 @@ class Update(nn.Cell):
         self.clip = max_grad_norm is not None
         self.max_grad_norm = max_grad_norm
         self.batches = float(batches)
+        self.norm = GlobalNorm(optimizer.parameters, across_cards=model_is_cut())
+        self.all_have_loss = not model_is_cut()  # of pipeline stages only the last; all must judge alike
+        self.mean_over_ranks = MeanOverRanks()
+        self.parts = self.batches * self.mean_over_ranks.ranks
         self.map = ops.HyperMap()
         self.is_finite = ops.IsFinite()
 
     def construct(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """See `TrainStep.construct`. gradients: of the scaled loss, summed over `batches` micro-batches."""
+        loss, gradients = self.mean_over_ranks(loss, gradients)
         scale = self.loss_scale.value * 1.0  # the scale of this step, before it is adjusted
-        unscale = 1.0 / (scale * self.batches)
-        norm = ops.sqrt(sum(self.map(ops.partial(_square_sum, unscale), gradients)))
-        finite = ops.logical_and(self.is_finite(norm), self.is_finite(loss))
+        unscale = 1.0 / (scale * self.parts)
+        norm = self.norm(gradients) * unscale
+        finite = self.is_finite(norm)
+        if self.all_have_loss:
+            finite = ops.logical_and(finite, self.is_finite(loss))
         rate = self.optimizer.get_lr()
+        skipped = ops.logical_not(finite)
         if finite:
             factor = unscale
             if self.clip:
                 factor = factor * ops.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
             clipped = self.map(ops.partial(_rescale, factor), gradients)
-            loss = ops.depend(loss, self.optimizer(clipped))
-        loss = ops.depend(loss, self.loss_scale(finite))
-        return loss, ops.logical_not(finite), scale, rate, norm
+            skipped = ops.depend(skipped, self.optimizer(clipped))
+        return loss, ops.depend(skipped, self.loss_scale(finite)), scale, rate, norm
 
 
 class LossAndGradients(nn.Cell):
@@ -99,8 +149,9 @@ class LossAndGradients(nn.Cell):
 
     def __init__(self, network: nn.Cell, parameters: ParameterTuple, loss_scale: LossScale):
         super().__init__(auto_prefix=False)
-        self.network = network
+        self.network = network if data_parallel_ranks() == 1 else SharedLoss(network)
         self.network.set_grad()
+        self.step_key = StepKey(network)
         self.loss_scale = loss_scale
         self.value_and_grad = ms.value_and_grad(self._scaled_loss, None, parameters, has_aux=True)
 
@@ -110,14 +161,14 @@ class LossAndGradients(nn.Cell):
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         (_, loss), gradients = self.value_and_grad(*batch)
-        return loss, gradients
+        return ops.depend(loss, self.step_key()), gradients
 
 
 class TrainStep(nn.Cell):
     """A whole step in one graph.
 
     Args:
-        network: returns the loss in training mode.
+        network: returns the loss in training mode; in data-parallel processes, has `summed_loss`.
         optimizer: updates `optimizer.parameters`.
         scale_sense: the loss scale.
         max_grad_norm: clip the gradients to this global norm; None: do not clip.
@@ -180,10 +231,7 @@ class _Accumulate(nn.Cell):
         self.loss_and_gradients = LossAndGradients(network, optimizer.parameters, loss_scale)
         self.map = ops.HyperMap()
         self.loss = Parameter(Tensor(0.0, ms.float32), name="accu_grads.loss", requires_grad=False)
-        self.sums = ParameterTuple(
-            Parameter(initializer("zeros", p.shape, ms.float32), name=f"accu_grads.{p.name}", requires_grad=False)
-            for p in optimizer.parameters
-        )
+        self.sums = zeros_like(optimizer.parameters, "accu_grads")
 
     def construct(self, *batch: Tensor) -> Tensor:
         loss, gradients = self.loss_and_gradients(*batch)

@@ -48,6 +48,7 @@ def value_at(config, key):
         ("train", "seed", "9", "seed", 9),
         ("train", "output_dir", "123", "output_dir", "123"),
         ("train", "load_checkpoint", "gpt2", "load_checkpoint", "gpt2"),
+        ("eval", "adapter", "peft", "model.model_config.pet_config.adapter", "peft"),
         ("train", "resume_training", "True", "resume_training", True),
         ("train", "resume_training", "a_rank_0-1_2.ckpt", "resume_training", "a_rank_0-1_2.ckpt"),
         ("finetune", "train_dataset_dir", "d", "train_dataset.data_loader.dataset_dir", "d"),
@@ -119,6 +120,23 @@ def test_options_set_any_key(run):
 def test_prompts(run):
     assert run("--predict_data", "I love", "prompts.txt", mode="predict").predict_data == ["I love", "prompts.txt"]
     assert "has no effect with run_mode train; it is for predict" in complaint(run, "--predict_data", "x")
+
+
+def test_a_classifier_predicts_labels_and_generates_nothing(run):
+    classifier = [
+        "--options",
+        "trainer.type=TextClassificationTrainer",
+        "model.arch.type=GPT2ForSequenceClassification",
+    ]
+    flags = {"max_new_tokens": 5, "do_sample": True, "top_k": 3, "top_p": 0.9, "temperature": 0.5}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    assert complaint(run, *words, *classifier, mode="predict").splitlines() == [
+        f"command line: --{name} has no effect with trainer.type TextClassificationTrainer, which predicts labels"
+        for name in flags
+    ]
+    config = run("--predict_batch_size", "3", *classifier, mode="predict").config
+    assert config.model.config.batch_size == 3
+    assert run(*words, mode="predict").config.model.config.top_k == 3
 
 
 @pytest.mark.parametrize(

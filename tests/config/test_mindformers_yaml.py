@@ -299,7 +299,7 @@ def test_classification(load):
         ("FP32StateAdamWeightDecay", "Came", "optimizer.type: must be one of adamw"),
         ("MFTrainOneStepCell", "MFPipelineWithLossScaleCell", "runner_wrapper.type: must be 'MFTrainOneStepCell'"),
         ("PerplexityMetric", "EntityScore", "metric.type: must be 'PerplexityMetric' or 'Accuracy'"),
-        ("type: ObsMonitor\neval", "type: SummaryMonitor\neval", "callbacks.2: type 'SummaryMonitor' is not known"),
+        ("type: ObsMonitor\neval", "type: ProfileMonitor\neval", "callbacks.2: type 'ProfileMonitor' is not known"),
     ],
 )
 def test_what_changes_its_meaning_is_refused(load, old, new, words):
@@ -308,3 +308,28 @@ def test_what_changes_its_meaning_is_refused(load, old, new, words):
         load(PRETRAIN.replace(old, new))
     line = PRETRAIN[: PRETRAIN.index(old)].count("\n")
     assert f".yaml:{line + 1}: {words}" in str(caught.value)
+
+
+def test_the_spellings_of_early_releases(load):
+    text = PRETRAIN
+    for old, new in [
+        ("type: CheckpointMonitor", "type: CheckpointMointor"),
+        ("type: GPT2LMHeadModel", "type: GPT2WithLora"),
+        ('input_columns: ["input_ids", "attention_mask"]', 'input_columns: ["input_ids", "input_mask"]'),
+        ("      lora_rank: 64\n", "      lora_rank: 64\n      in_channels: 5120\n      out_channels: 5120\n"),
+    ]:
+        assert old in text
+        text = text.replace(old, new)
+    early, ignored = load(text)
+    today, ignored_today = load(PRETRAIN)
+    assert early == today
+    pet = "model.model_config.pet_config"
+    assert sorted(ignored) == sorted([*ignored_today, f"{pet}.in_channels", f"{pet}.out_channels"])
+
+
+def test_the_model_with_lora_needs_its_settings(load):
+    pet = PRETRAIN[PRETRAIN.index("    pet_config:") : PRETRAIN.index("  arch:")]
+    text = PRETRAIN.replace(pet, "").replace("GPT2LMHeadModel", "GPT2WithLora")
+    line = text[: text.index("GPT2WithLora")].count("\n") + 1
+    with pytest.raises(ValueError, match=f":{line}: model.arch.type: 'GPT2WithLora' needs model_config.pet_config"):
+        load(text)

@@ -3,20 +3,16 @@
 import pytest
 from pydantic import ValidationError
 
+from mindgpt.config.callbacks import CheckpointMonitorSection, EvalCallBackSection, SummaryMonitorSection
 from mindgpt.config.data import EvalDatasetSection, TokenizerSection, TrainDatasetSection
 from mindgpt.config.execution import ContextSection, MoESection, ParallelConfigSection, ParallelSection
 from mindgpt.config.model import GPT2Section, ModelSection, PetSection
+from mindgpt.config.optimization import OPTIMIZER_KEYS, LRScheduleSection, OptimizerSection
 from mindgpt.config.run import RunConfig
 from mindgpt.config.section import dotted, problems_of
-from mindgpt.config.training import (
-    CheckpointMonitorSection,
-    EvalCallBackSection,
-    LRScheduleSection,
-    MetricSection,
-    OptimizerSection,
-    RunnerWrapperSection,
-    ScaleSenseSection,
-)
+from mindgpt.config.training import MetricSection, RunnerWrapperSection, ScaleSenseSection
+
+COOLDOWN = {"type": "constant_with_cooldown"}
 
 
 def problems(section, **values) -> dict[str, str]:
@@ -34,6 +30,10 @@ def problems(section, **values) -> dict[str, str]:
         ("AdamWeightDecay", "adamw"),
         ("FusedAdamWeightDecay", "adamw"),
         ("FP32StateAdamWeightDecay", "adamw"),
+        ("fp32_adamw", "adamw"),
+        ("AdaFactor", "adafactor"),
+        ("Lion", "lion"),
+        ("SGD", "sgd"),
     ],
 )
 def test_optimizer_names_become_ours(given, stored):
@@ -48,6 +48,7 @@ def test_optimizer_names_become_ours(given, stored):
         ("CosineWithWarmUpLR", "cosine"),
         ("CosineWithRestartsAndWarmUpLR", "cosine_with_restarts"),
         ("PolynomialWithWarmUpLR", "polynomial"),
+        ("WarmUpStableDecayLR", "constant_with_cooldown"),
         ("polynomial", "polynomial"),
         ("COSINE", "cosine"),
     ],
@@ -83,6 +84,17 @@ def test_schedule_defaults_are_those_of_the_schedule():
         ({"learning_rate": 0}, "learning_rate", "must be greater than 0, not 0"),
         ({"learning_rate": float("nan")}, "learning_rate", "must be a finite number"),
         ({"type": "cosin"}, "type", "did you mean 'cosine'?"),
+        ({"type": "CosineAnnealingLR"}, "type", "must be one of constant, linear, cosine"),
+        ({"type": "cosine", "timescale": 10}, "timescale", "has no effect on the schedule 'cosine'"),
+        ({"type": "noam", "warmup_steps": 4, "lr_end": 0.0}, "lr_end", "which obeys none of these"),
+        ({"type": "noam"}, "warmup_steps", "must be at least 1 for the schedule 'noam'"),
+        ({"type": "noam", "warmup_steps": 4, "warmup_lr_init": 1e-4}, "warmup_lr_init", "has no effect"),
+        ({"type": "inverse_sqrt", "timescale": 0}, "timescale", "must be at least 1, not 0"),
+        (COOLDOWN | {"decay_start_steps": 4, "decay_start_ratio": 0.5}, "decay_start_ratio", "are both set"),
+        (COOLDOWN | {"decay_start_steps": 4, "warmup_steps": 5}, "decay_start_steps", "4 is before the end of the"),
+        (COOLDOWN | {"decay_start_steps": 9, "total_steps": 8}, "decay_start_steps", "must be at most total_steps 8"),
+        (COOLDOWN | {"decay_start_ratio": 0.2, "warmup_ratio": 0.3}, "decay_start_ratio", "0.2 is before the end of"),
+        ({"type": "linear", "decay_start_steps": 4}, "decay_start_steps", "has no effect on the schedule 'linear'"),
     ],
 )
 def test_schedule_refuses(values, key, words):
@@ -115,6 +127,48 @@ def test_betas_as_a_list():
     assert OptimizerSection(betas=[0.8, 0.7], beta1=0.8).beta1 == 0.8
     assert "differs from beta1, which is 0.9" in problems(OptimizerSection, betas=[0.8, 0.7], beta1=0.9)["betas"]
     assert "must be a list of two numbers" in problems(OptimizerSection, betas=0.9)["betas"]
+
+
+def test_optimizer_defaults_are_those_of_the_optimizer():
+    given = {kind: OptimizerSection(type=kind).model_dump(exclude_none=True) for kind in OPTIMIZER_KEYS}
+    for kind, keys in OPTIMIZER_KEYS.items():
+        assert given[kind] == {"type": kind, **keys}
+        assert OptimizerSection(**given[kind]).model_dump(exclude_none=True) == given[kind], "what is written is read"
+    assert (given["adamw"]["beta2"], given["adamw"]["weight_decay"]) == (0.95, 0.1)
+    assert (given["adafactor"]["beta1"], given["adafactor"]["scale_parameter"]) == (0.0, True)
+    assert given["lion"]["beta2"] == 0.99
+    assert given["sgd"]["momentum"] == 0.0
+
+
+def test_old_forms_of_optimizers():
+    old = {"type": "AdaFactor", "eps": ["1e-30", 1e-2], "beta1": None, "compression": False, "loss_scale": 1.0}
+    adafactor = OptimizerSection(**old)
+    assert (adafactor.eps, adafactor.min_parameter_scale, adafactor.beta1) == (1e-30, 1e-2, 0.0)
+    momentum = OptimizerSection(type="Momentum", momentum=0.9, use_nesterov=True)
+    assert (momentum.type, momentum.momentum, momentum.nesterov) == ("sgd", 0.9, True)
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "words"),
+    [
+        ({"type": "adamq"}, "type", "must be one of adamw, adafactor, lion, sgd, not 'adamq'; did you mean 'adamw'?"),
+        ({"type": "Adam"}, "type", "did you mean 'adamw'?"),
+        ({"type": "adamw", "momentum": 0.9}, "momentum", "has no effect on the optimizer 'adamw', which obeys beta1, "),
+        ({"type": "lion", "eps": 1e-8}, "eps", "has no effect on the optimizer 'lion', which obeys beta1, beta2, weig"),
+        ({"type": "sgd", "betas": [0.9, 0.99]}, "beta1", "has no effect on the optimizer 'sgd'"),
+        ({"type": "adafactor", "beta2": 0.99}, "beta2", "has no effect on the optimizer 'adafactor'"),
+        ({"type": "adafactor", "eps": [1e-30]}, "eps", "must be a list of two numbers such as [1e-30, 1e-3]"),
+        ({"type": "adafactor", "decay_rate": -0.8}, "decay_rate", "must be greater than 0, not -0.8"),
+        ({"type": "adafactor", "warmup_init": True}, "warmup_init", "needs relative_step: True"),
+        ({"type": "adafactor", "relative_step": True, "learning_rate": 1e-3}, "learning_rate", "has no effect with"),
+        ({"type": "adafactor", "compression": True}, "compression", "mindgpt does not do this: only False"),
+        ({"type": "sgd", "dampening": 0.1}, "dampening", "mindgpt does not do this: only 0.0"),
+        ({"type": "sgd", "nesterov": True}, "nesterov", "needs a momentum greater than 0"),
+        ({"type": "Momentum"}, "type", "Momentum needs the key momentum"),
+    ],
+)
+def test_optimizer_refuses(values, key, words):
+    assert words in problems(OptimizerSection, **values)[key]
 
 
 def test_loss_scale_as_number_and_as_group():
@@ -316,6 +370,21 @@ def test_eval_callback_spellings():
     assert problems(EvalCallBackSection, eval_steps=0).keys() == {"eval_steps"}
 
 
+def test_eval_callback_keys_that_need_another():
+    assert problems(EvalCallBackSection, min_delta=0.1) == {"min_delta": "has no effect without early_stop_patience"}
+    assert problems(EvalCallBackSection, min_delta=-0.1, early_stop_patience=1).keys() == {"min_delta"}
+    assert EvalCallBackSection(min_delta=0.1, early_stop_patience=1).save_best is True
+    found = problems(EvalCallBackSection, greater_is_better=True, early_stop_patience=-1)
+    assert found.keys() == {"early_stop_patience"}
+    assert "without metric" in problems(EvalCallBackSection, greater_is_better=True)["greater_is_better"]
+
+
+def test_summary_callback_of_mindformers_loads():
+    old = {"keep_default_action": True, "max_file_size": 5, "collect_freq": 20}
+    assert SummaryMonitorSection(**old) == SummaryMonitorSection(collect_freq=20)
+    assert problems(SummaryMonitorSection, collect_freq=0).keys() == {"collect_freq"}
+
+
 class TestRunConfig:
     """Checks and defaults across sections."""
 
@@ -324,6 +393,12 @@ class TestRunConfig:
     def test_training_needs_a_learning_rate(self):
         assert "is missing" in problems(RunConfig, run_mode="train")["lr_schedule"]
         assert RunConfig(run_mode="eval").lr_schedule is None
+
+    def test_a_relative_step_needs_no_learning_rate_and_allows_none(self):
+        optimizer = {"type": "adafactor", "relative_step": True}
+        assert RunConfig(run_mode="train", optimizer=optimizer).lr_schedule is None
+        found = problems(RunConfig, run_mode="train", optimizer=optimizer, **self.rate)
+        assert "has no effect with optimizer.relative_step: True" in found["lr_schedule"]
 
     def test_rate_of_the_optimizer_makes_a_constant_schedule(self):
         config = RunConfig(optimizer={"learning_rate": 1e-3})

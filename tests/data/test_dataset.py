@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.dataset import build_dataset, check_row_length, inspect
+from mindgpt.data.dataset import build_dataset, check_row_length, fingerprint, inspect
 from mindgpt.data.mindrecord import MindRecordWriter
 
 
@@ -68,9 +68,10 @@ def test_resuming_meets_the_unbroken_run(folder):
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_shards_cover_the_rows_alike(folder, shuffle):
     parts = [
-        epochs(build_dataset(folder, batch_size=1, shuffle=shuffle, seed=5, num_shards=3, shard_id=shard), 2)
+        epochs(build_dataset(folder, batch_size=1, shuffle=shuffle, seed=5, num_shards=3, shard_id=shard,
+                             drop_remainder=False), 2)
         for shard in range(3)
-    ]
+    ]  # fmt: skip
     for epoch in range(2):
         rows = sum((part[epoch] for part in parts), [])
         assert [len(part[epoch]) for part in parts] == [4, 4, 4]
@@ -79,6 +80,28 @@ def test_shards_cover_the_rows_alike(folder, shuffle):
         assert parts[0][0] != parts[0][1]
     else:
         assert [part[0] for part in parts] == [[0, 3, 6, 9], [1, 4, 7, 0], [2, 5, 8, 1]]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_batches_of_all_shards_are_those_of_one_that_is_larger(folder, shuffle):
+    """10 rows, 2 shards of batches of 2: two steps of 4 rows, and the remainder is left out."""
+
+    def batches(size, **shard):
+        dataset = build_dataset(folder, batch_size=size, shuffle=shuffle, seed=5, **shard)
+        iterator = dataset.create_dict_iterator(num_epochs=3, output_numpy=True)
+        return [[sorted(batch["input_ids"][:, 0].tolist()) for batch in iterator] for _ in range(3)]
+
+    whole = batches(4)
+    first, second = (batches(2, num_shards=2, shard_id=n) for n in range(2))
+    joined = [[sorted(a + b) for a, b in zip(*parts, strict=True)] for parts in zip(first, second, strict=True)]
+    assert joined == whole
+    assert [len(epoch) for epoch in whole] == [2, 2, 2]
+    assert (whole[0] != whole[1]) == shuffle
+
+
+def test_a_range_of_rows(folder):
+    dataset = build_dataset(folder, batch_size=2, rows=range(4, 9), drop_remainder=False)
+    assert epochs(dataset) == [[4, 5, 6, 7, 8]]
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -100,6 +123,14 @@ def test_inspect(folder):
     assert info.metadata == {}
 
 
+def test_the_fingerprint_is_of_the_rows_not_of_the_path(tmp_path, folder):
+    for name, numbers in (("same", range(10)), ("first", [99, *range(1, 10)]), ("last", [*range(9), 99])):
+        write(tmp_path / f"{name}.mindrecord", numbers)
+    same, first, last = (fingerprint(inspect(tmp_path / f"{name}.mindrecord")) for name in ("same", "first", "last"))
+    assert fingerprint(inspect(folder)) == same
+    assert len({same, first, last}) == 3
+
+
 def test_row_length(folder):
     info = inspect(folder)
     check_row_length(info, 2, training=True)
@@ -117,9 +148,9 @@ def test_row_length(folder):
     ("arguments", "message"),
     [
         ({"columns": ["input_ids", "labels"]}, "no column 'labels'; it has 'attention_mask', 'input_ids'"),
-        ({"batch_size": 11}, "10 rows on 1 shard.*less than one batch of 11"),
-        ({"batch_size": 5, "num_shards": 3}, "10 rows on 3 shard.* 4 each.*one batch of 5"),
-        ({"batch_size": 5, "num_samples": 4}, "4 rows on 1 shard"),
+        ({"batch_size": 11}, "10 rows are less than one batch of 11 on 1 shard"),
+        ({"batch_size": 5, "num_shards": 3}, "10 rows are less than one batch of 5 on 3 shard"),
+        ({"batch_size": 5, "num_samples": 4}, "4 rows are less"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
         ({"num_shards": 2, "shard_id": 2}, "shard_id must be from 0 to num_shards - 1 = 1"),

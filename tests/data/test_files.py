@@ -101,6 +101,9 @@ def test_json_errors_have_line_and_column(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match="nested too deeply"):
         read_json(path)
+    path.write_text("9" * 5000)
+    with pytest.raises(UserError, match=r"x\.json: not usable JSON: it holds a number of more digits"):
+        read_json(path)
 
 
 @pytest.mark.parametrize(("name", "message"), [("none", "No such file"), (".", "is a folder"), ("a\0b", "Cannot read")])

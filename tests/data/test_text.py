@@ -100,7 +100,7 @@ def test_jsonl_documents(tmp_path):
     ("line", "message"),
     [
         ('{"text": ', r"x.jsonl:2: not valid JSON"),
-        ("[1]", r"x.jsonl:2: should be a JSON object with the key 'text'"),
+        ("[1]", r"x.jsonl:2: should be a JSON object, {...}; it is a list"),
         ('{"body": "b", "id": 1}', r"x.jsonl:2: no key 'text'.*there are: 'body', 'id'"),
         ('{"text": 5}', r"x.jsonl:2: 'text' should be a text; it is a int"),
         ('{"text": "\\ud800"}', r"x.jsonl:2: 'text' is no valid Unicode"),

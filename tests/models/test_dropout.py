@@ -3,9 +3,9 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
-from mindgpt.models.dropout import HashedDropout
+from mindgpt.models.dropout import HashedDropout, StepKey
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -90,3 +90,52 @@ def test_nothing_is_dropped_outside_training_or_at_rate_zero():
     x = Tensor(np.ones((5, 5), np.float32))
     np.testing.assert_array_equal(HashedDropout(0.5).set_train(False)(x).asnumpy(), x.asnumpy())
     np.testing.assert_array_equal(HashedDropout(0.0).set_train(True)(x).asnumpy(), x.asnumpy())
+
+
+class Pair(nn.Cell):
+    """Two dropouts of one network, under the key of a step."""
+
+    def __init__(self, rate=0.4):
+        super().__init__(auto_prefix=False)
+        self.one, self.two = HashedDropout(rate), HashedDropout(rate)
+        self.step_key = StepKey(self)
+
+    def construct(self, x):
+        masks = self.one(x), self.two(x), self.one(x)
+        return *masks, self.step_key()
+
+
+def test_the_key_of_a_step_fixes_its_masks_and_is_no_weight():
+    ms.set_seed(3)
+    network = Pair().set_train(True)
+    ones = Tensor(np.ones((512, 256), np.float32))
+    unbroken = []
+    keys = []
+    for _ in range(4):
+        keys.append(network.step_key.key.asnumpy().copy())
+        unbroken.append([mask.asnumpy() > 0 for mask in network(ones)[:3]])
+    assert len(set(map(int, keys))) == 4
+    network.step_key.key.set_data(Tensor(keys[2]))
+    resumed = [[mask.asnumpy() > 0 for mask in network(ones)[:3]] for _ in range(2)]
+    np.testing.assert_array_equal(resumed, unbroken[2:])
+    for one, two, one_again in unbroken:
+        np.testing.assert_array_equal(one, one_again)  # the same cell in the same step, as recomputation needs it
+        assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 5 / np.sqrt(one.size)
+    for step, later in zip(unbroken, unbroken[1:], strict=False):
+        assert abs(np.corrcoef(step[0].ravel(), later[0].ravel())[0, 1]) < 5 / np.sqrt(step[0].size)
+    assert [p.name for p in network.get_parameters()] == ["dropout_key"]
+    assert not list(network.one.get_parameters())
+
+
+def test_no_mask_is_another_one_moved():
+    """Masks are hashes of sums, so one key and another might give one pattern at two places; nothing may line up."""
+    ms.set_seed(1)
+    network = Pair(0.5).set_train(True)
+    ones = Tensor(np.ones((256, 256), np.float32))
+    masks = [mask.asnumpy() > 0 for _ in range(2) for mask in network(ones)[:2]]
+    signs = [np.where(mask, 1.0, -1.0) for mask in masks]
+    spectra = [np.fft.rfft2(sign) for sign in signs]
+    for i, first in enumerate(spectra):
+        for second in spectra[i + 1 :]:
+            correlation = np.fft.irfft2(first * np.conj(second)) / signs[0].size
+            assert np.abs(correlation).max() < 7 / np.sqrt(signs[0].size)

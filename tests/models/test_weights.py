@@ -11,8 +11,13 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import initializer
 
 from mindgpt.config.errors import UserError
+from mindgpt.config.optimization import OptimizerSection
 from mindgpt.models.gpt2 import convert_weight
 from mindgpt.models.weights import load_checkpoint_strict, load_weights, open_weights, save_checkpoint, skip_rule
+from mindgpt.train.optimizers import build_optimizer
+from mindgpt.train.schedules import LearningRateTable
+
+pytestmark = pytest.mark.usefixtures("cpu")
 
 
 class Net(nn.Cell):
@@ -80,11 +85,16 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded(path):
     assert not net.weight.asnumpy().any()
 
 
+OPTIMIZERS = ({}, {"type": "adafactor", "beta1": 0.9}, {"type": "lion"}, {"type": "sgd", "momentum": 0.9})
+
+
 def test_what_training_adds_is_skipped_by_name_of_rule(path):
-    momentum = nn.Momentum([Net().weight], 0.1, 0.9)
-    adam = nn.AdamWeightDecay([Net().weight])
-    names = {p.name for optimizer in (momentum, adam) for p in optimizer.get_parameters()} - {"weight"}
-    assert len(names) >= 4  # moments.weight, adam_m.weight, adam_v.weight, global_step, learning_rate
+    rates = LearningRateTable(np.ones(1))
+    theirs = (nn.Momentum([Net().weight], 0.1, 0.9), nn.SGD([Net().weight], 0.1), nn.AdamWeightDecay([Net().weight]))
+    ours = [build_optimizer(OptimizerSection(**settings), [*Net().get_parameters()], rates) for settings in OPTIMIZERS]
+    names = {p.name for optimizer in (*theirs, *ours) for p in optimizer.get_parameters()} - {"weight", "bias"}
+    names |= {"exp_avg.weight", "exp_avg_sq_row_weight", "exp_avg_insta_col_weight", "afactor_step"}  # AdaFactor, Came
+    assert {"moments.weight", "accum.weight", "adam_m.weight", "adafactor_row.weight", "lion_m.weight"} <= names
     assert all(skip_rule(name) for name in names), names
     write(path, weight=WEIGHT, bias=BIAS, **dict.fromkeys(names, BIAS))
     report = load_checkpoint_strict(Net(), path)

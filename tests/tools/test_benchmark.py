@@ -115,3 +115,21 @@ def test_a_missing_peer_is_named_with_the_extra_that_brings_it(repo, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name))
     with pytest.raises(tool.UserError, match=r"needs torch, of the extra `test`: pip install 'mindgpt\[test\]'"):
         tool.check(tool.parse_arguments([]))
+
+
+def test_lora_is_compared_with_training_all_weights(repo, tmp_path):
+    file = tmp_path / "result.json"
+    run = benchmark(repo, "--what", "lora", "--warmup", "1", "--json", str(file))
+    assert run.returncode == 0, run.stderr
+    tuning = json.loads(file.read_text())["tuning"]
+    assert list(tuning) == ["train", "lora"]
+    for values in tuning.values():
+        assert len(values["seconds"]) == 2 * 3  # rounds x steps
+        assert values["tokens_per_second"] == pytest.approx(2 * 16 / values["median"])
+        assert 0.8 * math.log(101) < values["result"] < math.log(101) + 0.1
+    full, lora = tuning["train"], tuning["lora"]
+    assert full["result"] != lora["result"]  # after as many steps from the same weights
+    speed, memory = full["median"] / lora["median"], full["peak_memory"] / lora["peak_memory"]
+    *_, shown_speed, shown_memory = run.stdout.splitlines()[-1].split()
+    assert float(shown_speed.rstrip("x")) == pytest.approx(speed, abs=0.006)
+    assert float(shown_memory.rstrip("x")) == pytest.approx(memory, abs=0.006)

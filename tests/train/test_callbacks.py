@@ -8,7 +8,7 @@ import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.train import callbacks
-from mindgpt.train.callbacks import EvaluationCallback, LossMonitor, SkippedSteps
+from mindgpt.train.callbacks import LossMonitor, SkippedSteps, StepMeter
 from mindgpt.train.progress import Progress
 
 PROGRESS = Progress(epochs=2, steps_per_epoch=3)
@@ -23,13 +23,15 @@ class Drive:
         self.context = SimpleNamespace(original_args=lambda: self.state)
         monkeypatch.setattr(callbacks.time, "monotonic", lambda: self.now)
 
-    def step(self, callback, loss=2.0, skipped=False, scale=1.0, rate=0.001, norm=0.5, seconds=0.5):
-        self.state.cur_step_num += 1
-        callback.on_train_step_begin(self.context)
+    def step(self, *chain, loss=2.0, skipped=False, scale=1.0, rate=0.001, norm=0.5, seconds=0.5, advance=1):
+        self.state.cur_step_num += advance
+        for callback in chain:
+            callback.on_train_step_begin(self.context)
         self.now += seconds
         values = (loss, skipped, scale, rate, norm)
         self.state.net_outputs = [ms.Tensor(value, ms.bool_ if value is skipped else ms.float32) for value in values]
-        callback.on_train_step_end(self.context)
+        for callback in chain:
+            callback.on_train_step_end(self.context)
 
 
 @pytest.fixture
@@ -41,13 +43,14 @@ def drive(monkeypatch):
 
 
 def test_lines_and_log(drive, tmp_path, capsys):
-    monitor = LossMonitor(PROGRESS, tmp_path / "log" / "train.jsonl", tokens_per_step=1000, every=2)
+    meter = StepMeter(PROGRESS, tokens_per_step=1000)
+    monitor = LossMonitor(meter, tmp_path / "log" / "train.jsonl", every=2)
     monitor.on_train_begin(drive.context)
-    drive.step(monitor, loss=7.25, seconds=50)
-    drive.step(monitor, loss=6.5, seconds=2)
-    drive.step(monitor, loss=float("inf"), norm=float("nan"), skipped=True, scale=65536, seconds=2)
-    drive.step(monitor, loss=5.0, scale=32768, rate=0.5, norm=12.0, seconds=10)
-    monitor.on_train_end(drive.context)
+    drive.step(meter, monitor, loss=7.25, seconds=50)
+    drive.step(meter, monitor, loss=6.5, seconds=2)
+    drive.step(meter, monitor, loss=float("inf"), norm=float("nan"), skipped=True, scale=65536, seconds=2)
+    drive.step(meter, monitor, loss=5.0, scale=32768, rate=0.5, norm=12.0, seconds=10)
+    monitor.close()
     assert capsys.readouterr().out.splitlines() == [
         "epoch 1/2, step 1/6: loss 7.2500, lr 1.000e-03, grad norm 0.500, 20 tokens/s (compiling included)",
         "epoch 1/2, step 2/6: loss 6.5000, lr 1.000e-03, grad norm 0.500, 500 tokens/s, 8s left",
@@ -66,64 +69,84 @@ def test_lines_and_log(drive, tmp_path, capsys):
 
 def test_an_earlier_log_stays_until_the_first_step_is_done(drive, tmp_path):
     (tmp_path / "train.jsonl").write_text("of an earlier run\n")
-    monitor = LossMonitor(PROGRESS, tmp_path / "train.jsonl", tokens_per_step=1)
+    meter = StepMeter(PROGRESS, tokens_per_step=1)
+    monitor = LossMonitor(meter, tmp_path / "train.jsonl")
     monitor.on_train_begin(drive.context)
     monitor.close()
     assert (tmp_path / "train.jsonl").read_text() == "of an earlier run\n"
-    drive.step(monitor)
+    drive.step(meter, monitor)
     assert json.loads((tmp_path / "train.jsonl").read_text())["step"] == 1  # there at once, for whoever watches
+
+
+def test_a_resumed_run_continues_the_log(drive, tmp_path):
+    """Steps 3 and 4 were done by the run that was killed, but are not in the checkpoint of step 2."""
+    lines = [json.dumps({"step": step, "loss": 9.0}) for step in (1, 2, 3, 4)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    drive.state.cur_step_num = 2
+    meter = StepMeter(PROGRESS, tokens_per_step=10)
+    monitor = LossMonitor(meter, tmp_path / "train.jsonl")
+    for callback in (meter, monitor):
+        callback.on_train_begin(drive.context)
+    drive.step(meter, monitor, loss=1.5)
+    records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["loss"]) for record in records] == [(1, 9.0), (2, 9.0), (3, 1.5)]
+    assert (meter.steps, records[-1]["tokens_per_second"]) == (1, 20)
 
 
 def test_a_folder_that_cannot_be_made_is_found_out_before_training(drive, tmp_path):
     (tmp_path / "log").write_text("a file")
     with pytest.raises(UserError, match="log: a file of that name is in the way"):
-        LossMonitor(PROGRESS, tmp_path / "log" / "train.jsonl", 1).on_train_begin(drive.context)
-    callback = EvaluationCallback(dict, PROGRESS, 1, -1, tmp_path / "log" / "eval.jsonl")
-    with pytest.raises(UserError, match="log: a file of that name is in the way"):
-        callback.on_train_begin(drive.context)
+        LossMonitor(StepMeter(PROGRESS, 1), tmp_path / "log" / "train.jsonl").on_train_begin(drive.context)
+
+
+def test_speed_is_that_of_the_steps_after_the_first(drive):
+    meter = StepMeter(PROGRESS, tokens_per_step=100)
+    drive.step(meter, seconds=30)
+    assert (meter.tokens_per_second, meter.first_seconds) == (None, 30)
+    drive.now += 1000  # an evaluation, a checkpoint
+    drive.step(meter, seconds=2)
+    drive.step(meter, seconds=3, loss=float("nan"), skipped=True)
+    assert meter.tokens_per_second == 200 / 5
+    assert (meter.steps, meter.tokens, meter.skipped) == (3, 300, 1)
+    drive.step(meter, seconds=5, advance=3)  # a device that answers once for three steps
+    assert (meter.record["step"], meter.record["tokens_per_second"]) == (6, 60)
+    assert (meter.steps, meter.tokens_per_second) == (6, 500 / 10)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (59.6, "1m 00s"), (3599, "59m 59s"), (90061, "25h 01m")]
 )
 def test_durations(seconds, text):
-    assert callbacks._duration(seconds) == text
+    assert callbacks.duration(seconds) == text
 
 
 # ---- steps that were not finite --------------------------------------------------------------------------------------
 
 
 def test_only_skipped_steps_in_a_row_end_a_run(drive):
-    guard = SkippedSteps(PROGRESS, most_in_a_row=2)
+    meter = StepMeter(PROGRESS, 1)
+    guard = SkippedSteps(meter, most_in_a_row=2)
     for skipped in (True, False, True, False, True):
-        drive.step(guard, skipped=skipped)
-    assert guard.count == 3
+        drive.step(meter, guard, skipped=skipped)
+    assert meter.skipped == 3
     with pytest.raises(UserError) as error:
-        drive.step(guard, loss=float("nan"), skipped=True, scale=4.0)
+        drive.step(meter, guard, loss=float("nan"), skipped=True, scale=4.0)
     assert "training stopped at step 6 (epoch 2, batch 3 of 3)" in str(error.value)
     assert "2 steps in a row, last with loss nan at loss scale 4." in str(error.value)
     assert "runner_wrapper.max_skipped_steps" in str(error.value)
 
 
-# ---- evaluation ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("every_steps", "every_epochs", "steps"),
-    [(-1, 1, [0, 3, 6]), (2, -1, [0, 2, 4, 6]), (4, -1, [0, 4, 6]), (2, 1, [0, 2, 3, 4, 6]), (-1, 5, [0, 6])],
-)
-def test_when_it_is_evaluated(drive, tmp_path, capsys, every_steps, every_epochs, steps):
-    (tmp_path / "eval.jsonl").write_text("of an earlier run\n")
-    callback = EvaluationCallback(
-        lambda: {"loss": drive.state.cur_step_num + 0.5}, PROGRESS, every_steps, every_epochs, tmp_path / "eval.jsonl"
-    )
-    callback.on_train_begin(drive.context)
-    for _ in range(6):
-        drive.step(callback)
-    callback.on_train_end(drive.context)
-    records = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
-    assert records == callback.results == [{"step": step, "loss": step + 0.5} for step in steps]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "evaluation before training: loss 0.5000"
-    assert lines[-1] == "evaluation after step 6: loss 6.5000"
-    assert len(lines) == len(steps)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_log_that_this_run_does_not_write_goes_with_the_older_run(drive, tmp_path, resumed):
+    """Else the plot would show the evaluations of one run with the steps of another."""
+    log, outdated = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    log.write_text('{"step": 1}\n')
+    outdated.write_text('{"step": 1}\n')
+    meter = StepMeter(PROGRESS, tokens_per_step=1000)
+    monitor = LossMonitor(meter, log, outdated=outdated)
+    drive.state.cur_step_num = int(resumed)
+    monitor.on_train_begin(drive.context)
+    assert outdated.exists()  # until there is a step
+    drive.step(meter, monitor)
+    monitor.close()
+    assert outdated.exists() is resumed

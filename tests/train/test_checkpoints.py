@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
+from mindgpt.config.callbacks import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.training import CheckpointMonitorSection
 from mindgpt.data import files
 from mindgpt.models.checkpoint_file import CheckpointFile
 from mindgpt.models.gpt2.gpt2_config import GPT2Config

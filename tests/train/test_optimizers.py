@@ -1,4 +1,7 @@
-"""AdamW against torch.optim.AdamW, parameter by parameter and step by step."""
+"""AdamW and SGD against torch.optim, Lion against its paper, and what all optimizers have in common.
+
+AdaFactor has a file of its own.
+"""
 
 import numpy as np
 import pytest
@@ -6,11 +9,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="the oracle is torch.optim")
 
 import mindspore as ms  # noqa: E402
-from mindspore import Parameter, Tensor  # noqa: E402
+from mindspore import Parameter, Tensor, nn  # noqa: E402
 
-from mindgpt.config.training import LRScheduleSection, OptimizerSection  # noqa: E402
-from mindgpt.train.optimizers import build_optimizer, decay_groups  # noqa: E402
+from mindgpt.config.optimization import LRScheduleSection, OptimizerSection  # noqa: E402
+from mindgpt.config.training import ScaleSenseSection  # noqa: E402
+from mindgpt.train.optimizers import build_optimizer, decay_groups, state_line  # noqa: E402
+from mindgpt.train.optimizers.state import state_bytes  # noqa: E402
 from mindgpt.train.schedules import LearningRateTable, learning_rates  # noqa: E402
+from mindgpt.train.step import AccumulatingTrainStep, TrainStep  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -21,6 +27,12 @@ SHAPES = {
     "d.gamma": (4,),
 }  # a bias first: nothing may depend on it
 STEPS = 20
+
+
+def oracle_of(section, groups):
+    if section.type == "sgd":
+        return torch.optim.SGD(groups, momentum=section.momentum, nesterov=section.nesterov)
+    return torch.optim.AdamW(groups, betas=(section.beta1, section.beta2), eps=section.eps)
 
 
 def run_both(dtype=ms.float32, **settings):
@@ -38,7 +50,7 @@ def run_both(dtype=ms.float32, **settings):
         {"params": [p for p in theirs.values() if p.dim() > 1], "weight_decay": section.weight_decay},
         {"params": [p for p in theirs.values() if p.dim() < 2], "weight_decay": 0.0},
     ]
-    reference = torch.optim.AdamW(groups, betas=(section.beta1, section.beta2), eps=section.eps)
+    reference = oracle_of(section, groups)
     for step in range(STEPS):
         gradients = [
             rng.normal(size=shape).astype(np.float32) * 10.0 ** rng.integers(-6, 2) for shape in SHAPES.values()
@@ -63,6 +75,86 @@ def test_follows_torch_step_for_step(settings):
             np.testing.assert_allclose(mine.asnumpy(), other.detach().numpy(), rtol=2e-6, atol=2e-7, err_msg=mine.name)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.3},
+    ],
+    ids=str,
+)
+def test_sgd_follows_torch_step_for_step(settings):
+    for ours, theirs, _ in run_both(type="sgd", **settings):
+        for mine, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(mine.asnumpy(), other.detach().numpy(), rtol=1e-6, atol=1e-6, err_msg=mine.name)
+
+
+@pytest.mark.parametrize("dtype", [ms.float32, ms.float16], ids=str)
+def test_lion_follows_its_paper(dtype):
+    """Chen et al. 2023, algorithm 2, in float64."""
+    rng = np.random.default_rng(2)
+    section = OptimizerSection(type="lion", beta1=0.85, beta2=0.97, weight_decay=0.4)
+    rates = learning_rates(LRScheduleSection(type="linear", learning_rate=1e-2, warmup_steps=5), STEPS)
+    weights = {name: rng.normal(size=shape).astype(np.float16).astype(np.float64) for name, shape in SHAPES.items()}
+    ours = [Parameter(Tensor(value, dtype), name=name) for name, value in weights.items()]
+    optimizer = build_optimizer(section, ours, LearningRateTable(rates))
+    momentum = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    for step in range(STEPS):
+        gradients = {name: rng.normal(size=shape).astype(np.float16) for name, shape in SHAPES.items()}
+        optimizer(tuple(Tensor(gradient, dtype) for gradient in gradients.values()))
+        for name, gradient in gradients.items():
+            direction = np.sign(0.85 * momentum[name] + 0.15 * gradient)
+            decay = 0.4 if weights[name].ndim > 1 else 0.0
+            weights[name] = weights[name] - rates[step] * (direction + decay * weights[name])
+            momentum[name] = 0.97 * momentum[name] + 0.03 * gradient
+        for mine, expected in zip(ours, weights.values(), strict=True):
+            tolerance = 1e-6 if dtype == ms.float32 else 2e-2
+            np.testing.assert_allclose(mine.asnumpy(), expected, rtol=tolerance, atol=tolerance, err_msg=mine.name)
+    assert {p.name: p.dtype for p in optimizer.momentum} == {f"lion_m.{name}": ms.float32 for name in SHAPES}
+
+
+class Quadratic(nn.Cell):
+    """(mean(w^2) + mean(b^2)) x: a loss whose finiteness the batch decides."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = Parameter(Tensor([[1.0, -2.0], [3.0, 0.5]], ms.float32), name="w")
+        self.b = Parameter(Tensor([0.3], ms.float32), name="b")
+
+    def construct(self, x):
+        return ((self.w * self.w).mean() + (self.b * self.b).mean()) * x.mean()
+
+
+def batch(value):
+    return Tensor(np.full((2, 1), value, np.float32))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("settings", [{"type": "adafactor", "beta1": 0.5}, {"type": "lion"}, {"type": "sgd"}], ids=str)
+def test_a_non_finite_step_changes_nothing_and_the_run_goes_on(settings, accumulation):
+    model = Quadratic()
+    optimizer = build_optimizer(
+        OptimizerSection(**settings), model.trainable_params(), LearningRateTable(np.full(9, 0.05))
+    )
+    scale = ScaleSenseSection(type="dynamic", loss_scale_value=64.0)
+    if accumulation == 1:
+        step = TrainStep(model, optimizer, scale, 1.0)
+    else:
+        step = AccumulatingTrainStep(model, optimizer, scale, 1.0, accumulation)
+    step.set_train()
+    first = step(batch(1.0))[0].asnumpy()
+    held = {p.name: p.asnumpy().copy() for p in optimizer.get_parameters()}
+    loss, skipped, _, rate, _ = (value.asnumpy().item() for value in step(batch(np.nan)))
+    assert skipped
+    assert np.isnan(loss)
+    assert rate == pytest.approx(0.05)
+    for p in optimizer.get_parameters():
+        np.testing.assert_array_equal(p.asnumpy(), held[p.name], err_msg=p.name)
+    losses = [step(batch(1.0))[0].asnumpy() for _ in range(4)]
+    assert first > losses[0] > losses[-1]
+
+
 def test_half_precision_weights_have_float32_moments():
     for ours, theirs, optimizer in run_both(dtype=ms.float16):
         assert {state.dtype for state in (*optimizer.first_moment, *optimizer.second_moment)} == {ms.float32}
@@ -82,3 +174,31 @@ def test_decay_groups_are_told():
     parameters = [Parameter(Tensor(np.zeros(shape, np.float32)), name=name) for name, shape in SHAPES.items()]
     line = decay_groups(parameters, 0.1)
     assert line == "weight decay 0.1 on 2 matrices (47 values), none on 2 biases and layer norms (11 values)"
+    assert decay_groups(parameters, 0.0) == "no weight decay (58 values)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "state", "line"),
+    [
+        ({}, 8 * 2010, "optimizer: AdamW, 8.00 state bytes a parameter"),
+        (
+            {"type": "adafactor"},
+            4 * (40 + 50 + 10),
+            "optimizer: AdaFactor, 0.20 state bytes a parameter (AdamW would hold 8.00)",
+        ),
+        (
+            {"type": "adafactor", "beta1": 0.9},
+            4 * (40 + 50 + 10 + 2010),
+            "optimizer: AdaFactor, 4.20 state bytes a parameter (AdamW would hold 8.00)",
+        ),
+        ({"type": "lion"}, 4 * 2010, "optimizer: Lion, 4.00 state bytes a parameter (AdamW would hold 8.00)"),
+        ({"type": "sgd"}, 0, "optimizer: SGD, 0.00 state bytes a parameter (AdamW would hold 8.00)"),
+    ],
+    ids=str,
+)
+def test_state_bytes_are_told(settings, state, line):
+    weights = [Parameter(Tensor(np.zeros(shape, np.float16)), name=str(shape)) for shape in ((40, 50), (10,))]
+    optimizer = build_optimizer(OptimizerSection(**settings), weights, LearningRateTable(np.ones(1)))
+    counter_of_steps = 4
+    assert state_bytes(optimizer) == state + counter_of_steps
+    assert state_line(optimizer) == line

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.training import LRScheduleSection
-from mindgpt.train.schedules import learning_rates
+from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
+from mindgpt.train.schedules import learning_rates, rates_line, rates_of_run
 
 
 def rates(steps=100, **settings):
@@ -33,6 +33,23 @@ def rates(steps=100, **settings):
             "get_polynomial_decay_schedule_with_warmup",
             {"num_training_steps": 100, "lr_end": 1e-5, "power": 2.0},
         ),
+        ({"type": "inverse_sqrt", "warmup_steps": 10}, "get_inverse_sqrt_schedule", {}),
+        (
+            {"type": "inverse_sqrt", "warmup_ratio": 0.1, "timescale": 40},
+            "get_inverse_sqrt_schedule",
+            {"timescale": 40},
+        ),
+        (
+            {
+                "type": "constant_with_cooldown",
+                "warmup_steps": 10,
+                "decay_start_ratio": 0.75,
+                "lr_end": 2e-4,
+                "warmup_lr_init": 2e-4,
+            },
+            "get_wsd_schedule",
+            {"num_stable_steps": 65, "num_decay_steps": 25, "min_lr_ratio": 0.1, "decay_type": "linear"},
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -47,6 +64,53 @@ def test_equal_to_transformers(settings, name, arguments):
         optimizer.step()
         schedule.step()
     np.testing.assert_allclose(rates(**settings), expected, rtol=1e-9, atol=1e-15)
+
+
+def test_noam_is_its_formula():
+    """Vaswani et al. 2017, section 5.3; the peaks are those of GPT-3 fine-tuning in ModelScope."""
+    values = learning_rates(LRScheduleSection(type="noam", learning_rate=3e-4, warmup_steps=100), 1000)
+    expected = [3e-4 * min(n**-0.5, n * 100**-1.5) for n in range(1, 1001)]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    assert values.max() == values[99] == pytest.approx(3e-5)
+    values = learning_rates(LRScheduleSection(type="noam", learning_rate=1e-4, warmup_ratio=0.5), 400)
+    assert values.max() == values[199] == pytest.approx(7.07e-6, rel=1e-3)
+
+
+def test_inverse_sqrt_without_a_warm_up_falls_slowly():
+    values = rates(steps=30_001, type="inverse_sqrt")
+    np.testing.assert_allclose(values[[0, 30_000]], [2e-3, 1e-3], rtol=1e-6)
+
+
+def test_cool_down():
+    values = rates(type="constant_with_cooldown", warmup_steps=10, decay_start_steps=60, lr_end=1e-3, total_steps=80)
+    np.testing.assert_allclose(values[[5, 10, 35, 60]], [1e-3, 2e-3, 2e-3, 2e-3], rtol=1e-6)
+    np.testing.assert_allclose(values[[65, 70, 80, 99]], [1.75e-3, 1.5e-3, 1e-3, 1e-3], rtol=1e-6)
+    np.testing.assert_allclose(rates(type="constant_with_cooldown")[[79, 80, 90]], [2e-3, 2e-3, 1e-3], rtol=1e-3)
+
+
+@pytest.mark.parametrize("start", [{"decay_start_steps": 120}, {"warmup_steps": 50, "decay_start_ratio": 0.4}])
+def test_a_cool_down_outside_of_the_run_is_refused(start):
+    with pytest.raises(UserError, match="cool-down would begin at step"):
+        rates(type="constant_with_cooldown", **start)
+
+
+def test_noam_without_a_step_of_warm_up_is_refused():
+    with pytest.raises(UserError, match="noam needs a warm-up of at least 1 step"):
+        rates(type="noam", warmup_ratio=0.001)
+
+
+def test_the_rate_is_the_optimizers_where_it_chooses_it():
+    relative = OptimizerSection(type="adafactor", relative_step=True, warmup_init=True)
+    expected = [1e-6 * t for t in range(1, 101)]
+    np.testing.assert_allclose(rates_of_run(None, relative, 100), expected, rtol=1e-12)
+    schedule = LRScheduleSection(learning_rate=2e-3, type="linear")
+    np.testing.assert_array_equal(rates_of_run(schedule, OptimizerSection(), 100), rates(type="linear"))
+    assert rates_line(None, np.array([1e-6, 2e-6])) == (
+        "learning rate: AdaFactor's relative step, highest 2e-06 at step 2, 2e-06 at the end"
+    )
+    assert rates_line(schedule, np.array([2e-3, 1e-3])) == (
+        "learning rate: linear, highest 0.002 at step 1, 0.001 at the end"
+    )
 
 
 def test_lr_end_is_where_linear_and_cosine_end():

@@ -10,7 +10,8 @@ import mindspore as ms  # noqa: E402
 from mindspore import Parameter, Tensor, nn  # noqa: E402
 
 from mindgpt import GPT2LMHeadModel  # noqa: E402
-from mindgpt.config.training import LRScheduleSection, OptimizerSection, ScaleSenseSection  # noqa: E402
+from mindgpt.config.optimization import LRScheduleSection, OptimizerSection  # noqa: E402
+from mindgpt.config.training import ScaleSenseSection  # noqa: E402
 from mindgpt.train.optimizers import build_optimizer  # noqa: E402
 from mindgpt.train.schedules import LearningRateTable, learning_rates  # noqa: E402
 from mindgpt.train.step import AccumulatingTrainStep, TrainStep  # noqa: E402
@@ -122,6 +123,7 @@ def test_a_non_finite_step_changes_nothing_but_the_scale(accumulation, bad):
     assert used == 64.0
     assert after.pop("loss_scale") == 32.0
     assert after.pop("current_iterator_step") == 0
+    assert after.pop("dropout_key") != before["dropout_key"], "the next batch has masks of its own"
     for name, value in after.items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
     good = [step(batch(1.0)) for _ in range(2)]

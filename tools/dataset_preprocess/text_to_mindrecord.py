@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a chec
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
 from mindgpt.data.text import document_pieces, input_files
+from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
@@ -29,14 +30,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         required=True,
         help="files, folders (their .txt and .jsonl files, sub-folders included) or patterns in quotes",
     )
-    parser.add_argument("--output_file", required=True, help="file to write; its name ends in 'mindrecord'")
-    parser.add_argument("--tokenizer_type", required=True, metavar="DIR", help="folder with the tokenizer's files")
-    parser.add_argument(
-        "--max_length",
-        type=int,
-        default=1025,
-        help="tokens in a block (default 1025): seq_length + 1 to train, seq_length to evaluate",
-    )
+    add_output_arguments(parser, row="block", max_length=1025)
     parser.add_argument(
         "--document_per",
         choices=["file", "line"],
@@ -46,17 +40,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--field", default="text", help="in .jsonl files: the key that holds the text (default: text)")
     parser.add_argument(
-        "--num_splits", type=int, default=1, help="files to spread the blocks over (x.0.mindrecord, ...)"
-    )
-    parser.add_argument(
         "--data_columns",
         nargs="+",
         default=["input_ids", "attention_mask"],
         metavar="COLUMN",
         help=f"columns to write, of {', '.join(COLUMNS)} (default: input_ids attention_mask)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
-    parser.add_argument("--num_workers", type=int, help="cores to tokenise on (default: all)")
     return parser.parse_args(argv)
 
 
@@ -67,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     documents = (document_pieces(file, arguments.document_per, arguments.field) for file in files)
     summary = write_blocks(
         itertools.chain.from_iterable(documents),
-        GPT2Tokenizer.from_pretrained(arguments.tokenizer_type),
+        GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
         arguments.output_file,
         max_length=arguments.max_length,
         recipe="text",

@@ -3,27 +3,20 @@
 Shape letters: B batch, L row length as given, T tokens the network sees, H hidden, V vocabulary.
 """
 
-from pathlib import Path
-
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindgpt.config.errors import UserError
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead, NextTokens
 from mindgpt.models.gpt2.gpt2_modules import (
     AttentionMask,
-    CrossEntropy,
     GPT2Embedding,
     LayerNorm,
-    LMHead,
     block_class,
     use_flash_kernel,
 )
-from mindgpt.models.weights import CHECKPOINT_NAME, load_weights, open_weights, save_checkpoint
+from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.runtime.precision import precision_of
-
-IGNORED_LABEL = -100
 
 
 class GPT2Model(nn.Cell):
@@ -63,7 +56,7 @@ class GPT2Model(nn.Cell):
             raise ValueError(f"{tokens} tokens in a row, but the position table holds {self.max_positions}")
         visible = self.causal[:, :, :tokens, :tokens]  # (1, 1, T, T)
         if attention_mask is not None:
-            visible = ops.logical_and(visible, self.reshape(attention_mask, (batch, 1, 1, tokens)) != 0)  # (B, 1, T, T)
+            visible = self.attention_mask.without_padding(visible, attention_mask)  # (B, 1, T, T)
         mask = self.attention_mask(visible)
         x = self.reshape(self.embedding(input_ids, self.position_ids[:, :tokens]), (-1, self.hidden_size))  # (B*T, H)
         for block in self.blocks:
@@ -71,7 +64,7 @@ class GPT2Model(nn.Cell):
         return self.reshape(self.layernorm(x), (batch, tokens, self.hidden_size))
 
 
-class GPT2LMHeadModel(nn.Cell):
+class GPT2LMHeadModel(PretrainedCell):
     """GPT-2 as a language model; the head is the token embedding.
 
     In training mode (`set_train(True)`) it returns the loss, otherwise the logits.
@@ -82,10 +75,13 @@ class GPT2LMHeadModel(nn.Cell):
         self.config = config
         self.backbone = GPT2Model(config)
         self.head = LMHead(precision_of(config))
+        self.next_tokens = NextTokens()
         self.cross_entropy = CrossEntropy()
         self.hidden_size = config.hidden_size
         self.reshape = ops.Reshape()
-        self.cast = ops.Cast()
+        self.mul = ops.Mul()
+        self.sum_losses = ops.ReduceSum()
+        self.sum_weights = ops.ReduceSum()
 
     def construct(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
@@ -103,7 +99,7 @@ class GPT2LMHeadModel(nn.Cell):
             The mean loss per predicted token, a float32 scalar; or logits, (B, L, V) float32.
         """
         if self.training:
-            total, count = self.token_losses(input_ids, attention_mask, labels)
+            total, count = self.summed_loss(input_ids, attention_mask, labels)
             return total / ops.maximum(count, 1.0)
         return self.logits(self.backbone(input_ids, attention_mask))
 
@@ -114,49 +110,14 @@ class GPT2LMHeadModel(nn.Cell):
         logits = self.head(rows, self.backbone.embedding.word_embedding.embedding_table)
         return self.reshape(logits, (batch, tokens, -1))
 
-    def token_losses(
+    def summed_loss(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The sum of the losses of all predicted tokens, and their number, both float32 scalars; see `construct`."""
-        labels = input_ids if labels is None else labels
-        targets = self.reshape(labels[:, 1:], (-1,))  # (B*T,) with T = L - 1
-        counted = targets != IGNORED_LABEL
-        seen = None
-        if attention_mask is not None:
-            seen = attention_mask[:, :-1]  # (B, T)
-            counted = ops.logical_and(counted, self.reshape(attention_mask[:, 1:], (-1,)) != 0)
-        hidden = self.reshape(self.backbone(input_ids[:, :-1], seen), (-1, self.hidden_size))  # (B*T, H)
-        logits = self.head(hidden, self.backbone.embedding.word_embedding.embedding_table)  # (B*T, V)
-        weights = self.cast(counted, ms.float32)
-        losses = self.cross_entropy(logits, ops.where(counted, targets, 0))
-        return (losses * weights).sum(), weights.sum()
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, **changes) -> "GPT2LMHeadModel":
-        """Build a model and load its weights, strictly.
-
-        Args:
-            path: a Hugging Face folder or file, a folder of `save_pretrained`, or a `.ckpt` beside its config.json.
-            changes: settings of the config to replace, such as `compute_dtype="float16"`.
-
-        Raises:
-            UserError: no weights or no config there, or they do not fit; all names that do not fit are listed.
-        """
-        weights = open_weights(path)
-        if weights.config is None:
-            raise UserError(
-                f"{path}: there is no config.json beside the weights, so the network is unknown. Put one there, or "
-                "build GPT2LMHeadModel(GPT2Config(...)) and load the weights with mindspore.load_checkpoint."
-            )
-        config = weights.config
-        if changes:
-            config = GPT2Config(**{**config.model_dump(), **changes})
-        model = cls(config)
-        load_weights(model, weights)
-        model.set_train(False)
-        return model
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.ckpt` into `folder`, whole or not at all; `from_pretrained` opens it."""
-        save_checkpoint(Path(folder) / CHECKPOINT_NAME, self)
-        self.config.save_pretrained(folder)
+        targets, weights = self.next_tokens(input_ids if labels is None else labels, attention_mask)  # (B*T,)
+        seen = None if attention_mask is None else self.next_tokens.inputs(attention_mask)  # (B, T) with T = L - 1
+        hidden = self.backbone(self.next_tokens.inputs(input_ids), seen)  # (B, T, H)
+        rows = self.reshape(hidden, (-1, self.hidden_size))  # (B*T, H)
+        logits = self.head(rows, self.backbone.embedding.word_embedding.embedding_table)  # (B*T, V)
+        losses = self.mul(self.cross_entropy(logits, targets), weights)
+        return self.sum_losses(losses), self.sum_weights(weights)

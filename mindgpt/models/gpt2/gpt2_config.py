@@ -60,6 +60,7 @@ _EXPRESSED_OTHERWISE = {
     "ffn_hidden_size",
     "expand_ratio",
     "num_labels",
+    "label_names",
     "checkpoint_name_or_path",
 }
 """Fields that config.json holds in another form, or that say something about a run rather than about the network."""
@@ -159,15 +160,20 @@ class GPT2Config(GPT2Section):
         hugging_face |= {theirs: values[ours] for ours, theirs in _TO_HUGGING_FACE.items()}
         hugging_face["n_inner"] = None if self.ffn_hidden_size == 4 * self.hidden_size else self.ffn_hidden_size
         hugging_face["activation_function"] = _ACTIVATION_TO_HUGGING_FACE[self.hidden_act]
-        if self.num_labels != 2:  # two is their default, and the labels' names are theirs too
-            hugging_face["id2label"] = {str(label): f"LABEL_{label}" for label in range(self.num_labels)}
-            hugging_face["label2id"] = {f"LABEL_{label}": label for label in range(self.num_labels)}
+        if self.num_labels != 2 or self.label_names:  # two is their default, and the labels' names are theirs too
+            names = self.names_of_labels()
+            hugging_face["id2label"] = {str(label): name for label, name in enumerate(names)}
+            hugging_face["label2id"] = {name: label for label, name in enumerate(names)}
         ours = {
             key: value
             for key, value in values.items()
             if key not in _TO_HUGGING_FACE and key not in _EXPRESSED_OTHERWISE and value is not None
         }
         return hugging_face | {"mindgpt": ours}
+
+    def names_of_labels(self) -> list[str]:
+        """`label_names`, or where there are none Hugging Face's: LABEL_0, LABEL_1, ..."""
+        return self.label_names or [f"LABEL_{label}" for label in range(self.num_labels)]
 
     @property
     def head_size(self) -> int:
@@ -208,13 +214,24 @@ def settings_from_hf(content: Any, source: str) -> dict[str, Any]:
         for key, value in content.items()
         if key not in _SKIPPED_OF_HUGGING_FACE and key not in _REQUIRED_OF_HUGGING_FACE and key != "mindgpt"
     }
-    if isinstance(content.get("id2label"), dict):
-        settings.setdefault("num_labels", len(content["id2label"]))
+    settings |= _labels_from_hf(content.get("id2label"), source)
     vocab_size = settings.get("vocab_size")
     for key in ("bos_token_id", "eos_token_id"):
         if settings.get(key) == _HUGGING_FACE_EOS and isinstance(vocab_size, int) and vocab_size <= _HUGGING_FACE_EOS:
             del settings[key]
     return settings | ours
+
+
+def _labels_from_hf(id2label: Any, source: str) -> dict[str, Any]:
+    """`num_labels`, and `label_names` unless they are those that transformers makes up."""
+    if not isinstance(id2label, dict) or not id2label:
+        return {}
+    numbers = [str(number) for number in range(len(id2label))]
+    if set(id2label) != set(numbers):
+        raise UserError(f"{source}: id2label: the keys must be {', '.join(map(repr, numbers))}, not {shown(id2label)}")
+    names = [id2label[number] for number in numbers]
+    made_up = [f"LABEL_{number}" for number in numbers]
+    return {"num_labels": len(names)} | ({} if names == made_up else {"label_names": names})
 
 
 def _user_error(error: ValidationError, source: str) -> UserError:

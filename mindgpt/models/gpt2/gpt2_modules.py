@@ -45,6 +45,7 @@ class Linear(nn.Cell):
         self.transpose = ops.Transpose()
         self.matmul = ops.MatMul(transpose_b=transpose_b)
         self.turned_matmul = ops.MatMul(transpose_b=True)
+        self.matmul_is_out_in = transpose_b
         self.add = ops.Add()
         self.cast = ops.Cast()
         self.compute = precision.compute
@@ -107,15 +108,18 @@ class Activation(nn.Cell):
         self.relu = ops.ReLU()
         self.mul = ops.Mul()
         self.add = ops.Add()
+        self.mul_one = ops.Mul()  # by one number
+        self.add_one = ops.Add()
 
     def construct(self, x: Tensor) -> Tensor:
         if self.kind == "gelu":
-            inner = self.mul(self.add(x, self.mul(self.mul(x, x), self.mul(x, 0.044715))), math.sqrt(2.0 / math.pi))
-            return self.mul(self.mul(x, 0.5), self.add(self.tanh(inner), 1.0))
+            cubic = self.mul(self.mul(x, x), self.mul_one(x, 0.044715))
+            inner = self.mul_one(self.add(x, cubic), math.sqrt(2.0 / math.pi))
+            return self.mul(self.mul_one(x, 0.5), self.add_one(self.tanh(inner), 1.0))
         if self.kind == "gelu_erf":
-            return self.mul(self.mul(x, 0.5), self.add(self.erf(self.mul(x, math.sqrt(0.5))), 1.0))
+            return self.mul(self.mul_one(x, 0.5), self.add_one(self.erf(self.mul_one(x, math.sqrt(0.5))), 1.0))
         if self.kind == "fast_gelu":
-            return self.mul(x, self.sigmoid(self.mul(x, 1.702)))
+            return self.mul(x, self.sigmoid(self.mul_one(x, 1.702)))
         if self.kind == "silu":
             return self.mul(x, self.sigmoid(x))
         return self.relu(x)
@@ -164,13 +168,15 @@ class FlashAttention(nn.Cell):
         self.flash = FlashAttentionScore(keep_prob=1.0, **options)
         self.flash_with_dropout = FlashAttentionScore(keep_prob=1.0 - self.rate, **options)
         self.draw_mask = ops.DropoutGenMask()
+        self.reshape = ops.Reshape()
         self.keep = Tensor(1.0 - self.rate, ms.float32)
 
     def construct(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """As `PlainAttention`, but for `mask`: (B, 1, T, S) or (1, 1, T, S) uint8, 0 where seen and 1 where not."""
-        mask = ops.broadcast_to(mask, (q.shape[0], 1, q.shape[2], k.shape[2]))
         if self.training and self.rate > 0:
-            kept = self.draw_mask((q.shape[0], q.shape[1], q.shape[2], k.shape[2]), self.keep)  # bits, 8 to a byte
+            batch, heads, tokens, keys = q.shape[0], q.shape[1], q.shape[2], k.shape[2]
+            kept = self.draw_mask((batch, heads, tokens, keys), self.keep)  # bits, 8 to a byte
+            kept = self.reshape(kept, (batch, heads, tokens, keys // 8))
             return self.flash_with_dropout(q, k, v, None, kept, None, mask, None)[3]
         return self.flash(q, k, v, None, None, None, mask, None)[3]
 
@@ -181,17 +187,28 @@ class AttentionMask(nn.Cell):
     def __init__(self, precision: Precision, flash: bool):
         super().__init__()
         self.flash = flash
+        self.reshape = ops.Reshape()
+        self.not_equal = ops.NotEqual()
+        self.both = ops.LogicalAnd()
+        self.logical_not = ops.LogicalNot()
+        self.mul = ops.Mul()
         self.cast = ops.Cast()
+        self.dtype = precision.softmax
         # Half of the lowest number: a score added to it stays finite, so a row that sees nothing is uniform, not NaN.
-        lowest = -32000.0 if precision.softmax == ms.float16 else -1.5e38
-        self.seen = Tensor(0.0, precision.softmax)
-        self.hidden = Tensor(lowest, precision.softmax)
+        self.lowest = -32000.0 if precision.softmax == ms.float16 else -1.5e38
+
+    def without_padding(self, causal: Tensor, attention_mask: Tensor) -> Tensor:
+        """causal: (1, 1, T, T) bool; attention_mask: (B, T) integers, 0 at padding -> (B, 1, T, T) bool"""
+        batch, tokens = attention_mask.shape
+        real = self.not_equal(self.reshape(attention_mask, (batch, 1, 1, tokens)), 0)
+        return self.both(causal, real)
 
     def construct(self, visible: Tensor) -> Tensor:
         """visible: (B or 1, 1, T, S) bool -> the same shape; see `PlainAttention` and `FlashAttention`."""
+        hidden = self.logical_not(visible)
         if self.flash:
-            return self.cast(ops.logical_not(visible), ms.uint8)
-        return ops.where(visible, self.seen, self.hidden)
+            return self.cast(hidden, ms.uint8)
+        return self.mul(self.cast(hidden, self.dtype), self.lowest)
 
 
 def use_flash_kernel(config: GPT2Config) -> bool:
@@ -221,6 +238,7 @@ class Attention(nn.Cell):
         self.attend = kernel(config, precision, attention_scale(config, layer))
         self.reshape = ops.Reshape()
         self.transpose = ops.Transpose()
+        self.transpose_back = ops.Transpose()
 
     def split_heads(self, x: Tensor, tokens: int) -> Tensor:
         """(B*T, H) -> (B, N, T, D)"""
@@ -229,7 +247,7 @@ class Attention(nn.Cell):
 
     def merge_heads(self, x: Tensor) -> Tensor:
         """(B, N, T, D) -> (B*T, H)"""
-        x = self.transpose(x, (0, 2, 1, 3))  # (B, T, N, D)
+        x = self.transpose_back(x, (0, 2, 1, 3))  # (B, T, N, D)
         return self.reshape(x, (-1, self.num_heads * self.head_size))
 
     def heads(self, x: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -324,39 +342,3 @@ class GPT2Embedding(nn.Cell):
         words = self.cast(self.word_embedding(input_ids), self.compute)
         positions = self.cast(self.position_embedding(position_ids), self.compute)
         return self.dropout(self.add(words, positions))
-
-
-class LMHead(nn.Cell):
-    """Logits by the token embedding itself (Press & Wolf 2017); no bias, no weights of its own."""
-
-    def __init__(self, precision: Precision):
-        super().__init__()
-        self.matmul = ops.MatMul(transpose_b=True)
-        self.cast = ops.Cast()
-        self.compute = precision.compute
-
-    def construct(self, x: Tensor, embedding_table: Tensor) -> Tensor:
-        """x: (rows, H); embedding_table: (V, H) -> (rows, V) float32"""
-        logits = self.matmul(self.cast(x, self.compute), self.cast(embedding_table, self.compute))
-        return self.cast(logits, ms.float32)
-
-
-class CrossEntropy(nn.Cell):
-    """-log softmax(logits)[target], in float32, for each row."""
-
-    def __init__(self):
-        super().__init__()
-        self.max = ops.ReduceMax(keep_dims=True)
-        self.sum = ops.ReduceSum(keep_dims=True)
-        self.sub = ops.Sub()
-        self.exp = ops.Exp()
-        self.log = ops.Log()
-        self.pick = ops.GatherD()
-        self.reshape = ops.Reshape()
-
-    def construct(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits: (rows, V) float32; targets: (rows,) int32, all in [0, V) -> (rows,) float32"""
-        shifted = self.sub(logits, ops.stop_gradient(self.max(logits, -1)))  # (rows, V)
-        log_normaliser = self.log(self.sum(self.exp(shifted), -1))  # (rows, 1)
-        picked = self.pick(shifted, 1, self.reshape(targets, (-1, 1)))  # (rows, 1)
-        return self.reshape(self.sub(log_normaliser, picked), (-1,))

@@ -1,17 +1,290 @@
-"""What is done to a built model from the outside, so that the maths stays free of machinery."""
+"""What is done to a built model from the outside, so that the maths stays free of machinery: how the cards share it.
+
+A layout is data_parallel x model_parallel x pipeline_stage cards. Within a stage, rows (tokens of all sequences) are
+cut over data_parallel, and heads and widths over model_parallel, as in Megatron-LM (Shoeybi et al. 2019, section 3):
+query, key, value and `mapping` by columns, `projection` by rows, so that a block costs two AllReduce forward and two
+backward. With sequence parallelism (Korthikanti et al. 2022, section 4.2) layer norm, dropout and residual are cut by
+rows over both, and each AllReduce becomes a ReduceScatter and an AllGather. Stages hold consecutive blocks; the token
+embedding is on the first and, as the head, on the last.
+
+Here the strategies of MindSpore's semi-automatic parallelism are set: one tuple an input, one number a dimension, into
+how many parts it is cut.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mindspore import Parameter, nn
 
 from mindgpt.config.execution import RecomputeSection
-from mindgpt.models.gpt2.gpt2 import GPT2Model
+from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
+from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
+from mindgpt.models.gpt2.gpt2_heads import CrossEntropy
+from mindgpt.models.gpt2.gpt2_modules import (
+    Activation,
+    Attention,
+    AttentionMask,
+    Block,
+    FlashAttention,
+    GPT2Embedding,
+    LayerNorm,
+    Linear,
+    PlainAttention,
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model is cut.
+
+    Attributes:
+        data_parallel, model_parallel, pipeline_stages: cards by what they share; their product is the number of cards.
+        sequence_parallel: cut layer norm, dropout and residual over model_parallel too.
+        vocab_parallel: cut the token embedding, the head and the loss by vocabulary over model_parallel.
+        padding: whether the model will be called with an attention mask, so that every row has a mask of its own.
+    """
+
+    data_parallel: int = 1
+    model_parallel: int = 1
+    pipeline_stages: int = 1
+    sequence_parallel: bool = False
+    vocab_parallel: bool = False
+    padding: bool = True
+
+    @property
+    def row_cut(self) -> int:
+        """Into how many parts rows are cut between the blocks' products."""
+        return self.data_parallel * (self.model_parallel if self.sequence_parallel else 1)
+
+    @property
+    def mask_cut(self) -> tuple[int, int, int, int]:
+        """How the mask of attention is cut."""
+        return (self.data_parallel if self.padding else 1, 1, 1, 1)
+
+
+def apply_layout(model: GPT2LMHeadModel | GPT2ForSequenceClassification, layout: Layout) -> None:
+    """Set the shard strategies and pipeline stages of `model`, before its first call."""
+    backbone = model.backbone
+    _cut_mask(backbone.attention_mask, layout)
+    _cut_embedding(backbone.embedding, layout)
+    for block in backbone.blocks:
+        _cut_block(block, layout)
+    for linear, by_column in linear_cuts(backbone):
+        _cut_linear(linear, layout, by_column)
+    _cut_layer_norm(backbone.layernorm, layout)
+    if isinstance(model, GPT2LMHeadModel):
+        _cut_language_head(model, layout)
+    else:
+        _cut_classification_head(model, layout)
+    if layout.pipeline_stages > 1:
+        _set_stages(model, layout.pipeline_stages)
+
+
+def stage_of_blocks(num_layers: int, stages: int) -> list[int]:
+    """The pipeline stage of each block: consecutive, as even as can be, the later stages one block more.
+
+    The first stage has the embedding as well, and keeps the most activations under the schedule one forward, one
+    backward, so the remainder goes to the end.
+    """
+    return [stage for stage in range(stages) for _ in range((num_layers + stage) // stages)]
+
+
+def parameters_of_stage(model: nn.Cell, stages: int, stage: int) -> list[Parameter]:
+    """The trained parameters that a pipeline stage holds and updates; each is of one stage.
+
+    The token embedding is the first stage's. MindSpore sends it to the last stage in every step, where it is the head,
+    and its gradient back (see `is_lent_to`).
+    """
+    backbone: GPT2Model = model.backbone
+    cells = [backbone.embedding] if stage == 0 else []
+    of_blocks = stage_of_blocks(len(backbone.blocks), stages)
+    cells += [block for block, its_stage in zip(backbone.blocks, of_blocks, strict=True) if its_stage == stage]
+    if stage == stages - 1:
+        cells += [backbone.layernorm, *([] if isinstance(model, GPT2LMHeadModel) else [model.score])]
+    held = {id(parameter) for cell in cells for parameter in cell.get_parameters()}
+    return [parameter for parameter in model.trainable_params() if id(parameter) in held]
+
+
+def is_lent_to(model: nn.Cell, stages: int, stage: int, parameter: Parameter) -> bool:
+    """Whether a parameter of another stage is used here, and its gradient computed here in part."""
+    is_head = (
+        isinstance(model, GPT2LMHeadModel) and parameter is model.backbone.embedding.word_embedding.embedding_table
+    )
+    return is_head and stage == stages - 1 > 0
+
+
+def _set_stages(model: nn.Cell, stages: int) -> None:
+    backbone: GPT2Model = model.backbone
+    backbone.embedding.pipeline_stage = 0
+    for block, stage in zip(backbone.blocks, stage_of_blocks(len(backbone.blocks), stages), strict=True):
+        block.pipeline_stage = stage
+    backbone.layernorm.pipeline_stage = stages - 1
+    if isinstance(model, GPT2LMHeadModel):
+        model.head.pipeline_stage = stages - 1
+        table = backbone.embedding.word_embedding.embedding_table
+        for stage in (0, stages - 1):
+            table.add_pipeline_stage(stage)
+    else:
+        model.score.pipeline_stage = stages - 1
+
+
+def _cut_mask(cell: AttentionMask, layout: Layout) -> None:
+    dp = layout.data_parallel
+    cell.not_equal.shard(((dp, 1, 1, 1), ()))
+    cell.both.shard(((1, 1, 1, 1), (dp, 1, 1, 1)))
+    cell.logical_not.shard((layout.mask_cut,))
+    cell.mul.shard((layout.mask_cut, ()))
+    cell.cast.shard((layout.mask_cut,))
+
+
+def _cut_embedding(cell: GPT2Embedding, layout: Layout) -> None:
+    dp, mp = layout.data_parallel, layout.model_parallel
+    cell.word_embedding.gather.shard(((mp, 1), (dp, 1)) if layout.vocab_parallel else ((1, 1), (dp, 1)))
+    cell.position_embedding.gather.shard(((1, 1), (1, 1)))
+    cell.add.shard(((dp, 1, 1), (1, 1, 1)))
+    cut_dropout(cell.dropout, (dp, 1, 1))
+
+
+def _cut_block(block: Block, layout: Layout) -> None:
+    rows = layout.row_cut
+    _cut_layer_norm(block.layernorm1, layout)
+    _cut_attention(block.attention, layout)
+    _cut_layer_norm(block.layernorm2, layout)
+    _cut_activation(block.output.activation, layout)
+    for residual in (block.add1, block.add2):
+        residual.shard(((rows, 1), (rows, 1)))
+    for dropout in (block.dropout1, block.dropout2):
+        cut_dropout(dropout, (rows, 1))
+
+
+def _cut_layer_norm(cell: LayerNorm, layout: Layout) -> None:
+    cell.layer_norm.shard(((layout.row_cut, 1), (1,), (1,)))
+
+
+def _cut_attention(cell: Attention, layout: Layout) -> None:
+    dp, mp = layout.data_parallel, layout.model_parallel
+    cell.transpose.shard(((dp, 1, mp, 1),))
+    cell.transpose_back.shard(((dp, mp, 1, 1),))
+    heads = (dp, mp, 1, 1)
+    if isinstance(cell.attend, FlashAttention):
+        cell.attend.flash.shard((heads, heads, heads, layout.mask_cut))
+        cell.attend.flash_with_dropout.shard((heads, heads, heads, heads, layout.mask_cut))
+        cell.attend.draw_mask.shard((heads,))
+        return
+    attend: PlainAttention = cell.attend
+    attend.scores.shard((heads, heads))
+    attend.context.shard((heads, heads))
+    attend.mul.shard((heads, ()))
+    attend.add.shard((heads, layout.mask_cut))
+    attend.softmax.shard((heads,))
+    cut_dropout(attend.dropout, heads)
+
+
+def linear_cuts(backbone: GPT2Model) -> Iterator[tuple[Linear, bool]]:
+    """Every linear layer of the blocks, and whether it is cut by column."""
+    for block in backbone.blocks:
+        attention = block.attention
+        for dense in (attention.dense1, attention.dense2, attention.dense3):
+            yield dense, True
+        yield attention.projection, False
+        yield block.output.mapping, True
+        yield block.output.projection, False
+
+
+def _cut_linear(cell: Linear, layout: Layout, by_column: bool) -> None:
+    """Cut a product by columns of its weight (every card makes some of the outputs) or by rows (every card takes some
+    of the inputs, and the cards' outputs are added up)."""
+    dp, mp, rows = layout.data_parallel, layout.model_parallel, layout.row_cut
+    out_in = cell.matmul_is_out_in
+    if by_column:
+        cell.matmul.shard(((dp, 1), (mp, 1) if out_in else (1, mp)))
+        cell.add.shard(((dp, mp), (mp,)))
+    else:
+        weight = (1, mp) if out_in else (mp, 1)
+        if layout.sequence_parallel:
+            cell.matmul.shard(((dp, mp), weight), ((rows, 1),))
+        else:
+            cell.matmul.shard(((dp, mp), weight))
+        cell.add.shard(((rows, 1), (1,)))
+
+
+def _cut_activation(cell: Activation, layout: Layout) -> None:
+    dp, mp = layout.data_parallel, layout.model_parallel
+    for operator in (cell.tanh, cell.erf, cell.sigmoid, cell.relu):
+        operator.shard(((dp, mp),))
+    for operator in (cell.mul_one, cell.add_one):
+        operator.shard(((dp, mp), ()))
+    for operator in (cell.mul, cell.add):
+        operator.shard(((dp, mp), (dp, mp)))
+
+
+def cut_dropout(cell: nn.Cell, strategy: tuple[int, ...]) -> None:
+    """Cut the dropout of a device that has an operator for it."""
+    if isinstance(cell, nn.Dropout):
+        cell.dropout.shard((strategy,))
+
+
+def _cut_cross_entropy(cell: CrossEntropy, rows: int, classes: int) -> None:
+    cell.by_one_hot = classes > 1
+    cell.max.shard(((rows, classes),))
+    cell.sum.shard(((rows, classes),))
+    cell.sub.shard(((rows, classes), (rows, 1)))
+    cell.exp.shard(((rows, classes),))
+    cell.log.shard(((rows, 1),))
+    cell.pick.shard(((rows, 1), (rows, 1)))
+    cell.one_hot.shard(((rows, classes), (), ()))
+    cell.mul.shard(((rows, classes), (rows, classes)))
+    cell.picked_sum.shard(((rows, classes),))
+    cell.sub_picked.shard(((rows, 1), (rows, 1)))
+
+
+def _cut_language_head(model: GPT2LMHeadModel, layout: Layout) -> None:
+    dp, mp = layout.data_parallel, layout.model_parallel
+    classes = mp if layout.vocab_parallel else 1
+    model.head.matmul.shard(((dp, 1), (classes, 1)))
+    _cut_cross_entropy(model.cross_entropy, dp, classes)
+    targets = model.next_tokens
+    targets.slice.shard(((dp, 1),))
+    targets.not_equal.shard(((dp,), ()))
+    targets.both.shard(((dp,), (dp,)))
+    targets.mul.shard(((dp,), (dp,)))
+    targets.cast.shard(((dp,),))
+    model.mul.shard(((dp,), (dp,)))
+    for operator in (model.sum_losses, model.sum_weights):
+        operator.shard(((dp,),))
+
+
+def _cut_classification_head(model: GPT2ForSequenceClassification, layout: Layout) -> None:
+    dp = layout.data_parallel
+    model.score.matmul.shard(((dp, 1), (1, 1)))
+    _cut_cross_entropy(model.cross_entropy, dp, 1)
+    model.not_padding.shard(((dp, 1), ()))
+    model.column_of_real.shard(((1, 1), (dp, 1)))
+    model.last.shard(((dp, 1),))
+    model.pool.shard(((1, 1), (dp,)))
+    model.not_equal.shard(((dp,), ()))
+    model.valid.shard(((dp,), (dp,)))
+    model.gather.shard(((1,), (dp,)))
+    model.mul.shard(((dp,), (dp,)))
+    model.weigh.shard(((dp,), (dp,)))
+    for operator in (model.sum_losses, model.sum_weights):
+        operator.shard(((dp,),))
 
 
 def apply_recompute(backbone: GPT2Model, section: RecomputeSection) -> None:
     """Compute activations again in the backward pass rather than keep them.
 
     `recompute` drops all of a block's, so that only the blocks' inputs stay; `select_recompute` only those of the
-    attention kernel, which are the largest and the cheapest to make (Korthikanti et al. 2022, section 5).
+    attention kernel, which are the largest and the cheapest to make (Korthikanti et al. 2022, section 5). Under a
+    layout, `mp_comm_recompute: False` keeps the results of collectives, `parallel_optimizer_comm_recompute` gathers
+    optimizer-sharded weights again, and `recompute_slice_activation` keeps of a block's input only a card's part.
     """
     for block in backbone.blocks:
         if section.recompute:
-            block.recompute()
+            block.recompute(
+                mp_comm_recompute=section.mp_comm_recompute,
+                parallel_optimizer_comm_recompute=section.parallel_optimizer_comm_recompute,
+                recompute_slice_activation=section.recompute_slice_activation,
+            )
         elif section.select_recompute:
             block.attention.attend.recompute()

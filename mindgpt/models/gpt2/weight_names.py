@@ -235,7 +235,10 @@ def hint(unknown: Iterable[str]) -> str:
     """What names we do not know point at: a line to append to an error message, or nothing."""
     names = " ".join(unknown)
     if "mindpet_delta_lora" in names:
-        return "\nThe mindpet_delta_lora_* are LoRA weights: merge them into the base weights first."
+        return (
+            "\nThe mindpet_delta_lora_* are LoRA weights: merge them into the base weights with "
+            "tools/transform_ckpt_lora.py first. (A run takes them as they are if its YAML has their pet_config.)"
+        )
     if "crossattention" in names:
         return "\nCross-attention (crossattention.*) belongs to encoder-decoder models, which are not supported."
     if re.search(r"router|expert|output\.ffn\.", names):

@@ -15,6 +15,7 @@ from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
 from mindgpt.data.files import check_readable
 from mindgpt.data.text import mindformers_pieces, wikitext_pieces
+from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
@@ -24,17 +25,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "<|endoftext|> behind it; the last block is padded (attention_mask 0)."
     )
     parser.add_argument("--input_file", required=True, help="wiki.train.tokens, wiki.valid.tokens, ...")
-    parser.add_argument("--output_file", required=True, help="file to write; its name ends in 'mindrecord'")
-    parser.add_argument("--tokenizer_type", required=True, metavar="DIR", help="folder with the tokenizer's files")
-    parser.add_argument(
-        "--max_length",
-        type=int,
-        default=1024,
-        help="tokens in a block (default 1024): seq_length + 1 to train, seq_length to evaluate",
-    )
-    parser.add_argument(
-        "--num_splits", type=int, default=1, help="files to spread the blocks over (x.0.mindrecord, ...)"
-    )
+    add_output_arguments(parser, row="block", max_length=1024)
     parser.add_argument(
         "--data_columns",
         nargs="+",
@@ -48,8 +39,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="make MindFormers 1.5's blocks, to compare with its published perplexities: headings, the last section, "
         "the last incomplete block and everything behind a TAB are lost, documents are not separated",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
-    parser.add_argument("--num_workers", type=int, help="cores to tokenise on (default: all)")
     return parser.parse_args(argv)
 
 
@@ -61,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     compat = arguments.compat == "mindformers"
     summary = write_blocks(
         mindformers_pieces(file) if compat else wikitext_pieces(file),
-        GPT2Tokenizer.from_pretrained(arguments.tokenizer_type),
+        GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
         arguments.output_file,
         max_length=arguments.max_length,
         recipe="wikitext-mindformers" if compat else "wikitext",

@@ -1,30 +1,13 @@
-"""Optimizers, and which parameters are decayed."""
+"""AdamW."""
 
 import math
 from collections.abc import Sequence
 
 import mindspore as ms
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
-from mindgpt.config.training import OptimizerSection
+from mindgpt.train.optimizers.state import is_decayed, zeros_like
 from mindgpt.train.schedules import LearningRateTable
-
-
-def is_decayed(parameter: Parameter) -> bool:
-    """Whether weight decay applies: to matrices and embeddings, not to biases and layer norms."""
-    return len(parameter.shape) > 1
-
-
-def _state_of(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
-    """A float32 zero for each parameter, cut as the parameter is cut, named as MindFormers names it."""
-    states = []
-    for parameter in parameters:
-        state = parameter.clone("zeros")
-        state.set_dtype(ms.float32)
-        state.name = f"{prefix}.{parameter.name}"
-        states.append(state)
-    return ParameterTuple(states)
-
 
 _by_kernel = ops.MultitypeFuncGraph("adamw_by_kernel")
 _by_formula = ops.MultitypeFuncGraph("adamw_by_formula")
@@ -74,8 +57,8 @@ class AdamW(nn.Optimizer):
         weight_decay: float = 0.1,
     ):
         super().__init__(rates, list(parameters), weight_decay=0.0)
-        self.first_moment = _state_of(self._parameters, "adam_m")
-        self.second_moment = _state_of(self._parameters, "adam_v")
+        self.first_moment = zeros_like(self._parameters, "adam_m")
+        self.second_moment = zeros_like(self._parameters, "adam_v")
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
         # log(beta) of what float32 makes of beta, so that 1 - beta^t fits the moments from the first step on.
         self.log_beta1, self.log_beta2 = (
@@ -103,20 +86,3 @@ class AdamW(nn.Optimizer):
             update = ops.partial(_by_formula, rate, self.beta1, self.beta2, eps, correction)
         done = self.hyper_map(update, self.decays, self._parameters, *moments, gradients)
         return ops.depend(ops.assign(self.global_step, step), done)
-
-
-def build_optimizer(
-    section: OptimizerSection, parameters: Sequence[Parameter], rates: LearningRateTable
-) -> nn.Optimizer:
-    """The optimizer that the section `optimizer` names, for `parameters`."""
-    return AdamW(parameters, rates, section.beta1, section.beta2, section.eps, section.weight_decay)
-
-
-def decay_groups(parameters: Sequence[Parameter], weight_decay: float) -> str:
-    """One line for the person: how many values are decayed and how many are not."""
-    decayed = [p.size for p in parameters if is_decayed(p)]
-    rest = [p.size for p in parameters if not is_decayed(p)]
-    return (
-        f"weight decay {weight_decay:g} on {len(decayed)} matrices ({sum(decayed):,} values), "
-        f"none on {len(rest)} biases and layer norms ({sum(rest):,} values)"
-    )

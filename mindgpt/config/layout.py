@@ -1,0 +1,129 @@
+"""Whether a parallel layout fits the cards and the network, checked before anything is built."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mindgpt.config.run import RunConfig
+
+_SHOWN = 3  # working layouts that a message names
+_CUTS_NO_STATE = ("adafactor",)  # optimizers whose state has other shapes than the weights
+
+
+class CardGrid(NamedTuple):
+    """How many cards share what; their product is the number of cards."""
+
+    data_parallel: int
+    model_parallel: int
+    pipeline_stage: int
+
+    @property
+    def cards(self) -> int:
+        """All of them."""
+        return math.prod(self)
+
+    def __str__(self) -> str:
+        return (
+            f"data_parallel {self.data_parallel} x model_parallel {self.model_parallel} x "
+            f"pipeline_stage {self.pipeline_stage}"
+        )
+
+
+def grid_of(config: RunConfig) -> CardGrid:
+    """The grid that the section `parallel_config` asks for."""
+    section = config.parallel_config
+    return CardGrid(section.data_parallel, section.model_parallel, section.pipeline_stage)
+
+
+def shards_optimizer(config: RunConfig) -> bool:
+    """Whether data-parallel cards share out weights and optimizer state (`optimizer_shard`, if given, decides)."""
+    wanted = config.parallel_config.optimizer_shard
+    return config.parallel.enable_parallel_optimizer if wanted is None else wanted
+
+
+def cuts_vocabulary(config: RunConfig) -> bool:
+    """Whether token embedding, head and loss are cut by vocabulary: asked for, and the vocabulary can be divided."""
+    section = config.parallel_config
+    divisible = config.model.config.vocab_size % section.model_parallel == 0
+    return section.model_parallel > 1 and not section.vocab_emb_dp and divisible
+
+
+def rows_of_step(config: RunConfig) -> int:
+    """Sequences of a step on all cards together; `batch_size` is that of a data-parallel card and a micro-batch."""
+    runner, section = config.runner_config, config.parallel_config
+    micro_batches = section.micro_batch_num if section.pipeline_stage > 1 else 1
+    return runner.batch_size * section.data_parallel * micro_batches * runner.gradient_accumulation_steps
+
+
+def layout_problems(config: RunConfig, cards: int) -> Iterator[str]:
+    """What about the layout does not fit `cards` cards or the network; nothing if it does."""
+    grid = grid_of(config)
+    if grid.cards != cards:
+        yield f"parallel_config: {grid} = {grid.cards} cards, but there are {cards}. {_nearest(config, cards)}"
+        return
+    wrong = list(_division_problems(config, grid))
+    if wrong:
+        yield f"parallel_config: {'; '.join(wrong)}. {_nearest(config, cards)}"
+    yield from _pipeline_problems(config, grid)
+    if config.optimizer.type in _CUTS_NO_STATE and (grid.model_parallel > 1 or shards_optimizer(config)):
+        yield (
+            f"optimizer.type: the state of {config.optimizer.type} cannot be cut; with model_parallel or a sharded "
+            "optimizer use adamw, lion or sgd"
+        )
+
+
+def _division_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
+    """Sizes of the network that the grid does not divide."""
+    network, section = config.model.config, config.parallel_config
+    sizes = {
+        "num_heads": network.num_heads,
+        "hidden_size": network.hidden_size,
+        "ffn_hidden_size": network.ffn_hidden_size,
+    }
+    for name, size in sizes.items():
+        if size % grid.model_parallel:
+            yield f"model_parallel {grid.model_parallel} does not divide {name} {size}"
+    if section.use_seq_parallel and network.seq_length % grid.model_parallel:
+        yield f"use_seq_parallel: model_parallel {grid.model_parallel} does not divide seq_length {network.seq_length}"
+    if grid.pipeline_stage > network.num_layers:
+        yield f"pipeline_stage {grid.pipeline_stage} is more than the {network.num_layers} layers there are"
+
+
+def _pipeline_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
+    section, runner = config.parallel_config, config.runner_config
+    if grid.pipeline_stage == 1:
+        return
+    if section.micro_batch_num < grid.pipeline_stage:
+        yield (
+            f"parallel_config.micro_batch_num: {section.micro_batch_num} micro-batches cannot keep "
+            f"{grid.pipeline_stage} pipeline stages busy; it must be at least {grid.pipeline_stage}"
+        )
+    if runner.gradient_accumulation_steps > 1:
+        yield (
+            "runner_config.gradient_accumulation_steps: with pipeline stages gradients are accumulated over the "
+            f"micro-batches; set it to 1 and micro_batch_num to "
+            f"{section.micro_batch_num * runner.gradient_accumulation_steps}"
+        )
+    if config.micro_batch_interleave_num > 1:
+        yield "micro_batch_interleave_num: pipeline stages have micro-batches of their own; set it to 1"
+
+
+def working_grids(config: RunConfig, cards: int) -> list[CardGrid]:
+    """Every grid of `cards` cards that divides the network, those nearest to what is asked for first."""
+    asked = grid_of(config)
+    grids = [
+        CardGrid(cards // (mp * pp), mp, pp)
+        for mp in _divisors(cards)
+        for pp in _divisors(cards // mp)
+        if not list(_division_problems(config, CardGrid(cards // (mp * pp), mp, pp)))
+    ]
+    return sorted(grids, key=lambda grid: sum(abs(math.log2(a / b)) for a, b in zip(grid, asked, strict=True)))
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _nearest(config: RunConfig, cards: int) -> str:
+    grids = working_grids(config, cards)[:_SHOWN]
+    return f"On {cards} cards these work: {'; or '.join(map(str, grids))}"

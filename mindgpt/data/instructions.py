@@ -1,0 +1,174 @@
+"""Instruction data: records in one of several formats to examples, a prompt and the response that is to be learnt."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.section import nearest
+from mindgpt.data.files import PathLike, read_json
+from mindgpt.data.records import OnBad, Record, read_records, refuse, text_of
+
+
+class Example(NamedTuple):
+    """`prompt` is read only, `response` is learnt. An empty prompt means plain text, learnt from its beginning."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Format:
+    """Which keys a record has. `response_optional`: a record without one is plain text, to be continued."""
+
+    prompt: str
+    response: str
+    input: str | None = None
+    response_optional: bool = False
+
+    @property
+    def keys(self) -> str:
+        names = [self.prompt, *([f"{self.input} (optional)"] if self.input else []), self.response]
+        return " + ".join(names) + (" (optional)" if self.response_optional else "")
+
+
+FORMATS = {
+    "alpaca": Format("instruction", "output", input="input"),
+    "prompt_response": Format("prompt", "response"),
+    "prompt_completion": Format("prompt", "completion"),
+    "src_tgt": Format("src_txt", "tgt_txt", response_optional=True),  # ModelScope's
+}
+
+
+# ---- templates -------------------------------------------------------------------------------------------------------
+
+_PLACE = re.compile(r"\{(\w+)\}")
+_PLACES = {  # which prompts a template file may hold, and the places that each must have
+    "prompt_input": {"instruction", "input"},
+    "prompt_no_input": {"instruction"},
+    "prompt": {"prompt"},
+}
+_WITHOUT_EFFECT = {"description", "response_split"}  # of the template files of Alpaca-LoRA
+
+TEMPLATES = {
+    "prompt_input": "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+    "prompt_no_input": "### Instruction:\n{instruction}\n\n### Response:\n",
+    "prompt": "{prompt}",
+}
+"""How a prompt is worded unless a template file says otherwise; the response follows at once."""
+
+
+def read_templates(path: PathLike) -> dict[str, str]:
+    """The prompts of a JSON file, as Alpaca-LoRA has them: `prompt_input` and `prompt_no_input` with the places
+    {instruction} and {input}, or `prompt` with the place {prompt}.
+
+    Raises:
+        UserError: the file cannot be read, or a prompt in it is unknown or has not just its places.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: should hold a JSON object with {', '.join(_PLACES)}.")
+    templates = {key: value for key, value in content.items() if key not in _WITHOUT_EFFECT}
+    for key, text in templates.items():
+        if key not in _PLACES:
+            raise UserError(f"{path}: {key} is unknown; {nearest(key, _PLACES)}")
+        if not isinstance(text, str) or set(_PLACE.findall(text)) != _PLACES[key]:
+            places = " and ".join(f"{{{place}}}" for place in sorted(_PLACES[key]))
+            raise UserError(f"{path}: {key} must be a text with {places} in it, and no other {{place}}.")
+    return templates
+
+
+def _fill(template: str, fields: dict[str, str]) -> str:
+    return _PLACE.sub(lambda place: fields[place[1]], template)
+
+
+# ---- examples --------------------------------------------------------------------------------------------------------
+
+
+class ExampleReader:
+    """The examples of files, in order.
+
+    Args:
+        files: .json, .jsonl, .csv or .tsv.
+        format_name: one of `FORMATS`; None: told by the keys of each file's first record.
+        templates: as `TEMPLATES`.
+        on_bad: gets the error of a record that makes no example; raises it, or lets the record be left out.
+
+    Attributes:
+        unused: keys of records that had no effect, such as an id.
+
+    Raises (when iterated):
+        UserError: a file cannot be read; its keys tell no format; its format has no template; or by `on_bad`.
+    """
+
+    def __init__(
+        self,
+        files: Iterable[Path],
+        format_name: str | None = None,
+        templates: dict[str, str] = TEMPLATES,
+        on_bad: OnBad = refuse,
+    ):
+        self.files, self.format_name, self.templates, self.on_bad = list(files), format_name, templates, on_bad
+        self.unused: set[str] = set()
+
+    def __iter__(self) -> Iterator[Example]:
+        for file in self.files:
+            layout = FORMATS[self.format_name] if self.format_name else None
+            for record in read_records(file, self.on_bad):
+                if layout is None:
+                    layout = FORMATS[format_of(record, file)]
+                self._check_templates(layout, file)
+                self.unused |= set(record.fields) - {layout.prompt, layout.input, layout.response}
+                try:
+                    example = self._example(record, layout)
+                except UserError as error:
+                    self.on_bad(error)
+                    continue
+                yield example
+
+    def _check_templates(self, layout: Format, file: Path) -> None:
+        needed = ("prompt_input", "prompt_no_input") if layout.input else ("prompt",)
+        missing = [key for key in needed if key not in self.templates]
+        if missing:
+            raise UserError(f"--template: {file} needs {' and '.join(missing)}; there is {', '.join(self.templates)}.")
+
+    def _example(self, record: Record, layout: Format) -> Example:
+        prompt = _filled_text(record, layout.prompt)
+        if layout.response_optional and record.fields.get(layout.response) in (None, ""):
+            return Example("", prompt)
+        response = _filled_text(record, layout.response)
+        if layout.input is None:
+            return Example(_fill(self.templates["prompt"], {"prompt": prompt}), response)
+        given = "" if record.fields.get(layout.input) is None else text_of(record, layout.input)
+        template = self.templates["prompt_input" if given.strip() else "prompt_no_input"]
+        return Example(_fill(template, {"instruction": prompt, "input": given}), response)
+
+
+def _filled_text(record: Record, key: str) -> str:
+    text = text_of(record, key)
+    if not text.strip():
+        raise UserError(f"{record.place}: '{key}' is empty.")
+    return text
+
+
+def format_of(record: Record, file: Path) -> str:
+    """The name of the format whose keys a file's first record has.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    keys: dict[str, Any] = record.fields
+    fitting = [
+        name
+        for name, layout in FORMATS.items()
+        if layout.prompt in keys and (layout.response in keys or layout.response_optional)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = "; ".join(f"{name}: {layout.keys}" for name, layout in FORMATS.items())
+    place = f"{file}:1" if file.suffix in (".csv", ".tsv") else record.place
+    found = ", ".join(map(repr, keys)) or "none"
+    problem = f"fit {' and '.join(fitting)}; name one with --format" if fitting else f"fit no format ({known})"
+    raise UserError(f"{place}: the keys {found} {problem}.")

@@ -1,0 +1,272 @@
+"""Labelled texts from CSV, TSV and JSON-lines files: one text and its label at a time, with the line it stands in."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.section import nearest
+from mindgpt.data.files import LONG_NUMBER, PathLike, read_lines
+
+_LONGEST_FIELD = 1 << 26  # characters; csv's own limit of 131,072 is shorter than some documents
+_LONGEST_NUMBER = 640  # digits; Python may be told to read no more, and a label of more is a text
+_SHOWN = 6  # columns or labels that a message lists
+
+
+class Example(NamedTuple):
+    """A text and its label as the file spells them, without space around; `line` is where the row begins, from 1."""
+
+    text: str
+    label: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file holds its rows.
+
+    Attributes:
+        kind: "csv" (fields in quotes where they need it), "tsv" (no quoting: a quote is a character like any other) or
+            "jsonl" (an object a line).
+        header: whether the first line names the columns; has no meaning for jsonl.
+        text_columns: by name, or without a header by number from 1; the texts of several are joined by a space.
+        label_column: likewise.
+        label_names: the labels' names in the order of their numbers; None: whatever the file holds.
+        first_label: the number that stands in the file for the first label.
+    """
+
+    kind: Literal["csv", "tsv", "jsonl"]
+    header: bool = True
+    text_columns: tuple[str, ...] = ("text",)
+    label_column: str = "label"
+    label_names: tuple[str, ...] | None = None
+    first_label: int = 0
+
+
+# The files as their makers publish them. Whatever has a header is read by its names, in any order.
+LAYOUTS = {
+    "sst_2": Layout("tsv", True, ("sentence",), "label", ("negative", "positive")),
+    "cola": Layout("tsv", False, ("4",), "2", ("unacceptable", "acceptable")),
+    "ag_news": Layout("csv", False, ("2", "3"), "1", ("World", "Sports", "Business", "Sci/Tech"), first_label=1),
+    "imdb": Layout("csv", True, ("review",), "sentiment", ("negative", "positive")),
+    "csv": Layout("csv"),
+    "tsv": Layout("tsv"),
+    "jsonl": Layout("jsonl"),
+}
+
+
+def layout_of(
+    dataset_name: str,
+    *,
+    header: bool | None = None,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+) -> Layout:
+    """The layout of a known data set or a kind of file, with what is given in place of its own.
+
+    Raises:
+        UserError: names of columns where there is no header, numbers that are none, or names of labels that repeat.
+    """
+    layout = LAYOUTS[dataset_name]
+    changes = {
+        "header": header,
+        "text_columns": tuple(text_columns) if text_columns else None,
+        "label_column": label_column,
+        "label_names": tuple(label_names) if label_names else None,
+    }
+    if header is not None and layout.kind == "jsonl":
+        raise UserError("--header has no meaning for jsonl: every line names its keys.")
+    layout = replace(layout, **{key: value for key, value in changes.items() if value is not None})
+    if layout.kind != "jsonl" and not layout.header:
+        for column in (*layout.text_columns, layout.label_column):
+            if not (_is_whole(column) and int(column) >= 1):
+                raise UserError(
+                    f"Without a header, columns are numbers from 1, and {column!r} is none. Give --text_column and "
+                    "--label_column as numbers, or --header True."
+                )
+    names = layout.label_names or ()
+    if len(set(names)) != len(names):
+        raise UserError(f"The names of the labels repeat: {', '.join(names)}.")
+    return layout
+
+
+def read_examples(file: PathLike, layout: Layout) -> Iterator[Example]:
+    """The rows of `file` in order; blank lines are skipped, but a row of empty fields is a row.
+
+    Raises:
+        UserError: with file and line: a column is missing, a row has too few or too many fields, a quote is not closed
+            or has something behind it, a line is no JSON object, a text or label is of another type, not UTF-8.
+    """
+    rows = _json_rows(file) if layout.kind == "jsonl" else _table_rows(file, layout)
+    for line, fields in rows:
+        texts = [_field(fields, column, file, line) for column in layout.text_columns]
+        label = _field(fields, layout.label_column, file, line)
+        yield Example(" ".join(texts).strip(), label.strip(), line)
+
+
+def label_names_in(file: PathLike, layout: Layout, skip_empty: bool = False) -> tuple[str, ...]:
+    """The different labels of a file, sorted: by number if all are whole numbers, else as texts.
+
+    Args:
+        file, layout: as of `read_examples`.
+        skip_empty: leave out those of rows with an empty text.
+
+    Raises:
+        UserError: as `read_examples`; or there are no rows, or all have one label.
+    """
+    found, empty = set(), 0
+    for example in read_examples(file, layout):
+        if skip_empty and not example.text:
+            empty += 1
+        elif not example.label:
+            raise UserError(f"{file}:{example.line}: the label is empty.")
+        else:
+            found.add(example.label)
+    if not found:
+        raise no_rows(file, empty)
+    if len(found) == 1:
+        raise UserError(
+            f"{file}: all rows have one label, {found.pop()!r}: there is nothing to tell apart. Is --label_column "
+            f"{layout.label_column!r} the right one? If this is a part of a larger set, name all labels with "
+            "--label_names."
+        )
+    return tuple(sorted(found, key=int) if all(map(_is_whole, found)) else sorted(found))
+
+
+def no_rows(file: PathLike, empty: int) -> UserError:
+    """What to raise for a file without a row to write, of which `empty` had no text."""
+    left_out = f" with a text; {empty} with an empty one were left out" if empty else ""
+    return UserError(f"{file} holds no rows{left_out}.")
+
+
+def label_number(example: Example, layout: Layout, names: Sequence[str], file: PathLike) -> int:
+    """The number of an example's label: its place in `names`, or the number that it is itself.
+
+    Raises:
+        UserError: it is none of these, with file and line.
+    """
+    if example.label in names:
+        return names.index(example.label)
+    if layout.label_names is not None and _is_whole(example.label):
+        number = int(example.label) - layout.first_label
+        if 0 <= number < len(names):
+            return number
+    numbers = "" if layout.label_names is None else f", {layout.first_label} to {layout.first_label + len(names) - 1}"
+    hint = " Is the first line a header? Then add --header True." if example.line == 1 and not layout.header else ""
+    raise UserError(
+        f"{file}:{example.line}: the label {example.label!r} is none of {_listed(names)}{numbers}.{hint} Correct the "
+        "file, or give --label_names."
+    )
+
+
+def _is_whole(text: str) -> bool:
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdecimal() and len(digits) <= _LONGEST_NUMBER
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _table_rows(file: PathLike, layout: Layout) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, column -> field); without a header the columns are called 1, 2, 3 ..."""
+    rows = _fields(file, layout.kind)
+    if layout.header:
+        line, columns = next(rows, (1, []))
+        columns = [column.strip() for column in columns]
+        _check_header(file, line, columns, layout)
+    else:
+        columns = None
+    for line, fields in rows:
+        if columns is None:
+            columns = [str(number) for number in range(1, len(fields) + 1)]
+        if len(fields) != len(columns):
+            sign = "comma" if layout.kind == "csv" else "TAB"
+            raise UserError(
+                f"{file}:{line}: this row has {len(fields)} fields, and the first has {len(columns)}. Is a {sign} or "
+                "a quote missing, or one too many?"
+            )
+        yield line, dict(zip(columns, fields, strict=True))
+
+
+def _check_header(file: PathLike, line: int, columns: list[str], layout: Layout) -> None:
+    if not columns:
+        raise UserError(f"{file} holds no rows.")
+    for wanted in (*layout.text_columns, layout.label_column):
+        if columns.count(wanted) != 1:
+            problem = f"names {wanted!r} twice" if wanted in columns else f"has no column {wanted!r}"
+            raise UserError(
+                f"{file}:{line}: the header {problem}; it has: {_listed(columns)}. Name the columns with --text_column "
+                "and --label_column; if the first line is no header, add --header False."
+            )
+
+
+def _fields(file: PathLike, kind: str) -> Iterator[tuple[int, list[str]]]:
+    """(line that the row begins in, its fields)"""
+    if kind == "tsv":
+        for line, text in enumerate(read_lines(file), start=1):
+            if text.strip() or "\t" in text:
+                yield line, text.split("\t")
+        return
+    limit = csv.field_size_limit(_LONGEST_FIELD)
+    # Line ends go back on, since quoted fields may hold them. Strict: what follows a closing quote must be a comma.
+    reader = csv.reader((text + "\n" for text in read_lines(file)), strict=True)
+    try:
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise UserError(
+                    f"{file}:{line}: the quotes of the row that begins here are broken: {error}. A field in quotes "
+                    'ends at the next single quote mark; one inside it is written twice ("").'
+                ) from None
+            if len(fields) > 1 or any(field.strip() for field in fields):
+                yield line, fields
+    finally:
+        csv.field_size_limit(limit)
+
+
+# ---- JSON lines ------------------------------------------------------------------------------------------------------
+
+
+def _json_rows(file: PathLike) -> Iterator[tuple[int, dict[str, object]]]:
+    for line, text in enumerate(read_lines(file), start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}:{line}: not valid JSON: {error.msg} at column {error.colno}.") from None
+        except RecursionError:
+            raise UserError(f"{file}:{line}: not usable JSON: it is nested too deeply.") from None
+        except ValueError:
+            raise UserError(f"{file}:{line}: not usable JSON: {LONG_NUMBER}.") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{file}:{line}: should be a JSON object with a text and a label.")
+        yield line, record
+
+
+def _field(fields: dict[str, object], column: str, file: PathLike, line: int) -> str:
+    """A column of a row as text; a JSON number or true/false counts as what it looks like."""
+    if column not in fields:
+        raise UserError(
+            f"{file}:{line}: there is no {column!r}; this row has: {_listed(list(fields))}; "
+            f"{nearest(column, list(fields))} Name the columns with --text_column and --label_column."
+        )
+    value = fields[column]
+    if isinstance(value, bool | int):
+        return str(value).lower()
+    if not isinstance(value, str):
+        raise UserError(f"{file}:{line}: {column!r} should be a text or a whole number, not {type(value).__name__}.")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{file}:{line}: {column!r} is no valid Unicode: it holds half a surrogate pair.")
+    return value

@@ -1,0 +1,127 @@
+"""Opening what a LoRA was trained to: a PEFT folder, or a `.ckpt` of trained parameters; and settling its settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.model import PetSection
+from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.sharded_checkpoint import SlicedCheckpoint, holds_slices
+from mindgpt.models.tensor_file import TensorInfo, TensorSource
+from mindgpt.models.weights import CheckpointWeights, config_beside
+from mindgpt.pet.names import FACTOR_A, SCORE, check_pairs, is_factor, linears_with_factors
+from mindgpt.pet.peft_folder import is_peft_folder, read_peft
+
+
+class Arrays:
+    """Arrays in memory as a `TensorSource`."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]):
+        self.path = path
+        self._arrays = arrays
+        self.entries = {name: TensorInfo(array.shape, array.dtype.name) for name, array in arrays.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """See `TensorSource.read`."""
+        return self._arrays[name].copy()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The trained parameters of a LoRA under our names, and what lies with them about its settings.
+
+    Attributes:
+        source: the factors, and whatever else was trained: biases, a classification head.
+        told: keys of `PetSection` with their values; empty if no config lies beside a `.ckpt`.
+    """
+
+    source: TensorSource
+    told: dict[str, Any]
+
+
+def open_adapter(path: Path) -> Adapter:
+    """Open a PEFT folder, a `.ckpt` that holds the trained parameters of a LoRA alone, or a folder of its slices.
+
+    Raises:
+        UserError: there is none, it is broken, or it is another kind of file.
+    """
+    if is_peft_folder(path):
+        settings, arrays = read_peft(path)
+        return Adapter(Arrays(path, arrays), settings)
+    sliced = path.is_dir() and holds_slices(path)
+    if not sliced and (path.is_dir() or path.suffix != ".ckpt"):
+        raise UserError(
+            f"{path}: not an adapter. Name a PEFT folder (with adapter_config.json), or a .ckpt or folder "
+            "checkpoint_trainable of a run with save_trainable_params: True."
+        )
+    source = CheckpointWeights(SlicedCheckpoint(path) if sliced else path)
+    check_factors(source)
+    others = [name for name in source.entries if not is_factor(name) and name != SCORE and not name.endswith(".bias")]
+    if others:
+        raise UserError(
+            f"{path}: holds the base weights, too ({others[0]}, ...): it is a whole LoRA checkpoint. Name it as "
+            "load_checkpoint, without an adapter."
+        )
+    return Adapter(source, told_beside(source.path))
+
+
+def check_factors(source: TensorSource) -> list[str]:
+    """The paths of the linear layers that have factors in `source`.
+
+    Raises:
+        UserError: there are none, or one has no partner.
+    """
+    problems = check_pairs({name: info.shape for name, info in source.entries.items()})
+    linears = linears_with_factors(source.entries)
+    if not linears:
+        problems = ["no mindpet_delta_lora_a and mindpet_delta_lora_b in it"]
+    if problems:
+        raise UserError(f"{source.path}: not the weights of a LoRA:\n  " + "\n  ".join(problems))
+    return linears
+
+
+def told_beside(checkpoint: Path) -> dict[str, Any]:
+    """The LoRA settings in the config.json that lies with a checkpoint; empty if there are none."""
+    file = config_beside(checkpoint)
+    settings = GPT2Config.from_pretrained(file).pet_config if file else None
+    return settings.model_dump(exclude={"adapter"}) if settings else {}
+
+
+def settled(section: PetSection, told: Mapping[str, Any], source: TensorSource | None) -> PetSection:
+    """The settings that count: those of the YAML, and for keys that it leaves out, those that lie with the weights.
+
+    Args:
+        section: `model.model_config.pet_config`.
+        told: what lies with the weights of the LoRA.
+        source: those weights, or None for a LoRA that begins anew.
+
+    Raises:
+        UserError: rank or scaling of the YAML are not those of the weights; or nobody says what lora_alpha was.
+    """
+    given = section.model_dump(include=section.model_fields_set)
+    if source is None:
+        return section
+    rank = rank_of(source)
+    result = PetSection(**{"lora_rank": rank, **told, **given})
+    where = f"model.model_config.pet_config and {source.path}"
+    if "lora_alpha" not in {**told, **given}:
+        raise UserError(
+            f"{where}: what was lora_alpha? It is not in the YAML, and no config.json with it lies beside the weights."
+        )
+    if result.lora_rank != rank:
+        raise UserError(f"{where} disagree: lora_rank is {result.lora_rank} in the settings and {rank} in the weights.")
+    if told and (scaling := PetSection(**told).scaling) != result.scaling:
+        raise UserError(
+            f"{where} disagree: the scaling, of lora_alpha and lora_rank, is {result.scaling:g} in the YAML and "
+            f"{scaling:g} in what lies beside the weights. Leave these keys out of the YAML, or correct them."
+        )
+    return result
+
+
+def rank_of(source: TensorSource) -> int:
+    """The rank of the factors in `source`, by the first of them; loading sees to it that all are alike."""
+    return next(info.shape[0] for name, info in source.entries.items() if name.endswith(FACTOR_A))

@@ -1,0 +1,89 @@
+"""What LoRA's factors are called in a checkpoint, and how the matrices they update are stored. No MindSpore here.
+
+A linear layer at path `p` keeps `p.weight` and `p.bias` and gains `p.mindpet_delta_lora_a` [r, in] and
+`p.mindpet_delta_lora_b` [out, r]: the names and shapes of MindFormers 1.5 and its library mindpet.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+FACTOR_A, FACTOR_B = "mindpet_delta_lora_a", "mindpet_delta_lora_b"
+SCORE = "score.weight"  # a classification head is new, so it is trained in full whatever else is frozen
+
+_FACTOR = re.compile(rf"(.+)\.(?:{FACTOR_A}|{FACTOR_B})")
+_STORED_OUT_IN = re.compile(r".*\.attention\.dense[123]")
+_LAYER = re.compile(r"\.blocks\.(\d+)\.")
+
+
+def is_factor(name: str) -> bool:
+    """Whether a parameter's name is that of a factor A or B."""
+    return _FACTOR.fullmatch(name) is not None
+
+
+def linears_with_factors(names: Iterable[str]) -> list[str]:
+    """The paths of the linear layers that have factors among `names`, in their order."""
+    return list(dict.fromkeys(match[1] for name in names if (match := _FACTOR.fullmatch(name))))
+
+
+def stored_out_in(linear: str) -> bool:
+    """Whether the weight of the linear layer at this path is stored [out, in] (query, key, value), else [in, out]."""
+    return _STORED_OUT_IN.fullmatch(linear) is not None
+
+
+def by_layers(paths: Iterable[str]) -> dict[tuple[int, ...], list[str]]:
+    """The names that paths have inside a block, grouped by the blocks they occur in.
+
+    {(0, 1): ["attention.dense1", "output.mapping"]} for the same two layers of blocks 0 and 1. A path that is in no
+    block is grouped under (), whole.
+    """
+    blocks: dict[str, list[int]] = {}
+    for path in paths:
+        match = _LAYER.search(path)
+        blocks.setdefault(path[match.end() :] if match else path, []).extend([int(match[1])] if match else [])
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, numbers in blocks.items():
+        groups.setdefault(tuple(sorted(numbers)), []).append(name)
+    return groups
+
+
+def shown_paths(paths: Iterable[str]) -> str:
+    """Many paths on one line: `backbone.blocks.0-11.attention.dense1, ...`."""
+    words = []
+    for numbers, names in by_layers(paths).items():
+        prefix = f"backbone.blocks.{_ranges(numbers)}." if numbers else ""
+        words += [prefix + name for name in names]
+    return ", ".join(words)
+
+
+def pattern_of(paths: Iterable[str]) -> str:
+    """A `target_modules` that describes exactly these linear layers."""
+    parts = []
+    for numbers, names in by_layers(paths).items():
+        inside = "|".join(re.escape(name) for name in names)
+        parts.append(rf"backbone\.blocks\.({'|'.join(map(str, numbers))})\.({inside})" if numbers else f"({inside})")
+    return "|".join(parts)
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """(0, 1, 2, 5) -> "0-2,5" """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def check_pairs(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is wrong with the factors among these names and shapes: a missing partner, ranks that differ."""
+    problems = []
+    for linear in linears_with_factors(shapes):
+        a, b = shapes.get(f"{linear}.{FACTOR_A}"), shapes.get(f"{linear}.{FACTOR_B}")
+        if a is None or b is None:
+            problems.append(
+                f"{linear} has {FACTOR_B if a is None else FACTOR_A} and no {FACTOR_A if a is None else FACTOR_B}"
+            )
+        elif len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+            problems.append(f"{linear}: factors of shapes {list(a)} and {list(b)} are not [r, in] and [out, r]")
+    return problems

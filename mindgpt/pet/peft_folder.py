@@ -1,0 +1,314 @@
+"""LoRA adapters in the folders of Hugging Face's library PEFT: `adapter_model.safetensors` and `adapter_config.json`.
+
+PEFT joins query, key and value as GPT-2's `c_attn` does, and gives them one pair of factors: A [r, H] and B [3H, r]. We
+have three layers with a pair each. The two say the same, exactly:
+
+    reading   each of the three gets A, and its third of the rows of B. A column of B that is zero in a third says that
+              this layer does not use that row of A: both are left out. A layer whose third is all zero has no LoRA.
+    writing   the A's stand one below the other, and B is made of blocks, zero elsewhere: with two layers adapted
+
+                  A = [A1; A3]  (2r, H)        B = [B1 0; 0 0; 0 B3]  (3H, 2r)
+
+              so `c_attn` has rank 2r, and alpha is doubled with it to keep alpha / r. Three equal A's are written once.
+
+Orientation is no matter: A is [r, in] and B [out, r] on both sides, and `fan_in_fan_out: true` tells PEFT that GPT-2's
+weights are stored [in, out]. Source: `peft.tuners.lora` of PEFT 0.21.
+"""
+
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.model import PetSection
+from mindgpt.config.section import shown
+from mindgpt.data.files import atomic_write, read_json
+from mindgpt.models.gpt2.weight_names import LAYER
+from mindgpt.models.hugging_face_file import open_hugging_face, write_safetensors
+from mindgpt.models.tensor_file import TensorInfo
+from mindgpt.pet.names import FACTOR_A, FACTOR_B, SCORE, by_layers, linears_with_factors, pattern_of
+
+CONFIG_NAME, WEIGHTS_NAME, TORCH_NAME = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+
+_REFUSED = {  # settings that make another update than scaling * B A, each with the values that do not
+    "use_dora": (False,),
+    "bias": ("none",),
+    "lora_bias": (False,),
+    "use_qalora": (False,),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+}
+_FACTOR = re.compile(
+    r"(?:base_model\.model\.)?(?:transformer\.)?h\.(\d{1,4})\.([\w.]+)\.lora_([AB])(?:\.default)?\.weight"
+)
+_SCORE = re.compile(rf"{re.escape(PREFIX)}score(?:\.modules_to_save(?:\.default)?)?\.weight")
+
+# PEFT's name of a layer inside a block -> ours: {"attn.c_attn": ("attention.dense1", ...), "attn.c_proj": (...), ...}
+MODULES: dict[str, tuple[str, ...]] = {
+    theirs.removesuffix(".weight"): tuple(name.removesuffix(".weight") for name in ours)
+    for theirs, shape, ours, _ in LAYER
+    if len(shape) == 2
+}
+
+
+class Factors(NamedTuple):
+    """The pair of factors of a linear layer, and what multiplies their product."""
+
+    a: np.ndarray  # (r, in)
+    b: np.ndarray  # (out, r)
+    scaling: float
+
+
+def is_peft_folder(path: Path) -> bool:
+    """Whether `path` is a folder as PEFT's `save_pretrained` makes it."""
+    return (path / CONFIG_NAME).is_file()
+
+
+def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """An adapter under our names.
+
+    Returns:
+        The keys of `PetSection` that it tells, and name -> array: the factors, and a classification head if it has one.
+
+    Raises:
+        UserError: something is missing or broken, or the adapter is more than LoRA on the linear layers of a GPT-2, all
+            with one rank and one scaling.
+    """
+    config = _checked_config(folder / CONFIG_NAME)
+    file = next((folder / name for name in (WEIGHTS_NAME, TORCH_NAME) if (folder / name).exists()), None)
+    if file is None:
+        raise UserError(f"{folder}: no {WEIGHTS_NAME} in this folder of an adapter. Copy or make it again.")
+    layers: dict[str, Factors] = {}
+    modules, others = _modules(file)
+    for (block, module), pair in modules.items():
+        a, b = pair["A"], pair["B"]
+        scaling = _scaling(config, f"transformer.h.{block}.{module}", len(a), folder)
+        for name, factors in _split(MODULES[module], Factors(a, b, scaling), f"{file}: h.{block}.{module}").items():
+            layers[f"backbone.blocks.{block}.{name}"] = factors
+    rank, scaling = _one_rank_and_scaling(layers, folder)
+    settings = {
+        "lora_rank": rank,
+        "lora_alpha": scaling * rank,
+        "use_rslora": False,
+        "lora_dropout": float(config.get("lora_dropout") or 0.0),
+        "target_modules": pattern_of(layers),
+        "bias": "none",
+    }
+    arrays = {f"{path}.{FACTOR_A}": factors.a for path, factors in layers.items()}
+    arrays |= {f"{path}.{FACTOR_B}": factors.b for path, factors in layers.items()}
+    return settings, arrays | others
+
+
+def write_peft(folder: Path, settings: PetSection, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an adapter as a folder that `peft.PeftModel.from_pretrained(GPT2LMHeadModel, folder)` opens.
+
+    Args:
+        settings: of the LoRA; rank, alpha and dropout are used.
+        arrays: name -> array: the factors of linear layers, and a classification head if there is one.
+
+    Raises:
+        UserError: the adapter holds trained biases, which PEFT has no exact place for, or the folder is a file.
+    """
+    linears = linears_with_factors(arrays)
+    known = {f"{linear}.{factor}" for linear in linears for factor in (FACTOR_A, FACTOR_B)} | {SCORE}
+    unknown = sorted(set(arrays) - known)
+    if unknown:
+        raise UserError(
+            f"{folder}: PEFT's folder has a place for factors and a classification head only, not for "
+            f"{', '.join(unknown)}. Merge the adapter into the base weights with tools/transform_ckpt_lora.py instead."
+        )
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    for (block,), names in _blocks(linears).items():
+        for module, parts in MODULES.items():
+            pairs = [_pair(arrays, f"backbone.blocks.{block}.{part}") if part in names else None for part in parts]
+            if not any(pairs):
+                continue
+            a, b = _joined(pairs)
+            path = f"{PREFIX}transformer.h.{block}.{module}"
+            tensors |= {f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b}
+            ranks[f"h.{block}.{module}"] = len(a)
+    if SCORE in arrays:
+        tensors[PREFIX + SCORE] = arrays[SCORE]
+    entries = {name: TensorInfo(array.shape, array.dtype.name) for name, array in tensors.items()}
+    write_safetensors(folder / WEIGHTS_NAME, entries, tensors.items())
+    with atomic_write(folder / CONFIG_NAME, "w") as file:
+        json.dump(_config(settings, ranks, SCORE in arrays), file, indent=2)
+        file.write("\n")
+
+
+def _checked_config(file: Path) -> dict[str, Any]:
+    config = read_json(file)
+    if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else config
+        raise UserError(f"{file}: peft_type must be 'LORA', not {kind!r}: mindgpt has no other adapters.")
+    wrong = [
+        f"{key}: {config[key]!r}" for key, allowed in _REFUSED.items() if config.get(key, allowed[0]) not in allowed
+    ]
+    if wrong:
+        raise UserError(
+            f"{file}: asks for more than LoRA's factors: {', '.join(wrong)}. Merge the adapter into its base with PEFT "
+            "(merge_and_unload), and convert the result with convert_weight.py."
+        )
+    for key in ("r", "lora_alpha"):
+        if not _is_positive(config.get(key)):
+            raise UserError(f"{file}: {key} must be a positive number, not {shown(config.get(key))}.")
+    dropout = config.get("lora_dropout") or 0
+    if dropout != 0 and not (_is_positive(dropout) and dropout < 1):
+        raise UserError(f"{file}: lora_dropout must be a number from 0 to below 1, not {shown(dropout)}.")
+    if config.get("use_rslora") not in (None, False, True):
+        raise UserError(f"{file}: use_rslora must be true or false, not {shown(config['use_rslora'])}.")
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict) or not all(map(_is_positive, patterns.values())):
+            raise UserError(f"{file}: {key} must give a positive number for each name, not {shown(patterns)}.")
+        for name in patterns:
+            try:
+                _name_pattern(name)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise UserError(f"{file}: {key}: {shown(name)} is not a regular expression: {error}.") from error
+    return config
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether a value of JSON is a positive number that a float can hold; NaN is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
+def _name_pattern(name: str) -> re.Pattern[str]:
+    """What a key of rank_pattern or alpha_pattern means to PEFT: the end of a module's path, from a dot on."""
+    return re.compile(rf"(.*\.)?({name})$")
+
+
+def _modules(file: Path) -> tuple[dict[tuple[int, str], dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """(block, PEFT's module) -> {"A": ..., "B": ...}, and what else there is under our names."""
+    source = open_hugging_face(file)
+    modules: dict[tuple[int, str], dict[str, np.ndarray]] = {}
+    others: dict[str, np.ndarray] = {}
+    unknown = []
+    for name in source.entries:
+        match = _FACTOR.fullmatch(name)
+        if match and match[2] in MODULES:
+            modules.setdefault((int(match[1]), match[2]), {})[match[3]] = source.read(name)
+        elif _SCORE.fullmatch(name):
+            others[SCORE] = source.read(name)
+        else:
+            unknown.append(name)
+    broken = [
+        f"h.{block}.{module}"
+        for (block, module), pair in modules.items()
+        if set(pair) != {"A", "B"} or pair["A"].ndim != 2 or pair["B"].ndim != 2 or len(pair["A"]) != pair["B"].shape[1]
+    ]
+    if unknown or broken or not modules:
+        what = "; ".join(
+            [
+                *([f"no place for {', '.join(unknown)}"] if unknown else []),
+                *([f"no pair of lora_A [r, in] and lora_B [out, r] in {', '.join(broken)}"] if broken else []),
+                *(["no factors"] if not modules else []),
+            ]
+        )
+        raise UserError(f"{file}: not a LoRA adapter of a GPT-2, whose layers are {', '.join(MODULES)}: {what}.")
+    return modules, others
+
+
+def _scaling(config: Mapping[str, Any], module: str, rank: int, folder: Path) -> float:
+    """What PEFT multiplies B A of this module by."""
+
+    def of(pattern: str, default: float) -> float:
+        patterns = config.get(pattern) or {}
+        return next((value for key, value in patterns.items() if _name_pattern(key).match(module)), default)
+
+    said = of("rank_pattern", config["r"])
+    if said != rank:
+        raise UserError(f"{folder}: {CONFIG_NAME} says rank {said} for {module}, and its lora_A has {rank} rows.")
+    return of("alpha_pattern", config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _split(names: tuple[str, ...], pair: Factors, where: str) -> dict[str, Factors]:
+    """The factors of each of our layers out of those of PEFT's module; see the docstring of this file."""
+    if len(names) == 1:
+        return {names[0]: pair}
+    if len(pair.b) % len(names):
+        raise UserError(f"{where}: lora_B has {len(pair.b)} rows, which are not query, key and value.")
+    thirds = np.split(pair.b, len(names))
+    used = [np.any(third != 0, axis=0) for third in thirds]  # (r,) each
+    if not any(map(np.any, used)):  # nobody has trained it yet
+        used = [np.ones(len(pair.a), np.bool_) for _ in names]
+    return {
+        name: Factors(pair.a[rows].copy(), np.ascontiguousarray(third[:, rows]), pair.scaling)
+        for name, third, rows in zip(names, thirds, used, strict=True)
+        if rows.any()
+    }
+
+
+def _one_rank_and_scaling(layers: Mapping[str, Factors], folder: Path) -> tuple[int, float]:
+    first_path, first = next(iter(layers.items()))
+    for path, factors in layers.items():
+        if len(factors.a) != len(first.a) or not math.isclose(factors.scaling, first.scaling, rel_tol=1e-12):
+            raise UserError(
+                f"{folder}: layers differ: {first_path} has rank {len(first.a)} and scaling {first.scaling:g}, {path} "
+                f"has {len(factors.a)} and {factors.scaling:g}. mindgpt has one rank and one scaling for all; merge "
+                "the adapter into its base with PEFT (merge_and_unload) instead."
+            )
+    return len(first.a), first.scaling
+
+
+def _blocks(linears: list[str]) -> dict[tuple[int], list[str]]:
+    """(block,) -> the names inside it of the linear layers, in the order of the blocks."""
+    blocks: dict[tuple[int], list[str]] = {}
+    for numbers, names in by_layers(linears).items():
+        for number in numbers:
+            blocks.setdefault((number,), []).extend(names)
+    return dict(sorted(blocks.items()))
+
+
+def _pair(arrays: Mapping[str, np.ndarray], linear: str) -> tuple[np.ndarray, np.ndarray]:
+    return arrays[f"{linear}.{FACTOR_A}"], arrays[f"{linear}.{FACTOR_B}"]
+
+
+def _joined(pairs: list[tuple[np.ndarray, np.ndarray] | None]) -> tuple[np.ndarray, np.ndarray]:
+    """PEFT's factors out of those of our layers, None for one that has none; see the docstring of this file."""
+    present = [pair for pair in pairs if pair]
+    if len(present) == len(pairs) and all(np.array_equal(a, pairs[0][0]) for a, _ in pairs):
+        return pairs[0][0], np.concatenate([b for _, b in pairs])
+    out = len(present[0][1])
+    rank = sum(len(a) for a, _ in present)
+    joined = np.zeros((out * len(pairs), rank), present[0][1].dtype)
+    column = 0
+    for row, pair in enumerate(pairs):
+        if pair:
+            joined[row * out : (row + 1) * out, column : column + len(pair[0])] = pair[1]
+            column += len(pair[0])
+    return np.concatenate([a for a, _ in present]), joined
+
+
+def _config(settings: PetSection, ranks: Mapping[str, int], classifies: bool) -> dict[str, Any]:
+    """The content of adapter_config.json. `ranks`: PEFT's path of a layer -> its rank."""
+    rank = settings.lora_rank
+    others = {path: other for path, other in ranks.items() if other != rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if classifies else "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": settings.scaling * rank,
+        "rank_pattern": others,
+        "alpha_pattern": {path: settings.scaling * other for path, other in others.items()},
+        "use_rslora": False,  # scaling is written out in alpha, since the ranks of modules may differ
+        "lora_dropout": settings.lora_dropout,
+        "target_modules": list(ranks),
+        "modules_to_save": ["score"] if classifies else None,
+        "fan_in_fan_out": True,
+        "bias": "none",
+        "init_lora_weights": True,
+    }

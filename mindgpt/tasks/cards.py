@@ -1,0 +1,96 @@
+"""A model that is cut over cards: laid out before a training step is built of it, settled when that is compiled."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from mindgpt.config.layout import cuts_vocabulary, shards_optimizer
+from mindgpt.config.run import RunConfig
+from mindgpt.models.gpt2.gpt2_parallel import (
+    Layout,
+    apply_layout,
+    apply_recompute,
+    is_lent_to,
+    parameters_of_stage,
+)
+from mindgpt.models.gpt2.pretrained import PretrainedCell
+from mindgpt.pet.lora_parallel import apply_layout_to_lora
+from mindgpt.runtime.collectives import Cut
+from mindgpt.train.micro_batch_step import MicroBatchTrainStep
+from mindgpt.train.step import AccumulatingTrainStep, TrainStep
+
+
+def cut_of(config: RunConfig) -> Cut:
+    """What MindSpore has to know about the layout before a model is built."""
+    section = config.parallel_config
+    return Cut(
+        stages=section.pipeline_stage,
+        shard_optimizer=shards_optimizer(config),
+        strategy_folder=Path(config.output_dir) / "strategy",
+    )
+
+
+def layout_of(config: RunConfig, padding: bool) -> Layout:
+    """The layout of `parallel_config`. padding: whether the data has a column `attention_mask`."""
+    section = config.parallel_config
+    return Layout(
+        data_parallel=section.data_parallel,
+        model_parallel=section.model_parallel,
+        pipeline_stages=section.pipeline_stage,
+        sequence_parallel=section.use_seq_parallel and section.model_parallel > 1,
+        vocab_parallel=cuts_vocabulary(config),
+        padding=padding,
+    )
+
+
+def lay_out(config: RunConfig, model: PretrainedCell, layout: Layout, stage: int) -> list[Parameter]:
+    """Cut a built model. Returns what is to be trained on this card: of a pipeline, what its stage holds."""
+    apply_layout(model, layout)
+    apply_layout_to_lora(model, layout)
+    apply_recompute(model.backbone, config.recompute_config)
+    together = config.parallel_config.gradient_aggregation_group  # blocks whose gradients travel in one message
+    for number, block in enumerate(model.backbone.blocks):
+        block.set_comm_fusion(number // together + 2)  # 1 is MindSpore's own, which the embedding keeps
+    stages = layout.pipeline_stages
+    trained = parameters_of_stage(model, stages, stage)
+    held = {id(parameter) for parameter in trained}
+    for parameter in model.trainable_params():
+        parameter.requires_grad = id(parameter) in held or is_lent_to(model, stages, stage, parameter)
+    return trained
+
+
+def train_step(config: RunConfig, model: nn.Cell, optimizer: nn.Optimizer, cut: bool) -> nn.Cell:
+    """The step of a run. cut: whether the model is laid out over cards."""
+    wrapper, section = config.runner_wrapper, config.parallel_config
+    clip = wrapper.max_grad_norm if wrapper.use_clip_grad else None
+    batches = config.runner_config.gradient_accumulation_steps
+    if cut and section.pipeline_stage > 1:
+        return MicroBatchTrainStep(model, optimizer, wrapper.scale_sense, clip, section.micro_batch_num)
+    if batches > 1:
+        kind = MicroBatchTrainStep if cut else AccumulatingTrainStep
+        return kind(model, optimizer, wrapper.scale_sense, clip, batches)
+    return TrainStep(model, optimizer, wrapper.scale_sense, clip)
+
+
+def compile_cut(step: nn.Cell, columns: Sequence[Tensor], layout: Layout) -> dict[str, int]:
+    """Compile a step for a batch of all cards, after which every parameter is this card's part of it.
+
+    Returns:
+        The number of cards that hold the same part, for each trained parameter, which the norm of the gradients needs.
+    """
+    whole = {parameter.name: parameter.size for parameter in step.optimizer.parameters}
+    step.compile(*columns)
+    cards_of_a_stage = layout.data_parallel * layout.model_parallel
+    holders = {
+        parameter.name: cards_of_a_stage * parameter.size // whole[parameter.name]
+        for parameter in step.optimizer.parameters
+    }
+    step.update.norm.set_holders(list(holders.values()))
+    return holders
+
+
+def zeros_for(shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Batches of these shapes to compile with, int32."""
+    return [Tensor(np.zeros(shape, np.int32)) for shape in shapes]

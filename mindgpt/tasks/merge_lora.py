@@ -1,0 +1,247 @@
+"""What `tools/transform_ckpt_lora.py` and `tools/convert_lora.py` do: merge LoRA, and take it to PEFT and back."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.loader import load_config
+from mindgpt.config.model import PetSection
+from mindgpt.data.files import atomic_write, read_json
+from mindgpt.models.checkpoint_file import write_checkpoint
+from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config
+from mindgpt.models.run_folder import rank_folders
+from mindgpt.models.sharded_checkpoint import holds_slices
+from mindgpt.models.tensor_file import TensorSource
+from mindgpt.models.weights import Weights, open_weights, own_config
+from mindgpt.pet.adapter import check_factors, open_adapter, rank_of, told_beside
+from mindgpt.pet.merge import MergedWeights
+from mindgpt.pet.names import SCORE, is_factor
+from mindgpt.pet.peft_folder import is_peft_folder, read_peft, write_peft
+from mindgpt.tasks.models import newest_in
+
+LAST_NORM = "backbone.layernorm.gamma"  # any weight that LoRA leaves frozen
+RUN_CONFIGS = ("finetune_config.yaml", "train_config.yaml")
+
+
+def merge(
+    source: Path,
+    folder: Path,
+    prefix: str = "checkpoint_",
+    adapter: Path | None = None,
+    scaling: float | None = None,
+    alpha: float | None = None,
+    strategy: Path | None = None,
+) -> Path:
+    """Write `<folder>/rank_0/<prefix>0.ckpt`, the plain model that computes what the LoRA model computes.
+
+    Args:
+        source: a LoRA checkpoint or a run's checkpoint folder, of a parallel run, too; with `adapter` the base
+            weights, a Hugging Face folder among them.
+        folder: of the result; not the source's.
+        prefix: of the file's name.
+        adapter: a PEFT folder, or a `.ckpt` of trained parameters.
+        scaling: what multiplies B A; None: `alpha` by the rank, or what lies with the checkpoint or its run.
+        alpha: see `scaling`.
+        strategy: how the slices of a parallel run belong together; None: the folder `strategy` beside the source.
+
+    Returns:
+        The path of the file. `config.json` lies beside it if the source has one.
+
+    Raises:
+        UserError: the source is not whole, holds no LoRA, or does not fit; nobody tells the scaling; or the result
+            would be written into the source.
+    """
+    weights = _open(source, strategy)
+    if adapter is None:
+        factors, told = weights.source, told_beside(weights.source.path)
+        if LAST_NORM not in factors.entries:
+            raise UserError(f"{factors.path}: holds an adapter alone. Name its base weights, and this with --adapter.")
+    else:
+        opened = open_adapter(_newest(adapter) if not is_peft_folder(adapter) else adapter)
+        factors, told = opened.source, opened.told
+    check_factors(factors)
+    chosen = _scaling(factors, told, scaling, alpha)
+    target = folder / "rank_0" / f"{prefix}0.ckpt"
+    _check_target(target, weights.source.path, factors.path)
+    merged = MergedWeights(weights.source, factors, chosen)
+    write_checkpoint(target, _with_progress(merged, target))
+    print(f"merged {len(merged.merged)} LoRA updates, scaling {chosen:g}, into {len(merged.entries)} tensors: {target}")
+    if weights.config is not None:
+        plain = weights.config.model_copy(update={"pet_config": None})
+        _write_config(target, plain, SCORE in merged.entries)
+    return target
+
+
+def export_peft(source: Path, folder: Path) -> None:
+    """Write the LoRA in a checkpoint or adapter `.ckpt` as a PEFT folder. Raises UserError as `merge` does."""
+    weights = _open(source, None)
+    check_factors(weights.source)
+    settings = _settings(weights.source, told_beside(weights.source.path))
+    if settings is None:
+        raise UserError(_no_scaling(weights.source.path) + " Put its config.json, with pet_config, beside it.")
+    trained = {name for name in weights.source.entries if is_factor(name) or name == SCORE}
+    if settings.bias != "none":
+        trained |= {name for name in weights.source.entries if name.endswith(".bias")}
+    arrays = {name: weights.source.read(name) for name in weights.source.entries if name in trained}
+    write_peft(folder, settings, arrays)
+    print(f"wrote {folder}: {sum(map(is_factor, arrays)) // 2} LoRA updates of rank {settings.lora_rank}")
+
+
+def import_peft(folder: Path, target: Path, base_config: Path | None) -> None:
+    """Write a PEFT folder as an adapter `.ckpt`.
+
+    Args:
+        folder: of PEFT.
+        target: a name that ends in `.ckpt`.
+        base_config: the config of the model it belongs to, to be written beside it with the LoRA's settings; None:
+            the settings are printed for the YAML.
+
+    Raises:
+        UserError: the folder or the config is missing or broken, or something else than an adapter is at `target`.
+    """
+    _check_adapter_target(target)
+    config = None if base_config is None else GPT2Config.from_pretrained(base_config)
+    told, arrays = read_peft(folder)
+    write_checkpoint(target, arrays.items())
+    print(f"wrote {target}: {sum(map(is_factor, arrays)) // 2} LoRA updates of rank {told['lora_rank']}")
+    if config is None:
+        print(f"model.model_config.pet_config for it: {told}")
+        return
+    config.pet_config = PetSection(**told)
+    _write_config(target, config, SCORE in arrays)
+
+
+def _check_adapter_target(target: Path) -> None:
+    if target.suffix != ".ckpt":
+        raise UserError(f"--mindspore_path: {target} must be the name of a file that ends in .ckpt.")
+    if target.exists():
+        try:
+            open_adapter(target)
+        except UserError as error:
+            raise UserError(
+                f"--mindspore_path: would write over what is no adapter; name another file. {error}"
+            ) from error
+
+
+def _open(source: Path, strategy: Path | None) -> Weights:
+    """The weights that `source` names: one file, the newest in a run's folder, or the slices of a parallel run.
+
+    Raises:
+        UserError: there are none, or they are not whole.
+    """
+    if not source.exists():
+        raise UserError(f"--src_ckpt_path_or_dir: there is no {source}.")
+    if strategy is not None and not strategy.exists():
+        raise UserError(f"--src_ckpt_strategy: there is no {strategy}. Leave it out for a checkpoint of one rank.")
+    if strategy is not None and not (source.is_dir() and rank_folders(source)):
+        raise UserError(f"--src_ckpt_strategy is for the checkpoint folder of a parallel run, and {source} is none.")
+    return open_weights(_newest(source) if strategy is None else source, strategy)
+
+
+def _newest(source: Path) -> Path:
+    """A file, or a folder that is one checkpoint by itself.
+
+    Raises:
+        UserError: several ranks have written, and nothing tells how their files belong together.
+    """
+    if source.is_file() or holds_slices(source):
+        return source
+    ranks = rank_folders(source)
+    if len(ranks) > 1 and not (source.absolute().parent / "strategy").is_dir():
+        raise UserError(
+            f"{source}: holds the files of {len(ranks)} ranks, and nothing that tells how they belong together. Name "
+            "the run's strategy folder with --src_ckpt_strategy; or, if each rank has the whole model (data parallel), "
+            "the file of one."
+        )
+    return newest_in(source)
+
+
+def _scaling(factors: TensorSource, told: dict[str, Any], scaling: float | None, alpha: float | None) -> float:
+    """What the person says, or else what lies with the weights."""
+    if scaling is not None and alpha is not None:
+        raise UserError("--lora_scaling and --lora_alpha say the same in two ways; keep one.")
+    settings = _settings(factors, told)
+    rank = rank_of(factors)
+    if alpha is not None:
+        scaling = alpha / (math.sqrt(rank) if settings is not None and settings.use_rslora else rank)
+    if scaling is None and settings is None:
+        raise UserError(_no_scaling(factors.path) + " Give --lora_alpha, or --lora_scaling (lora_alpha / lora_rank).")
+    if scaling is None:
+        return settings.scaling
+    if not (math.isfinite(scaling) and scaling > 0):
+        raise UserError(f"--lora_scaling must be a positive number, not {scaling:g}; so must --lora_alpha.")
+    if settings is not None and settings.scaling != scaling:
+        print(f"note: the config of {factors.path} says scaling {settings.scaling:g}; {scaling:g} is obeyed")
+    return scaling
+
+
+def _settings(factors: TensorSource, told: dict[str, Any]) -> PetSection | None:
+    """What lies beside the weights or is kept by their run; None if nothing does.
+
+    Raises:
+        UserError: it is about factors of another rank.
+    """
+    told = told or _told_by_run(factors.path)
+    if not told:
+        return None
+    rank = rank_of(factors)
+    if told["lora_rank"] != rank:
+        raise UserError(
+            f"{factors.path}: the configuration that lies with it is another LoRA's: lora_rank is {told['lora_rank']} "
+            f"there and {rank} in the weights. Move the checkpoint to a folder of its own and say what lora_alpha was."
+        )
+    return PetSection(**told)
+
+
+def _no_scaling(path: Path) -> str:
+    return (
+        f"{path}: with what lora_alpha was it trained? There is no config.json with pet_config beside it, and no "
+        f"{' or '.join(RUN_CONFIGS)} of its run."
+    )
+
+
+def _told_by_run(checkpoint: Path) -> dict[str, Any]:
+    """The LoRA settings of the run in whose output folder a checkpoint lies, if its configuration is still there.
+
+    Raises:
+        UserError: two configurations there say different things.
+    """
+    found = {}
+    for folder in checkpoint.resolve().parents[:3]:
+        for file in (folder / name for name in RUN_CONFIGS):
+            settings = load_config(file)[0].model.config.pet_config if file.is_file() else None
+            if settings is not None:
+                found[file] = settings
+    if len({settings.scaling for settings in found.values()}) > 1:
+        scalings = ", ".join(f"{settings.scaling:g} ({file})" for file, settings in found.items())
+        raise UserError(f"{checkpoint}: which scaling is its own: {scalings}? Give --lora_scaling.")
+    return next((settings.model_dump(exclude={"adapter"}) for settings in found.values()), {})
+
+
+def _check_target(target: Path, *sources: Path) -> None:
+    for source in sources:
+        folder = source if source.is_dir() else source.parent
+        if target.resolve() == source.resolve() or target.resolve().parent == folder.resolve():
+            raise UserError(f"--dst_ckpt_dir: {target} would lie among the sources in {folder}. Name another folder.")
+
+
+def _with_progress(source: TensorSource, target: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for name in tqdm(source.entries, desc=target.name, unit=" tensors", disable=None):
+        yield name, source.read(name)
+
+
+def _write_config(checkpoint: Path, config: GPT2Config, classifies: bool) -> None:
+    """Write the config beside `x.ckpt`: as config.json, or as x.config.json if another model's has that name."""
+    content = config.to_hf_dict("GPT2ForSequenceClassification" if classifies else "GPT2LMHeadModel")
+    file = checkpoint.with_name(CONFIG_FILE)
+    if file.exists() and read_json(file) != content:
+        file = own_config(checkpoint)
+    with atomic_write(file, "w") as output:
+        output.write(json.dumps(content, indent=2) + "\n")
+    print(f"config: {file}")

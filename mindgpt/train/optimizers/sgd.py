@@ -1,0 +1,70 @@
+"""Stochastic gradient descent, with momentum or without."""
+
+from collections.abc import Sequence
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindgpt.train.optimizers.state import is_decayed, zeros_like
+from mindgpt.train.schedules import LearningRateTable
+
+_update = ops.MultitypeFuncGraph("sgd_update")
+
+
+@_update.register("Tensor", "Tensor", "Bool", "Tensor", "Tensor", "Tensor")
+def _update_without_velocity(rate, momentum, nesterov, decay, weight, gradient):
+    old = ops.cast(weight, ms.float32)
+    gradient = ops.cast(gradient, ms.float32) + decay * old
+    return ops.assign(weight, ops.cast(old - rate * gradient, weight.dtype))
+
+
+@_update.register("Tensor", "Tensor", "Bool", "Tensor", "Tensor", "Tensor", "Tensor")
+def _update_with_velocity(rate, momentum, nesterov, decay, weight, gradient, velocity):
+    old = ops.cast(weight, ms.float32)
+    gradient = ops.cast(gradient, ms.float32) + decay * old
+    new_velocity = momentum * velocity + gradient
+    direction = gradient + momentum * new_velocity if nesterov else new_velocity
+    new = ops.cast(old - rate * direction, weight.dtype)
+    return ops.depend(ops.assign(weight, new), ops.assign(velocity, new_velocity))
+
+
+class SGD(nn.Optimizer):
+    """Gradient descent with momentum, as `torch.optim.SGD` computes it (Sutskever et al. 2013 for Nesterov's).
+
+        g = g + weight_decay w
+        v = momentum v + g
+        w = w - rate v                          or w - rate (g + momentum v) with `nesterov`
+
+    The decay is part of the gradient here (an L2 penalty), as it is in `torch.optim.SGD` and `mindspore.nn.Momentum`.
+
+    Args:
+        parameters: what to train. Their velocity is float32 whatever dtype they have; without momentum there is none.
+        rates: the learning rate by step.
+        momentum, nesterov, weight_decay: as above; only matrices are decayed.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        rates: LearningRateTable,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(rates, list(parameters), weight_decay=0.0)
+        self.momentum = Tensor(momentum, ms.float32)
+        self.nesterov = nesterov
+        self.with_velocity = momentum > 0
+        self.velocity = zeros_like(self._parameters, "sgd_v") if self.with_velocity else ()
+        self.decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self._parameters)
+
+    def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
+        """Update all parameters from their gradients, in the order of `parameters`; counts a step."""
+        rate = self.get_lr().reshape(())  # on CPU a scalar is multiplied faster than a tensor of shape (1,)
+        step = ops.depend(self.global_step, rate) + self.global_step_increase_tensor
+        update = ops.partial(_update, rate, self.momentum, self.nesterov)
+        if self.with_velocity:
+            done = self.hyper_map(update, self.decays, self._parameters, gradients, self.velocity)
+        else:
+            done = self.hyper_map(update, self.decays, self._parameters, gradients)
+        return ops.depend(ops.assign(self.global_step, step), done)

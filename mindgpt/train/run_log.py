@@ -1,0 +1,89 @@
+"""The logs of a run, `log/train.jsonl` and `log/eval.jsonl`: one JSON object a line, readable at any instant."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mindgpt.config.errors import UserError
+from mindgpt.data.files import atomic_write, make_folder, read_lines
+from mindgpt.runtime.ranks import rank
+
+
+class RunLog:
+    """Writes a log, in the process of rank 0; in others it does nothing. A line is handed to the system as soon as it
+    is written, so a run that is killed leaves its log.
+
+    Args:
+        path: the file; an older one stays until the first record, which replaces it unless `begin` continues it.
+        outdated: a log that this run does not write; an older one goes when `path` is replaced, since it would be taken
+            for a log of this run.
+    """
+
+    def __init__(self, path: Path, outdated: Path | None = None):
+        self.path = Path(path)
+        self.outdated = outdated
+        self._file = None
+        self._mode = "w"
+
+    def begin(self, after_step: int | None = None) -> None:
+        """Make the folder. A resumed run goes on behind the records up to `after_step`; None is a run of its own.
+
+        Raises:
+            UserError: the folder cannot be made, or the log to continue is not one.
+        """
+        if rank() != 0:
+            return
+        make_folder(self.path.parent)
+        if after_step is None or not self.path.exists():
+            return
+        kept = [record for record in read_log(self.path) if record["step"] <= after_step]
+        with atomic_write(self.path, "w") as file:
+            file.writelines(_line(record) for record in kept)
+        self._mode = "a"
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a record; a number that is not finite becomes null."""
+        if rank() != 0:
+            return
+        if self._file is None:
+            self._file = open(self.path, self._mode, encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+            if self._mode == "w" and self.outdated is not None:
+                self.outdated.unlink(missing_ok=True)
+            self._mode = "a"
+        self._file.write(_line(record))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log. A broken last line is left out: a run that was killed may leave one.
+
+    Raises:
+        UserError: the file cannot be read, or another line is not an object with a whole number `step`.
+    """
+    lines = list(read_lines(path))
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+        elif line.strip() and number < len(lines):
+            raise UserError(f"{path}:{number}: not a line of a run's log (a JSON object with a step): {line[:60]!r}.")
+    return records

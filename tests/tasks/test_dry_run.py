@@ -1,0 +1,197 @@
+"""The dry run: bytes against bytes worked out by hand, collectives and products against a hand count, and refusals."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from mindgpt.config.hardware import load_hardware
+from mindgpt.config.loader import load_config
+from mindgpt.runtime.compiled_graph import Collective
+from mindgpt.runtime.simulated_ascend import cann_is_there
+from mindgpt.tasks import estimates
+from mindgpt.tasks.dry_run import dry_run
+
+needs_ascend = pytest.mark.skipif(
+    not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")),
+    reason="simulated Ascend needs gcc, g++ and nm, or CANN",
+)
+LAYERS, HIDDEN, WIDE, VOCAB, TOKENS, ROWS = 2, 64, 256, 256, 32, 4
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A YAML file; `toy(parallel_config={...}, ...)` writes it with further sections."""
+
+    def write(network=None, **sections):
+        settings = {
+            "runner_config": {"batch_size": ROWS},
+            "lr_schedule": {"learning_rate": 1e-4},
+            "parallel": {"parallel_mode": 1},
+            "train_dataset": {"input_columns": ["input_ids"]},
+            "model": {
+                "model_config": {
+                    "num_layers": LAYERS, "hidden_size": HIDDEN, "num_heads": 8, "vocab_size": VOCAB,
+                    "seq_length": TOKENS, "compute_dtype": "float16", **(network or {}),
+                }
+            },
+            **sections,
+        }  # fmt: skip
+        file = tmp_path / "toy.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def plan(repo):
+    def make(file, cards):
+        hardware = load_hardware(repo / "configs" / "hardware" / "atlas_800t_a2.yaml")
+        return dry_run(load_config(file)[0], cards, hardware)
+
+    return make
+
+
+def command(repo, *flags):
+    return subprocess.run(
+        [sys.executable, "tools/dry_run.py", *map(str, flags)], cwd=repo, capture_output=True, text=True, timeout=300
+    )
+
+
+def parameters_of_card(layers, hidden, wide, vocab, tokens, mp):
+    """Values of GPT-2 on one of mp tensor-parallel cards: the products' weights are cut, all else is whole."""
+    by_columns = 3 * (hidden * hidden + hidden) + hidden * wide + wide
+    by_rows = hidden * hidden + wide * hidden
+    whole = 2 * hidden  # biases of the products cut by rows
+    return layers * ((by_columns + by_rows) // mp + whole) + (vocab + tokens) * hidden + layer_norms(layers, hidden)
+
+
+def layer_norms(layers, hidden):
+    """Their values: two in a block, and the last."""
+    return (2 * layers + 1) * 2 * hidden
+
+
+def test_parameters_of_13b_by_the_rule_that_the_toy_is_compiled_by(repo):
+    """docs/parallel.md shows what the dry run of 13B printed, which takes minutes. Weights are stored in half precision
+    there, layer norms in single, and the optimizer's two states of each value too."""
+    values, norms = parameters_of_card(40, 5120, 4 * 5120, 50257, 2048, mp=8), layer_norms(40, 5120)
+    page = (repo / "docs" / "parallel.md").read_text(encoding="utf-8")
+    assert f"{2 * (values - norms) + 4 * norms:,} bytes" in page
+    assert f"{2 * 4 * values:,} bytes" in page
+
+
+@needs_ascend
+def test_a_tensor_parallel_plan_by_hand(toy, plan):
+    file = toy(parallel_config={"data_parallel": 2, "model_parallel": 2})
+    found = plan(file, 4)
+    (card,) = found.stages
+    size = 4 * parameters_of_card(LAYERS, HIDDEN, WIDE, VOCAB, TOKENS, mp=2)
+    assert (card.parameters, card.gradients, card.optimizer) == (size, size, 2 * size)
+
+    rows = ROWS * TOKENS
+    by_purpose = {}
+    for (kind, purpose, cards, _), count in card.collectives.items():
+        by_purpose[kind, purpose, cards] = by_purpose.get((kind, purpose, cards), 0) + count
+    assert by_purpose == {
+        ("AllReduce", "activations", (0, 1)): 4 * LAYERS,  # Megatron's 2 forward and 2 backward
+        ("AllReduce", "activations", (0, 2)): 3,  # sums of losses and of weights, and the gradient of the first
+        ("AllReduce", "gradients", (0, 2)): 10 * LAYERS,  # 6 weights, 4 biases of what is cut by columns
+        ("AllReduce", "gradients", (0, 1, 2, 3)): 6 * LAYERS + 4,  # layer norms, whole biases, embeddings
+        ("AllReduce", "other", (0, 1, 2, 3)): 1,  # the norm of all gradients
+    }
+    assert card.collectives[Collective("AllReduce", "activations", (0, 1), rows * HIDDEN * 2)] == 4 * LAYERS
+    weights = [c.bytes * n for c, n in card.collectives.items() if c.purpose == "gradients"]
+    assert sum(weights) == size  # every gradient once
+
+    block = 2 * rows * (4 * HIDDEN**2 + 2 * HIDDEN * WIDE) // 2 + 2 * 2 * rows * TOKENS * HIDDEN // 2
+    assert card.flops == 3 * (LAYERS * block + 2 * rows * HIDDEN * VOCAB)  # the head is whole on every card
+
+    statistics = 4 * rows * 4  # of layer norm, which the formula leaves out
+    masks_as_compiled = 2  # MindSpore types a mask as what it masks; the kernel has its own
+    assert card.kept_by_block == statistics + estimates.kept_by_block(found.config, masks_as_compiled)
+
+
+@needs_ascend
+def test_products_are_those_of_the_formula(toy, repo):
+    """As a user types it: with data parallel alone nothing is computed twice."""
+    file = toy(parallel_config={"data_parallel": 4}, model={"model_config": {"seq_length": 8}})
+    flags = ["num_layers=2", "hidden_size=64", "num_heads=8", "vocab_size=250", "compute_dtype=float16"]
+    options = [f"model.model_config.{flag}" for flag in flags]
+    result = command(repo, "--config", file, "--rank_size", 4, "--batch_size", 3, "--options", *options)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("legal: 4 cards = data_parallel 4 x model_parallel 1 x pipeline_stage 1")
+    size = 4 * parameters_of_card(2, 64, 256, 250, 8, mp=1)
+    assert f"({size:,} bytes)" in result.stdout
+    tokens = 4 * 3 * 8
+    by_formula = tokens * (6 * (2 * 12 * 64 * 64 + 250 * 64) + 12 * 2 * 64 * 8)
+    assert f"step: {by_formula:.4g} on all cards" in result.stdout
+    assert f"rank 0: {by_formula / 4:.4g}, 1.000 of a card's share" in result.stdout
+    assert "estimated, not measured:" in result.stdout
+    assert "12 rows of 8 tokens" in result.stdout
+
+
+@needs_ascend
+def test_plain_data_parallel_sums_every_gradient_once(toy, plan):
+    (card,) = plan(toy(parallel={"parallel_mode": 0}, train_dataset={}), 2).stages
+    size = 4 * parameters_of_card(LAYERS, HIDDEN, WIDE, VOCAB, TOKENS, mp=1)
+    assert card.parameters == size
+    assert {c.kind for c in card.collectives} == {"AllReduce"}
+    assert sum(c.bytes * n for c, n in card.collectives.items() if c.purpose == "gradients") == size
+    assert not [c for c in card.collectives if c.purpose not in ("gradients", "other")]
+
+
+@needs_ascend
+def test_every_kind_of_stage_is_compiled_and_recomputation_obeyed(toy, plan):
+    file = toy(
+        {"num_layers": 4},
+        parallel_config={"pipeline_stage": 4, "micro_batch_num": 5},
+        recompute_config={"recompute": True},
+    )
+    first, middle, last = plan(file, 4).stages
+    assert [(card.stage, card.rank, card.blocks) for card in (first, middle, last)] == [(0, 0, 1), (2, 2, 1), (3, 3, 1)]
+    values = parameters_of_card(1, HIDDEN, WIDE, 0, 0, mp=1) - 2 * HIDDEN  # one block
+    table, positions, norm = VOCAB * HIDDEN, TOKENS * HIDDEN, 2 * HIDDEN
+    assert first.parameters == 4 * (values + table + positions)
+    assert middle.parameters == 4 * values
+    assert last.parameters == 4 * (values + norm + table)
+    assert middle.gradients == middle.parameters
+    hidden = ROWS * TOKENS * HIDDEN * 2
+    sent = {c.cards: n for c, n in middle.collectives.items() if c.kind == "Send" and c.bytes == hidden}
+    assert sent == {(3,): 5, (1,): 5}  # each micro-batch forward, its gradient back
+    block = 2 * ROWS * TOKENS * (4 * HIDDEN**2 + 2 * HIDDEN * WIDE) + 4 * ROWS * TOKENS * TOKENS * HIDDEN
+    assert middle.flops == 5 * 4 * block  # forward, again, and twice that backward
+
+
+def test_refusals_are_one_clear_message(toy, repo, tmp_path):
+    file = toy(parallel_config={"data_parallel": 2, "model_parallel": 2})
+    wrong = tmp_path / "hardware.yaml"
+    wrong.write_text("name: x\nmemory_gib: much\n")
+    for flags, message in [
+        (["--config", file], "--rank_size N is required"),
+        (["--config", file, "--rank_size", "four"], "--rank_size must be a whole number from 1, not 'four'"),
+        (["--config", tmp_path / "no.yaml", "--rank_size", 4], "no.yaml: there is no such file"),
+        (["--config", file, "--rank_size", 6], "= 4 cards, but there are 6. On 6 cards these work:"),
+        (["--config", file, "--rank_size", 4, "--device_target", "CPU"], "the dry run is for Ascend"),
+        (["--config", file, "--rank_size", 4, "--run_mode", "predict"], "the dry run is of a training step"),
+        (["--config", file, "--rank_size", 4, "--hardware", wrong], "hardware.yaml:2: memory_gib: must be a number"),
+        (["--config", file, "--rank_size", 4, "--nonsense", 1], "unknown flag --nonsense"),
+    ]:
+        result = command(repo, *flags)
+        assert (result.returncode, result.stdout) == (2, ""), flags
+        assert result.stderr.startswith("error: "), result.stderr
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+@needs_ascend
+def test_what_mindspore_refuses_is_told_in_its_words(toy, repo):
+    """Flash attention packs the bits of its dropout mask to bytes, so it needs rows of a multiple of 8 tokens."""
+    file = toy({"seq_length": 36, "use_flash_attention": True}, parallel_config={"data_parallel": 2})
+    result = command(repo, "--config", file, "--rank_size", 2)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: MindSpore refuses the plan of rank 0 of 2: For primitive[Reshape]")
+    assert "Traceback" not in result.stderr
+    assert "C++ Call Stack" not in result.stderr

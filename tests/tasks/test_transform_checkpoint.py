@@ -1,0 +1,239 @@
+"""`tools/transform_ckpt.py` on slices that simulated Ascend cards have written; the oracle are the values that the
+parameters had before they were cut."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+import yaml
+
+from mindgpt.models import model_class
+from mindgpt.models.checkpoint_file import CheckpointFile
+from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.skip_rules import skip_rule
+from mindgpt.models.weights import load_weights, open_weights
+from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated
+from mindgpt.tasks.merge_lora import merge
+from tests.tasks.save_slices import whole
+
+PROGRAM = Path(__file__).with_name("save_slices.py")
+TOOL = "tools/transform_ckpt.py"
+LORA = {"pet_config": {"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ".*(dense1|mapping)"}}
+
+# parallel_config by name; hidden 256, since MindSpore leaves parameters of less than 64 kB whole
+LAYOUTS = {
+    "tensor, vocabulary, optimizer": {
+        "data_parallel": 2, "model_parallel": 2, "vocab_emb_dp": False, "optimizer_shard": True,
+    },
+    "tensor, sequence, stages": {
+        "model_parallel": 2, "use_seq_parallel": True, "pipeline_stage": 2, "micro_batch_num": 4,
+    },
+    "data, optimizer": {"data_parallel": 4, "optimizer_shard": True},
+    "optimizer, stages": {"data_parallel": 2, "optimizer_shard": True, "pipeline_stage": 2, "micro_batch_num": 4},
+    "everything": {
+        "data_parallel": 2, "model_parallel": 2, "vocab_emb_dp": False, "optimizer_shard": True,
+        "use_seq_parallel": True, "pipeline_stage": 2, "micro_batch_num": 4,
+    },
+    "data": {"data_parallel": 2},
+    "tensor": {"model_parallel": 4},
+    "four stages": {"pipeline_stage": 4, "micro_batch_num": 4},
+}  # fmt: skip
+ONE, OTHER = list(LAYOUTS)[:2]
+SLOW = list(LAYOUTS)[2:]
+
+pytestmark = [
+    pytest.mark.usefixtures("cpu"),
+    pytest.mark.skipif(
+        not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")),
+        reason="simulated Ascend needs gcc, g++ and nm, or CANN",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory, repo):
+    """The output folder of a run: `run_of(name of a layout)`; each is made once and only read by the tests."""
+    made = {}
+
+    def run(name, **network):
+        if name not in made:
+            made[name] = _make(LAYOUTS.get(name, LAYOUTS[ONE]), network, tmp_path_factory.mktemp("run"), repo)
+        return made[name]
+
+    return run
+
+
+def _make(layout, network, folder, repo):
+    settings = {
+        "lr_schedule": {"learning_rate": 1e-4},
+        "use_parallel": True,
+        "parallel": {"parallel_mode": 1},
+        "parallel_config": layout,
+        "model": {
+            "model_config": {
+                "num_layers": 4 if layout.get("pipeline_stage") == 4 else 2, "hidden_size": 256, "num_heads": 8,
+                "vocab_size": 256, "seq_length": 32, "compute_dtype": "float16", **network,
+            }
+        },
+    }  # fmt: skip
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    ranks = int(np.prod([layout.get(key, 1) for key in ("data_parallel", "model_parallel", "pipeline_stage")]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(repo), os.environ.get("PYTHONPATH", "")]))
+        for rank in range(ranks):
+            command = [sys.executable, PROGRAM, file, folder / "output"]
+            done = run_simulated(command, rank, ranks, cwd=folder, timeout=300)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "output"
+
+
+def is_parameter(name):
+    return "backbone." in name
+
+
+def assert_whole(file: Path, state: bool) -> None:
+    """That a file holds a toy model as it was before it was cut, and its optimizer's state if `state`."""
+    held = CheckpointFile(file)
+    model = model_class("GPT2LMHeadModel")(GPT2Config.from_pretrained(file.with_name("config.json")))
+    weights = {name: tuple(parameter.shape) for name, parameter in model.parameters_dict().items()}
+    assert {name: info.shape for name, info in held.entries.items() if skip_rule(name) is None} == weights
+    expected = weights | ({f"adam_{m}.{name}": shape for name, shape in weights.items() for m in "mv"} if state else {})
+    for name, shape in expected.items():
+        assert np.array_equal(held.read(name), whole(name, shape)), name
+    assert ("global_step" in held.entries) == ("loss_scale" in held.entries) == state
+    assert len(held.entries) > len(expected) if state else len(held.entries) == len(expected)
+
+
+@pytest.mark.parametrize("name", [ONE, OTHER, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_slices_merge_to_the_weights_bit_for_bit(run_of, succeed, checksums, tmp_path, name):
+    output = run_of(name)
+    before = checksums(output)
+    source = ("--src_ckpt_dir", output / "checkpoint", "--src_ckpt_strategy", output / "strategy")
+    console = succeed(TOOL, *source, "--dst_ckpt_dir", "merged", "--prefix", "gpt2_", cwd=tmp_path)
+    assert "step 1_4 (epoch_step) of" in console
+    assert_whole(tmp_path / "merged/rank_0/gpt2_0.ckpt", state=False)
+    succeed(TOOL, *source, "--dst_ckpt_dir", "all", "--training_state", cwd=tmp_path)
+    assert_whole(tmp_path / "all/rank_0/checkpoint_0.ckpt", state=True)
+    assert checksums(output) == before
+
+
+@pytest.mark.parametrize(
+    "pair", [(ONE, OTHER), *(pytest.param((ONE, name), marks=pytest.mark.slow) for name in SLOW[:3])]
+)
+def test_reshards_to_another_layout_and_back(run_of, succeed, tmp_path, pair):
+    one, other = map(run_of, pair)
+    to_other = ("--dst_ckpt_strategy", other / "strategy", "--dst_ckpt_dir", "other")
+    succeed(TOOL, "--src_ckpt_dir", one / "checkpoint", *to_other, cwd=tmp_path)
+    back = (
+        "--src_ckpt_strategy",
+        other / "strategy",
+        "--dst_ckpt_strategy",
+        one / "strategy",
+        "--dst_ckpt_dir",
+        "back",
+    )
+    succeed(TOOL, "--src_ckpt_dir", tmp_path / "other", *back, cwd=tmp_path)
+    for output, folder in ((other, "other"), (one, "back")):
+        for rank, file in enumerate(sorted((output / "checkpoint").rglob("*.ckpt"))):
+            theirs, ours = (
+                CheckpointFile(file),
+                CheckpointFile(tmp_path / folder / f"rank_{rank}/checkpoint_{rank}.ckpt"),
+            )
+            assert len([name for name in ours.entries if is_parameter(name)]) > 40
+            assert {"global_step", "loss_scale", "current_iterator_step"} <= set(ours.entries)
+            for name in filter(is_parameter, ours.entries):  # theirs holds other stages' parameters, too, uncut
+                assert np.array_equal(ours.read(name), theirs.read(name)), (rank, name)
+
+
+def test_a_whole_checkpoint_is_cut_as_mindspore_cuts_it(run_of, succeed, tmp_path):
+    output = run_of(ONE)
+    succeed(TOOL, "--src_ckpt_dir", output / "checkpoint", "--dst_ckpt_dir", "merged", cwd=tmp_path)
+    merged = tmp_path / "merged/rank_0/checkpoint_0.ckpt"
+    succeed(
+        TOOL, "--src_ckpt_dir", merged, "--dst_ckpt_strategy", output / "strategy", "--dst_ckpt_dir", "sliced",
+        cwd=tmp_path,
+    )  # fmt: skip
+    by_mindspore = tmp_path / "mindspore"
+    by_mindspore.mkdir()
+    strategy = str(tmp_path / "merged_strategy.ckpt")
+    ms.merge_pipeline_strategys(str(output / "strategy"), strategy)
+    ms.transform_checkpoints(str(tmp_path / "merged"), str(by_mindspore), "checkpoint_", None, strategy)
+    for rank in range(4):
+        ours, theirs = (CheckpointFile(folder / f"rank_{rank}/checkpoint_{rank}.ckpt")
+                        for folder in (tmp_path / "sliced", by_mindspore))  # fmt: skip
+        assert ours.entries == theirs.entries
+        assert all(np.array_equal(ours.read(name), theirs.read(name)) for name in ours.entries)
+
+
+def test_a_model_loads_from_the_slices(run_of):
+    checkpoint = run_of(OTHER) / "checkpoint"
+    weights = open_weights(checkpoint)
+    model = model_class("GPT2LMHeadModel")(weights.config)
+    report = load_weights(model, weights)
+    assert len(report.loaded) == len(model.parameters_dict())
+    assert set(report.skipped.values()) >= {"optimizer state", "loss scale", "training counter"}
+    for name, parameter in model.parameters_dict().items():
+        assert np.array_equal(parameter.asnumpy(), whole(name, parameter.shape)), name
+
+
+def test_lora_merges_from_slices_as_from_one_file(run_of, succeed, tmp_path):
+    output = run_of("LoRA", **LORA)
+    succeed(TOOL, "--src_ckpt_dir", output / "checkpoint", "--dst_ckpt_dir", "merged", cwd=tmp_path)
+    from_file = merge(tmp_path / "merged/rank_0/checkpoint_0.ckpt", tmp_path / "from_file")
+    succeed(
+        "tools/transform_ckpt_lora.py", "--src_ckpt_path_or_dir", output / "checkpoint", "--src_ckpt_strategy",
+        output / "strategy", "--dst_ckpt_dir", "from_slices", cwd=tmp_path,
+    )  # fmt: skip
+    one, other = CheckpointFile(from_file), CheckpointFile(tmp_path / "from_slices/rank_0/checkpoint_0.ckpt")
+    assert one.entries == other.entries
+    assert all(np.array_equal(one.read(name), other.read(name)) for name in one.entries)
+    linear = "backbone.blocks.1.output.mapping"
+    a, b = (whole(f"{linear}.mindpet_delta_lora_{x}", shape) for x, shape in (("a", (8, 256)), ("b", (1024, 8))))
+    expected = whole(f"{linear}.weight", (256, 1024)) + 2 * (b @ a).T
+    np.testing.assert_allclose(other.read(f"{linear}.weight"), expected, atol=1e-5)
+
+
+@pytest.fixture
+def broken(run_of, tmp_path):
+    """A copy of the run ONE that a test may break."""
+    return Path(shutil.copytree(run_of(ONE), tmp_path / "broken"))
+
+
+def test_broken_runs_are_refused_in_one_message_and_nothing_is_written(run_of, broken, program, tmp_path):
+    checkpoint = broken / "checkpoint"
+    last = checkpoint / "rank_3"
+
+    def refused(*arguments, source=checkpoint):
+        done = program(TOOL, "--src_ckpt_dir", source, "--dst_ckpt_dir", "merged", *arguments, cwd=tmp_path)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert done.stderr.startswith("error: ")
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "merged").exists()
+        return done.stderr
+
+    last.rename(tmp_path / "rank_3")
+    assert "rank_3 of 4 missing" in refused()
+    (tmp_path / "rank_3").rename(last)
+    slice_ = last / "toy_rank_3-1_4.ckpt"
+    assert "is the slice of rank 3, one of 4, and no model by itself" in refused(source=slice_)
+    slice_.rename(last / "toy_rank_3-1_2.ckpt")
+    message = refused()
+    assert "step 1_4 (epoch_step) is missing in rank_3; rank_3 has 1_2" in message
+    assert "--step" not in message  # there is no step that all have
+    assert "step 1_9 (epoch_step) is missing in rank_0" in refused("--step", "1_9")
+    (last / "toy_rank_3-1_2.ckpt").rename(slice_)
+    other = run_of(OTHER) / "strategy"
+    assert "are not of the same run" in refused("--src_ckpt_strategy", other)
+    assert "no such strategy file or folder" in refused("--src_ckpt_strategy", tmp_path / "nowhere")
+    assert "not a strategy file" in refused("--src_ckpt_strategy", slice_)
+    assert "which is only read" in refused("--dst_ckpt_dir", checkpoint / "merged")
+    content = slice_.read_bytes()
+    slice_.write_bytes(content[: len(content) // 2])
+    assert "not a whole MindSpore checkpoint" in refused()
+    shutil.copy(checkpoint / "rank_2/toy_rank_2-1_4.ckpt", slice_)  # rank 2's slice under rank 3's name
+    assert "should be the same on ranks" in refused()

@@ -1,0 +1,92 @@
+"""Labelled texts to MindRecord rows for text classification with GPT-2.
+
+    python tools/dataset_preprocess/gpt2/txtcls_dataset_to_mindrecord.py \
+        --dataset_name sst_2 --input_file train.tsv --output_file train.mindrecord
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # runs from a checkout that is not installed
+
+from mindgpt.config.command_line import boolean
+from mindgpt.config.errors import run_program
+from mindgpt.data.blocks import use_cores
+from mindgpt.data.classification import read_label_names, write_classification
+from mindgpt.data.files import check_readable
+from mindgpt.data.labelled_text import LAYOUTS, layout_of
+from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
+from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Labelled texts to MindRecord: a row holds the tokens of a text, without padding, and the number "
+        "of its label. sst_2, cola, ag_news and imdb are read as their makers publish them; anything else as csv "
+        "(fields in quotes where they need it), tsv (a quote is a character like any other) or jsonl."
+    )
+    add = parser.add_argument
+    add("--dataset_name", required=True, choices=list(LAYOUTS), help="which data set, or which kind of file")
+    add("--input_file", required=True, help="the file of texts and labels")
+    add_output_arguments(
+        parser, row="row", max_length=1024, length_help="tokens of a {row} at most; longer texts are cut"
+    )
+    add(
+        "--header",
+        type=boolean,
+        nargs="?",
+        const=True,
+        metavar="True|False",
+        help="whether the first line names the columns (default: as the data set is published; csv, tsv: True)",
+    )
+    add(
+        "--text_column",
+        nargs="+",
+        metavar="COLUMN",
+        help="name, or without a header number from 1, of the column with the text; several are joined by a space "
+        "(default for csv, tsv, jsonl: text)",
+    )
+    add("--label_column", metavar="COLUMN", help="the same for the label (default for csv, tsv, jsonl: label)")
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument(
+        "--label_names",
+        nargs="+",
+        metavar="NAME",
+        help="the labels in the order of their numbers (default for csv, tsv, jsonl: all that the file has, sorted)",
+    )
+    names.add_argument("--label_file", metavar="FILE", help="a file that holds them, one a line")
+    add("--skip_empty", action="store_true", help="leave out rows with an empty text instead of refusing the file")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    use_cores(arguments.num_workers)
+    check_readable(arguments.input_file)
+    layout = layout_of(
+        arguments.dataset_name,
+        header=arguments.header,
+        text_columns=arguments.text_column,
+        label_column=arguments.label_column,
+        label_names=read_label_names(arguments.label_file) if arguments.label_file else arguments.label_names,
+    )
+    summary = write_classification(
+        arguments.input_file,
+        layout,
+        GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+        arguments.output_file,
+        max_length=arguments.max_length,
+        skip_empty=arguments.skip_empty,
+        num_splits=arguments.num_splits,
+        overwrite=arguments.overwrite,
+    )
+    print(summary)
+    for warning in summary.warnings():
+        print(f"warning: {warning}")
+    if layout.label_names is None:
+        print(f"labels, sorted; for other files of this set: --label_names {' '.join(summary.label_names)}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,113 @@
+"""Instruction data (.json, .jsonl, .csv, .tsv) to MindRecord rows with labels, in which the prompt does not count.
+
+    python tools/dataset_preprocess/instruction_to_mindrecord.py \
+        --input_file alpaca_data.json --output_file alpaca.mindrecord --max_length 1025 --tokenizer_type <dir>
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed
+
+from mindgpt.config.errors import UserError, run_program
+from mindgpt.data.blocks import use_cores
+from mindgpt.data.instruction_rows import Summary, write_examples
+from mindgpt.data.instructions import FORMATS, TEMPLATES, ExampleReader, read_templates
+from mindgpt.data.records import RECORD_SUFFIXES, BadRecords, refuse
+from mindgpt.data.text import input_files
+from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
+from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+
+_MUCH_PADDING = 0.5
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    formats = "; ".join(f"{name}: {layout.keys}" for name, layout in FORMATS.items())
+    parser = argparse.ArgumentParser(
+        description="Instruction data to MindRecord. An example is a prompt, its response and <|endoftext|>; labels "
+        "are -100 at the prompt and at padding, so that only the response and its end are learnt. A row of src_tgt "
+        "without tgt_txt is learnt as a whole."
+    )
+    parser.add_argument(
+        "--input_file",
+        nargs="+",
+        required=True,
+        help=f"files, folders (their {', '.join(RECORD_SUFFIXES)} files, sub-folders included) or patterns in quotes. "
+        ".json: a list of objects, or one a line; .csv and .tsv: with a header, quotes round cells that need them",
+    )
+    add_output_arguments(parser, row="row", max_length=1025)
+    parser.add_argument("--format", choices=FORMATS, help=f"the keys (default: told by the first record). {formats}")
+    parser.add_argument(
+        "--template",
+        metavar="FILE",
+        help="how to word prompts: a JSON file with prompt_input and prompt_no_input, texts with {instruction} and "
+        "{input} in them, or, for the other formats, prompt, a text with {prompt} in it (default: ### Instruction: ... "
+        "### Response:, and the prompt as it stands)",
+    )
+    parser.add_argument(
+        "--too_long",
+        choices=["truncate", "drop"],
+        default="truncate",
+        help="an example of more than max_length tokens has the end of its response cut off, without <|endoftext|> "
+        "(default), or is dropped. One whose prompt fills the row is dropped in either case",
+    )
+    parser.add_argument(
+        "--pack",
+        action="store_true",
+        help="put several whole examples in a row. They are not kept apart: an example sees those before it in its row",
+    )
+    parser.add_argument(
+        "--skip_bad", action="store_true", help="leave out and count records that make no example, rather than stop"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    use_cores(arguments.num_workers)
+    bad = BadRecords() if arguments.skip_bad else None
+    examples = ExampleReader(
+        input_files(arguments.input_file, RECORD_SUFFIXES),
+        arguments.format,
+        read_templates(arguments.template) if arguments.template else TEMPLATES,
+        on_bad=bad or refuse_with_hint,
+    )
+    summary = write_examples(
+        examples,
+        GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+        arguments.output_file,
+        max_length=arguments.max_length,
+        pack=arguments.pack,
+        too_long=arguments.too_long,
+        num_splits=arguments.num_splits,
+        overwrite=arguments.overwrite,
+    )
+    warn(summary, examples, bad)
+    print(summary)
+    if summary.padding > _MUCH_PADDING and not arguments.pack:
+        print("much of this is padding, which costs as much time as text: --pack puts several examples in a row")
+
+
+def refuse_with_hint(error: UserError) -> None:
+    refuse(UserError(f"{error} --skip_bad leaves such records out."))
+
+
+def warn(summary: Summary, examples: ExampleReader, bad: BadRecords | None) -> None:
+    """One line for everything that was read and is not learnt."""
+    length = summary.row_length
+    warnings = []
+    if summary.truncated:
+        warnings.append(f"{summary.truncated} example(s) of more than {length} tokens: the end of the response is cut")
+    if summary.dropped:
+        warnings.append(f"{summary.dropped} example(s) dropped as too long for {length} tokens")
+    if bad and bad.count:
+        warnings.append(f"{bad.count} bad record(s) left out: {' '.join(bad.messages)}{' ...' * (bad.count > 3)}")
+    if examples.unused:
+        warnings.append(f"keys without use: {', '.join(sorted(map(repr, examples.unused)))}")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,51 @@
+"""Compile a run's plan for Ascend on any machine: legal or not, memory and collectives of each card, estimated speed.
+
+    python tools/dry_run.py --config configs/gpt2/pretrain_gpt2_13b_fp16.yaml --rank_size 8
+    python tools/dry_run.py --config X.yaml --rank_size 16 --options parallel_config.pipeline_stage=2 --batch_size 4
+
+Every other flag is one of run_mindformer.py. No data and no weights are read, and nothing is written.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+
+from mindgpt.config.command_line import config_from_command_line
+from mindgpt.config.errors import UserError, run_program
+from mindgpt.config.hardware import load_hardware
+from mindgpt.tasks.dry_run import dry_run, report
+
+HARDWARE = Path(__file__).resolve().parents[1] / "configs" / "hardware" / "atlas_800t_a2.yaml"
+
+
+def main() -> None:
+    title, rest = __doc__.split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--rank_size", metavar="N", help="how many cards (required)")
+    parser.add_argument(
+        "--hardware", type=Path, default=HARDWARE, metavar="FILE", help="the kind of card (%(default)s)"
+    )
+    given, flags_of_run = parser.parse_known_args()
+    cards = _number(given.rank_size)
+    command = config_from_command_line(flags_of_run)
+    hardware = load_hardware(given.hardware)
+    for note in command.notes:
+        print(note)
+    for line in report(dry_run(command.config, cards, hardware)):
+        print(line)
+
+
+def _number(text: str | None) -> int:
+    if text is None:
+        raise UserError("command line: --rank_size N is required: on how many cards?")
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"command line: --rank_size must be a whole number from 1, not {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,78 @@
+"""Merge the checkpoint slices of a parallel run into one file, or cut them for another layout. Needs no NPU.
+
+    # the newest step of a run, the weights alone -> merged/rank_0/gpt2_0.ckpt
+    python tools/transform_ckpt.py --src_ckpt_dir output/checkpoint --src_ckpt_strategy output/strategy \\
+        --dst_ckpt_dir merged --prefix gpt2_
+    # for the layout that other strategy files describe, with all that a run needs to go on
+    python tools/transform_ckpt.py --src_ckpt_dir output/checkpoint --dst_ckpt_strategy other/strategy \\
+        --dst_ckpt_dir resharded
+    # one whole file, cut for a layout
+    python tools/transform_ckpt.py --src_ckpt_dir gpt2.ckpt --dst_ckpt_strategy other/strategy --dst_ckpt_dir sliced
+
+The result is <dst_ckpt_dir>/rank_<r>/<prefix><r>.ckpt, with the config.json of the source beside it. One tensor is in
+memory at a time. The sources are only read, and all checks are made before the first file is written.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+
+from mindgpt.config.errors import run_program
+from mindgpt.models.run_folder import Step
+from mindgpt.tasks.transform_checkpoint import transform
+
+
+def main() -> None:
+    title, rest = __doc__.split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add(
+        "--src_ckpt_dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of rank_0, rank_1, ..., or a whole .ckpt",
+    )
+    add(
+        "--src_ckpt_strategy", type=optional_path, metavar="PATH", help="strategy files of the source (those beside it)"
+    )
+    add("--dst_ckpt_dir", type=Path, required=True, metavar="DIR", help="folder of the result, not among the sources")
+    add("--dst_ckpt_strategy", type=optional_path, metavar="PATH", help="strategy of the result (one whole file)")
+    add("--prefix", default="checkpoint_", help="of the result's names (%(default)s)")
+    add("--step", type=step, metavar="EPOCH_STEP", help="which checkpoint, e.g. 1_500 (the newest)")
+    add(
+        "--training_state",
+        action=argparse.BooleanOptionalAction,
+        help="write optimizer state, loss scale and counters, too (only with --dst_ckpt_strategy)",
+    )
+    given = parser.parse_args()
+    transform(
+        given.src_ckpt_dir,
+        given.dst_ckpt_dir,
+        given.prefix,
+        given.src_ckpt_strategy,
+        given.dst_ckpt_strategy,
+        given.step,
+        given.training_state,
+    )
+
+
+def optional_path(text: str) -> Path | None:
+    """A path; empty or None, as MindFormers' scripts write it, for none."""
+    return Path(text) if text not in ("", "None") else None
+
+
+def step(text: str) -> Step:
+    match = re.fullmatch(r"(\d+)_(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form <epoch>_<step>, as in the checkpoints' names")
+    return Step(int(match[1]), int(match[2]))
+
+
+if __name__ == "__main__":
+    run_program(main)
