@@ -36,9 +36,12 @@ def gpt2_tokenizer_dir(shared_data) -> Path:
     return shared_data / "gpt2-tokenizer"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def cpu():
-    """MindSpore on the CPU in graph mode, prepared as a run prepares it (but for where compiled kernels go)."""
+    """MindSpore on the CPU in graph mode, prepared as a run prepares it (but for where compiled kernels go).
+
+    Before the first test of a process, whichever that is: once MindSpore has computed, its device cannot be set.
+    """
     import tempfile
 
     from mindgpt.config.execution import ContextSection
