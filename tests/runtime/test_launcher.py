@@ -53,6 +53,8 @@ def shell(repo, folder):
     def start(*arguments, **keywords):
         command = ["bash", str(repo / "scripts" / "msrun_launcher.sh"), *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # A shell starts what is in its background with Ctrl-C ignored, the whole test run for one; a person's is not.
+        keywords.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         return subprocess.Popen(command, cwd=folder, env=environment, **pipes, **keywords)
 
     return start
