@@ -65,6 +65,8 @@ def layout_problems(config: RunConfig, cards: int) -> Iterator[str]:
     if wrong:
         yield f"parallel_config: {'; '.join(wrong)}. {_nearest(config, cards)}"
     yield from _pipeline_problems(config, grid)
+    if config.micro_batch_interleave_num > 1:
+        yield "micro_batch_interleave_num: a model that is cut over cards does not do this yet; set it to 1"
     if config.optimizer.type in _CUTS_NO_STATE and (grid.model_parallel > 1 or shards_optimizer(config)):
         yield (
             f"optimizer.type: the state of {config.optimizer.type} cannot be cut; with model_parallel or a sharded "
@@ -104,8 +106,6 @@ def _pipeline_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
             f"micro-batches; set it to 1 and micro_batch_num to "
             f"{section.micro_batch_num * runner.gradient_accumulation_steps}"
         )
-    if config.micro_batch_interleave_num > 1:
-        yield "micro_batch_interleave_num: pipeline stages have micro-batches of their own; set it to 1"
 
 
 def working_grids(config: RunConfig, cards: int) -> list[CardGrid]:

@@ -93,3 +93,10 @@ def test_adafactor_cannot_be_cut():
     asked = config(model_parallel=2)
     asked.optimizer.type = "adafactor"
     assert any("adafactor cannot be cut" in message for message in layout_problems(asked, 2))
+
+
+def test_interleaving_is_refused_rather_than_dropped():
+    asked = config(model_parallel=2)
+    asked.micro_batch_interleave_num = 2
+    (message,) = layout_problems(asked, 2)
+    assert message.startswith("micro_batch_interleave_num: ")
