@@ -22,18 +22,24 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 LENGTHS = (12, 1, 7, 12, 4)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """transformers' classifier, its folder, and the same converted to a .ckpt and back."""
-    base = tmp_path_factory.mktemp("classifier")
+def peer_with_large_weights(**changes):
+    """transformers' classifier whose logits and gradients are large enough to compare."""
     torch.manual_seed(1)
-    settings = {**TOY, **NO_DROPOUT, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": PAD}
+    settings = {**TOY, **NO_DROPOUT, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": PAD, **changes}
     peer = transformers.GPT2ForSequenceClassification(
         transformers.GPT2Config(**settings, id2label={0: "bad", 1: "so so", 2: "good"})
     )
     with torch.no_grad():
         for parameter in peer.parameters():
             parameter.mul_(4.0).add_(0.05 * torch.randn_like(parameter))
+    return peer
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """transformers' classifier, its folder, and the same converted to a .ckpt and back."""
+    base = tmp_path_factory.mktemp("classifier")
+    peer = peer_with_large_weights()
     peer.save_pretrained(base / "hf")
     convert_weight.main(["--torch_path", str(base / "hf"), "--mindspore_path", str(base / "x.ckpt")])
     convert_weight.main(["--reversed", "--mindspore_path", str(base / "x.ckpt"), "--torch_path", str(base / "back")])
@@ -91,10 +97,14 @@ def test_the_last_token_is_found_by_the_mask_and_not_by_its_id(folders):
         np.testing.assert_allclose(logits[row : row + 1], alone, atol=1e-5)
 
 
+# MindSpore's tanh on the CPU is off by up to 1.2e-4 (docs/performance.md); how much of that reaches a gradient depends on
+# the processor. Without it, gradients of up to 5 must be right to 3e-5.
+@pytest.mark.parametrize(("activation", "tolerance"), [("gelu_new", 3e-4), ("relu", 3e-5)])
 @pytest.mark.parametrize("weights", [None, [0.5, 1.0, 3.0]], ids=["plain", "weighted"])
-def test_loss_and_gradients_equal_torch(folders, weights):
-    peer, base = folders
-    model = GPT2ForSequenceClassification.from_pretrained(base / "hf")
+def test_loss_and_gradients_equal_torch(tmp_path, activation, tolerance, weights):
+    peer = peer_with_large_weights(activation_function=activation)
+    peer.save_pretrained(tmp_path)
+    model = GPT2ForSequenceClassification.from_pretrained(tmp_path)
     model.set_class_weights(weights)
     model.set_train(True)
     ids, mask, labels = batch(SIDES["mixed"])
@@ -107,12 +117,12 @@ def test_loss_and_gradients_equal_torch(folders, weights):
     expected.backward()
     arguments = (Tensor(ids), Tensor(mask), Tensor(labels.reshape(-1, 1)))
     loss, gradients = ms.value_and_grad(model, None, model.trainable_params())(*arguments)
-    assert float(loss.asnumpy()) == pytest.approx(expected.item(), abs=1e-4)
+    assert float(loss.asnumpy()) == pytest.approx(expected.item(), abs=min(tolerance, 1e-4))
     by_name = {p.name: g.asnumpy() for p, g in zip(model.trainable_params(), gradients, strict=True)}
     table = "backbone.embedding.word_embedding.embedding_table"
     pairs = {"score.weight": peer.score.weight, table: peer.transformer.wte.weight}
     for name, parameter in pairs.items():
-        np.testing.assert_allclose(by_name[name], parameter.grad.numpy(), atol=1e-4)
+        np.testing.assert_allclose(by_name[name], parameter.grad.numpy(), atol=tolerance)
 
 
 def test_a_batch_without_labels_has_loss_zero(folders):
