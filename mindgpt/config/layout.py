@@ -49,10 +49,14 @@ def cuts_vocabulary(config: RunConfig) -> bool:
 
 
 def rows_of_step(config: RunConfig) -> int:
-    """Sequences of a step on all cards together; `batch_size` is that of a data-parallel card and a micro-batch."""
+    """Sequences of a step on all cards together of a model that is cut over them.
+
+    `batch_size` is that of a data-parallel card, of a micro-batch, and of each of its interleaved parts.
+    """
     runner, section = config.runner_config, config.parallel_config
     micro_batches = section.micro_batch_num if section.pipeline_stage > 1 else 1
-    return runner.batch_size * section.data_parallel * micro_batches * runner.gradient_accumulation_steps
+    parts = micro_batches * config.micro_batch_interleave_num * runner.gradient_accumulation_steps
+    return runner.batch_size * section.data_parallel * parts
 
 
 def layout_problems(config: RunConfig, cards: int) -> Iterator[str]:
@@ -65,8 +69,6 @@ def layout_problems(config: RunConfig, cards: int) -> Iterator[str]:
     if wrong:
         yield f"parallel_config: {'; '.join(wrong)}. {_nearest(config, cards)}"
     yield from _pipeline_problems(config, grid)
-    if config.micro_batch_interleave_num > 1:
-        yield "micro_batch_interleave_num: a model that is cut over cards does not do this yet; set it to 1"
     if config.optimizer.type in _CUTS_NO_STATE and (grid.model_parallel > 1 or shards_optimizer(config)):
         yield (
             f"optimizer.type: the state of {config.optimizer.type} cannot be cut; with model_parallel or a sharded "

@@ -79,6 +79,11 @@ def model_is_cut() -> bool:
     return ms.get_auto_parallel_context("parallel_mode") == "semi_auto_parallel"
 
 
+def cards_of_a_stage() -> int:
+    """Over how many cards each stage of a model is cut; all of them if it has but one."""
+    return world_size() // ms.get_auto_parallel_context("pipeline_stages")
+
+
 def share(number: int) -> range:
     """Which of `number` pieces of work are this process's: every n-th of n data-parallel processes."""
     ranks = data_parallel_ranks()

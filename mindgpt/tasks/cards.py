@@ -18,7 +18,7 @@ from mindgpt.models.gpt2.gpt2_parallel import (
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.pet.lora_parallel import apply_layout_to_lora
 from mindgpt.runtime.collectives import Cut
-from mindgpt.train.micro_batch_step import MicroBatchTrainStep
+from mindgpt.train.micro_batch_step import InterleavedNetwork, MicroBatchTrainStep
 from mindgpt.train.step import AccumulatingTrainStep, TrainStep
 
 
@@ -66,6 +66,8 @@ def train_step(config: RunConfig, model: nn.Cell, optimizer: nn.Optimizer, cut: 
     wrapper, section = config.runner_wrapper, config.parallel_config
     clip = wrapper.max_grad_norm if wrapper.use_clip_grad else None
     batches = config.runner_config.gradient_accumulation_steps
+    if cut and config.micro_batch_interleave_num > 1:
+        model = InterleavedNetwork(model, config.micro_batch_interleave_num)
     if cut and section.pipeline_stage > 1:
         return MicroBatchTrainStep(model, optimizer, wrapper.scale_sense, clip, section.micro_batch_num)
     if batches > 1:

@@ -19,6 +19,13 @@ from mindgpt.runtime.ranks import rank, say
 _ROWS_LOOKED_AT = 256
 
 
+def rows_a_step(config: RunConfig) -> int:
+    """Rows of a step on all processes together."""
+    if model_is_cut():
+        return rows_of_step(config)
+    return config.runner_config.batch_size * config.runner_config.gradient_accumulation_steps * data_parallel_ranks()
+
+
 def training_data(config: RunConfig) -> tuple[ds.Dataset, DatasetInfo]:
     """The batches of a step, of `batch_size` x `gradient_accumulation_steps` rows of seq_length + 1 tokens, and what
     the data set is made of. Of several data-parallel processes each has batches of its own; cards over which the model
@@ -27,14 +34,13 @@ def training_data(config: RunConfig) -> tuple[ds.Dataset, DatasetInfo]:
     Raises:
         UserError: no data set is named, or it does not fit the model.
     """
-    runner, ranks = config.runner_config, data_parallel_ranks()
-    rows = rows_of_step(config) if model_is_cut() else runner.batch_size * runner.gradient_accumulation_steps
+    ranks = data_parallel_ranks()
     info = _inspected(config, config.train_dataset, "train", training=True)
     dataset = _build(
         config,
         config.train_dataset,
         info,
-        batch_size=rows,
+        batch_size=rows_a_step(config) // ranks,
         shuffle=config.train_dataset.data_loader.shuffle,
         drop_remainder=must_drop(config),
         num_shards=ranks,

@@ -97,18 +97,20 @@ def activations_of_stage(config: RunConfig, stage: int, blocks: int, block_bytes
     """
     network, grid, recompute = config.model.config, grid_of(config), config.recompute_config
     last = stage == grid.pipeline_stage - 1
-    micro_batches = min(grid.pipeline_stage - stage, config.parallel_config.micro_batch_num)
+    parts = config.micro_batch_interleave_num
+    micro_batches = min(grid.pipeline_stage - stage, config.parallel_config.micro_batch_num) * parts
     block_bytes = kept_by_block(config) if block_bytes is None else block_bytes
-    rows = config.runner_config.batch_size * network.seq_length
+    rows = config.runner_config.batch_size * network.seq_length  # of one interleaved part
     kept, working = _with_recompute(config, recompute, block_bytes)
     total = micro_batches * blocks * kept + working
     if stage == 0 and network.embedding_dropout_rate:
         total += micro_batches * rows * network.hidden_size * DROPOUT_MASK_BYTES
     if last:
-        total += rows * network.hidden_size * (BYTES[network.layernorm_compute_type] + BYTES[network.compute_dtype])
+        norm_bytes = BYTES[network.layernorm_compute_type] + BYTES[network.compute_dtype]
+        total += parts * rows * network.hidden_size * norm_bytes
         if config.trainer.type == "CausalLanguageModelingTrainer":
             classes = network.vocab_size // (grid.model_parallel if cuts_vocabulary(config) else 1)
-            total += 3 * 4 * rows * classes  # float32: logits, their exponentials, and the gradient
+            total += parts * 3 * 4 * rows * classes  # float32: logits, their exponentials, and the gradient
     return total
 
 

@@ -35,15 +35,19 @@ _SAME_SHAPES = (  # settings that change the network but no shape, so that stric
 )
 
 
-def build_model(config: RunConfig) -> PretrainedCell:
+def build_model(config: RunConfig, weights_follow: bool = False) -> PretrainedCell:
     """The network of the section `model`, with weights if the configuration names any; in training modes a classifier
     may start from a language model's.
+
+    Args:
+        config: of the run.
+        weights_follow: leave them out: a run that is resumed will restore all its parameters.
 
     Raises:
         UserError: the run needs weights and none are named; they are not there; or they do not fit.
     """
     model_config = GPT2Config.from_section(config.model.config)
-    path = weights_path(config)
+    path = None if weights_follow else weights_path(config)
     weights = None if path is None else open_weights(path, _strategy(config, path))
     if config.resize_embeddings:
         weights = _resized(config, model_config, weights)
@@ -59,7 +63,9 @@ def build_model(config: RunConfig) -> PretrainedCell:
         model.set_class_weights(config.trainer.class_weights)
     if lora is not None:
         lora.put_on(model)
-    if weights is None:
+    if weights_follow:
+        say("weights: of the checkpoint to resume from, once the cards have their parts")
+    elif weights is None:
         say("weights: random, training from scratch")
     else:
         parameters = lora.parameters_of_base(model) if lora else model

@@ -11,6 +11,7 @@ from mindspore.train import Callback, Model
 
 from mindgpt.config.callbacks import CheckpointMonitorSection, SummaryMonitorSection
 from mindgpt.config.errors import UserError
+from mindgpt.config.layout import grid_of, shards_optimizer
 from mindgpt.config.run import RunConfig
 from mindgpt.config.section import Section
 from mindgpt.data.buckets import BucketedDataset
@@ -23,14 +24,20 @@ from mindgpt.runtime.interrupts import last_words
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.callbacks import RunCallbacks
 from mindgpt.tasks.cards import compile_cut, cut_of, lay_out, layout_of, train_step, zeros_for
-from mindgpt.tasks.datasets import reading, training_data
+from mindgpt.tasks.datasets import reading, rows_a_step, training_data
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.labelled_data import labelled_training_data
 from mindgpt.tasks.models import build_model
 from mindgpt.tasks.session import keep_config
 from mindgpt.train.optimizers import build_optimizer, decay_groups, state_line
 from mindgpt.train.progress import Progress
-from mindgpt.train.resume import ResumePoint, check_same_plan, find_resume_point, restore_parameters
+from mindgpt.train.resume import (
+    ResumePoint,
+    check_same_plan,
+    find_resume_point,
+    find_resume_point_of_card,
+    restore_parameters,
+)
 from mindgpt.train.schedules import LearningRateTable, rates_line, rates_of_run
 from mindgpt.train.summary import check_tensorboard
 
@@ -53,7 +60,7 @@ def train(config: RunConfig) -> None:
         say(f"nothing to resume: {point.path} is of step {point.step}, and the run has {progress.total_steps}")
         return
     rates = rates_of_run(config.lr_schedule, config.optimizer, progress.total_steps)
-    model = build_model(_starting_from(config, point))
+    model = build_model(_starting_from(config, point), weights_follow=point is not None and model_is_cut())
     layout = layout_of(config, padding=len(dataset.get_col_names()) > 1)
     if model_is_cut():
         trained = lay_out(config, model, layout, cut_of(config).stage)
@@ -73,7 +80,7 @@ def train(config: RunConfig) -> None:
         dataset.set_init_step(point.step)
     _check_equal_beginnings(step)
     if model_is_cut() and (config.only_save_strategy or is_simulated()):
-        _stop_after_compiling(config, step, callbacks)
+        _stop_after_compiling(config, step, callbacks, 0 if point is None else point.step)
         return
     runner = config.runner_config
     say(trained_values(model.get_parameters()))
@@ -81,9 +88,8 @@ def train(config: RunConfig) -> None:
     say(decay_groups(optimizer.parameters, config.optimizer.weight_decay))
     say(rates_line(config.lr_schedule, rates))
     say(
-        f"training: {progress.epochs} epoch(s) of {progress.steps_per_epoch} steps, batch {runner.batch_size} x "
-        f"{runner.gradient_accumulation_steps}{_times_ranks()} rows of {_row_lengths(config, dataset)} tokens; "
-        "compiling first"
+        f"training: {progress.epochs} epoch(s) of {progress.steps_per_epoch} steps, batch {_rows(config)} rows of "
+        f"{_row_lengths(config, dataset)} tokens; {'compiled' if model_is_cut() else 'compiling first'}"
     )
     config_file = keep_config(config)
     began = time.monotonic()
@@ -95,12 +101,12 @@ def train(config: RunConfig) -> None:
     callbacks.close_with_table(config_file, time.monotonic() - began)
 
 
-def _stop_after_compiling(config: RunConfig, step: nn.Cell, callbacks: RunCallbacks) -> None:
+def _stop_after_compiling(config: RunConfig, step: nn.Cell, callbacks: RunCallbacks, done: int) -> None:
     """The end of a run that was to leave its strategy only, or whose cards are simulated and compute nothing; the
     latter also leaves this card's slices of the weights, with which the merging of checkpoints can be tried."""
     say(f"compiled; strategy: {cut_of(config).strategy_folder}")
     if is_simulated() and callbacks.checkpoints is not None:
-        say(f"the cards are simulated, so nothing is trained; weights: {callbacks.checkpoints.save(step, 0)}")
+        say(f"the cards are simulated, so nothing is trained; weights: {callbacks.checkpoints.save(step, done)}")
 
 
 def _plan(config: RunConfig, progress: Progress, info: DatasetInfo) -> dict[str, Any]:
@@ -112,8 +118,10 @@ def _plan(config: RunConfig, progress: Progress, info: DatasetInfo) -> dict[str,
         "rows of data": info.num_rows,
         "checksum of data": checksum,
         "processes": data_parallel_ranks(),
-        "rows a step": runner.batch_size * runner.gradient_accumulation_steps * data_parallel_ranks(),
+        "rows a step": rows_a_step(config),
         "gradient_accumulation_steps": runner.gradient_accumulation_steps,
+        "parallel_config": str(grid_of(config)) if model_is_cut() else None,
+        "sharded optimizer": shards_optimizer(config) if model_is_cut() else None,
         "steps an epoch": progress.steps_per_epoch,
         "seed": config.seed,
         "train_dataset.data_loader.shuffle": data.data_loader.shuffle,
@@ -136,12 +144,14 @@ def _resume_point(config: RunConfig, plan: dict[str, Any]) -> ResumePoint | None
         return None
     monitors = [section for section in config.callbacks if isinstance(section, CheckpointMonitorSection)]
     own = Path(monitors[0].directory if monitors and monitors[0].directory else Path(config.output_dir) / "checkpoint")
-    writer = 0 if data_parallel_ranks() > 1 else rank()  # whose checkpoints are this process's
-    folders = [own / f"rank_{writer}"]
-    if config.load_checkpoint:
-        named = Path(config.load_checkpoint)
-        folders += [named / f"rank_{writer}", named] if named.is_dir() else [named.parent]
-    point = find_resume_point(config.resume_training, folders)
+    named = Path(config.load_checkpoint) if config.load_checkpoint else None
+    if model_is_cut():
+        point = find_resume_point_of_card(config.resume_training, [own, *([named] if named else [])], rank())
+    else:
+        folders = [own / "rank_0"]
+        if named is not None:
+            folders += [named / "rank_0", named] if named.is_dir() else [named.parent]
+        point = find_resume_point(config.resume_training, folders)
     check_same_plan(point, plan)
     say(f"resuming from {point.path}, after step {point.step}")
     return point
@@ -175,8 +185,12 @@ def _check_equal_beginnings(step: nn.Cell) -> None:
             )
 
 
-def _times_ranks() -> str:
-    return f" x {data_parallel_ranks()}" if data_parallel_ranks() > 1 else ""
+def _rows(config: RunConfig) -> str:
+    """The rows of a step, as a product where it says what they are made of."""
+    if model_is_cut():
+        return str(rows_a_step(config))
+    runner, ranks = config.runner_config, data_parallel_ranks()
+    return f"{runner.batch_size} x {runner.gradient_accumulation_steps}" + (f" x {ranks}" if ranks > 1 else "")
 
 
 def _tokens_per_step(config: RunConfig, dataset: ms.dataset.Dataset) -> int:
@@ -184,9 +198,7 @@ def _tokens_per_step(config: RunConfig, dataset: ms.dataset.Dataset) -> int:
     rows are of several lengths, those that are not padding, on average."""
     if isinstance(dataset, BucketedDataset):
         return round(dataset.tokens_per_batch * data_parallel_ranks())
-    runner = config.runner_config
-    rows = runner.batch_size * runner.gradient_accumulation_steps * data_parallel_ranks()
-    return rows * config.model.config.seq_length
+    return rows_a_step(config) * config.model.config.seq_length
 
 
 def _row_lengths(config: RunConfig, dataset: ms.dataset.Dataset) -> str:

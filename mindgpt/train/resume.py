@@ -6,7 +6,7 @@ run, and what its callbacks have to remember. The order of the data follows from
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from mindspore.train import Callback, RunContext
 
 from mindgpt.config.errors import UserError
 from mindgpt.models.checkpoint_file import CheckpointFile
+from mindgpt.models.run_folder import Step, checkpoints_in, listed, rank_folders, step_of
 from mindgpt.runtime.ranks import say
-from mindgpt.train.checkpoints import COUNTERS, checkpoints_in, parameters_of_step
+from mindgpt.train.checkpoints import COUNTERS, parameters_of_step
 
 STATE = "training_state"
 
@@ -97,6 +98,37 @@ def find_resume_point(wanted: bool | str, folders: list[Path]) -> ResumePoint:
         f"resume_training: there is no checkpoint in {looked}. Give the output folder of the run with --output_dir, or "
         "the name of a checkpoint; to start a new run, leave --resume_training out."
     )
+
+
+def find_resume_point_of_card(wanted: bool | str, folders: list[Path], card: int) -> ResumePoint:
+    """As `find_resume_point`, for one card of a model that is cut over several: all must go on from the same step.
+
+    That is the newest of which every card has a checkpoint, as far as their folders can be seen from here.
+
+    Args:
+        wanted: True, or the name of any card's checkpoint, whose step is meant.
+        folders: folders that hold `rank_<r>`, in the order in which to look.
+        card: the rank of this card.
+
+    Raises:
+        UserError: there is no such step, or this card's checkpoint of it cannot be read.
+    """
+    looked = " or ".join(map(str, folders))
+    found = next((ranks for folder in folders if card in (ranks := rank_folders(folder))), None)
+    if found is None:
+        raise UserError(f"resume_training: there is no rank_{card} in {looked}; every card needs its own checkpoint.")
+    by_card = {number: {step_of(file): file for file in checkpoints_in(folder)} for number, folder in found.items()}
+    common = set.intersection(*(set(files) for files in by_card.values()))
+    step = step_of(Path(wanted)) if isinstance(wanted, str) else max(common, default=None)
+    if step not in common:
+        asked = "that every card has" if step is None else f"of step {step} (epoch_step) that every card has"
+        steps = "; ".join(f"rank_{number}: {_steps(files)}" for number, files in by_card.items())
+        raise UserError(f"resume_training: there is no checkpoint {asked}, in {looked}. Found: {steps}.")
+    return open_resume_point(by_card[card][step])
+
+
+def _steps(found: Iterable[Step]) -> str:
+    return listed([str(step) for step in sorted(found)]) or "none"
 
 
 def _newest_first(folders: list[Path]) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindgpt.config.training import ScaleSenseSection
 from mindgpt.models.dropout import StepKey
-from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut
+from mindgpt.runtime.collectives import cards_of_a_stage, data_parallel_ranks, model_is_cut
 from mindgpt.train.global_norm import GlobalNorm
 from mindgpt.train.optimizers.state import zeros_like
 
@@ -117,8 +117,7 @@ class Update(nn.Cell):
         self.clip = max_grad_norm is not None
         self.max_grad_norm = max_grad_norm
         self.batches = float(batches)
-        self.norm = GlobalNorm(optimizer.parameters, across_cards=model_is_cut())
-        self.all_have_loss = not model_is_cut()  # of pipeline stages only the last; all must judge alike
+        self.norm = GlobalNorm(optimizer.parameters, cards_of_a_stage() if model_is_cut() else None)
         self.mean_over_ranks = MeanOverRanks()
         self.parts = self.batches * self.mean_over_ranks.ranks
         self.map = ops.HyperMap()
@@ -129,10 +128,9 @@ class Update(nn.Cell):
         loss, gradients = self.mean_over_ranks(loss, gradients)
         scale = self.loss_scale.value * 1.0  # the scale of this step, before it is adjusted
         unscale = 1.0 / (scale * self.parts)
-        norm = self.norm(gradients) * unscale
-        finite = self.is_finite(norm)
-        if self.all_have_loss:
-            finite = ops.logical_and(finite, self.is_finite(loss))
+        norm, loss = self.norm(gradients, loss)
+        norm = norm * unscale
+        finite = ops.logical_and(self.is_finite(norm), self.is_finite(loss))
         rate = self.optimizer.get_lr()
         skipped = ops.logical_not(finite)
         if finite:
@@ -153,15 +151,16 @@ class LossAndGradients(nn.Cell):
         self.network.set_grad()
         self.step_key = StepKey(network)
         self.loss_scale = loss_scale
-        self.value_and_grad = ms.value_and_grad(self._scaled_loss, None, parameters, has_aux=True)
+        # Of the scaled loss alone: semi-automatic parallelism divides its gradient by the number of cards that have the
+        # loss. In a tuple (has_aux) it finds none, and every gradient becomes so many times too large.
+        self.value_and_grad = ms.value_and_grad(self._scaled_loss, None, parameters)
 
-    def _scaled_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.network(*batch)
-        return loss * self.loss_scale.value, loss
+    def _scaled_loss(self, *batch: Tensor) -> Tensor:
+        return self.network(*batch) * self.loss_scale.value
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        (_, loss), gradients = self.value_and_grad(*batch)
-        return ops.depend(loss, self.step_key()), gradients
+        scaled, gradients = self.value_and_grad(*batch)
+        return ops.depend(scaled / self.loss_scale.value, self.step_key()), gradients
 
 
 class TrainStep(nn.Cell):

@@ -84,6 +84,9 @@ def test_every_working_grid_works_and_is_on_all_cards():
 def test_rows_and_vocabulary():
     assert rows_of_step(config(data_parallel=4, runner={"gradient_accumulation_steps": 3})) == 24
     assert rows_of_step(config(data_parallel=2, pipeline_stage=2, micro_batch_num=8)) == 32
+    interleaved = config(data_parallel=2, pipeline_stage=2, micro_batch_num=8)
+    interleaved.micro_batch_interleave_num = 2
+    assert rows_of_step(interleaved) == 64
     assert not cuts_vocabulary(config(model_parallel=4, vocab_emb_dp=False))  # 50257 is a prime
     assert cuts_vocabulary(config(model_parallel=4, vocab_emb_dp=False, model={"vocab_size": 50304}))
     assert not cuts_vocabulary(config(model_parallel=4, model={"vocab_size": 50304}))
@@ -93,10 +96,3 @@ def test_adafactor_cannot_be_cut():
     asked = config(model_parallel=2)
     asked.optimizer.type = "adafactor"
     assert any("adafactor cannot be cut" in message for message in layout_problems(asked, 2))
-
-
-def test_interleaving_is_refused_rather_than_dropped():
-    asked = config(model_parallel=2)
-    asked.micro_batch_interleave_num = 2
-    (message,) = layout_problems(asked, 2)
-    assert message.startswith("micro_batch_interleave_num: ")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mindgpt.models.checkpoint_file import CheckpointFile
+from mindgpt.models.weights import save_checkpoint
 from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated
 
 pytestmark = pytest.mark.skipif(
@@ -44,22 +45,34 @@ def card(repo, toy, folder, rank, *arguments):
     return run_simulated(command, rank, CARDS, cwd=folder, timeout=300)
 
 
-def test_slices_of_a_run_merge_to_what_they_were_cut_from(repo, toy, two_layers, succeed, tmp_path):
-    whole = next((two_layers / "output" / "checkpoint_network" / "rank_0").glob("*.ckpt"))
+@pytest.fixture(scope="module")
+def whole(two_layers):
+    """Its weights, in one file."""
+    return next((two_layers / "output" / "checkpoint_network" / "rank_0").glob("*.ckpt"))
+
+
+@pytest.fixture(scope="module")
+def cut_run(repo, toy, whole, tmp_path_factory):
+    """The output of four cards that go on from these weights; tests only read it."""
+    folder = tmp_path_factory.mktemp("cut_run")
     for rank in range(CARDS):
-        done = card(repo, toy, tmp_path, rank, "--run_mode", "finetune", "--load_checkpoint", str(whole))
+        done = card(repo, toy, folder, rank, "--run_mode", "finetune", "--load_checkpoint", str(whole))
         assert done.returncode == 0, done.stdout + done.stderr
         if rank == 0:
             assert "4 cards: data_parallel 1 x model_parallel 2 x pipeline_stage 2" in done.stdout
             assert "the cards are simulated, so nothing is trained" in done.stdout
-    slices = CheckpointFile(next((tmp_path / "output" / "checkpoint" / "rank_3").glob("*.ckpt")))
+    return folder / "output"
+
+
+def test_slices_of_a_run_merge_to_what_they_were_cut_from(toy, whole, cut_run, succeed, tmp_path):
+    slices = CheckpointFile(next((cut_run / "checkpoint" / "rank_3").glob("*.ckpt")))
     assert "backbone.blocks.0.attention.dense1.weight" not in slices.entries
     assert slices.entries["backbone.blocks.1.attention.dense1.weight"].shape == (16, 32)
     assert {"global_step", "loss_scale", "step_num"} <= set(slices.entries)
 
     succeed(
-        "tools/transform_ckpt.py", "--src_ckpt_strategy", "output/strategy", "--src_ckpt_dir", "output/checkpoint",
-        "--dst_ckpt_dir", "merged", "--prefix", "toy", cwd=tmp_path,
+        "tools/transform_ckpt.py", "--src_ckpt_strategy", cut_run / "strategy", "--src_ckpt_dir",
+        cut_run / "checkpoint", "--dst_ckpt_dir", "merged", "--prefix", "toy", cwd=tmp_path,
     )  # fmt: skip
     merged = CheckpointFile(next((tmp_path / "merged").rglob("*.ckpt")))
     original = CheckpointFile(whole)
@@ -69,7 +82,7 @@ def test_slices_of_a_run_merge_to_what_they_were_cut_from(repo, toy, two_layers,
 
     # The folder of slices is as good as the file, for one process on another device.
     results = []
-    for name, weights in (("of_slices", tmp_path / "output" / "checkpoint"), ("of_file", whole)):
+    for name, weights in (("of_slices", cut_run / "checkpoint"), ("of_file", whole)):
         succeed(
             "run_mindformer.py", "--config", toy.yaml, "--run_mode", "eval", "--eval_dataset_dir", toy.valid,
             "--load_checkpoint", weights, "--output_dir", name, "--options", "model.model_config.num_layers=2",
@@ -77,6 +90,67 @@ def test_slices_of_a_run_merge_to_what_they_were_cut_from(repo, toy, two_layers,
         )  # fmt: skip
         results.append(json.loads((tmp_path / name / "eval_result.json").read_text())["PPL"])
     assert results[0] == results[1]
+
+
+def test_every_card_goes_on_from_the_same_step_with_what_it_had(repo, toy, cut_run, tmp_path):
+    """From checkpoints whose numbers are unlike those of any new run; one card has written one step more than others."""
+    draw, kept = np.random.default_rng(0), {}
+    for card_number in (0, 3):
+        shutil.copytree(cut_run / "checkpoint" / f"rank_{card_number}", tmp_path / f"checkpoint/rank_{card_number}")
+        (path,) = (tmp_path / f"checkpoint/rank_{card_number}").glob("*.ckpt")
+        file = CheckpointFile(path)
+        changed = {
+            name: draw.normal(size=entry.shape).astype(np.float32)
+            for name, entry in file.entries.items()
+            if np.prod(entry.shape) > 1  # neither counters nor the loss scale
+        }
+        rest = {name: file.read(name) for name in file.entries if name not in changed}
+        state = json.loads(file.texts["training_state"]) | {"step": 4}
+        path.unlink()
+        stem = f"toy_rank_{card_number}"
+        everything = {**changed, **rest, "training_state": json.dumps(state)}
+        save_checkpoint(path.with_name(f"{stem}-1_4.ckpt"), everything)
+        if card_number == 3:
+            save_checkpoint(path.with_name(f"{stem}-1_5.ckpt"), {**rest, "training_state": json.dumps(state)})
+        kept[card_number] = changed
+    arguments = ("--load_checkpoint", str(tmp_path / "checkpoint"), "--resume_training", "True")
+    for card_number, changed in kept.items():
+        done = card(repo, toy, tmp_path, card_number, "--run_mode", "finetune", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (path,) = (tmp_path / "output" / "checkpoint" / f"rank_{card_number}").glob("*.ckpt")
+        again = CheckpointFile(path)
+        assert again.read("step_num") == 4
+        for name, value in changed.items():
+            np.testing.assert_array_equal(again.read(name), value, err_msg=name)
+
+    refused = card(repo, toy, tmp_path, 1, "--run_mode", "finetune", "--output_dir", "other", *arguments)
+    assert refused.returncode == 2
+    assert "there is no rank_1 in " in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_slices_that_are_not_all_there_are_refused_and_nothing_is_written(toy, cut_run, program, tmp_path):
+    """As by tools/transform_ckpt.py, whose tests break them in more ways (test_transform_checkpoint.py)."""
+    output = shutil.copytree(cut_run, tmp_path / "broken")
+    last = output / "checkpoint" / "rank_3"
+
+    def refused():
+        done = program(
+            "run_mindformer.py", "--config", toy.yaml, "--run_mode", "eval", "--eval_dataset_dir", toy.valid,
+            "--load_checkpoint", output / "checkpoint", "--options", "model.model_config.num_layers=2", cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert done.stderr.startswith("error: ")
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "output").exists()
+        return done.stderr
+
+    for file in last.glob("*.ckpt"):
+        step = file.stem.rpartition("-")[2]
+        file.rename(last / "toy_rank_3-1_1.ckpt")
+    assert f"step {step} (epoch_step) is missing in rank_3; rank_3 has 1_1" in refused()
+    last.rename(tmp_path / "rank_3")
+    assert "rank_3 of 4 missing" in refused()
 
 
 @pytest.mark.parametrize(
