@@ -82,7 +82,6 @@ def train(config: RunConfig) -> None:
     if model_is_cut() and (config.only_save_strategy or is_simulated()):
         _stop_after_compiling(config, step, callbacks, 0 if point is None else point.step)
         return
-    runner = config.runner_config
     say(trained_values(model.get_parameters()))
     say(state_line(optimizer))
     say(decay_groups(optimizer.parameters, config.optimizer.weight_decay))

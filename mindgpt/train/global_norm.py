@@ -40,10 +40,12 @@ class GlobalNorm(nn.Cell):
         """Say on how many cards each gradient's part is held; before the first step."""
         self.shares.set_data(Tensor(1.0 / np.asarray(holders, np.float32)))
 
-    def construct(self, gradients: tuple[Tensor, ...], loss: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
+        """gradients: as many as parameters -> float32 scalar"""
+        return ops.sqrt(ops.stack(self.map(_square_sum, gradients)).sum())
+
+    def of_all_cards(self, gradients: tuple[Tensor, ...], loss: Tensor) -> tuple[Tensor, Tensor]:
         """gradients: as many as parameters; loss: float32 scalar -> the norm and the loss, float32 scalars"""
         squares = ops.stack(self.map(_square_sum, gradients))
-        if self.all_reduce is None:
-            return ops.sqrt(squares.sum()), loss
         both = self.all_reduce(ops.stack(((squares * self.shares).sum(), loss / self.cards_with_loss)))
         return ops.sqrt(both[0]), both[1]

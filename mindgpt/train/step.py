@@ -117,7 +117,8 @@ class Update(nn.Cell):
         self.clip = max_grad_norm is not None
         self.max_grad_norm = max_grad_norm
         self.batches = float(batches)
-        self.norm = GlobalNorm(optimizer.parameters, cards_of_a_stage() if model_is_cut() else None)
+        self.cut = model_is_cut()
+        self.norm = GlobalNorm(optimizer.parameters, cards_of_a_stage() if self.cut else None)
         self.mean_over_ranks = MeanOverRanks()
         self.parts = self.batches * self.mean_over_ranks.ranks
         self.map = ops.HyperMap()
@@ -128,7 +129,10 @@ class Update(nn.Cell):
         loss, gradients = self.mean_over_ranks(loss, gradients)
         scale = self.loss_scale.value * 1.0  # the scale of this step, before it is adjusted
         unscale = 1.0 / (scale * self.parts)
-        norm, loss = self.norm(gradients, loss)
+        if self.cut:
+            norm, loss = self.norm.of_all_cards(gradients, loss)
+        else:
+            norm = self.norm(gradients)
         norm = norm * unscale
         finite = ops.logical_and(self.is_finite(norm), self.is_finite(loss))
         rate = self.optimizer.get_lr()
@@ -151,16 +155,28 @@ class LossAndGradients(nn.Cell):
         self.network.set_grad()
         self.step_key = StepKey(network)
         self.loss_scale = loss_scale
-        # Of the scaled loss alone: semi-automatic parallelism divides its gradient by the number of cards that have the
-        # loss. In a tuple (has_aux) it finds none, and every gradient becomes so many times too large.
-        self.value_and_grad = ms.value_and_grad(self._scaled_loss, None, parameters)
+        self.cut = model_is_cut()
+        if self.cut:
+            # Semi-automatic parallelism divides the gradient of the loss by the number of cards that have it. In a
+            # tuple (has_aux) it finds no loss, and every gradient becomes so many times too large.
+            self.value_and_grad = ms.value_and_grad(self._scaled_loss, None, parameters)
+        else:
+            self.value_and_grad = ms.value_and_grad(self._scaled_loss_and_loss, None, parameters, has_aux=True)
 
     def _scaled_loss(self, *batch: Tensor) -> Tensor:
         return self.network(*batch) * self.loss_scale.value
 
+    def _scaled_loss_and_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        loss = self.network(*batch)
+        return loss * self.loss_scale.value, loss
+
     def construct(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        scaled, gradients = self.value_and_grad(*batch)
-        return ops.depend(scaled / self.loss_scale.value, self.step_key()), gradients
+        if self.cut:
+            scaled, gradients = self.value_and_grad(*batch)
+            loss = scaled / self.loss_scale.value
+        else:
+            (_, loss), gradients = self.value_and_grad(*batch)
+        return ops.depend(loss, self.step_key()), gradients
 
 
 class TrainStep(nn.Cell):

@@ -93,7 +93,7 @@ def test_slices_of_a_run_merge_to_what_they_were_cut_from(toy, whole, cut_run, s
 
 
 def test_every_card_goes_on_from_the_same_step_with_what_it_had(repo, toy, cut_run, tmp_path):
-    """From checkpoints whose numbers are unlike those of any new run; one card has written one step more than others."""
+    """From checkpoints whose numbers are unlike those of any new run; one card has written one step more."""
     draw, kept = np.random.default_rng(0), {}
     for card_number in (0, 3):
         shutil.copytree(cut_run / "checkpoint" / f"rank_{card_number}", tmp_path / f"checkpoint/rank_{card_number}")
