@@ -15,6 +15,17 @@ if "MINDGPT_CACHE" not in os.environ:  # kernels are shared by the tests of a se
 REPO = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: bash scripts/test.sh --slow"))
+
+
 @pytest.fixture(scope="session")
 def repo() -> Path:
     """The root of the checkout."""

@@ -48,7 +48,8 @@ class SharedNetwork(nn.Cell):
 class InterleavedNetwork(nn.Cell):
     """The mean loss of `parts` equal parts of a batch, of which one computes while another waits for its messages.
 
-    Ascend's compiler orders the two by the marks that MindSpore's cell puts on them; the losses are the same numbers.
+    Ascend's compiler orders the two by the marks that MindSpore's cell puts on them. Each part's mean counts alike, as
+    the micro-batches of gradient accumulation do.
     """
 
     def __init__(self, network: nn.Cell, parts: int):

@@ -1,0 +1,43 @@
+"""One of several CPU processes that run a toy model in tensor parallelism; rank 0 prints a JSON object.
+
+python run_in_parts.py FOLDER      # a model's; under scripts/msrun_launcher.sh
+"""
+
+import json
+import sys
+
+import numpy as np
+from mindspore import Tensor
+
+from mindgpt.config.execution import ContextSection
+from mindgpt.generation import GenerationSettings, Generator
+from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
+from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
+from mindgpt.models.weights import load_weights, open_weights
+from mindgpt.runtime.collectives import join_tensor_parallel
+from mindgpt.runtime.device import prepare_device
+from mindgpt.runtime.ranks import rank, say, world_size
+
+PROMPTS = [[5, 7, 11], [3] * 20, [1, 2, 3, 4, 5, 6, 7]]
+
+
+def main(folder: str) -> None:
+    prepare_device(ContextSection(device_target="CPU"), "output", seed=0)
+    if world_size() > 1:
+        join_tensor_parallel()
+    weights = open_weights(folder)
+    model = GPT2LMHeadModel(weights.config)
+    if world_size() > 1:
+        axes = keep_part(model.backbone, world_size())
+        load_weights(model, PartOfWeights(weights.source, axes, world_size(), rank()))
+    else:
+        load_weights(model, weights)
+    model.set_train(False)
+    logits = model(Tensor(np.array(PROMPTS[:1], np.int32))).asnumpy()
+    new = Generator(model).generate(PROMPTS, GenerationSettings(max_new_tokens=12, eos_token_id=None))
+    held = sum(parameter.size for parameter in model.get_parameters())
+    say("told: " + json.dumps({"logits": logits.tolist(), "new": new, "held": held}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
