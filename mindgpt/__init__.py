@@ -18,6 +18,7 @@ _HOME = {
     "GPT2ForSequenceClassification": "mindgpt.models.gpt2.gpt2_classifier",
     "GPT2Tokenizer": "mindgpt.models.gpt2.gpt2_tokenizer",
     "UserError": "mindgpt.config.errors",
+    "pipeline": "mindgpt.generation.pipeline",
 }
 __all__ = [
     "GPT2Config",
@@ -27,10 +28,12 @@ __all__ = [
     "GPT2Tokenizer",
     "UserError",
     "__version__",
+    "pipeline",
 ]
 
 if TYPE_CHECKING:
     from mindgpt.config.errors import UserError
+    from mindgpt.generation.pipeline import pipeline
     from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
     from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
     from mindgpt.models.gpt2.gpt2_config import GPT2Config

@@ -9,6 +9,7 @@ import yaml
 from mindgpt.config import load_config
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs" / "gpt2").rglob("*.yaml"))
+NO_PART_OF_THE_NETWORK = ("checkpoint_name_or_path", "max_new_tokens", "do_sample", "top_k", "pet_config", "num_labels")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -17,7 +18,16 @@ def test_loads_without_ignored_keys(path):
     assert not ignored, "a shipped file has no key without effect"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def networks():
+    """One file of each network that the files hold, by the names of all that hold it."""
+    same = {}
+    for path in CONFIGS:
+        network = load_config(path)[0].model.config.model_dump(exclude=set(NO_PART_OF_THE_NETWORK))
+        same.setdefault(str(sorted(network.items())), []).append(path)
+    return {", ".join(path.stem for path in paths): paths[0] for paths in same.values()}
+
+
+@pytest.mark.parametrize("path", networks().values(), ids=networks())
 def test_builds_and_computes_at_its_width(path, cpu):
     from mindspore import Tensor
 

@@ -99,7 +99,7 @@ class MindGPT:
 
     def decode(self, batch: int) -> Step:
         from mindgpt.generation.engine import Generator
-        from mindgpt.generation.sampling import GenerationSettings
+        from mindgpt.generation.settings import GenerationSettings
 
         generator = Generator(self.model().set_train(False))
         settings = GenerationSettings(max_new_tokens=self.options["new_tokens"], eos_token_id=None)

@@ -3,7 +3,8 @@
     python tools/dry_run.py --config configs/gpt2/pretrain_gpt2_13b_fp16.yaml --rank_size 8
     python tools/dry_run.py --config X.yaml --rank_size 16 --options parallel_config.pipeline_stage=2 --batch_size 4
 
-Every other flag is one of run_mindformer.py. No data and no weights are read, and nothing is written.
+Every other flag is one of run_mindformer.py. No data and no weights are read, and nothing is written. Exit status: 0,
+or 2 with what is wrong with the configuration or its layout, or 3 where that is legal and does not fit the cards.
 """
 
 import argparse
@@ -15,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 from mindgpt.config.command_line import config_from_command_line
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.config.hardware import load_hardware
-from mindgpt.tasks.dry_run import dry_run, report
+from mindgpt.tasks.dry_run import dry_run, report, shortfall
 
+DOES_NOT_FIT = 3  # the status of a plan that is legal and too large for the cards
 HARDWARE = Path(__file__).resolve().parents[1] / "configs" / "hardware" / "atlas_800t_a2.yaml"
 
 
@@ -35,8 +37,12 @@ def main() -> None:
     hardware = load_hardware(given.hardware)
     for note in command.notes:
         print(note)
-    for line in report(dry_run(command.config, cards, hardware)):
+    plan = dry_run(command.config, cards, hardware)
+    for line in report(plan):
         print(line)
+    if problem := shortfall(plan):
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(DOES_NOT_FIT)
 
 
 def _number(text: str | None) -> int:

@@ -105,7 +105,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     _GENERATION: (
         Flag("max_new_tokens", int, ("model.model_config.max_new_tokens",), "tokens to add to a prompt", ("predict",)),
         Flag("do_sample", boolean, ("model.model_config.do_sample",), "sample; else take the likeliest", ("predict",)),
-        Flag("top_k", int, ("model.model_config.top_k",), "sample among the K likeliest tokens, 0: all", ("predict",)),
+        Flag("top_k", int, ("model.model_config.top_k",), "sample among the K likeliest tokens", ("predict",)),
         Flag("top_p", float, ("model.model_config.top_p",), "sample among the likeliest that make up P", ("predict",)),
         Flag("temperature", float, ("model.model_config.temperature",), "divides the logits", ("predict",)),
     ),
@@ -138,7 +138,7 @@ class CommandLine(NamedTuple):
     notes: list[str]
     """Lines to show once: keys without effect, values that another value overrules."""
     predict_data: list[str]
-    """What `--predict_data` names, as typed: prompts, or files with one prompt a line. Empty unless predicting."""
+    """What `--predict_data` names, as typed: prompts, or files and folders of them. Empty unless predicting."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -172,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
             modes = "" if flag.modes == _ALL else f" [{', '.join(flag.modes)}]"
             group.add_argument(f"--{flag.name}", type=flag.read, metavar=_READ_AS[flag.read], help=flag.help + modes)
         if title == "prediction":
-            text = "prompts, or files with one prompt a line [predict]"
+            text = "prompts, .txt files with one a line, .jsonl files, or folders of such [predict]"
             group.add_argument("--predict_data", metavar="TEXT", nargs="+", help=text)
     for name in REFUSED:
         parser.add_argument(f"--{name}", nargs="*", help=argparse.SUPPRESS)

@@ -69,6 +69,14 @@ def layout_problems(config: RunConfig, cards: int) -> Iterator[str]:
     if wrong:
         yield f"parallel_config: {'; '.join(wrong)}. {_nearest(config, cards)}"
     yield from _pipeline_problems(config, grid)
+    slices = config.recompute_config.recompute and config.recompute_config.recompute_slice_activation
+    accumulates = grid.pipeline_stage == 1 and config.runner_config.gradient_accumulation_steps > 1
+    if slices and accumulates and grid.model_parallel > 1 and not config.parallel_config.use_seq_parallel:
+        yield (
+            "recompute_config.recompute_slice_activation: MindSpore 2.10 cannot cut what it keeps over model_parallel "
+            "while gradients are accumulated. Set it to False, or gradient_accumulation_steps to 1, or "
+            "use_seq_parallel to True, with which it is cut anyway"
+        )
     if config.optimizer.type in _CUTS_NO_STATE and (grid.model_parallel > 1 or shards_optimizer(config)):
         yield (
             f"optimizer.type: the state of {config.optimizer.type} cannot be cut; with model_parallel or a sharded "
@@ -91,6 +99,20 @@ def _division_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
         yield f"use_seq_parallel: model_parallel {grid.model_parallel} does not divide seq_length {network.seq_length}"
     if grid.pipeline_stage > network.num_layers:
         yield f"pipeline_stage {grid.pipeline_stage} is more than the {network.num_layers} layers there are"
+
+
+def tensor_parallel_problems(config: RunConfig, cards: int) -> Iterator[str]:
+    """What of a layout does not fit a model that is evaluated or run on `cards` cards, by tensor parallelism alone."""
+    grid = grid_of(config)
+    if grid != CardGrid(1, cards, 1):
+        yield (
+            f"parallel_config: {grid}; to evaluate or predict on {cards} cards, set model_parallel to {cards}, and "
+            "data_parallel and pipeline_stage to 1. Slices of another layout are put together as they are read"
+        )
+    elif wrong := list(_division_problems(config, grid)):
+        fewer = [n for n in _divisors(config.model.config.num_heads) if n < cards]
+        works = [str(n) for n in fewer if not list(_division_problems(config, CardGrid(1, n, 1)))]
+        yield f"parallel_config: {'; '.join(wrong)}. Numbers of cards that work: {', '.join(works)}"
 
 
 def _pipeline_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:

@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from mindgpt.config.generation import GenerationSection, contradictions, ids_outside
 from mindgpt.config.section import (
     ANY_VALUE,
     Count,
     CountOrZero,
     DropoutRate,
-    Fraction,
     Positive,
     Section,
     one_of,
@@ -92,14 +92,15 @@ class PetSection(Section):
         return value
 
 
-class GPT2Section(Section):
+class GPT2Section(GenerationSection):
     """`model.model_config`: everything about a GPT-2 network, under MindFormers' names or Hugging Face's.
 
     `seq_length` and `max_position_embeddings` stand in for each other (1024 if neither is given). After validation
     both, `ffn_hidden_size` and `embedding_dropout_rate` always have a value. `hidden_act` is stored as one of gelu (the
     tanh form), gelu_erf, fast_gelu, relu, silu. `max_new_tokens` counts new tokens and goes before `max_decode_length`,
-    which counts the prompt too. A token id that is None is the tokenizer's. `batch_size` is that of prediction.
-    `label_names` are the names of a classifier's labels, in the order of their numbers.
+    which counts the prompt too; the other keys of generation are those of `GenerationSection`. A token id that is None
+    is the tokenizer's. `batch_size` is that of prediction. `label_names` are the names of a classifier's labels, in the
+    order of their numbers.
     """
 
     type: Literal["GPT2Config"] = "GPT2Config"
@@ -134,16 +135,9 @@ class GPT2Section(Section):
     checkpoint_name_or_path: str = ""
     use_past: bool = True
     batch_size: Count | None = None
-    eos_token_id: CountOrZero | None = None
     bos_token_id: CountOrZero | None = None
     pad_token_id: CountOrZero | None = None
-    do_sample: bool = False
-    temperature: Positive = 1.0
-    top_k: CountOrZero = 0
-    top_p: Annotated[Fraction, Field(gt=0)] = 1.0
-    repetition_penalty: Positive = 1.0
     max_decode_length: Count | None = None
-    max_new_tokens: Count | None = None
 
     pet_config: PetSection | None = None
 
@@ -200,7 +194,9 @@ class GPT2Section(Section):
         names = self.label_names
         if names is not None and (len(names) != self.num_labels or len(set(names)) != len(names)):
             yield "label_names", f"must be {self.num_labels} different names, as many as num_labels; not {names}"
-        for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        yield from contradictions(self, self.max_decode_length)
+        yield from ids_outside(self, self.vocab_size)
+        for name in ("bos_token_id", "pad_token_id"):
             token = getattr(self, name)
             if token is not None and token >= self.vocab_size:
                 yield name, f"{token} is outside the vocabulary, whose size (vocab_size) is {self.vocab_size}"

@@ -19,6 +19,11 @@ SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Bytes that occur in no UTF-8 text; a vocabulary may lack them without losing anything.
 NOT_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
+_VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = sorted(set(range(256)) - set(_VISIBLE))
+BYTE_SYMBOLS = {byte: chr(byte) for byte in _VISIBLE} | {byte: chr(256 + i) for i, byte in enumerate(_OTHERS)}
+"""How GPT-2's vocabulary spells each byte: as itself if it is visible in Latin-1, else by a character from 256 on."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -196,10 +201,7 @@ def _add_tokens(backend: Tokenizer, added: dict[int, AddedToken], folder: Path) 
 
 def _warn_of_missing_bytes(backend: Tokenizer, folder: Path) -> None:
     """BPE without the symbol of a byte drops that byte without a word; so there is a word here."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(visible)]
-    symbols = {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    missing = [b for b in range(256) if b not in NOT_IN_UTF8 and backend.token_to_id(symbols[b]) is None]
+    missing = [b for b in range(256) if b not in NOT_IN_UTF8 and backend.token_to_id(BYTE_SYMBOLS[b]) is None]
     if missing:
         some = ", ".join(f"0x{byte:02x}" for byte in missing[:5])
         logger.warning(

@@ -1,7 +1,18 @@
-"""Continuing texts: sampling rules, the engine with a key/value cache, text in and text out."""
+"""Continuing texts: rules, greedy, drawing and beam search with a key/value cache, text in and text out, scoring."""
 
 from mindgpt.generation.engine import Generator, generate
-from mindgpt.generation.sampling import GenerationSettings
-from mindgpt.generation.text import Completion, generate_text
+from mindgpt.generation.scoring import score
+from mindgpt.generation.settings import GenerationSettings
+from mindgpt.generation.streaming import TextStreamer
+from mindgpt.generation.text import Completion, generate_text, stream_text
 
-__all__ = ["Completion", "GenerationSettings", "Generator", "generate", "generate_text"]
+__all__ = [
+    "Completion",
+    "GenerationSettings",
+    "Generator",
+    "TextStreamer",
+    "generate",
+    "generate_text",
+    "score",
+    "stream_text",
+]

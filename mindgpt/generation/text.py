@@ -1,28 +1,37 @@
-"""Text in, text out: prompts through the tokenizer, in batches, and back."""
+"""Text in, text out: prompts through the tokenizer, in batches, and back; whole or piece by piece."""
 
-from collections.abc import Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
 from mindgpt.generation.engine import Generator, length_limits
-from mindgpt.generation.sampling import GenerationSettings
+from mindgpt.generation.settings import GenerationSettings
+from mindgpt.generation.streaming import StopStrings, TextStream
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+
+OnText = Callable[[int, str], None]
+
+MOST_PADDING = 1024  # rows by which people make an embedding table divisible by 128 x the cards that share it
 
 
 @dataclass(frozen=True)
 class Completion:
     """What a prompt was continued with.
 
-    `text` is the continuation alone; `token_ids` are its new tokens, with the end-of-text token if it was reached.
-    `finish_reason` says which of the two ended it: "eos", or "length", a limit of the settings or the context window.
+    `text` is the continuation alone, without the end-of-text token or the stop string that ended it; `token_ids` are
+    its new tokens, with either. `finish_reason` says what ended it: "eos", "stop" (a stop string), or "length", a limit
+    of the settings or the context window.
     """
 
     prompt: str
     text: str
     token_ids: list[int]
-    finish_reason: Literal["eos", "length"]
+    finish_reason: Literal["eos", "stop", "length"]
 
 
 def generate_text(
@@ -32,6 +41,8 @@ def generate_text(
     settings: GenerationSettings,
     batch_size: int = 8,
     numbers: Sequence[int] | None = None,
+    on_text: OnText | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> list[Completion]:
     """Continue each prompt. Prompts of like length share a batch; neither that nor `batch_size` changes a text.
 
@@ -42,50 +53,183 @@ def generate_text(
         settings: how to choose tokens and when to stop. An `eos_token_id` of None is the tokenizer's.
         batch_size: prompts to run at once at most.
         numbers: with the seed they name each prompt's random stream; 0, 1, 2... if None.
+        on_text: called as `on_text(place, piece)` with each piece of new text as soon as it is certain, where `place`
+            is that of the completion in the list to be returned; the pieces, joined, are the completion's `text`.
+        on_batch: called with the number of prompts that a batch has done.
 
     Returns:
-        The completions, in the order of the prompts.
+        The completions, in the order of the prompts; with `num_return_sequences` n, n of each, one behind the other.
 
     Raises:
         UserError: the tokenizer has more tokens than the model, or a prompt is empty or leaves no room for a token;
-            before anything is generated.
+            before anything is generated. Text as it comes is asked of a beam search.
     """
-    check_tokenizer_fits(tokenizer, generator.config.vocab_size)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"batch_size: must be a whole number, 1 or more, not {shown(batch_size)}")
-    if isinstance(prompts, str):
-        raise UserError("prompts: must be a list of texts; put a single one in brackets: [prompt]")
-    if settings.eos_token_id is None:
-        settings = settings.changed(eos_token_id=tokenizer.eos_token_id)
-    encoded = tokenizer.encode_batch(prompts)
-    for number, ids in enumerate(encoded):
-        if not ids:
-            raise UserError(
-                f"Prompt {number} is empty: there is nothing to continue. {tokenizer.bos_token!r} starts a text."
-            )
-    length_limits(encoded, settings, generator.config.max_position_embeddings)
+    check_batch_size(batch_size)
+    settings = with_eos(settings, tokenizer)
+    window = generator.config.max_position_embeddings
+    encoded = encode_prompts(tokenizer, prompts, settings, generator.config.vocab_size, window)
     streams = range(len(encoded)) if numbers is None else numbers
+    stop_strings = StopStrings(settings.stop_strings or ())
+    copies = settings.num_return_sequences
+    completions: list[Completion | None] = [None] * (len(encoded) * copies)
     by_length = sorted(range(len(encoded)), key=lambda number: len(encoded[number]))
-    new_ids: list[list[int]] = [[]] * len(encoded)
     for start in range(0, len(by_length), batch_size):
         batch = by_length[start : start + batch_size]
-        row_numbers = [streams[number] for number in batch]
-        rows = generator.generate([encoded[number] for number in batch], settings, row_numbers=row_numbers)
-        for number, row in zip(batch, rows, strict=True):
-            new_ids[number] = row
-    return [_completion(tokenizer, *pair, settings.eos_token_id) for pair in zip(prompts, new_ids, strict=True)]
+        places = [number * copies + copy for number in batch for copy in range(copies)]
+        writer = None if on_text is None else _Writer(tokenizer, settings, stop_strings, places, on_text)
+        rows = generator.generate(
+            [encoded[number] for number in batch],
+            settings,
+            on_token=writer,
+            row_numbers=[streams[number] for number in batch],
+            stop=stop_check(stop_strings, tokenizer) if settings.stop_strings else None,
+        )
+        if writer is not None:
+            writer.end()
+        for place, row in zip(places, rows, strict=True):
+            completions[place] = _completion(tokenizer, prompts[place // copies], row, settings, stop_strings)
+        if on_batch is not None:
+            on_batch(len(batch))
+    return completions
+
+
+def stream_text(
+    generator: Generator, tokenizer: GPT2Tokenizer, prompt: str, settings: GenerationSettings
+) -> Iterator[str]:
+    """The continuation of one prompt, piece by piece as it is generated; joined, it is what `generate_text` returns.
+
+    The model runs in a thread of its own, ahead of the reader. Leaving the loop early ends it after its next token.
+    Until then nothing else may run this generator.
+
+    Raises:
+        UserError: as `generate_text`; when the first piece is asked for.
+    """
+    if settings.num_return_sequences > 1:
+        raise UserError("num_return_sequences: several texts cannot be read as one stream; ask for 1")
+    pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+    left = threading.Event()
+
+    def hand_on(_: int, piece: str) -> None:
+        if left.is_set():
+            raise _ReaderLeft
+        pieces.put(piece)
+
+    def run() -> None:
+        try:
+            with suppress(_ReaderLeft):
+                generate_text(generator, tokenizer, [prompt], settings, on_text=hand_on)
+            pieces.put(None)
+        except BaseException as error:
+            pieces.put(error)
+
+    thread = threading.Thread(target=run, name="stream_text", daemon=True)
+    thread.start()
+    try:
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+    finally:
+        left.set()
+        thread.join()
+
+
+class _ReaderLeft(Exception):
+    """Nobody reads the stream any more."""
+
+
+class _Writer:
+    """Turns the tokens of a batch's rows into text as they come."""
+
+    def __init__(
+        self,
+        tokenizer: GPT2Tokenizer,
+        settings: GenerationSettings,
+        stop_strings: StopStrings,
+        places: Sequence[int],
+        on_text: OnText,
+    ):
+        self._eos = settings.eos_token_ids
+        self._streams = [TextStream(tokenizer, stop_strings) for _ in places]
+        self._places = places
+        self._on_text = on_text
+
+    def __call__(self, row: int, token: int) -> None:
+        self._hand_on(row, "" if token in self._eos else self._streams[row].add(token))
+
+    def end(self) -> None:
+        for row, stream in enumerate(self._streams):
+            self._hand_on(row, stream.end())
+
+    def _hand_on(self, row: int, piece: str) -> None:
+        if piece:
+            self._on_text(self._places[row], piece)
+
+
+def stop_check(stop_strings: StopStrings, tokenizer: GPT2Tokenizer) -> Callable[[int, Sequence[int]], bool]:
+    """The `stop` of `Generator.generate` that ends a row at a stop string."""
+
+    def stop(_: int, new_tokens: Sequence[int]) -> bool:
+        return stop_strings.end_with(tokenizer, new_tokens)
+
+    return stop
+
+
+def with_eos(settings: GenerationSettings, tokenizer: GPT2Tokenizer) -> GenerationSettings:
+    """The settings, where an `eos_token_id` of None is the tokenizer's."""
+    return settings if settings.eos_token_ids else settings.changed(eos_token_id=tokenizer.eos_token_id)
+
+
+def encode_prompts(
+    tokenizer: GPT2Tokenizer,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    vocab_size: int,
+    window: int,
+    names: Sequence[str] | None = None,
+) -> list[list[int]]:
+    """The ids of each prompt, after making sure that all can be continued.
+
+    Args:
+        vocab_size, window: of the model (`vocab_size`, `max_position_embeddings`).
+        names: what to call each prompt in messages; "Prompt 0", "Prompt 1"... if None.
+
+    Raises:
+        UserError: the tokenizer has more tokens than the model, or a prompt is empty or leaves no room for a token.
+    """
+    check_tokenizer_fits(tokenizer, vocab_size)
+    if isinstance(prompts, str):
+        raise UserError("prompts: must be a list of texts; put a single one in brackets: [prompt]")
+    encoded = tokenizer.encode_batch(prompts)
+    names = names or [f"Prompt {number}" for number in range(len(encoded))]
+    for name, ids in zip(names, encoded, strict=True):
+        if not ids:
+            raise UserError(f"{name} is empty: there is nothing to continue. {tokenizer.bos_token!r} starts a text.")
+    length_limits(encoded, settings, window, names)
+    return encoded
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `UserError` for what is no number of texts to run at once."""
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise UserError(f"batch_size: must be a whole number, 1 or more, not {shown(batch_size)}")
 
 
 def check_tokenizer_fits(tokenizer: GPT2Tokenizer, vocab_size: int) -> None:
-    """Raise `UserError` if the tokenizer knows ids for which the model has no embedding."""
-    if len(tokenizer) > vocab_size:
+    """Raise `UserError` if the tokenizer knows ids for which the model has no embedding, or the model so many for which
+    the tokenizer has no text that they are not the padding of a table.
+    """
+    if not 0 <= vocab_size - len(tokenizer) <= MOST_PADDING:
         raise UserError(
             f"The tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {vocab_size}: they do not belong "
             "together. Use the tokenizer that the model was trained with."
         )
 
 
-def _completion(tokenizer: GPT2Tokenizer, prompt: str, ids: list[int], eos: int) -> Completion:
-    ended = ids[-1] == eos
-    text = tokenizer.decode(ids[:-1] if ended else ids)
-    return Completion(prompt, text, ids, "eos" if ended else "length")
+def _completion(
+    tokenizer: GPT2Tokenizer, prompt: str, ids: list[int], settings: GenerationSettings, stop_strings: StopStrings
+) -> Completion:
+    ended = bool(ids) and ids[-1] in settings.eos_token_ids
+    stream = TextStream(tokenizer, stop_strings)
+    text = "".join(map(stream.add, ids[:-1] if ended else ids)) + stream.end()
+    return Completion(prompt, text, ids, "stop" if stream.stopped else "eos" if ended else "length")

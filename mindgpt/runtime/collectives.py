@@ -27,6 +27,11 @@ def join_data_parallel() -> None:
         ms.set_auto_parallel_context(parallel_mode="data_parallel", device_num=world_size(), gradients_mean=True)
 
 
+def join_tensor_parallel() -> None:
+    """Meet the other processes, each of which has a part of every layer (`models/gpt2/gpt2_tensor_parallel.py`)."""
+    init()
+
+
 @dataclass(frozen=True)
 class Cut:
     """How a model will be cut, as far as MindSpore has to know before it is built.

@@ -1,4 +1,5 @@
-"""A model that is cut over cards: laid out before a training step is built of it, settled when that is compiled."""
+"""A model that is cut over cards: whether it is; laid out before a training step is built of it, settled when that is
+compiled."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from mindgpt.config.layout import cuts_vocabulary, shards_optimizer
+from mindgpt.config.layout import cuts_vocabulary, grid_of, shards_optimizer
 from mindgpt.config.run import RunConfig
 from mindgpt.models.gpt2.gpt2_parallel import (
     Layout,
@@ -18,8 +19,26 @@ from mindgpt.models.gpt2.gpt2_parallel import (
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.pet.lora_parallel import apply_layout_to_lora
 from mindgpt.runtime.collectives import Cut
+from mindgpt.runtime.ranks import world_size
 from mindgpt.train.micro_batch_step import InterleavedNetwork, MicroBatchTrainStep
 from mindgpt.train.step import AccumulatingTrainStep, TrainStep
+
+
+def is_cut(config: RunConfig, target: str) -> bool:
+    """Whether training on the device `target` cuts the model over several cards."""
+    return _wants_cut(config, target) and config.run_mode in ("train", "finetune")
+
+
+def shares_layers(config: RunConfig, target: str) -> bool:
+    """Whether evaluation or prediction cuts the model, by tensor parallelism (`gpt2_tensor_parallel.py`)."""
+    grid = grid_of(config)
+    wanted = _wants_cut(config, target) and config.run_mode in ("eval", "predict")
+    return wanted and grid.cards > grid.data_parallel  # else the processes share the data, each with the whole model
+
+
+def _wants_cut(config: RunConfig, target: str) -> bool:
+    wanted = config.use_parallel and config.parallel.parallel_mode == "semi_auto_parallel"
+    return wanted and target == "Ascend" and world_size() > 1
 
 
 def cut_of(config: RunConfig) -> Cut:

@@ -16,7 +16,7 @@ from typing import Any
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.hardware import Hardware
-from mindgpt.config.layout import grid_of, layout_problems, rows_of_step
+from mindgpt.config.layout import grid_of, layout_problems, rows_of_step, shards_optimizer
 from mindgpt.config.loader import dump_config
 from mindgpt.config.run import RunConfig
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT, Collective
@@ -186,6 +186,45 @@ def report(plan: Plan) -> Iterator[str]:
     yield from _cost_lines(plan)
 
 
+def shortfall(plan: Plan) -> str | None:
+    """Why a plan does not fit the memory of a card, and what to change; None if it does."""
+    fullest, limit = max(plan.stages, key=lambda stage: stage.memory), _memory_limit(plan.config, plan.hardware)
+    if fullest.memory <= limit * _GIB:
+        return None
+    parts = {
+        "parameters": fullest.parameters,
+        "gradients": fullest.gradients,
+        "optimizer state": fullest.optimizer,
+        "activations (estimate)": fullest.activations,
+    }
+    listed = ", ".join(f"{name} {_rounded(size)}" for name, size in parts.items())
+    changes = list(_of_activations(plan.config)) if 2 * fullest.activations > fullest.memory else []
+    changes += [*_of_weights(plan.config), "a larger model_parallel or pipeline_stage, or more cards"]
+    where = f"a card of stage {fullest.stage}" if grid_of(plan.config).pipeline_stage > 1 else "a card"
+    return (
+        f"the layout is legal, but {where} would hold {_rounded(fullest.memory)} of the {limit:g} GiB that there are: "
+        f"{listed}. What makes it less: {'; or '.join(changes)}"
+    )
+
+
+def _of_activations(config: RunConfig) -> Iterator[str]:
+    """Settings that would make activations fewer, as far as they are not in use."""
+    if config.runner_config.batch_size > 1:
+        yield f"runner_config.batch_size below {config.runner_config.batch_size}"
+    if not config.recompute_config.recompute:
+        yield "recompute_config.recompute: True"
+    if not config.model.config.use_flash_attention:
+        yield "model.model_config.use_flash_attention: True"
+    if grid_of(config).model_parallel > 1 and not config.parallel_config.use_seq_parallel:
+        yield "parallel_config.use_seq_parallel: True"
+
+
+def _of_weights(config: RunConfig) -> Iterator[str]:
+    """Settings that would make a card's weights and their state fewer with the same grid."""
+    if grid_of(config).data_parallel > 1 and not shards_optimizer(config):
+        yield "parallel_config.optimizer_shard: True (with parallel.parallel_mode: 1)"
+
+
 def _memory_limit(config: RunConfig, hardware: Hardware) -> float:
     """GiB that a run may use on a card."""
     allowed = config.context.max_device_memory
@@ -238,9 +277,13 @@ def _cost_lines(plan: Plan) -> Iterator[str]:
         yield f"  {_PUBLISHED}"
 
 
-def _size(size: float) -> str:
+def _size(size: int) -> str:
+    return f"{_rounded(size):>12} ({size:,} bytes)"
+
+
+def _rounded(size: int) -> str:
     unit, name = (_GIB, "GiB") if size >= _GIB else (2**20, "MiB")
-    return f"{size / unit:8.2f} {name} ({size:,} bytes)"
+    return f"{size / unit:.2f} {name}"
 
 
 def _shown(cards: tuple[int, ...]) -> str:

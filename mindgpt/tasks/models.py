@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+import mindspore as ms
+
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.data.files import DOWNLOADS
 from mindgpt.models import model_class
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.models.resizing import POSITIONS, TOKENS, resized
 from mindgpt.models.run_folder import rank_folders
@@ -15,8 +18,9 @@ from mindgpt.models.sharded_checkpoint import holds_slices
 from mindgpt.models.weights import Weights, load_weights, open_weights
 from mindgpt.pet.names import SCORE
 from mindgpt.pet.peft_folder import is_peft_folder
-from mindgpt.runtime.ranks import say
-from mindgpt.tasks.lora import plan_lora
+from mindgpt.runtime.ranks import rank, say, world_size
+from mindgpt.tasks.cards import shares_layers
+from mindgpt.tasks.lora import LoRAPlan, plan_lora
 from mindgpt.train.checkpoints import last_checkpoint
 
 _SIZES = {  # the settings that show in the weights' shapes, and where
@@ -63,6 +67,8 @@ def build_model(config: RunConfig, weights_follow: bool = False) -> PretrainedCe
         model.set_class_weights(config.trainer.class_weights)
     if lora is not None:
         lora.put_on(model)
+    if shares_layers(config, ms.get_context("device_target")):
+        weights = _keep_part(model, lora, weights)
     if weights_follow:
         say("weights: of the checkpoint to resume from, once the cards have their parts")
     elif weights is None:
@@ -75,6 +81,17 @@ def build_model(config: RunConfig, weights_follow: bool = False) -> PretrainedCe
         lora.load_adapter(model)
     say(f"model: {config.trainer.model_name}, {sum(value.size for value in model.get_parameters()):,} parameters")
     return model
+
+
+def _keep_part(model: PretrainedCell, lora: LoRAPlan | None, weights: Weights | None) -> PartOfWeights | None:
+    """Make the model this card's part; the weights that it takes."""
+    if lora is not None:
+        raise UserError(
+            "LoRA: on several cards a model is evaluated and run with its factors merged. Merge them with "
+            "tools/transform_ckpt_lora.py, take pet_config out of the YAML, and name the merged checkpoint."
+        )
+    axes = keep_part(model.backbone, world_size())
+    return None if weights is None else PartOfWeights(weights.source, axes, world_size(), rank())
 
 
 def _trains(config: RunConfig) -> bool:

@@ -1,121 +1,115 @@
 """`run_mode: predict`: prompts in, texts out."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
-from mindgpt.data.byte_bpe import holds_tokenizer
-from mindgpt.data.files import DOWNLOADS, atomic_write, read_lines
+from mindgpt.data.files import atomic_write
 from mindgpt.generation import Completion, GenerationSettings, Generator, generate_text
+from mindgpt.generation.streaming import print_text
+from mindgpt.generation.text import encode_prompts
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.runtime.collectives import joined, share
-from mindgpt.runtime.ranks import rank, say
-from mindgpt.tasks.models import build_model, weights_path
+from mindgpt.runtime.device import is_simulated
+from mindgpt.runtime.ranks import rank, say, world_size
+from mindgpt.tasks.models import build_model
+from mindgpt.tasks.prompts import BATCH_SIZE, Prompt, find_tokenizer, progress_bar, read_prompts
 from mindgpt.tasks.session import keep_config
-
-BATCH_SIZE = 8
-_SPECIAL_TOKENS = ("unk_token", "bos_token", "eos_token", "pad_token")
 
 
 def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
     """Continue every prompt; prints the texts and writes them to `predictions.jsonl` and `predictions.txt`. Several
-    processes share the prompts, and rank 0 prints and writes.
+    processes share the prompts, and rank 0 prints and writes. At a terminal a single text is printed as it comes.
 
     Args:
-        predict_data: texts, or names of files with one prompt a line.
+        predict_data: texts, or names of files and folders of texts; see `read_prompts`.
+
+    Returns:
+        The completions in the order of the prompts; with `num_return_sequences` n, n of each, one behind the other.
 
     Raises:
-        UserError: no prompts, no tokenizer, weights that do not fit, or settings that make no sense.
+        UserError: no prompts, no tokenizer, weights that do not fit, settings that make no sense, or a prompt that
+            cannot be continued.
     """
     prompts = read_prompts(predict_data)
     tokenizer = find_tokenizer(config)
-    settings = GenerationSettings.from_config(config.model.config, seed=config.seed)
+    model_config = config.model.config
+    settings = GenerationSettings.from_config(model_config, seed=config.seed)
+    texts, names = zip(*prompts, strict=True)
+    encode_prompts(tokenizer, texts, settings, model_config.vocab_size, model_config.max_position_embeddings, names)
     generator = Generator(build_model(config))
-    batch_size = config.model.config.batch_size or BATCH_SIZE
-    numbers = share(len(prompts))
-    mine = [prompts[number] for number in numbers]
-    completions = generate_text(generator, tokenizer, mine, settings, batch_size, numbers) if mine else []
-    completions = [Completion(**fields) for fields in joined([asdict(completion) for completion in completions])]
+    if is_simulated():
+        _compile(generator, settings, len(texts), config.model.config.batch_size or BATCH_SIZE)
+        return []
+    if _one_text_at_a_terminal(prompts, settings):
+        say(f"\n>>> {texts[0]}")
+        print_text(texts[0])
+        completions = generate_text(generator, tokenizer, texts, settings, on_text=lambda _, piece: print_text(piece))
+        say("")
+    else:
+        completions = _continued(config, generator, tokenizer, texts, settings)
+        for completion in completions:
+            say(f"\n>>> {completion.prompt}\n{completion.prompt}{completion.text}")
     keep_config(config)
-    for completion in completions:
-        say(f"\n>>> {completion.prompt}\n{completion.prompt}{completion.text}")
-    _write(config, completions)
+    _write(config, completions, settings.num_return_sequences)
     return completions
 
 
-def read_prompts(predict_data: list[str]) -> list[str]:
-    """The prompts that `--predict_data` names: an existing file stands for its lines that are not blank.
+def _compile(generator: Generator, settings: GenerationSettings, prompts: int, batch_size: int) -> None:
+    """What is left to do where cards are simulated, and compute nothing."""
+    rows = min(prompts, batch_size) * max(settings.num_return_sequences, settings.num_beams)
+    with generator.running():
+        batch, slots = generator.graphs.compile(rows, generator.graphs.window)
+    say(f"compiled: reading a text, and a step of {batch} texts of up to {slots} tokens; simulated cards write none")
 
-    Raises:
-        UserError: nothing is named, a file holds no prompt or is not UTF-8, or a prompt is empty.
-    """
-    if not predict_data:
-        raise UserError(
-            'run_mode predict needs prompts: --predict_data "a text" ["a text" ...], or a file, one prompt a line'
+
+def _one_text_at_a_terminal(prompts: list[Prompt], settings: GenerationSettings) -> bool:
+    texts = len(prompts) * settings.num_return_sequences * settings.num_beams
+    return texts == 1 and world_size() == 1 and sys.stdout.isatty()
+
+
+def _continued(
+    config: RunConfig,
+    generator: Generator,
+    tokenizer: GPT2Tokenizer,
+    prompts: tuple[str, ...],
+    settings: GenerationSettings,
+) -> list[Completion]:
+    """The completions of all prompts, of which this process computes its share."""
+    batch_size = config.model.config.batch_size or BATCH_SIZE
+    numbers = share(len(prompts))
+    with progress_bar(len(numbers), batch_size, "prompts") as progress:
+        mine = [prompts[number] for number in numbers]
+        done = (
+            generate_text(generator, tokenizer, mine, settings, batch_size, numbers, on_batch=progress.update)
+            if mine
+            else []
         )
-    prompts = []
-    for word in predict_data:
-        if not _is_file(word):
-            if not word.strip():
-                raise UserError("--predict_data: an empty text is no prompt")
-            prompts.append(word)
-            continue
-        lines = [line for line in read_lines(word) if line.strip()]
-        if not lines:
-            raise UserError(f"--predict_data: {word} holds no prompt; it needs one a line")
-        prompts += lines
-    return prompts
+    copies = settings.num_return_sequences
+    of_prompts = [list(map(asdict, done[start : start + copies])) for start in range(0, len(done), copies)]
+    return [Completion(**fields) for of_prompt in joined(of_prompts) for fields in of_prompt]
 
 
-def _is_file(word: str) -> bool:
-    """Whether the file system has a file of that name; a long text is not even a possible name."""
-    try:
-        return Path(word).is_file()
-    except OSError:
-        return False
-
-
-def find_tokenizer(config: RunConfig) -> GPT2Tokenizer:
-    """The tokenizer that the configuration names, or the one beside the weights, or where MindFormers downloaded it.
-
-    Raises:
-        UserError: there is none.
-    """
-    section = config.processor.tokenizer
-    tokens = {name: getattr(section, name) for name in _SPECIAL_TOKENS if name in section.model_fields_set}
-    named = section.path or section.tokenizer_file or section.vocab_file
-    if named:
-        if section.merges_file and Path(section.merges_file).parent != Path(section.vocab_file).parent:
-            raise UserError("processor.tokenizer: vocab_file and merges_file must lie in one folder")
-        return GPT2Tokenizer.from_pretrained(named, **tokens)
-    weights = weights_path(config)
-    folders = [DOWNLOADS] if weights is None else [weights if weights.is_dir() else weights.parent, DOWNLOADS]
-    for folder in folders:
-        if holds_tokenizer(folder):
-            say(f"tokenizer: {folder}")
-            return GPT2Tokenizer.from_pretrained(folder, **tokens)
-    raise UserError(
-        f"no tokenizer: name its folder with --tokenizer DIR. Looked for tokenizer.json or vocab.json "
-        f"in {' and '.join(map(str, folders))}."
-    )
-
-
-def _write(config: RunConfig, completions: list[Completion]) -> None:
+def _write(config: RunConfig, completions: list[Completion], copies: int) -> None:
+    """Both files, each whole; `sequence` numbers the texts of a prompt where there are several."""
     if rank() != 0:
         return
     base = Path(config.output_dir)
-    with atomic_write(base / "predictions.jsonl", "w") as file:
-        for completion in completions:
+    with (
+        atomic_write(base / "predictions.jsonl", "w") as lines,
+        atomic_write(base / "predictions.txt", "w") as texts,
+    ):
+        for number, completion in enumerate(completions):
             record = {
                 "prompt": completion.prompt,
                 "generated_text": completion.prompt + completion.text,
                 "new_tokens": len(completion.token_ids),
                 "finish_reason": completion.finish_reason,
             }
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    with atomic_write(base / "predictions.txt", "w") as file:
-        for completion in completions:
-            file.write(completion.prompt + completion.text + "\n\n")
+            if copies > 1:
+                record["sequence"] = number % copies
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+            texts.write(completion.prompt + completion.text + "\n\n")
     say(f"\n{len(completions)} text(s): {base / 'predictions.jsonl'} and {base / 'predictions.txt'}")

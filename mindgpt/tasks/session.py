@@ -9,11 +9,11 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.loader import dump_config
 from mindgpt.config.run import RunConfig
 from mindgpt.data.files import atomic_write
-from mindgpt.runtime.collectives import join_cut, join_data_parallel
+from mindgpt.runtime.collectives import join_cut, join_data_parallel, join_tensor_parallel
 from mindgpt.runtime.device import choose_target, prepare_device
 from mindgpt.runtime.precision import replaced_on_cpu
 from mindgpt.runtime.ranks import rank, say, world_size
-from mindgpt.tasks.cards import cut_of
+from mindgpt.tasks.cards import cut_of, is_cut, shares_layers
 
 
 def prepare(config: RunConfig) -> None:
@@ -32,12 +32,14 @@ def prepare(config: RunConfig) -> None:
     notes += replaced_on_cpu(config.model.config)
     if config.use_parallel and world_size() == 1:
         notes.append("use_parallel is True, but no cluster is around this process: running on one card")
-    if _is_cut(config, target):
+    if shares_layers(config, target):
+        join_tensor_parallel()
+        notes.append(f"tensor parallel: {world_size()} cards, each with its share of heads and widths")
+    elif is_cut(config, target):
         join_cut(cut_of(config))
         notes.append(f"{world_size()} cards: {layout.grid_of(config)}")
-    else:
+    elif world_size() > 1:
         join_data_parallel()
-    if world_size() > 1 and not _is_cut(config, target):
         notes.append(f"data parallel: {world_size()} processes, each with the whole model and its share of the data")
     for note in [*notes, *_without_effect(config)]:
         say(note)
@@ -69,23 +71,20 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
         yield "recompute_config: the keys about slices and communication have no effect on one card"
 
 
-def _is_cut(config: RunConfig, target: str) -> bool:
-    """Whether the model will be cut over several cards by MindSpore's semi-automatic parallelism."""
-    wanted = config.use_parallel and config.parallel.parallel_mode == "semi_auto_parallel"
-    return wanted and target == "Ascend" and world_size() > 1
-
-
 def layout_problems(config: RunConfig, target: str) -> Iterator[str]:
     """What about the layout does not fit the processes that there are, or the device `target`."""
     parallel, cards = config.parallel_config, world_size()
     if cards == 1:
         return
-    if _is_cut(config, target):
+    if shares_layers(config, target):
+        yield from layout.tensor_parallel_problems(config, cards)
+        return
+    if is_cut(config, target):
         yield from layout.layout_problems(config, cards)
-        if config.run_mode not in ("train", "finetune") or config.do_eval:
+        if config.do_eval:
             yield (
-                "a model that is cut over cards is trained only: put the slices of its checkpoint together with "
-                "tools/transform_ckpt.py, and evaluate or predict with one process or with data-parallel ones"
+                "do_eval: a model that is cut over cards is not evaluated while it is trained. Set it to False, and "
+                "evaluate a checkpoint with --run_mode eval, which takes the folder of its slices"
             )
         return
     if not config.use_parallel or config.parallel.parallel_mode == "stand_alone":

@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from mindgpt.config.layout import CardGrid, cuts_vocabulary, layout_problems, rows_of_step, working_grids
+from mindgpt.config.layout import (
+    CardGrid,
+    cuts_vocabulary,
+    layout_problems,
+    rows_of_step,
+    tensor_parallel_problems,
+    working_grids,
+)
 from mindgpt.config.run import RunConfig
 
 
@@ -90,6 +97,18 @@ def test_rows_and_vocabulary():
     assert not cuts_vocabulary(config(model_parallel=4, vocab_emb_dp=False))  # 50257 is a prime
     assert cuts_vocabulary(config(model_parallel=4, vocab_emb_dp=False, model={"vocab_size": 50304}))
     assert not cuts_vocabulary(config(model_parallel=4, model={"vocab_size": 50304}))
+
+
+def test_evaluation_and_prediction_take_tensor_parallelism_alone():
+    def problems(cards, **keywords):
+        return list(tensor_parallel_problems(config(**keywords), cards))
+
+    assert problems(4, model_parallel=4) == []
+    (message,) = problems(8, model_parallel=4, data_parallel=2)
+    assert "to evaluate or predict on 8 cards, set model_parallel to 8" in message
+    (message,) = problems(8, model_parallel=8)
+    assert "model_parallel 8 does not divide num_heads 12" in message
+    assert message.endswith("Numbers of cards that work: 1, 2, 3, 4, 6")
 
 
 def test_adafactor_cannot_be_cut():

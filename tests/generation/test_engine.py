@@ -10,136 +10,153 @@ from mindspore import Tensor
 
 from mindgpt.config.errors import UserError
 from mindgpt.generation import GenerationSettings, Generator, generate
-from mindgpt.generation import engine as engine_module
-from mindgpt.generation.engine import bucket
+from mindgpt.generation import reader as reader_module
+from mindgpt.generation.engine import generator_of
+from mindgpt.generation.reader import CompiledGraphs, bucket
+from mindgpt.generation.scoring import score
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
 
-VOCAB, WINDOW = 97, 64
-SHAPE = {"vocab_size": VOCAB, "n_positions": WINDOW, "n_embd": 32, "n_layer": 3, "n_head": 4}
-
-
-@pytest.fixture(scope="module")
-def peer():
-    """A random network of transformers with logits far enough apart for argmax to be the same on both sides."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for so small a network more of them only get in MindSpore's way
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(**SHAPE, initializer_range=0.3, bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    yield transformers.GPT2LMHeadModel(config).eval()
-    torch.set_num_threads(threads)
+VOCAB, WINDOW = 256, 96  # of the networks in conftest.py
+BATCH = 16  # nearly all batches here are of 9 to 16 rows: one graph
+TINY = {"vocab_size": 97, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
 
 
-@pytest.fixture(scope="module")
-def model(peer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hf")
-    peer.save_pretrained(folder)
-    return GPT2LMHeadModel.from_pretrained(folder)
+def in_batches(generator, prompts, settings, **options):
+    """The rows of all prompts, in batches of `BATCH` rows."""
+    step = BATCH // (settings.num_return_sequences * settings.num_beams)
+    batches = [prompts[start : start + step] for start in range(0, len(prompts), step)]
+    return [row for batch in batches for row in generator.generate(batch, settings, **options)]
 
 
-@pytest.fixture(scope="module")
-def generator(model):
-    return Generator(model)
-
-
-def some_prompts(number=20, seed=1):
-    """Unequal lengths, from one token to one less than the context window."""
-    random = np.random.default_rng(seed)
-    lengths = [1, 2, WINDOW - 1, WINDOW - 2, *random.integers(3, WINDOW - 10, number - 4)]
-    return [random.integers(1, VOCAB, length).tolist() for length in lengths]
-
-
-def continued_by_transformers(peer, prompt, **settings):
-    ids = torch.tensor([prompt])
-    settings.setdefault("eos_token_id", None)
-    settings.setdefault("max_length", WINDOW)
-    with torch.no_grad():
-        out = peer.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **settings)
-    return out[0, len(prompt) :].tolist()
-
-
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_greedy_equals_transformers_up_to_the_context_window(generator, peer, penalty):
-    prompts = some_prompts()
-    ours = generator.generate(prompts, GenerationSettings(repetition_penalty=penalty))
-    theirs = [continued_by_transformers(peer, prompt, repetition_penalty=penalty) for prompt in prompts]
-    assert ours == theirs
+@pytest.mark.parametrize(("penalty", "number"), [(1.0, 50), (1.3, 12)])
+def test_greedy_equals_transformers_up_to_the_context_window(
+    generator, continued_by_transformers, prompts, penalty, number
+):
+    prompts = [*prompts[:number], prompts[2] + prompts[3][: WINDOW - 1 - 60]]
+    ours = in_batches(generator, prompts, GenerationSettings(repetition_penalty=penalty))
+    settings = {"max_length": WINDOW, "repetition_penalty": penalty}
+    assert ours == [continued_by_transformers(prompt, **settings)[0] for prompt in prompts]
     assert {len(prompt) + len(row) for prompt, row in zip(prompts, ours, strict=True)} == {WINDOW}
-    assert len({token for row in ours for token in row}) > 10  # a network that always says the same proves nothing
+    assert len({token for row in ours for token in row}) > 20  # a network that always says the same proves nothing
 
 
 @pytest.mark.parametrize("settings", [{"max_new_tokens": 7}, {"max_length": 63}])
-def test_limits_equal_transformers(generator, peer, settings):
-    prompts = [prompt for prompt in some_prompts() if len(prompt) < 56]
-    ours = generator.generate(prompts, GenerationSettings(**settings))
-    assert ours == [continued_by_transformers(peer, p, **{"max_length": None, **settings}) for p in prompts]
+def test_limits_equal_transformers(generator, continued_by_transformers, prompts, settings):
+    ours = generator.generate(prompts[:BATCH], GenerationSettings(**settings))
+    assert ours == [continued_by_transformers(prompt, **settings)[0] for prompt in prompts[:BATCH]]
 
 
-def test_end_of_text_ends_its_row_alone(generator, peer):
-    prompts = [prompt for prompt in some_prompts() if len(prompt) < 40]
-    free = generator.generate(prompts, GenerationSettings(max_new_tokens=20))
-    eos = free[0][4]  # some token that row 0 says early
+def test_end_of_text_ends_its_row_alone(generator, continued_by_transformers, prompts):
+    """Of several such tokens any ends it, at first only behind the least length."""
+    prompts, ends = prompts[:BATCH], [ord(" "), ord("e")]
+    rules = {"max_new_tokens": 20, "eos_token_id": ends, "min_new_tokens": 3}
     heard = []
-    settings = GenerationSettings(max_new_tokens=20, eos_token_id=eos)
-    ours = generator.generate(prompts, settings, on_token=lambda row, token: heard.append((row, token)))
-    assert ours == [
-        continued_by_transformers(peer, p, max_length=None, max_new_tokens=20, eos_token_id=eos) for p in prompts
-    ]
-    assert ours == [row[: row.index(eos) + 1] if eos in row else row for row in free]
-    assert len(ours[0]) <= 5 and max(map(len, ours)) == 20
+    ours = generator.generate(
+        prompts, GenerationSettings(**rules), on_token=lambda row, token: heard.append((row, token))
+    )
+    assert ours == [continued_by_transformers(prompt, **rules)[0] for prompt in prompts]
+    lengths = [len(row) for row in ours]
+    assert min(lengths) == 4 and len(set(lengths)) > 4 and {row[-1] for row in ours} >= set(ends)
     assert [[token for row, token in heard if row == number] for number in range(len(prompts))] == ours
 
 
-def test_end_of_text_inside_a_prompt_is_a_token_like_any_other(generator, peer):
-    prompt = [5, 0, 0, 9, 0]
-    theirs = continued_by_transformers(peer, prompt, max_length=None, max_new_tokens=8, eos_token_id=0)
-    assert generator.generate([prompt], GenerationSettings(max_new_tokens=8, eos_token_id=0)) == [theirs]
+def test_end_of_text_inside_a_prompt_is_a_token_like_any_other(generator, continued_by_transformers, prompts):
+    prompt = [*prompts[2], 32, 0, 32]
+    theirs = continued_by_transformers(prompt, max_new_tokens=8, eos_token_id=32)
+    assert generator.generate([prompt], GenerationSettings(max_new_tokens=8, eos_token_id=32)) == theirs
 
 
-@pytest.mark.parametrize("do_sample", [False, True])
-def test_a_batch_gives_what_each_row_gives_alone(generator, do_sample):
-    prompts = some_prompts()[:7]
-    settings = GenerationSettings(max_new_tokens=12, do_sample=do_sample, seed=3, top_k=20, repetition_penalty=1.2)
-    alone = [generator.generate([prompt], settings, row_numbers=[row])[0] for row, prompt in enumerate(prompts)]
-    assert generator.generate(prompts, settings) == alone
+def test_stop_ends_the_rows_it_names(generator, prompts):
+    free = generator.generate(prompts[:BATCH], GenerationSettings(max_new_tokens=12))
+    stopped = generator.generate(
+        prompts[:BATCH],
+        GenerationSettings(max_new_tokens=12),
+        stop=lambda row, new: row % 2 == 1 and len(new) > row and new[-1] == free[row][len(new) - 1],
+    )
+    assert stopped == [tokens[: row + 1] if row % 2 else tokens for row, tokens in enumerate(free)]
 
 
-def test_seeds(generator):
-    prompts = some_prompts()[4:8]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"do_sample": True, "seed": 3, "top_k": 20, "repetition_penalty": 1.2},
+        {"do_sample": True, "seed": 3, "num_return_sequences": 2},
+        {"num_beams": 4, "num_return_sequences": 2, "eos_token_id": 32},
+        {"num_beams": 2, "do_sample": True, "seed": 3},
+    ],
+    ids=["greedy", "drawn", "several drawn", "beams", "drawn beams"],
+)
+def test_a_batch_gives_what_each_prompt_gives_alone(generator, prompts, settings):
+    settings = GenerationSettings(max_new_tokens=12, **settings)
+    copies = settings.num_return_sequences
+    alone = [generator.generate([prompt], settings, row_numbers=[row]) for row, prompt in enumerate(prompts[:BATCH])]
+    assert all(len(rows) == copies for rows in alone)
+    most = BATCH // max(copies, settings.num_beams)
+    for number in {2, 3, most} if settings == GenerationSettings(max_new_tokens=12) else {most}:
+        assert generator.generate(prompts[:number], settings) == sum(alone[:number], [])
 
-    def drawn(seed, rows=prompts):
-        return generator.generate(
-            rows, GenerationSettings(max_new_tokens=15, do_sample=True, temperature=3.0, seed=seed)
-        )
+
+def test_seeds(generator, prompts):
+    def drawn(seed, rows=prompts[4:13], **settings):
+        return generator.generate(rows, GenerationSettings(max_new_tokens=15, do_sample=True, seed=seed, **settings))
 
     assert drawn(1) == drawn(1)
     assert drawn(1) != drawn(2)
     assert drawn(None) != drawn(None)
-    same_prompt = drawn(1, [prompts[0]] * 4)
-    assert len(set(map(tuple, same_prompt))) == 4  # each row has a stream of its own
+    for rows in (drawn(1, [prompts[4]] * 9), drawn(1, [prompts[4]], num_return_sequences=9)):
+        assert len(set(map(tuple, rows))) == 9  # each row has a stream of its own
+    several = drawn(1, prompts[4:7], num_return_sequences=4)
+    assert several[4:8] == generator.generate(
+        [prompts[5]],
+        GenerationSettings(max_new_tokens=15, do_sample=True, seed=1, num_return_sequences=4),
+        row_numbers=[1],
+    )
 
 
-def test_drawn_tokens_follow_the_model(generator, peer):
-    """The first token of 4,000 drawn continuations against the exact probabilities."""
-    prompt, draws = some_prompts()[5], 4000
-    settings = GenerationSettings(max_new_tokens=1, do_sample=True, temperature=0.7, top_k=5, seed=0)
-    counts = np.zeros(VOCAB)
-    for start in range(0, draws, 500):
-        rows = generator.generate([prompt] * 500, settings, row_numbers=range(start, start + 500))
-        counts += np.bincount(np.array(rows)[:, 0], minlength=VOCAB)
+def test_drawn_tokens_follow_the_model(generator, peer, prompts):
+    """The second token of 4,000 drawn continuations against the exact probabilities."""
+    import torch
+
+    prompt, draws = prompts[5], 4000
+    settings = GenerationSettings(
+        max_new_tokens=2, do_sample=True, temperature=0.7, top_k=4, seed=0, num_return_sequences=BATCH
+    )
+    rows = [
+        tuple(row)
+        for number in range(draws // BATCH)
+        for row in generator.generate([prompt], settings, row_numbers=[number])
+    ]
     with torch.no_grad():
-        logits = peer(torch.tensor([prompt])).logits[0, -1].double()
-    kept = logits.topk(5).indices.numpy()
-    expected = (logits[kept] / 0.7).softmax(-1).numpy() * draws
-    assert counts.sum() == counts[kept].sum()
-    assert ((counts[kept] - expected) ** 2 / expected).sum() < 4 + 4 * np.sqrt(8)
+
+        def next_ones(ids):
+            values, tokens = peer(torch.tensor([ids])).logits[0, -1].double().topk(4)
+            return zip(tokens.tolist(), (values / 0.7).softmax(-1).tolist(), strict=True)
+
+        expected = {
+            (first, second): draws * p_first * p_second
+            for first, p_first in next_ones(prompt)
+            for second, p_second in next_ones([*prompt, first])
+        }
+    assert set(rows) <= set(expected)
+    rare = sum(count for count in expected.values() if count < 5)
+    statistic, cells = 0.0, 0
+    for pair, count in expected.items():
+        if count >= 5:
+            statistic, cells = statistic + (rows.count(pair) - count) ** 2 / count, cells + 1
+    if rare >= 5:
+        observed = sum(expected[row] < 5 for row in rows)
+        statistic, cells = statistic + (observed - rare) ** 2 / rare, cells + 1
+    freedom = cells - 1
+    assert cells > 5 and statistic < freedom + 4 * np.sqrt(2 * freedom)
 
 
 def test_generation_follows_the_weights_and_leaves_training_mode_alone():
-    model = GPT2LMHeadModel(GPT2Config(**SHAPE, initializer_range=0.3))
+    model = GPT2LMHeadModel(GPT2Config(**TINY))
     model.set_train(True)
     model.backbone.blocks[1].set_train(False)
     modes = [cell.training for _, cell in model.cells_and_names()]
@@ -152,41 +169,12 @@ def test_generation_follows_the_weights_and_leaves_training_mode_alone():
     after = generate(model, [[1, 2, 3]], settings)
     assert after != before
     model.set_train(False)
-    ids = [1, 2, 3]
-    for token in after[0]:
-        assert int(model(Tensor([ids], ms.int32)).asnumpy()[0, -1].argmax()) == token
-        ids.append(token)
-
-
-def test_new_lengths_of_the_same_bucket_do_not_recompile(monkeypatch, model):
-    built = []
-    for name in ("Prefill", "Decode"):
-        cell = getattr(engine_module, name)
-        monkeypatch.setattr(engine_module, name, lambda *args, cell=cell, name=name: built.append(name) or cell(*args))
-    generator = Generator(model)
-    for length in (3, 4, 17, 32):
-        generator.generate([[1] * length] * 3, GenerationSettings(max_new_tokens=2))
-    assert sorted(built) == ["Decode", "Prefill"]
-    generator.generate([[1] * 33] * 4, GenerationSettings(max_new_tokens=2))
-    assert sorted(built) == ["Decode", "Prefill", "Prefill"]
-
-
-def test_a_cache_that_grows_changes_no_text(monkeypatch, generator, model):
-    prompts = some_prompts()[:6] + [[7], [8, 9]]
-    settings = GenerationSettings(max_new_tokens=50)
-    expected = generator.generate(prompts, settings)  # with room for the whole window from the start
-    monkeypatch.setattr(engine_module, "SMALLEST_CACHE", 4)
-    monkeypatch.setattr(engine_module, "SMALLEST_PROMPT", 4)
-    monkeypatch.setattr(engine_module, "KEPT_SHAPES", 3)  # of 4, 8, 16, 32, 64 slots: some are dropped on the way
-    growing = Generator(model)
-    for _ in range(2):
-        assert growing.generate(prompts[-2:], settings) == expected[-2:]
-    assert [capacity for _, capacity in growing._shapes] == [16, 32, 64]
-    assert growing.generate(prompts, settings) == expected
+    logits = model(Tensor([[1, 2, 3, *after[0]]], ms.int32)).asnumpy()[0]
+    assert logits[2:-1].argmax(-1).tolist() == after[0]
 
 
 def test_a_broken_model_is_told_and_leaves_nothing_behind():
-    model = GPT2LMHeadModel(GPT2Config(**SHAPE, initializer_range=0.3))
+    model = GPT2LMHeadModel(GPT2Config(**TINY))
     generator, settings = Generator(model), GenerationSettings(max_new_tokens=5)
     sound = generator.generate([[1, 2]], settings)
     weight = model.backbone.blocks[0].attention.dense2.bias
@@ -199,12 +187,114 @@ def test_a_broken_model_is_told_and_leaves_nothing_behind():
 
 
 def test_a_generator_goes_with_its_model():
-    model = GPT2LMHeadModel(GPT2Config(**SHAPE))
+    model = GPT2LMHeadModel(GPT2Config(**TINY))
     generate(model, [[1]], GenerationSettings(max_new_tokens=1))
     gone = weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
+def test_a_full_window_slides(generator, peer, prompts, corpus, settings):
+    """A text that is longer than the window goes on as its last three quarters of a window would from the start."""
+    kept = WINDOW - WINDOW // 4
+    long = [corpus[:length].tolist() for length in (WINDOW - 5, WINDOW, WINDOW + 1, 3 * WINDOW)]
+    rules = GenerationSettings(context_overflow="slide", max_new_tokens=40, **settings)
+    rows = generator.generate([*long, *prompts[:4]], rules)
+    assert [len(row) for row in rows] == [40] * 8
+    assert rows == [generator.generate([prompt], rules)[0] for prompt in [*long, *prompts[:4]]]
+    if settings:  # the beams of one step are not known from outside
+        return
+    import torch
+
+    for prompt, row in zip(long, rows, strict=False):
+        read_from = 0
+        for length in range(len(prompt), len(prompt) + 40):
+            text = [*prompt, *row][:length]
+            if length - read_from > WINDOW:
+                read_from = length - kept
+            with torch.no_grad():
+                expected = peer(torch.tensor([text[read_from:]])).logits[0, -1].argmax()
+            assert row[length - len(prompt)] == expected
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The cells that MindSpore compiles, by class, in order."""
+    from mindspore.graph.api import _CellGraphExecutor
+
+    compile_cell, names = _CellGraphExecutor.compile, []
+
+    def counted(self, cell, *args, **options):
+        phase, is_new = compile_cell(self, cell, *args, **options)
+        if is_new:
+            names.append(type(cell).__name__)
+        return phase, is_new
+
+    monkeypatch.setattr(_CellGraphExecutor, "compile", counted)
+    return names
+
+
+def test_what_is_compiled_when(compiled):
+    model = GPT2LMHeadModel(GPT2Config(**TINY | {"n_positions": 512}))
+    generator = generator_of(model)
+    settings = GenerationSettings(max_new_tokens=3)
+    generator.generate([[1, 2, 3]], settings)
+    assert sorted(compiled) == ["CopyRow", "Decode", "LastLogits", "Prefill"]
+    compiled.clear()
+    for length in (1, 4, 17, 32, 33, 100):
+        generator.generate([[1] * length], settings)
+    assert compiled == []  # neither is there for a longer prompt that takes several chunks
+    heard = []
+    generator.generate([[1] * 300, [2], [3]], settings, on_token=lambda *_: heard.append(list(compiled)))
+    assert heard[:3] == [[]] * 3  # the first tokens come at once, in any batch
+    assert sorted(compiled) == ["CopyRow", "Decode"]
+    compiled.clear()
+    score(model, [[1] * 200, [1, 2]])
+    assert compiled == ["TargetLogProbs"]
+
+
+def test_shapes_that_are_taken():
+    """`choose` on a network where 1,000 slots are half as much to read as the weights."""
+    graphs = CompiledGraphs(GPT2LMHeadModel(GPT2Config(**TINY | {"n_positions": 1024})).backbone, None)
+    graphs._weights = 2 * 2 * 2 * 32 * 1000
+    assert graphs.choose(1, 10, 20) == (1, 128)
+    assert graphs.choose(1, 200, 1024) == (1, 512)  # a fifth more to read than with 256, and it need not grow so soon
+    assert graphs.choose(1, 10, 500) == (1, 512)  # which is there
+    assert graphs.choose(1, 600, 700) == (1, 1024)
+    assert graphs.choose(7, 10, 20) == (8, 128)
+    assert graphs.choose(2, 30, 60, (8, 128)) == (8, 128)  # 30 steps do not pay for compiling
+    assert graphs.choose(2, 30, 1000, (8, 128)) == (2, 256)  # many do
+    assert graphs.choose(2, 30, 60, (8, 128)) == (2, 256)  # and now it is there
+    assert graphs.choose(2, 59, 60, (8, 128)) == (8, 128)  # but one step does not pay for copying
+    assert graphs.choose(2, 129, 130, (8, 128)) == (2, 256)
+
+
+def test_a_cache_that_moves_changes_no_text(monkeypatch, generator, model, prompts):
+    """Grows, shrinks when rows have ended, and makes room for others: whatever happens, the texts stay."""
+    prompts = prompts[:5]
+    settings = GenerationSettings(max_new_tokens=30)
+
+    def stop(row, new):
+        return len(new) > 5 * row
+
+    beams = GenerationSettings(max_new_tokens=30, eos_token_id=10, num_beams=3, num_return_sequences=3)
+    expected = generator.generate(prompts, settings, stop=stop), generator.generate(prompts[:2], beams)
+    assert [len(row) for row in expected[0]] == [1, 6, 11, 16, 21]
+    monkeypatch.setattr(reader_module, "SMALLEST_CACHE", 16)
+    monkeypatch.setattr(reader_module, "CHUNK", 10)
+    monkeypatch.setattr(reader_module, "KEPT_SHAPES", 3)
+    monkeypatch.setattr(reader_module, "COMPILING_COSTS", 0)
+    monkeypatch.setattr(reader_module, "NEARLY_AS_GOOD", 1.0)
+    moving = Generator(model)
+    taken, choose = [], moving.graphs.choose
+    monkeypatch.setattr(moving.graphs, "choose", lambda *args: taken.append(choose(*args)) or taken[-1])
+    assert moving.generate(prompts, settings, stop=stop) == expected[0]
+    assert len({batch for batch, _ in taken}) > 1  # it shrank
+    assert moving.generate(prompts[:2], beams) == expected[1]
+    assert len({capacity for _, capacity in taken}) > 1  # it grew
+    assert len(set(taken)) > 3  # and some were dropped on the way
 
 
 def test_buckets():
@@ -223,9 +313,15 @@ def test_buckets():
         ([[1, -1]], {}, "Prompt 0 holds the id -1, outside"),
         ([[1.5]], {}, "Prompt 0 must be a row of token ids"),
         (["text"], {}, "Prompt 0 must be a row of token ids"),
+        ([[1]], {"context_overflow": "slide"}, "set max_new_tokens too"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_input(generator, prompts, settings, message):
     with pytest.raises(UserError, match=message):
         generator.generate(prompts, GenerationSettings(**settings))
+
+
+def test_beams_cannot_be_heard(generator):
+    with pytest.raises(UserError, match="num_beams"):
+        generator.generate([[1]], GenerationSettings(num_beams=2), on_token=print)

@@ -35,6 +35,29 @@ def test_completions_are_the_engines_tokens_as_text(generator, tokenizer, do_sam
     assert completions == generate_text(generator, tokenizer, PROMPTS, settings, batch_size=5)
 
 
+def test_text_as_it_comes_is_the_text_in_pieces(generator, tokenizer):
+    settings = GenerationSettings(max_new_tokens=9, do_sample=True, seed=0, num_return_sequences=2, stop_strings=["e"])
+    pieces, done = [""] * 10, []
+
+    def on_text(place, piece):
+        assert piece
+        pieces[place] += piece
+
+    completions = generate_text(
+        generator, tokenizer, PROMPTS, settings, batch_size=2, on_text=on_text, on_batch=done.append
+    )
+    assert pieces == [completion.text for completion in completions]
+    assert [completion.prompt for completion in completions] == [prompt for prompt in PROMPTS for _ in range(2)]
+    assert done == [2, 2, 1]
+    assert {completion.finish_reason for completion in completions} >= {"length", "stop"}
+    for completion in completions:
+        said = tokenizer.decode([token for token in completion.token_ids if token != tokenizer.eos_token_id])
+        assert completion.text == said.split("e")[0]
+        assert (completion.finish_reason == "stop") is ("e" in said)
+    with pytest.raises(UserError, match="num_beams: a beam search goes back on what it said"):
+        generate_text(generator, tokenizer, ["a"], GenerationSettings(num_beams=2), on_text=on_text)
+
+
 def test_finish_reasons(generator, tokenizer):
     free = generate_text(generator, tokenizer, PROMPTS[:1], GenerationSettings(max_new_tokens=6))[0]
     assert (free.finish_reason, len(free.token_ids)) == ("length", 6)

@@ -1,6 +1,6 @@
 """Compile the training step of a toy model as one simulated Ascend card, and tell what came of it as JSON.
 
-python compile_cards.py YAML FOLDER      # under mindgpt.runtime.simulated_ascend
+python compile_cards.py YAML FOLDER      # under mindgpt.runtime.simulated_ascend, with DUMP_ENVIRONMENT
 """
 
 import json
@@ -8,57 +8,54 @@ import re
 import sys
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 
+from mindgpt.config.errors import run_program
 from mindgpt.config.loader import load_config
-from mindgpt.models import model_class
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.pet.lora import add_lora
-from mindgpt.runtime.collectives import join_cut
-from mindgpt.runtime.device import prepare_device
-from mindgpt.tasks.cards import compile_cut, cut_of, lay_out, layout_of, train_step, zeros_for
-from mindgpt.train.optimizers import build_optimizer
-from mindgpt.train.schedules import LearningRateTable
+from mindgpt.runtime.collectives import model_is_cut
+from mindgpt.runtime.compiled_graph import Graph
+from mindgpt.tasks.planned_step import GRAPHS, compile_step
+from mindgpt.tasks.session import prepare
+from mindgpt.train.step import AccumulatingTrainStep
 
 _COLLECTIVE = re.compile(r"= (AllReduce|AllGather|ReduceScatter|Send|Receive|AlltoAll)\(")
 _UPDATE = re.compile(r"= (?:PrimFunc_)?AdamWeightDecay\(")
+_FLASH = re.compile(r"= (?:PrimFunc_)?FlashAttentionScore\(")
+_LOGITS = re.compile(r"\(<Tensor\[\w+\], \((\d+), (\d+)\)>\)\n.*Fullname with scope: \(Default/.*head-LMHead/MatMul-")
 
 
-def main(yaml: str, folder: str) -> None:
-    """Print a JSON object: shapes, holders, updates, and collectives as [kind, where] pairs."""
+def main() -> None:
+    """Print a JSON object.
+
+    shapes: of what this card trains, as it holds it; held: of every weight in its graph; holders: of each trained one,
+    the cards with the same part; updates, flash: operators in the graph; logits: the shape that the head computes;
+    flops: of a step's matrix products; collectives: [kind, where] pairs.
+    """
+    yaml, folder = sys.argv[1:]
     config, _ = load_config(yaml, {"output_dir": folder})
-    prepare_device(config.context, folder, seed=0)
-    join_cut(cut_of(config))
-    ms.set_context(save_graphs=2, save_graphs_path=f"{folder}/ir")
-    model = model_class(config.model.arch.type)(GPT2Config.from_section(config.model.config))
-    if config.model.config.pet_config is not None:
-        add_lora(model, config.model.config.pet_config)
-    layout = layout_of(config, padding=True)
-    trained = lay_out(config, model, layout, cut_of(config).stage)
-    optimizer = build_optimizer(config.optimizer, trained, LearningRateTable(np.full(10, 1e-4)))
-    step = train_step(config, model, optimizer, cut=True)
-    step.set_train()
-    holders = compile_cut(step, zeros_for(shapes_of_batch(config)), layout)
-    graph = next(Path(folder, "ir").rglob("*_validate_*.ir")).read_text()
+    prepare(config)
+    model, step = compile_step(config)
+    files = sorted(Path(GRAPHS).rglob("*_validate_*.ir"))
+    text, graphs = "".join(file.read_text() for file in files), [Graph(file) for file in files]
+    times = [step.batches, 1] if isinstance(step, AccumulatingTrainStep) else [1]
+    trained = step.optimizer.parameters
+    shares = step.update.norm.shares.asnumpy() if model_is_cut() else np.ones(len(trained))
+    names = {parameter.name for parameter in model.get_parameters()}
+    held = {name: tensor.shape for graph in graphs for name, tensor in graph.parameters.items() if name in names}
     print(
         json.dumps(
             {
-                "holders": holders,
-                "shapes": {parameter.name: parameter.shape for parameter in optimizer.parameters},
-                "updates": len(_UPDATE.findall(graph)),
-                "collectives": list(collectives(graph)),
+                "holders": {weight.name: round(1 / share) for weight, share in zip(trained, shares, strict=True)},
+                "shapes": {weight.name: weight.shape for weight in trained},
+                "held": held,
+                "updates": len(_UPDATE.findall(text)),
+                "flash": len(_FLASH.findall(text)),
+                "logits": [int(size) for size in logits.groups()] if (logits := _LOGITS.search(text)) else None,
+                "flops": sum(graph.product_flops * n for graph, n in zip(graphs, times, strict=True)),
+                "collectives": list(collectives(text)),
             }
         )
     )
-
-
-def shapes_of_batch(config):
-    """Of the columns of 8 rows."""
-    tokens = config.model.config.seq_length
-    if config.model.arch.type == "GPT2LMHeadModel":
-        return [(8, tokens + 1)] * 2
-    return [(8, tokens), (8, tokens), (8,)]
 
 
 def collectives(graph):
@@ -71,4 +68,4 @@ def collectives(graph):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_program(main)

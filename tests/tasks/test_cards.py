@@ -1,51 +1,34 @@
-"""Layouts over several cards, compiled for simulated Ascend: that they are legal, and what their graphs hold."""
+"""What the graphs of cut models hold, compiled for simulated Ascend: collectives, parts of weights, updates."""
 
-import json
-import os
-import shutil
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
-import yaml
 
-from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated
+from tests.tasks.toy_layouts import compile_as_card, needs_ascend
 
-PROGRAM = Path(__file__).with_name("compile_cards.py")
 HIDDEN, VOCAB, LAYERS = 64, 256, 2
 
-pytestmark = pytest.mark.skipif(
-    not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")),
-    reason="simulated Ascend needs gcc, g++ and nm, or CANN",
-)
+pytestmark = needs_ascend
 
 
 @pytest.fixture
-def compiled(tmp_path, repo, monkeypatch):
+def compiled(tmp_path):
     """Compile as a card: `compiled(rank, cards, {yaml keys})` -> what `compile_cards.py` tells."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(repo), os.environ.get("PYTHONPATH", "")]))
 
-    def run(rank, cards, sections=None, **layout):
-        sections = dict(sections or {})
+    def run(rank, cards, **layout):
         network = {
             "num_layers": LAYERS, "hidden_size": HIDDEN, "num_heads": 8, "vocab_size": VOCAB, "seq_length": 32,
-            "compute_dtype": "float16", **sections.pop("network", {}),
+            "compute_dtype": "float16",
         }  # fmt: skip
         settings = {
+            "context": {"device_target": "Ascend"},
             "lr_schedule": {"learning_rate": 1e-4},
             "use_parallel": True,
-            "parallel": {"parallel_mode": 1, **sections.pop("parallel", {})},
+            "parallel": {"parallel_mode": 1},
             "parallel_config": layout,
-            "model": {"model_config": network, **sections.pop("model", {})},
-            **sections,
+            "model": {"model_config": network},
         }
-        file = tmp_path / f"card_{rank}.yaml"
-        file.write_text(yaml.safe_dump(settings))
-        command = [sys.executable, PROGRAM, file, tmp_path / f"card_{rank}"]
-        done = run_simulated(command, rank, cards, cwd=tmp_path, timeout=300)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return json.loads(done.stdout.splitlines()[-1])
+        return compile_as_card(tmp_path, settings, rank, cards)
 
     return run
 
@@ -116,43 +99,3 @@ def test_pipeline_stages_update_what_they_hold_and_nothing_else(compiled, rank):
     kinds = Counter(kind for kind, _ in told["collectives"])
     assert kinds["Send"] == kinds["Receive"] == 5
     assert any("GlobalNorm" in scope for _, scope in told["collectives"])
-
-
-FLASH = {"use_flash_attention": True, "seq_length": 128}
-LORA = {"pet_config": {"lora_rank": 8, "lora_dropout": 0.1, "target_modules": ".*(dense[123]|projection|mapping)"}}
-CLASSIFIER = {
-    "model": {"arch": {"type": "GPT2ForSequenceClassification"}},
-    "trainer": {"type": "TextClassificationTrainer"},
-}
-ALL = {"data_parallel": 2, "model_parallel": 2, "pipeline_stage": 2, "micro_batch_num": 4}
-WIDE = {"hidden_size": 256}  # MindSpore leaves parameters of less than 64 kB whole
-CASES = {
-    "vocabulary": (0, 4, {"data_parallel": 2, "model_parallel": 2, "vocab_emb_dp": False}, {}, {}),
-    "flash": (0, 4, {"data_parallel": 2, "model_parallel": 2}, FLASH, {}),
-    "optimizer sharding": (0, 4, {"data_parallel": 4, "optimizer_shard": True}, WIDE, {}),
-    "recompute": (0, 2, {"model_parallel": 2}, {}, {"recompute_config": {"recompute": True}}),
-    "selective recompute": (0, 2, {"model_parallel": 2}, {}, {"recompute_config": {"select_recompute": True}}),
-    "accumulation": (0, 2, {"model_parallel": 2}, {}, {"runner_config": {"gradient_accumulation_steps": 2}}),
-    "everything": (
-        7, 8, {**ALL, "use_seq_parallel": True, "vocab_emb_dp": False, "optimizer_shard": True}, {**FLASH, **WIDE},
-        {"recompute_config": {"recompute": True, "recompute_slice_activation": True, "mp_comm_recompute": False}},
-    ),
-    "four stages": (2, 4, {"pipeline_stage": 4, "micro_batch_num": 8}, {"num_layers": 4}, {}),
-    "LoRA": (0, 4, {"data_parallel": 2, "model_parallel": 2, "use_seq_parallel": True}, LORA, {}),
-    "LoRA in stages": (7, 8, ALL, LORA, {}),
-    "classification": (0, 4, {"data_parallel": 2, "model_parallel": 2}, {}, CLASSIFIER),
-    "classification in stages": (7, 8, ALL, {}, CLASSIFIER),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_layout_compiles_and_updates_all_it_trains(compiled, name):
-    rank, cards, layout, network, sections = CASES[name]
-    told = compiled(rank, cards, {"network": network, **sections}, **layout)
-    assert told["updates"] == len(told["shapes"]) > 0
-    if "optimizer_shard" in layout:
-        table = told["shapes"]["backbone.blocks.1.output.mapping.weight"]
-        parts = layout.get("model_parallel", 1) * layout["data_parallel"]
-        assert table[0] * table[1] == 256 * 1024 // parts
-    if name == "vocabulary":
-        assert told["shapes"]["backbone.embedding.word_embedding.embedding_table"] == [VOCAB // 2, HIDDEN]

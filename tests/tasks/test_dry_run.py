@@ -3,16 +3,18 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
 
+from mindgpt.config.execution import RecomputeSection
 from mindgpt.config.hardware import load_hardware
 from mindgpt.config.loader import load_config
 from mindgpt.runtime.compiled_graph import Collective
 from mindgpt.runtime.simulated_ascend import cann_is_there
 from mindgpt.tasks import estimates
-from mindgpt.tasks.dry_run import dry_run
+from mindgpt.tasks.dry_run import dry_run, shortfall
 
 needs_ascend = pytest.mark.skipif(
     not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")),
@@ -163,6 +165,31 @@ def test_every_kind_of_stage_is_compiled_and_recomputation_obeyed(toy, plan):
     assert sent == {(3,): 5, (1,): 5}  # each micro-batch forward, its gradient back
     block = 2 * ROWS * TOKENS * (4 * HIDDEN**2 + 2 * HIDDEN * WIDE) + 4 * ROWS * TOKENS * TOKENS * HIDDEN
     assert middle.flops == 5 * 4 * block  # forward, again, and twice that backward
+
+
+@needs_ascend
+def test_what_does_not_fit_ends_with_status_3_and_what_to_change(toy, repo, plan):
+    file = toy(parallel_config={"data_parallel": 2, "model_parallel": 2}, recompute_config={"recompute": True})
+    options = ["--options", "context.max_device_memory=0.001GB"]
+    result = command(repo, "--config", file, "--rank_size", 4, *options)
+    assert result.returncode == 3, result.stderr
+    weights = 4 * 4 * parameters_of_card(LAYERS, HIDDEN, WIDE, VOCAB, TOKENS, mp=2)  # they, gradients, two states
+    found = plan(file, 4)
+    activations = estimates.activations_of_stage(found.config, 0, LAYERS)
+    assert f"{(weights + activations) / 2**20:.2f} MiB ({weights + activations:,} bytes)" in result.stdout
+    assert "DOES NOT FIT 0.001 GiB" in result.stdout
+    (message,) = result.stderr.splitlines()
+    assert message.startswith("error: the layout is legal, but a card would hold ")
+    assert f"activations (estimate) {activations / 2**20:.2f} MiB" in message
+    assert "parallel_config.optimizer_shard: True" in message
+    assert "recompute_config" not in message  # which it has already
+
+    assert shortfall(found) is None
+    config = found.config.model_copy(deep=True, update={"recompute_config": RecomputeSection()})
+    card = replace(found.stages[0], activations=65 * 2**30)
+    message = shortfall(replace(found, config=config, stages=[found.stages[0], card]))
+    for change in ("batch_size below 4", "recompute: True", "use_flash_attention: True", "use_seq_parallel: True"):
+        assert change in message
 
 
 def test_refusals_are_one_clear_message(toy, repo, tmp_path):

@@ -3,6 +3,9 @@
 Shape letters: B batch, L row length as given, T tokens the network sees, H hidden, V vocabulary.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from mindspore import Tensor, nn, ops
 
@@ -17,6 +20,9 @@ from mindgpt.models.gpt2.gpt2_modules import (
 )
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.runtime.precision import precision_of
+
+if TYPE_CHECKING:
+    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
 class GPT2Model(nn.Cell):
@@ -121,3 +127,36 @@ class GPT2LMHeadModel(PretrainedCell):
         logits = self.head(rows, self.backbone.embedding.word_embedding.embedding_table)  # (B*T, V)
         losses = self.mul(self.cross_entropy(logits, targets), weights)
         return self.sum_losses(losses), self.sum_weights(weights)
+
+    def generate(
+        self,
+        input_ids: Tensor | np.ndarray | Sequence,
+        attention_mask: Tensor | np.ndarray | Sequence | None = None,
+        *,
+        streamer: Any = None,
+        tokenizer: "GPT2Tokenizer | None" = None,
+        pad_token_id: int | None = None,
+        **settings: Any,
+    ) -> Tensor | list[list[int]]:
+        """Continue texts, under the names of Hugging Face transformers.
+
+        Args:
+            input_ids: the prompts: (B, T) or (T,) integers, or a list of ids or of such lists.
+            attention_mask: of the same shape, 0 at padding, before or behind each prompt; None: no padding.
+            streamer: told of the tokens of a single text as they come, such as `generation.streaming.TextStreamer`.
+            tokenizer: needed for `stop_strings`.
+            pad_token_id: what fills rows behind their end; None: the config's, or the end-of-text token.
+            settings: `max_new_tokens`, `do_sample`, `top_k`...: see `mindgpt.generation.GenerationSettings`. What is
+                not named is as in the config.
+
+        Returns:
+            Prompts and what they were continued with. For a tensor or an array (B * num_return_sequences, longest), a
+            tensor of int64 if `input_ids` is, else of int32; padding on the left of a prompt stays there. For lists a
+            list of lists, each as long as its text.
+
+        Raises:
+            UserError: an unknown argument, a value that is not allowed, or prompts that cannot be continued.
+        """
+        from mindgpt.generation.ids import generate_ids  # the one import upwards: the method people look for is here
+
+        return generate_ids(self, input_ids, attention_mask, streamer, tokenizer, pad_token_id, **settings)

@@ -209,6 +209,8 @@ def settings_from_hf(content: Any, source: str) -> dict[str, Any]:
         problems.append(f"{source}: mindgpt: must be an object, not {shown(ours)}")
     if problems:
         raise UserError("\n".join(problems))
+    if ours.get("top_k") == 0:  # how earlier versions of mindgpt wrote that there is none
+        ours = {key: value for key, value in ours.items() if key != "top_k"}
     settings = {
         key: value
         for key, value in content.items()

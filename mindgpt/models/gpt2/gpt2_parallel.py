@@ -124,6 +124,8 @@ def _set_stages(model: nn.Cell, stages: int) -> None:
         table = backbone.embedding.word_embedding.embedding_table
         for stage in (0, stages - 1):
             table.add_pipeline_stage(stage)
+        if not table.requires_grad:  # LoRA's: MindSpore 2.10 sends a part of it and does not gather that on arrival
+            table.parallel_optimizer = False
     else:
         model.score.pipeline_stage = stages - 1
 

@@ -17,10 +17,11 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.byte_bpe import SPECIAL_TOKEN_NAMES, byte_level, one_of, read_tokenizer
+from mindgpt.data.byte_bpe import BYTE_SYMBOLS, SPECIAL_TOKEN_NAMES, byte_level, one_of, read_tokenizer
 from mindgpt.data.files import atomic_write, make_folder, read_lines
 
 END_OF_TEXT = "<|endoftext|>"
+_BYTE_OF = {symbol: byte for byte, symbol in BYTE_SYMBOLS.items()}
 
 
 class GPT2Tokenizer:
@@ -238,6 +239,19 @@ class GPT2Tokenizer:
         """`decode` for each row of a list of rows or of a 2-D array or tensor."""
         rows = rows.asnumpy() if hasattr(rows, "asnumpy") else rows
         return [self.decode(row, skip_special_tokens) for row in rows]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to the UTF-8 bytes of a text, as `decode` puts them together: maybe half a character.
+
+        None for ids outside the vocabulary.
+        """
+        token = self._backend.id_to_token(int(token_id))
+        if token is None:
+            return b""
+        try:
+            return bytes([_BYTE_OF[symbol] for symbol in token])
+        except KeyError:  # an added token, spelled as it is
+            return token.encode()
 
     # ---- files ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,61 @@
+"""Text in, labels out: texts through the tokenizer, and in batches of like length through a classifier."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from mindspore import Tensor
+
+from mindgpt.config.errors import UserError
+from mindgpt.data.buckets import LabelledRows, Plan, batches_of_epoch, bucket_lengths
+from mindgpt.generation.engine import evaluating, graph_mode
+from mindgpt.generation.text import check_batch_size
+from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
+from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+
+LENGTHS = 4  # to pad to; each is a graph to compile
+
+
+def encode_texts(tokenizer: GPT2Tokenizer, texts: Sequence[str], longest: int) -> tuple[list[list[int]], list[int]]:
+    """The ids of each text, cut at `longest` tokens; and the numbers of those that were cut.
+
+    Raises:
+        UserError: a text is empty.
+    """
+    rows = tokenizer.encode_batch(texts)
+    for number, row in enumerate(rows):
+        if not row:
+            raise UserError(f"Text {number} is empty: there is nothing to label.")
+    too_long = [number for number, row in enumerate(rows) if len(row) > longest]
+    for number in too_long:
+        rows[number] = tokenizer.encode_batch([texts[number]], longest)[0]
+    return rows, too_long
+
+
+def label_probabilities(
+    model: GPT2ForSequenceClassification,
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """(rows, C) float64: softmax of the logits of each row of ids, which does not depend on the rows beside it.
+
+    `on_batch` is called with the number of rows that a batch has done.
+    """
+    check_batch_size(batch_size)
+    if not rows:
+        return np.zeros((0, model.config.num_labels))
+    ids = np.concatenate([np.asarray(row, np.int32) for row in rows])
+    starts = np.cumsum([0, *map(len, rows)])
+    texts = LabelledRows(ids, np.ones_like(ids), starts, np.zeros(len(rows), np.int32))
+    buckets = bucket_lengths(texts.lengths, LENGTHS, model.config.max_position_embeddings)
+    batch_size = min(batch_size, len(rows))
+    plan = Plan(texts.lengths, buckets, batch_size, shuffle=False, seed=0, drop_remainder=False)
+    logits = np.zeros((len(rows), model.config.num_labels))
+    with evaluating(model), graph_mode():
+        for length, numbers in batches_of_epoch(plan, epoch=0):
+            ids, mask, _ = texts.batch(numbers, length, batch_size)
+            logits[numbers] = model(Tensor(ids), Tensor(mask)).asnumpy()[: len(numbers)]
+            if on_batch is not None:
+                on_batch(len(numbers))
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)

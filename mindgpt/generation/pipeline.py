@@ -1,0 +1,216 @@
+"""`mindgpt.pipeline`: a model and its tokenizer as one function from text to text, or from text to labels.
+
+What goes in and comes out is as in the pipelines of Hugging Face transformers.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import EllipsisType
+from typing import Any
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.section import nearest, shown
+from mindgpt.data.byte_bpe import holds_tokenizer
+from mindgpt.generation.engine import generator_of
+from mindgpt.generation.labels import encode_texts, label_probabilities
+from mindgpt.generation.settings import GenerationSettings
+from mindgpt.generation.text import check_tokenizer_fits, generate_text, stream_text
+from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
+from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
+from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.models.weights import open_weights
+
+BATCH_SIZE = 8
+_SCORE = "score.weight"
+
+
+class TextGenerationPipeline:
+    """Continues texts; see `pipeline`. `settings` are those of every call that does not say otherwise."""
+
+    def __init__(
+        self,
+        model: GPT2LMHeadModel,
+        tokenizer: GPT2Tokenizer,
+        batch_size: int = BATCH_SIZE,
+        return_full_text: bool = True,
+        **settings: Any,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.return_full_text = return_full_text
+        self.settings = GenerationSettings.from_config(model.config, **settings)
+        self.generator = generator_of(model)
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        *,
+        batch_size: int | None = None,
+        return_full_text: bool | None = None,
+        **settings: Any,
+    ) -> list[dict[str, str]] | list[list[dict[str, str]]]:
+        """Continue a text, or each text of a list.
+
+        Args:
+            batch_size: texts to run at once at most; it changes no text.
+            return_full_text: the prompt with what follows; False: what follows alone.
+            settings: of this call.
+
+        Returns:
+            `[{"generated_text": ...}]`, with `num_return_sequences` n of them; for a list of texts a list of such.
+
+        Raises:
+            UserError: a value that is not allowed, or a prompt that cannot be continued.
+        """
+        asked = self.settings.changed(**settings)
+        size = self.batch_size if batch_size is None else batch_size
+        full = self.return_full_text if return_full_text is None else return_full_text
+        done = generate_text(self.generator, self.tokenizer, _texts(texts), asked, size)
+        results = [{"generated_text": (one.prompt if full else "") + one.text} for one in done]
+        copies = asked.num_return_sequences
+        grouped = [results[start : start + copies] for start in range(0, len(results), copies)]
+        return grouped[0] if isinstance(texts, str) else grouped
+
+    def stream(self, text: str, **settings: Any) -> Iterator[str]:
+        """What follows a text, piece by piece as it is generated; see `mindgpt.generation.stream_text`."""
+        return stream_text(self.generator, self.tokenizer, text, self.settings.changed(**settings))
+
+
+class TextClassificationPipeline:
+    """Labels texts; see `pipeline`. `top_k` and the like are those of every call that does not say otherwise."""
+
+    def __init__(
+        self,
+        model: GPT2ForSequenceClassification,
+        tokenizer: GPT2Tokenizer,
+        batch_size: int = BATCH_SIZE,
+        truncation: bool = False,
+        top_k: int | None | EllipsisType = ...,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.truncation = truncation
+        self.top_k = _checked_top_k(top_k)
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        *,
+        batch_size: int | None = None,
+        truncation: bool | None = None,
+        top_k: int | None | EllipsisType = ...,
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """The likeliest label of a text, or of each text of a list.
+
+        Args:
+            batch_size: texts to run at once at most; it does not change what a text gets.
+            truncation: cut the end of a text that is too long for the model, which otherwise is an error.
+            top_k: so many labels for each text, the likeliest first; None: all.
+
+        Returns:
+            `[{"label": ..., "score": its probability}]`, one for each text. With `top_k` a list of them for each text;
+            where it is an argument of this call, a single text gets its list itself, as in transformers.
+
+        Raises:
+            UserError: a value that is not allowed, a text that is empty or too long.
+        """
+        many = self.top_k if top_k is ... else _checked_top_k(top_k)
+        longest = self.model.config.max_position_embeddings
+        rows, cut = encode_texts(self.tokenizer, _texts(texts), longest)
+        if cut and not (self.truncation if truncation is None else truncation):
+            raise UserError(
+                f"Text {cut[0]} has more tokens than the {longest} that the model reads; truncation=True cuts its end."
+            )
+        probabilities = label_probabilities(self.model, rows, self.batch_size if batch_size is None else batch_size)
+        names = self.model.config.names_of_labels()
+        ranked = [
+            [{"label": names[label], "score": float(row[label])} for label in (-row).argsort(kind="stable")]
+            for row in probabilities
+        ]
+        if many is ...:
+            return [labels[0] for labels in ranked]
+        ranked = [labels[:many] for labels in ranked]
+        return ranked[0] if isinstance(texts, str) and top_k is not ... else ranked
+
+
+_TASKS = {
+    "text-generation": (TextGenerationPipeline, GPT2LMHeadModel),
+    "text-classification": (TextClassificationPipeline, GPT2ForSequenceClassification),
+}
+
+
+def pipeline(
+    task: str,
+    model: str | Path | GPT2LMHeadModel | GPT2ForSequenceClassification | None = None,
+    tokenizer: str | Path | GPT2Tokenizer | None = None,
+    **options: Any,
+) -> TextGenerationPipeline | TextClassificationPipeline:
+    """A function from text to text ("text-generation"), or from text to labels ("text-classification").
+
+    Args:
+        task: one of the two.
+        model: a Hugging Face folder, a folder of `save_pretrained`, a `.ckpt` beside its config.json; or a model.
+        tokenizer: its folder, or the tokenizer; None: the one beside the weights.
+        options: what every call is to have that does not say otherwise, such as `batch_size`, or for text-generation
+            `max_new_tokens`, `do_sample` and all other `GenerationSettings`.
+
+    Raises:
+        UserError: an unknown task or option; no model or tokenizer there; or task, model and tokenizer do not fit.
+    """
+    if task not in _TASKS:
+        raise UserError(f"pipeline: there is no task {shown(task)}; {nearest(str(task), _TASKS)}")
+    made, wanted = _TASKS[task]
+    if model is None:
+        raise UserError("pipeline: model=... is missing: a folder or a .ckpt. Nothing is downloaded by name.")
+    if tokenizer is None:
+        tokenizer = _tokenizer_beside(model)
+    elif isinstance(tokenizer, (str, Path)):
+        tokenizer = GPT2Tokenizer.from_pretrained(tokenizer)
+    if not isinstance(tokenizer, GPT2Tokenizer):
+        raise UserError(f"pipeline: tokenizer: must be a folder or a mindgpt.GPT2Tokenizer, not {shown(tokenizer)}")
+    if isinstance(model, (str, Path)):
+        _check_weights(Path(model), task)
+        model = wanted.from_pretrained(model)
+    if not isinstance(model, wanted):
+        other = next((name for name, (_, kind) in _TASKS.items() if isinstance(model, kind)), None)
+        hint = f': pipeline("{other}", ...) is for it' if other else ""
+        raise UserError(f"pipeline: {task} needs a {wanted.__name__}, and this is a {type(model).__name__}{hint}")
+    check_tokenizer_fits(tokenizer, model.config.vocab_size)
+    return made(model, tokenizer, **options)
+
+
+def _tokenizer_beside(model: Any) -> GPT2Tokenizer:
+    if not isinstance(model, (str, Path)):
+        raise UserError("pipeline: tokenizer=... is missing: a model that is no folder has none beside it")
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    if not Path(model).exists():
+        raise UserError(f"pipeline: model: there is no file or folder {model}. Nothing is downloaded by name.")
+    if not holds_tokenizer(folder):
+        raise UserError(f"pipeline: {folder} holds no tokenizer.json or vocab.json: name the folder with tokenizer=DIR")
+    return GPT2Tokenizer.from_pretrained(folder)
+
+
+def _check_weights(path: Path, task: str) -> None:
+    """Raise `UserError` if the weights are those of the other task's model."""
+    if not path.exists():
+        raise UserError(f"pipeline: model: there is no file or folder {path}. Nothing is downloaded by name.")
+    classifies = _SCORE in open_weights(path).source.entries
+    if task == "text-generation" and classifies:
+        raise UserError(f'{path}: these are weights of a classifier: pipeline("text-classification", ...) is for them')
+    if task == "text-classification" and not classifies:
+        raise UserError(
+            f"{path}: these are weights of a language model, which knows no labels. Fine-tune it to be a classifier "
+            'first, or generate text: pipeline("text-generation", ...)'
+        )
+
+
+def _texts(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _checked_top_k(top_k: int | None | EllipsisType) -> int | None | EllipsisType:
+    if top_k not in (None, ...) and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise UserError(f"top_k: must be a number of labels, 1 or more, or None for all, not {shown(top_k)}")
+    return top_k

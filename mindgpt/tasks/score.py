@@ -1,0 +1,121 @@
+"""How likely a language model finds given texts: log-probabilities and perplexities, token by token if asked."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.run import RunConfig
+from mindgpt.data.files import atomic_write
+from mindgpt.generation.scoring import score
+from mindgpt.generation.text import check_tokenizer_fits
+from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.runtime.ranks import say
+from mindgpt.tasks.models import build_model
+from mindgpt.tasks.prompts import Prompt, find_tokenizer, read_prompts
+
+_SHOWN = 60  # characters of a text on the console
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A text, its token ids, and log P(token | the tokens before it), natural logarithm, of all tokens but the first.
+
+    Nothing comes before the first token, so it has no probability; a text of one token has none at all.
+    """
+
+    text: str
+    ids: list[int]
+    log_probabilities: np.ndarray
+
+    @property
+    def log_probability(self) -> float:
+        """Of the text, given its first token."""
+        return float(self.log_probabilities.sum(dtype=np.float64))
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens have a probability."""
+        return len(self.log_probabilities)
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the mean negative log-probability of a token."""
+        return _perplexity(self.log_probability, self.tokens)
+
+
+def score_texts(config: RunConfig, files: list[str], output: str | None = None, per_token: bool = False) -> None:
+    """Score every text that `files` names, as `read_prompts` reads them; prints a line for each, and one for all.
+
+    Args:
+        config: of `run_mode: predict`: model, weights, tokenizer.
+        output: a .jsonl file for a record of each text; None: no file.
+        per_token: the records hold every token, too.
+
+    Raises:
+        UserError: no texts, no tokenizer, weights that do not fit, or a text that is too long for the model.
+    """
+    texts = read_prompts(files)
+    tokenizer = find_tokenizer(config)
+    check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
+    rows = _encoded(tokenizer, texts, config.model.config.max_position_embeddings)
+    model = build_model(config)
+    rows_with_progress = tqdm(rows, unit=" texts", disable=None if len(rows) > 1 else True)
+    scored = [
+        ScoredText(prompt.text, ids, score(model, [ids])[0])
+        for prompt, ids in zip(texts, rows_with_progress, strict=True)
+    ]
+    say(f"\n{'log P':>12} {'tokens':>7} {'perplexity':>12}  text")
+    for text in scored:
+        say(_line(text.log_probability, text.tokens, text.perplexity, json.dumps(text.text, ensure_ascii=False)))
+    tokens, total = sum(text.tokens for text in scored), sum(text.log_probability for text in scored)
+    if len(scored) > 1:
+        say(_line(total, tokens, _perplexity(total, tokens), f"all {len(scored)} texts"))
+    if output is not None:
+        _write(output, tokenizer, scored, per_token)
+
+
+def _encoded(tokenizer: GPT2Tokenizer, texts: list[Prompt], window: int) -> list[list[int]]:
+    rows = tokenizer.encode_batch([text.text for text in texts])
+    for text, ids in zip(texts, rows, strict=True):
+        if len(ids) > window + 1:
+            raise UserError(
+                f"{text.name} has {len(ids)} tokens; {window + 1} can be scored at "
+                f"once (max_position_embeddings {window}, and one that is only predicted). Cut it into parts."
+            )
+    return rows
+
+
+def _perplexity(log_probability: float, tokens: int) -> float | None:
+    if not tokens:
+        return None
+    return math.exp(loss) if (loss := -log_probability / tokens) < 700 else math.inf
+
+
+def _line(log_probability: float, tokens: int, perplexity: float | None, text: str) -> str:
+    shown = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    value = "-" if perplexity is None else f"{perplexity:.4f}"
+    return f"{log_probability:12.4f} {tokens:7} {value:>12}  {shown}"
+
+
+def _write(output: str, tokenizer: GPT2Tokenizer, scored: list[ScoredText], per_token: bool) -> None:
+    with atomic_write(Path(output), "w") as file:
+        for text in scored:
+            record = {
+                "text": text.text,
+                "log_probability": text.log_probability,
+                "tokens": text.tokens,
+                "perplexity": text.perplexity,
+            }
+            if per_token:
+                values = [None, *text.log_probabilities.tolist()]
+                record["per_token"] = [
+                    {"id": token, "text": tokenizer.decode(token), "log_probability": value}
+                    for token, value in zip(text.ids, values, strict=True)
+                ]
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    say(f"\n{len(scored)} text(s): {output}")

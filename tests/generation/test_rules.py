@@ -1,0 +1,322 @@
+"""Every rule against the logits processor of the same name in transformers, and their order against its own list."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mindgpt.generation import rules
+from mindgpt.generation.settings import GenerationSettings
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+VOCAB_OF_GPT2 = 50257
+
+
+def some_logits(kind, rows=5, vocab=1000, seed=0):
+    """float32, without equals but for the kind "ties"."""
+    random = np.random.default_rng([seed, vocab])
+    logits = random.standard_normal((rows, vocab))
+    if kind == "flat":
+        logits *= 0.02
+    elif kind == "peaked":
+        logits[np.arange(rows), random.integers(0, vocab, rows)] += 15
+    elif kind == "steep":
+        logits *= 5
+    elif kind == "ties":
+        logits = np.round(logits * 2) / 2
+    elif kind == "ruled out":
+        logits[random.random((rows, vocab)) < 0.7] = -np.inf
+    return logits.astype(np.float32)
+
+
+KINDS = ("plain", "flat", "peaked", "steep", "ruled out")
+SHAPES = ((1, 7), (5, 130), (5, 1000), (3, 2500))
+
+
+def cases(*kinds):
+    """(kind, logits) of several shapes."""
+    for seed, (shape, kind) in enumerate(itertools.product(SHAPES, kinds or KINDS)):
+        logits = some_logits(kind, *shape, seed)
+        if (logits > -np.inf).any(axis=-1).all():
+            yield kind, logits
+
+
+def some_texts(rows, vocab, length, seed=0):
+    """(rows, length) ids of a small part of the vocabulary, so that they repeat."""
+    return np.random.default_rng(seed).integers(0, min(vocab, 6), (rows, length))
+
+
+def processed(processor, logits, texts=None, dtype=np.float32):
+    ids = torch.zeros((len(logits), 1), dtype=torch.long) if texts is None else torch.tensor(texts)
+    return processor(ids, torch.tensor(logits.astype(dtype))).numpy()
+
+
+def assert_same(ours, theirs):
+    assert ours.dtype == np.float32
+    np.testing.assert_array_equal(np.isneginf(ours), np.isneginf(theirs))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def assert_pure(rule, logits, *arguments):
+    """The rule leaves its argument alone, and treats each row as if it were alone. `arguments` are not per row."""
+    before = logits.copy()
+    together = rule(logits, *arguments)
+    np.testing.assert_array_equal(logits, before)
+    for row in range(len(logits)):
+        np.testing.assert_array_equal(rule(logits[row : row + 1], *arguments)[0], together[row])
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 50, 999, 1000, 3000])
+@pytest.mark.parametrize("least", [1, 3])
+def test_top_k_equals_transformers(k, least):
+    for _, logits in cases(*KINDS, "ties"):
+        processor = transformers.TopKLogitsWarper(k, min_tokens_to_keep=least)
+        assert_same(rules.keep_top_k(logits, max(k, least)), processed(processor, logits))
+    assert_pure(rules.keep_top_k, logits, k)
+
+
+def test_top_k_keeps_all_that_equal_the_kth():
+    logits = np.array([[1, 3, 2, 2, 2, 0]], np.float32)
+    assert np.isfinite(rules.keep_top_k(logits, 2)).tolist() == [[False, True, True, True, True, False]]
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.95, 0.999])
+@pytest.mark.parametrize("least", [1, 3])
+def test_top_p_equals_transformers(p, least):
+    for _, logits in cases():
+        processor = transformers.TopPLogitsWarper(p, min_tokens_to_keep=least)
+        assert_same(rules.keep_top_p(logits, p, least), processed(processor, logits))
+    assert_pure(rules.keep_top_p, logits, p, least)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.95])
+def test_of_equals_top_p_keeps_all_where_transformers_keeps_some(p):
+    for _, logits in cases("ties"):
+        ours = np.isfinite(rules.keep_top_p(logits, p))
+        theirs = np.isfinite(processed(transformers.TopPLogitsWarper(p), logits))
+        assert not (theirs & ~ours).any()
+        lowest = np.where(theirs, logits, np.inf).min(axis=-1, keepdims=True)
+        np.testing.assert_array_equal(ours, logits >= lowest)
+
+
+def test_top_p_keeps_the_token_that_crosses_p():
+    logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
+    kept = [int(np.isfinite(rules.keep_top_p(logits, p)).sum()) for p in (0.4, 0.6, 0.79, 0.81, 0.94, 0.96, 1.0)]
+    assert kept == [1, 2, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("min_p", [0.0, 1e-4, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("least", [1, 3])
+def test_min_p_equals_transformers(min_p, least):
+    for _, logits in cases():
+        processor = transformers.MinPLogitsWarper(min_p, min_tokens_to_keep=least)
+        theirs = processed(processor, logits)
+        assert_same(rules.keep_min_p(logits, min_p, least), theirs)
+    assert_pure(rules.keep_min_p, logits, min_p, least)
+
+
+def test_min_p_keeps_all_equals():
+    for _, logits in cases("ties"):
+        assert_same(rules.keep_min_p(logits, 0.21), processed(transformers.MinPLogitsWarper(0.21), logits))
+
+
+@pytest.mark.parametrize("mass", [0.01, 0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("least", [1, 3])
+def test_typical_equals_transformers(mass, least):
+    for _, logits in cases(*KINDS):
+        # In float64, since in float32 unequal distances from the entropy become equal, and equals are kept together
+        processor = transformers.TypicalLogitsWarper(mass, min_tokens_to_keep=least)
+        assert_same(rules.keep_typical(logits, mass, least), processed(processor, logits, dtype=np.float64))
+    assert_pure(rules.keep_typical, logits, mass, least)
+
+
+@pytest.mark.parametrize("mass", [0.2, 0.9])
+def test_typical_equals_transformers_in_float32_where_roundings_do_not_meet(mass):
+    logits = some_logits("steep", vocab=130)
+    assert_same(rules.keep_typical(logits, mass), processed(transformers.TypicalLogitsWarper(mass), logits))
+
+
+@pytest.mark.parametrize("kind", ["plain", "peaked", "steep"])
+def test_a_vocabulary_of_50257(kind):
+    logits = some_logits(kind, 3, VOCAB_OF_GPT2)
+    pairs = [
+        (rules.keep_top_k(logits, 50), transformers.TopKLogitsWarper(50)),
+        (rules.keep_top_k(logits, 20000), transformers.TopKLogitsWarper(20000)),
+        (rules.keep_top_p(logits, 0.9), transformers.TopPLogitsWarper(0.9)),
+        (rules.keep_min_p(logits, 0.05), transformers.MinPLogitsWarper(0.05)),
+        (rules.keep_typical(logits, 0.9), transformers.TypicalLogitsWarper(0.9)),
+    ]
+    for ours, processor in pairs:  # in float64: sums of so many float32 are off by about one token's probability
+        assert_same(ours, processed(processor, logits, dtype=np.float64))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.7])
+def test_temperature_equals_transformers(temperature):
+    settings = GenerationSettings(temperature=temperature)
+    for _, logits in cases():
+        assert_same(rules.warp(logits, settings), processed(transformers.TemperatureLogitsWarper(temperature), logits))
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.2, 2.0])
+def test_repetition_penalty_equals_transformers(penalty):
+    processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+    for _, logits in cases():
+        texts = some_texts(*logits.shape, 30)  # tokens that occur many times are penalised once
+        before = logits.copy()
+        assert_same(rules.penalise_repetition(logits, texts.tolist(), penalty), processed(processor, logits, texts))
+        np.testing.assert_array_equal(logits, before)
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0.7, 0.0), (0.0, 0.3), (1.5, 0.25), (-0.5, -0.1)])
+def test_presence_and_frequency_penalty_follow_openais_formula(presence, frequency):
+    for _, logits in cases():
+        texts = some_texts(*logits.shape, 12).tolist()
+        settings = GenerationSettings(presence_penalty=presence, frequency_penalty=frequency)
+        expected = logits.astype(np.float64)
+        for row, text in enumerate(texts):
+            for token, count in Counter(text[4:]).items():  # the prompt, four tokens, does not count
+                expected[row, token] += -count * frequency - float(count > 0) * presence
+        rows = len(logits)
+        assert_same(rules.process(logits, texts, [4] * rows, [99] * rows, settings), expected)
+        np.testing.assert_array_equal(rules.process(logits, texts, [12] * rows, [99] * rows, settings), logits)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_no_repeat_ngram_equals_transformers(size):
+    processor = transformers.NoRepeatNGramLogitsProcessor(size)
+    found = 0
+    for (_, logits), length in itertools.product(cases(), (1, size - 1 or 1, size, 20, 500)):
+        texts = some_texts(*logits.shape, length, seed=length)
+        ours = rules.ban_repeated_ngrams(logits, texts.tolist(), size)
+        assert_same(ours, processed(processor, logits, texts))
+        found += (np.isneginf(ours) & ~np.isneginf(logits)).sum()
+    assert found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [[3]],
+        [[0], [5], [1, 2]],
+        [[1, 2], [1, 3], [2, 3], [1, 2, 3], [4, 4, 4, 0], [0, 1], [2, 2], [5, 0]],
+        [list(pair) for pair in itertools.product(range(6), range(6))],
+    ],
+)
+@pytest.mark.parametrize("length", [1, 2, 3, 40])
+def test_bad_words_equal_transformers(words, length):
+    found = 0
+    for _, logits in cases():
+        processor = transformers.NoBadWordsLogitsProcessor(words, eos_token_id=6)
+        texts = some_texts(*logits.shape, length, seed=length)
+        settings = GenerationSettings(bad_words_ids=words, eos_token_id=6)
+        ours = rules.process(logits, texts.tolist(), [0] * len(logits), [99] * len(logits), settings)
+        assert_same(ours, processed(processor, logits, texts))
+        found += (np.isneginf(ours) & ~np.isneginf(logits)).sum()
+    assert found
+
+
+@pytest.mark.parametrize("ids", [3, [3, 5]])
+@pytest.mark.parametrize("length", [6, 7, 8])
+def test_least_lengths_equal_transformers(ids, length):
+    logits, texts = some_logits("plain"), some_texts(5, 1000, length)
+    pairs = [
+        ({"min_length": 8}, transformers.MinLengthLogitsProcessor(8, ids)),
+        ({"min_new_tokens": 3}, transformers.MinNewTokensLengthLogitsProcessor(5, 3, ids)),
+    ]
+    for changes, processor in pairs:
+        settings = GenerationSettings(eos_token_id=ids, **changes)
+        ours = rules.process(logits, texts.tolist(), [5] * 5, [99] * 5, settings)
+        assert_same(ours, processed(processor, logits, texts))
+        assert np.isneginf(ours).any() == (length < 8)
+
+
+@pytest.mark.parametrize("ids", [3, [3, 5]])
+@pytest.mark.parametrize("length", [1, 2, 8, 9])
+def test_forced_and_suppressed_tokens_equal_transformers(ids, length):
+    logits, texts = some_logits("plain"), some_texts(5, 1000, length)
+    listed = ids if isinstance(ids, list) else [ids]
+    pairs = [
+        ({"forced_bos_token_id": listed[0]}, transformers.ForcedBOSTokenLogitsProcessor(listed[0])),
+        ({"forced_eos_token_id": ids}, transformers.ForcedEOSTokenLogitsProcessor(9, ids)),
+        ({"suppress_tokens": listed}, transformers.generation.logits_process.SuppressTokensLogitsProcessor(listed)),
+    ]
+    for changes, processor in pairs:
+        ours = rules.process(logits, texts.tolist(), [1] * 5, [9] * 5, GenerationSettings(**changes))
+        assert_same(ours, processed(processor, logits, texts))
+
+
+ALL_RULES = {
+    "repetition_penalty": 1.3,
+    "no_repeat_ngram_size": 2,
+    "bad_words_ids": [[1], [2, 3]],
+    "min_length": 12,
+    "min_new_tokens": 9,
+    "forced_bos_token_id": 7,
+    "forced_eos_token_id": [8, 9],
+    "suppress_tokens": [4, 8, 30],
+    "eos_token_id": [9, 10],
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_k": 20,
+    "top_p": 0.9,
+    "min_p": 0.02,
+    "typical_p": 0.8,
+}
+
+
+@pytest.fixture(scope="module")
+def peer():
+    config = transformers.GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=1, n_positions=32, bos_token_id=0)
+    return transformers.GPT2LMHeadModel(config)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("length", [1, 5, 11, 13, 15])
+def test_order_of_all_rules_equals_that_of_transformers(peer, beams, length):
+    """Each pair of rules, and all of them at once, against the list that transformers itself makes of the settings."""
+    limit, prompt = 16, 5 if length > 5 else length
+    whole = [*itertools.combinations(ALL_RULES, 2), tuple(ALL_RULES)]
+    for number, names in enumerate(whole):
+        chosen = {name: ALL_RULES[name] for name in (*names, "do_sample", "eos_token_id")}
+        logits, texts = some_logits("steep", 4, 40, number), some_texts(4, 40, length, number)
+        config = transformers.GenerationConfig(max_length=limit, num_beams=beams, **chosen)
+        config._eos_token_tensor = torch.tensor(chosen["eos_token_id"])
+        # float64, for the reasons above; the rules before the warpers give the same in either
+        theirs = processed(peer._get_logits_processor(config, prompt), logits, texts, np.float64)
+        settings = GenerationSettings(num_beams=beams, **chosen)
+        ours = rules.process(logits, texts.tolist(), [prompt] * 4, [limit] * 4, settings)
+        assert_same(rules.warp(ours, settings), theirs)
+
+
+def test_beam_sampling_leaves_two_tokens_where_no_token_ends_a_text(peer):
+    for changes in ({"top_k": 1}, {"top_p": 0.01}, {"min_p": 1.0}, {"typical_p": 0.01}):
+        config = transformers.GenerationConfig(num_beams=2, do_sample=True, **{"top_k": 0, **changes})
+        config._eos_token_tensor = None
+        logits = some_logits("steep", 4, 40)
+        theirs = processed(peer._get_logits_processor(config, 1), logits)
+        ours = rules.warp(logits, GenerationSettings(num_beams=2, do_sample=True, **changes))
+        assert_same(ours, theirs)
+        assert (np.isfinite(ours).sum(axis=-1) == 2).all()
+
+
+def test_rows_of_unequal_lengths_get_what_each_gets_alone():
+    random = np.random.default_rng(5)
+    lengths, prompts, limits = [1, 3, 11, 15, 20], [1, 2, 5, 15, 4], [2, 16, 30, 16, 21]
+    texts = [random.integers(0, 12, length).tolist() for length in lengths]
+    logits = some_logits("steep", 5, 40)
+    settings = GenerationSettings(**ALL_RULES, presence_penalty=0.4, frequency_penalty=0.2)
+    together = rules.warp(rules.process(logits, texts, prompts, limits, settings), settings)
+    for row in range(5):
+        one = slice(row, row + 1)
+        alone = rules.process(logits[one], texts[one], prompts[one], limits[one], settings)
+        np.testing.assert_array_equal(rules.warp(alone, settings)[0], together[row])
+    assert len({tuple(np.flatnonzero(np.isfinite(row))) for row in together}) > 2
+
+
+def test_without_rules_the_logits_are_handed_on():
+    logits = some_logits("plain")
+    settings = GenerationSettings(do_sample=True)
+    assert rules.warp(rules.process(logits, [[1]] * 5, [1] * 5, [9] * 5, settings), settings) is logits

@@ -1,0 +1,42 @@
+"""Compile the graphs of generation for one simulated Ascend card, which computes nothing.
+
+python compile_generator.py YAML      # under mindgpt.runtime.simulated_ascend, with DUMP_ENVIRONMENT
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor
+
+from mindgpt.config.errors import run_program
+from mindgpt.config.loader import load_config
+from mindgpt.generation.cached_model import Decode, KeyValueCache, LastLogits, Prefill
+from mindgpt.models import model_class
+from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.runtime.compiled_graph import Graph
+from mindgpt.tasks.planned_step import GRAPHS
+from mindgpt.tasks.session import prepare
+
+CHUNK, CAPACITY = 32, 128  # tokens read at once, slots of the cache
+
+
+def main() -> None:
+    """Print a JSON list: the floating-point operations of matrix products in each graph, the fewest first."""
+    config, _ = load_config(sys.argv[1])
+    prepare(config)
+    model = model_class(config.model.arch.type)(GPT2Config.from_section(config.model.config))
+    model.set_train(False)
+    network, dtype = model.config, model.backbone.embedding.compute
+    cache = KeyValueCache(network.num_layers, network.num_heads, network.head_size, dtype, 1, CAPACITY)
+    ids, token, place = (Tensor(np.zeros(shape, np.int32)) for shape in ((1, CHUNK), (1, 1), (1,)))
+    Prefill(model.backbone, cache, CHUNK).compile(ids, ids, ids)
+    hidden = Tensor(np.zeros((CHUNK, network.hidden_size)), model.backbone.layernorm.gamma.dtype)
+    LastLogits(model.backbone, model.head).compile(hidden, place)
+    Decode(model.backbone, model.head, cache).compile(token, token)
+    print(json.dumps(sorted(Graph(file).product_flops for file in Path(GRAPHS).rglob("*_validate_*.ir"))))
+
+
+if __name__ == "__main__":
+    run_program(main)

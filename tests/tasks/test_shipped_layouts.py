@@ -1,0 +1,138 @@
+"""Every YAML in configs/gpt2 compiles for Ascend at its layout, at its true width, heads, vocabulary and row length.
+
+With as few layers as its pipeline stages need; all layers are for tools/dry_run.py (docs/parallel.md). Files that
+differ only in what no graph depends on share a compilation.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mindgpt.config.hardware import load_hardware
+from mindgpt.config.layout import grid_of
+from mindgpt.config.loader import dump_config, load_config
+from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
+from mindgpt.runtime.simulated_ascend import run_simulated
+from mindgpt.tasks.dry_run import dry_run
+from tests.tasks.toy_layouts import needs_ascend
+
+REPO = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((REPO / "configs" / "gpt2").rglob("*.yaml"))
+SERVER = 8  # cards for what is data parallel, on however many
+NOT_IN_A_GRAPH = (
+    "run_mode", "load_checkpoint", "output_dir", "lr_schedule", "callbacks", "metric", "trainer.model_name",
+    "runner_config.epochs", "model.model_config.checkpoint_name_or_path",
+)  # fmt: skip
+
+pytestmark = needs_ascend
+
+
+def shallow(path):
+    config, _ = load_config(path)
+    config.model.config.num_layers = max(2, grid_of(config).pipeline_stage)
+    return config
+
+
+def what_compiles(config):
+    """A text that is the same for configurations of the same graphs. A key that is not known to be without effect
+    counts as one that has one."""
+    values = config.model_dump(by_alias=True, exclude_none=True)
+    for key in NOT_IN_A_GRAPH:
+        *sections, name = key.split(".")
+        below = values
+        for section in sections:
+            below = below[section]
+        below.pop(name, None)
+    return json.dumps([config.run_mode == "predict", values], sort_keys=True, default=str)
+
+
+def groups():
+    together = {}
+    for path in CONFIGS:
+        together.setdefault(what_compiles(shallow(path)), []).append(path)
+    return {", ".join(path.stem for path in paths): paths[0] for paths in together.values()}
+
+
+GROUPS = groups()
+TRAINED = {name: path for name, path in GROUPS.items() if shallow(path).run_mode != "predict"}
+WRITING = {name: path for name, path in GROUPS.items() if shallow(path).run_mode == "predict"}
+
+
+@pytest.mark.parametrize("path", TRAINED.values(), ids=TRAINED)
+def test_training_step(path):
+    config = shallow(path)
+    cut = config.use_parallel and config.parallel.parallel_mode == "semi_auto_parallel"
+    cards = grid_of(config).cards if cut else SERVER
+    plan = dry_run(config, cards, load_hardware(REPO / "configs" / "hardware" / "atlas_800t_a2.yaml"))
+    network, stages = config.model.config, grid_of(config).pipeline_stage
+    assert sum(stage.blocks for stage in plan.stages) == network.num_layers - max(0, stages - 3)  # one a stage
+    for stage in plan.stages:
+        assert stage.parameters == bytes_of_parameters(config, stage.stage)
+        kinds = {collective.kind for collective in stage.collectives if collective.purpose == "activations"}
+        by_tokens = {"AllGather", "ReduceScatter"} if config.parallel_config.use_seq_parallel else set()
+        sums_of_loss = {"AllReduce"} if cut and config.parallel_config.data_parallel > 1 else set()
+        assert kinds == by_tokens | sums_of_loss
+
+
+@pytest.mark.parametrize("path", TRAINED.values(), ids=TRAINED)
+def test_the_table_in_the_docs_has_it(path):
+    """With all layers, which take minutes to compile; their weights by the rule that few layers are compiled by."""
+    (names,) = (name for name, first in TRAINED.items() if first == path)
+    page = (REPO / "docs" / "parallel.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    (row,) = (row for row in rows if set(row[0].replace("`", "").split(", ")) == set(names.split(", ")))
+    config, _ = load_config(path)
+    assert row[3] == f"{bytes_of_parameters(config, stage=0) / 2**30:.2f}"
+    assert float(row[6]) == pytest.approx(sum(map(float, row[3:6])), abs=0.02)
+
+
+def bytes_of_parameters(config, stage):
+    """What a card of a stage holds, by hand: products cut by model_parallel, all else whole; nothing shared out."""
+    network, grid = config.model.config, grid_of(config)
+    assert not config.parallel_config.optimizer_shard, "the formula has no such term"
+    assert config.parallel_config.vocab_emb_dp, "the formula has no such term"
+    hidden, wide, mp = network.hidden_size, network.ffn_hidden_size, grid.model_parallel
+    by_columns, by_rows = 3 * (hidden * hidden + hidden) + hidden * wide + wide, hidden * hidden + wide * hidden
+    in_float32 = 4 * hidden  # layer norms
+    if network.pet_config is not None:  # on query and value: A whole, B by columns
+        in_float32 += 2 * network.pet_config.lora_rank * (hidden + hidden // mp)
+    blocks = network.num_layers // grid.pipeline_stage
+    values, in_float32 = blocks * ((by_columns + by_rows) // mp + 2 * hidden), blocks * in_float32
+    if stage == 0:
+        values += (network.vocab_size + network.max_position_embeddings) * hidden
+    if stage == grid.pipeline_stage - 1:
+        in_float32 += 2 * hidden
+        classifies = config.trainer.type == "TextClassificationTrainer"
+        if classifies:
+            values += network.num_labels * hidden
+        elif stage > 0:
+            values += network.vocab_size * hidden  # the head, which is the first stage's embedding
+    of_value = {"float32": 4, "float16": 2}[network.param_init_type]
+    return of_value * values + 4 * in_float32
+
+
+@pytest.mark.parametrize("path", WRITING.values(), ids=WRITING)
+def test_graphs_of_generation(path, tmp_path):
+    """As run_mode predict has them on one card: their products, by hand."""
+    config = shallow(path)
+    config.context.device_target = "Ascend"
+    (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    done = run_simulated(
+        [sys.executable, Path(__file__).with_name("compile_generator.py"), "config.yaml"],
+        rank=0,
+        size=1,
+        cwd=tmp_path,
+        timeout=300,
+        more=DUMP_ENVIRONMENT | {"MS_DEV_SAVE_GRAPHS_PATH": str(tmp_path / "graphs")},
+        python_path=[REPO],
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    network, chunk, capacity = config.model.config, 32, 128
+    hidden = network.hidden_size
+    weights = network.num_layers * (4 * hidden**2 + 2 * hidden * network.ffn_hidden_size)
+    of_token = 2 * weights + 4 * network.num_layers * hidden * capacity  # scores and context over the whole cache
+    last_logits = 2 * network.vocab_size * hidden
+    decode, prefill = of_token + last_logits, chunk * of_token
+    assert json.loads(done.stdout.splitlines()[-1]) == [last_logits, decode, prefill]

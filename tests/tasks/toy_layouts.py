@@ -1,0 +1,211 @@
+"""A toy model in parallel layouts: its settings, what a card holds by hand, and cases that cover all combinations.
+
+Nothing here asks the code under test what it makes of a layout.
+"""
+
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
+from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated
+
+REPO = Path(__file__).resolve().parents[2]
+PROGRAM = Path(__file__).with_name("compile_cards.py")
+LAYERS, HIDDEN, HEADS, VOCAB, TOKENS, RANK, LABELS = 4, 256, 4, 512, 32, 8, 2
+SMALLEST_SHARDED = 64 * 1024  # bytes of a weight; MindSpore leaves what is smaller whole
+
+needs_ascend = pytest.mark.skipif(
+    not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")),
+    reason="simulated Ascend needs gcc, g++ and nm, or CANN",
+)
+
+Case = dict[str, Any]
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "dp": (1, 2, 4),
+    "mp": (1, 2, 4),
+    "pp": (1, 2, 4),
+    "optimizer_shard": (False, True),
+    "use_seq_parallel": (False, True),
+    "vocab_emb_dp": (True, False),
+    "recompute": ("none", "full", "selective", "sliced"),
+    "flash": (False, True),
+    "accumulate": (1, 2),
+    "task": ("language model", "LoRA", "classification"),
+}
+_RECOMPUTE = {
+    "none": {},
+    "full": {"recompute": True},
+    "selective": {"select_recompute": True},
+    "sliced": {
+        "recompute": True, "recompute_slice_activation": True, "mp_comm_recompute": False,
+        "parallel_optimizer_comm_recompute": True,
+    },
+}  # fmt: skip
+_LORA = {"lora_rank": RANK, "lora_dropout": 0.1, "target_modules": ".*(dense[123]|projection|mapping)"}
+
+
+def settings_of(case: Case, **network: Any) -> dict[str, Any]:
+    """The YAML of a case. network: in place of the toy's sizes."""
+    sizes = {
+        "num_layers": LAYERS, "hidden_size": HIDDEN, "num_heads": HEADS, "vocab_size": VOCAB, "seq_length": TOKENS,
+        "compute_dtype": "float16", "use_flash_attention": case["flash"], **network,
+    }  # fmt: skip
+    classifies = case["task"] == "classification"
+    if case["task"] == "LoRA":
+        sizes["pet_config"] = _LORA
+    if classifies:
+        sizes["num_labels"] = LABELS
+    return {
+        "run_mode": "finetune",
+        "context": {"device_target": "Ascend"},
+        "use_parallel": cards_of(case) > 1,
+        "parallel": {"parallel_mode": 1},
+        "parallel_config": {
+            "data_parallel": case["dp"], "model_parallel": case["mp"], "pipeline_stage": case["pp"],
+            "micro_batch_num": case["pp"],
+            **{key: case[key] for key in ("optimizer_shard", "use_seq_parallel", "vocab_emb_dp")},
+        },
+        "runner_config": {"batch_size": 1, "gradient_accumulation_steps": case["accumulate"]},
+        "recompute_config": _RECOMPUTE[case["recompute"]],
+        "lr_schedule": {"learning_rate": 1e-4},
+        "trainer": {"type": "TextClassificationTrainer" if classifies else "CausalLanguageModelingTrainer"},
+        "model": {
+            "arch": {"type": "GPT2ForSequenceClassification" if classifies else "GPT2LMHeadModel"},
+            "model_config": sizes,
+        },
+    }  # fmt: skip
+
+
+def cards_of(case: Case) -> int:
+    return case["dp"] * case["mp"] * case["pp"]
+
+
+def compile_as_card(folder: Path, settings: dict[str, Any], rank: int, cards: int) -> dict[str, Any]:
+    """What `compile_cards.py` tells."""
+    own = folder / f"card_{rank}"
+    own.mkdir()
+    (own / "run.yaml").write_text(yaml.safe_dump(settings))
+    done = run_simulated(
+        [sys.executable, PROGRAM, "run.yaml", "output"],
+        rank,
+        cards,
+        cwd=own,
+        timeout=300,
+        more=DUMP_ENVIRONMENT | {"MS_DEV_SAVE_GRAPHS_PATH": os.fspath(own / "graphs")},
+        python_path=[REPO],
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# What a card holds, worked out by hand -------------------------------------------------------------------------------
+
+
+def part_of_weights(case: Case, stage: int) -> dict[str, int]:
+    """The values of each weight that a card of a pipeline stage holds for its own, by the table in docs/parallel.md."""
+    blocks = range(stage * LAYERS // case["pp"], (stage + 1) * LAYERS // case["pp"])
+    first, last = stage == 0, stage == case["pp"] - 1
+    weights = {name: size for block in blocks for name, size in _of_block(case, f"backbone.blocks.{block}.")}
+    table = "backbone.embedding.{}_embedding.embedding_table"
+    if first:
+        weights[table.format("word")] = (VOCAB * HIDDEN, VOCAB // classes_of(case))
+        weights[table.format("position")] = (TOKENS * HIDDEN, 1)
+    if last:
+        weights |= {f"backbone.layernorm.{name}": (HIDDEN, 1) for name in ("gamma", "beta")}
+        if case["task"] == "classification":
+            weights["score.weight"] = (LABELS * HIDDEN, 1)
+    parts = {name: _sharded(case, size, parts) for name, (size, parts) in weights.items()}
+    if first and case["task"] == "LoRA" and case["pp"] > 1:  # frozen and lent to the last stage: not shared out
+        parts[table.format("word")] = classes_of(case) * HIDDEN
+    return parts
+
+
+def _of_block(case: Case, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(name, (values, into how many parts model_parallel cuts them))"""
+    mp, wide = case["mp"], 4 * HIDDEN
+    linears = {f"attention.dense{n}": (HIDDEN, HIDDEN, True) for n in (1, 2, 3)}
+    linears |= {"attention.projection": (HIDDEN, HIDDEN, False), "output.mapping": (HIDDEN, wide, True)}
+    linears |= {"output.projection": (wide, HIDDEN, False)}
+    for name, (inputs, outputs, by_column) in linears.items():
+        yield f"{prefix}{name}.weight", (inputs * outputs, mp)
+        yield f"{prefix}{name}.bias", (outputs, mp if by_column else 1)
+        if case["task"] == "LoRA":
+            yield f"{prefix}{name}.mindpet_delta_lora_a", (RANK * inputs, 1 if by_column else mp)
+            yield f"{prefix}{name}.mindpet_delta_lora_b", (RANK * outputs, mp if by_column else 1)
+    for norm in ("layernorm1", "layernorm2"):
+        for name in ("gamma", "beta"):
+            yield f"{prefix}{norm}.{name}", (HIDDEN, 1)
+
+
+def _sharded(case: Case, size: int, parts: int) -> int:
+    """Optimizer sharding shares a weight out over all cards of a stage that hold the same part of it."""
+    holders = case["dp"] * case["mp"] // parts
+    own = size // parts
+    return own // holders if case["optimizer_shard"] and own * 4 >= SMALLEST_SHARDED else own
+
+
+def holders_of(case: Case, stage: int) -> dict[str, int]:
+    """How many cards of a stage hold the same part of each of its weights."""
+    whole = part_of_weights(case | {"dp": 1, "mp": 1, "optimizer_shard": False}, stage)
+    parts = part_of_weights(case, stage)
+    return {name: case["dp"] * case["mp"] * parts[name] // whole[name] for name in parts}
+
+
+def flops_of_step(case: Case, stage: int) -> tuple[int, int]:
+    """Of the matrix products of a step on a card of a stage: forward and twice that backward; and what may come on top
+    by recomputation (less, where the backward pass does not need a product's result again)."""
+    assert case["task"] != "LoRA", "frozen weights have fewer"
+    times = case["pp"] if case["pp"] > 1 else case["accumulate"]  # one row a card and micro-batch
+    attention = 4 * TOKENS * TOKENS * HIDDEN // case["mp"]
+    block = 2 * TOKENS * (4 * HIDDEN**2 + 2 * HIDDEN * 4 * HIDDEN) // case["mp"] + attention
+    blocks, head = LAYERS // case["pp"], 0
+    if stage == case["pp"] - 1:
+        classifies = case["task"] == "classification"
+        head = 2 * HIDDEN * LABELS if classifies else 2 * TOKENS * HIDDEN * classes_of(case)
+    again = {"none": 0, "full": block, "selective": attention, "sliced": block}[case["recompute"]]
+    return times * 3 * (blocks * block + head), times * blocks * again
+
+
+def classes_of(case: Case) -> int:
+    """How many of the vocabulary's logits a card computes."""
+    return VOCAB if case["vocab_emb_dp"] else VOCAB // case["mp"]
+
+
+def values_of(shapes: dict[str, list[int]]) -> dict[str, int]:
+    return {name: math.prod(shape) for name, shape in shapes.items()}
+
+
+# Covering all combinations of so many settings -----------------------------------------------------------------------
+
+
+def covering(strength: int, allowed: Callable[[Case], bool]) -> list[Case]:
+    """Allowed cases in which every allowed combination of `strength` settings occurs; the same ones every time."""
+    draw = random.Random(0)
+    cases = [dict(zip(FACTORS, values, strict=True)) for values in itertools.product(*FACTORS.values())]
+    cases = list(filter(allowed, cases))
+    open_ = dict.fromkeys(combination for case in cases for combination in _combinations(case, strength))
+    chosen = []
+    while open_:
+        wanted = dict(next(iter(open_)))
+        fitting = [case for case in cases if wanted.items() <= case.items()]
+        some = draw.sample(fitting, min(60, len(fitting)))
+        best = max(some, key=lambda case: sum(combination in open_ for combination in _combinations(case, strength)))
+        for combination in _combinations(best, strength):
+            open_.pop(combination, None)
+        chosen.append(best)
+    return chosen
+
+
+def _combinations(case: Case, strength: int) -> Iterator[tuple[tuple[str, Any], ...]]:
+    return itertools.combinations(case.items(), strength)

@@ -1,0 +1,54 @@
+"""How likely a language model finds texts: log-probability, tokens and perplexity of each, and of every token if asked.
+
+    python tools/score_text.py --config X.yaml --load_checkpoint Y.ckpt --tokenizer DIR texts.txt
+    python tools/score_text.py --config X.yaml --load_checkpoint Y.ckpt "a text" --output scores.jsonl --per_token
+
+A .txt file has one text a line, a .jsonl file a `text` or `prompt` on each; a folder stands for such files.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+
+from mindgpt.config.command_line import config_from_command_line
+from mindgpt.config.errors import UserError, run_program
+from mindgpt.runtime.interrupts import end_on_interrupt
+
+
+def main() -> None:
+    title, rest = __doc__.split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("texts", metavar="FILE", nargs="+", help="texts, files or folders")
+    of_run = ("config", "load_checkpoint", "adapter", "tokenizer", "device_target", "output_dir")
+    for name in of_run:
+        parser.add_argument(f"--{name}", metavar="X", required=name == "config", help="as in run_mindformer.py")
+    parser.add_argument(
+        "--options", metavar="KEY=VALUE", action="append", default=[], help="any key of the YAML file; may be repeated"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write a JSON line for each text")
+    parser.add_argument("--per_token", action="store_true", help="with every token's log-probability in it")
+    given = parser.parse_args()
+    if given.per_token and given.output is None:
+        raise UserError("command line: --per_token goes into a file: name it with --output FILE")
+    words = [part for name in of_run if (value := getattr(given, name)) for part in (f"--{name}", value)]
+    words += ["--options", *given.options] if given.options else []
+    command = config_from_command_line([*words, "--run_mode", "predict"])
+    if command.config.model.arch.type != "GPT2LMHeadModel":
+        raise UserError(f"model.arch.type: {command.config.model.arch.type} is no language model: it scores no texts")
+
+    from mindgpt.tasks.score import score_texts  # with MindSpore, once the command line is found right
+    from mindgpt.tasks.session import prepare
+
+    for note in command.notes:
+        print(note)
+    prepare(command.config)
+    score_texts(command.config, given.texts, given.output, given.per_token)
+
+
+if __name__ == "__main__":
+    end_on_interrupt()
+    run_program(main)
