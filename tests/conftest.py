@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: where the real data lies, and quiet, repeatable runs."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -20,10 +21,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    from mindgpt.runtime.simulated_ascend import cann_is_there
+
+    missing = {}
     if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="slow: bash scripts/test.sh --slow"))
+        missing["slow"] = "slow: bash scripts/test.sh --slow"
+    if not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")):
+        missing["needs_ascend"] = "simulated Ascend needs gcc, g++ and nm, or CANN"
+    for item in items:
+        for mark, reason in missing.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -211,6 +211,7 @@ def report(benchmark: Benchmark, config: GPT2Config, host: dict) -> dict:
     arguments = benchmark.arguments
     tokens = {"train": arguments.batch_size * arguments.seq_length, "eval": arguments.batch_size * arguments.seq_length}
     tokens |= {f"decode:{batch}": batch * arguments.new_tokens for batch in arguments.decode_batch_sizes}
+    tokens |= {f"prefill:{arguments.prefill_length}": arguments.prefill_length}
     rows = []
     for task, answers in benchmark.answers.items():
         if task.startswith("matmul"):
@@ -305,7 +306,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=summary_line, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     count, add = at_least(1), parser.add_argument
-    tasks = ("train", "eval", "decode", "startup", "lora")
+    tasks = ("train", "eval", "decode", "prefill", "startup", "lora")
     add("--what", nargs="+", choices=tasks, default=list(tasks), help="what to measure (default: everything)")
     add("--model", default="gpt2", help=f"{', '.join(PRESETS)}, or a folder with config.json (default: %(default)s)")
     for name in ("num_layers", "hidden_size", "num_heads", "vocab_size"):
@@ -315,6 +316,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--dropout", type=float, default=0.1, metavar="P", help="probability, in training (%(default)s)")
     add("--decode_batch_sizes", type=count, nargs="+", default=[1, 8], metavar="N", help="prompts at a time (1 8)")
     add("--prompt_length", type=count, default=32, metavar="N", help="tokens of a prompt (%(default)s)")
+    add(
+        "--prefill_length",
+        type=count,
+        default=512,
+        metavar="N",
+        help="tokens of the prompt to read at once (%(default)s)",
+    )
     add("--new_tokens", type=count, default=64, metavar="N", help="tokens to generate for each prompt (%(default)s)")
     add("--steps", type=count, default=3, metavar="N", help="steps in a turn (%(default)s)")
     add(
@@ -345,6 +353,7 @@ def check(arguments: argparse.Namespace) -> GPT2Config:
     config = GPT2Config.from_pretrained(arguments.model, **changes)
     positions = config.max_position_embeddings
     lengths = {"--seq_length": arguments.seq_length}
+    lengths["--prefill_length"] = arguments.prefill_length + 1 if "prefill" in arguments.what else 0
     lengths["--prompt_length and --new_tokens"] = arguments.prompt_length + arguments.new_tokens
     for flag, length in lengths.items():
         if length > positions:
@@ -365,6 +374,8 @@ def main(argv: list[str] | None = None) -> None:
     groups = [[task] for task in ("train", "eval") if task in arguments.what]
     if "decode" in arguments.what:
         groups.append([f"decode:{batch}" for batch in dict.fromkeys(arguments.decode_batch_sizes)])
+    if "prefill" in arguments.what:
+        groups.append([f"prefill:{arguments.prefill_length}"])
     if arguments.what != ["lora"]:  # which needs no peer
         groups = groups or [[]]
         groups[0] += [f"matmul:{width}:{out}" for width, out in matmul_shapes(config)]

@@ -33,7 +33,21 @@ def matrices(rows: int, width: int, out: int) -> tuple[np.ndarray, np.ndarray]:
     return (generator.standard_normal(shape, dtype=np.float32) for shape in ((rows, width), (out, width)))
 
 
-class MindGPT:
+class Side:
+    """What both sides do alike."""
+
+    options: dict
+
+    def decode(self, batch: int) -> Step:
+        """Read a batch of prompts and go on with them."""
+        return self.generation(batch, self.options["prompt_length"], self.options["new_tokens"])
+
+    def prefill(self, length: int) -> Step:
+        """Read one prompt, up to its first new token."""
+        return self.generation(1, length, 1)
+
+
+class MindGPT(Side):
     """Our side: the product's own train step, perplexity cell and generator."""
 
     def __init__(self, config: dict, options: dict):
@@ -97,13 +111,13 @@ class MindGPT:
 
         return step
 
-    def decode(self, batch: int) -> Step:
+    def generation(self, batch: int, length: int, new_tokens: int) -> Step:
         from mindgpt.generation.engine import Generator
         from mindgpt.generation.settings import GenerationSettings
 
         generator = Generator(self.model().set_train(False))
-        settings = GenerationSettings(max_new_tokens=self.options["new_tokens"], eos_token_id=None)
-        prompts = token_rows(batch, self.options["prompt_length"], self.config.vocab_size).tolist()
+        settings = GenerationSettings(max_new_tokens=new_tokens, eos_token_id=None)
+        prompts = token_rows(batch, length, self.config.vocab_size).tolist()
         return lambda: float(sum(map(len, generator.generate(prompts, settings))))
 
     def matmul(self, width: int, out: int) -> Step:
@@ -123,7 +137,7 @@ class MindGPT:
         return lambda: float(product(x, weight).asnumpy())
 
 
-class Transformers:
+class Transformers(Side):
     """The peer: Hugging Face transformers on PyTorch, eager attention, float32 or bfloat16 autocast."""
 
     def __init__(self, config: dict, options: dict):
@@ -192,17 +206,17 @@ class Transformers:
 
         return step
 
-    def decode(self, batch: int) -> Step:
+    def generation(self, batch: int, length: int, new_tokens: int) -> Step:
         import torch
 
         model = self.model().eval()
         model.generation_config.eos_token_id = None  # every row runs to its full length, as ours does
-        prompts = torch.from_numpy(token_rows(batch, self.options["prompt_length"], self.config.vocab_size)).long()
+        prompts = torch.from_numpy(token_rows(batch, length, self.config.vocab_size)).long()
         mask = torch.ones_like(prompts)
-        count, length = self.options["new_tokens"], prompts.shape[1]
+        options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
 
         def step() -> float:
-            rows = model.generate(prompts, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0)
+            rows = model.generate(prompts, attention_mask=mask, **options)
             return float(rows[:, length:].numel())
 
         return step

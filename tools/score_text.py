@@ -12,26 +12,33 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from mindgpt.config.command_line import config_from_command_line
+from mindgpt.config.command_line import CheckedParser, config_from_command_line
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.runtime.interrupts import end_on_interrupt
 
 
 def main() -> None:
     title, rest = __doc__.split("\n\n", 1)
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("texts", metavar="FILE", nargs="+", help="texts, files or folders")
+    parser.add_argument("texts", metavar="FILE", nargs="*", help="texts, files or folders")
     of_run = ("config", "load_checkpoint", "adapter", "tokenizer", "device_target", "output_dir")
     for name in of_run:
         parser.add_argument(f"--{name}", metavar="X", required=name == "config", help="as in run_mindformer.py")
     parser.add_argument(
-        "--options", metavar="KEY=VALUE", action="append", default=[], help="any key of the YAML file; may be repeated"
+        "--options",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="any keys of the YAML file, as in run_mindformer.py; texts stand before it, or behind --",
     )
     parser.add_argument("--output", metavar="FILE", help="write a JSON line for each text")
     parser.add_argument("--per_token", action="store_true", help="with every token's log-probability in it")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
+    if not given.texts:
+        raise UserError("command line: no texts: name texts, files or folders, before --options or behind --")
     if given.per_token and given.output is None:
         raise UserError("command line: --per_token goes into a file: name it with --output FILE")
     words = [part for name in of_run if (value := getattr(given, name)) for part in (f"--{name}", value)]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
+from mindgpt.config.model import GPT2Section
 from mindgpt.config.run import RunConfig
 from mindgpt.config.section import nearest
 from mindgpt.config.yaml_file import parse_value
@@ -141,8 +142,8 @@ class CommandLine(NamedTuple):
     """What `--predict_data` names, as typed: prompts, or files and folders of them. Empty unless predicting."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises `UserError` where argparse would print its usage and exit."""
+class CheckedParser(argparse.ArgumentParser):
+    """A parser of a program's flags. Raises `UserError` where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"command line: {message}\n{self.prog} -h lists the flags")
@@ -150,7 +151,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all flags; one that is absent is absent from the namespace too."""
-    parser = _Parser(
+    parser = CheckedParser(
         prog=PROGRAM,
         usage="%(prog)s --config FILE [flags]",
         description="Train, fine-tune, evaluate or run GPT-2 as a YAML file says. A flag overrules the file.",
@@ -199,6 +200,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"unexpected argument {word!r}; put a text with spaces in quotes")
         if "." in name:
             parser.error(f"unknown flag {name}; to set a key of the YAML file write --options {name.lstrip('-')}=VALUE")
+        if key := _key_of_model(name.lstrip("-")):
+            parser.error(f"unknown flag {name}; to set it write --options {key}=VALUE")
         parser.error(f"unknown flag {name}; {nearest(name, _flag_names())}")
     for name, reason in REFUSED.items():
         if name in arguments:
@@ -224,6 +227,12 @@ def config_from_command_line(argv: Sequence[str] | None = None) -> CommandLine:
     return CommandLine(config, notes + _batch_size_notes(config), getattr(arguments, "predict_data", []))
 
 
+def _key_of_model(name: str) -> str | None:
+    """The dotted YAML key of a setting of the model or of generation, where `name` is that of one."""
+    name = {"max_length": "max_decode_length"}.get(name, name)
+    return f"model.model_config.{name}" if name in GPT2Section.known_keys() else None
+
+
 def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
     """The values that the command line sets, by YAML key, and for each key what was typed."""
     overrides: dict[str, Any] = {}
@@ -232,6 +241,8 @@ def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
         key, equals, text = word.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(f"command line: --options {word!r}: must be KEY=VALUE with a dotted YAML key")
+        if key not in RunConfig.known_keys() and (whole := _key_of_model(key)):
+            raise UserError(f"command line: --options {key}: the key is {whole}")
         try:
             overrides[key] = parse_value(text)
         except UserError as error:

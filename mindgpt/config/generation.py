@@ -4,7 +4,7 @@ The names are those of `GenerationConfig` of Hugging Face transformers. `docs/ge
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -53,8 +53,34 @@ _ONE_OR_MORE = _checked(
     lambda value: isinstance(value, bool) or not isinstance(value, int) or value >= 1,
 )
 
+_OF_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+
 TokenIds = Annotated[int | list[int], _ID_OR_IDS]
 Probability = Annotated[Fraction, Field(gt=0)]
+
+
+KNOWN_ELSEWHERE = {
+    "stop_sequence": "the name is stop_strings",
+    "stop": "the name is stop_strings",
+    "use_cache": "text is always generated with a key/value cache",
+    "use_past": "text is always generated with a key/value cache",
+    "return_dict_in_generate": "what is returned are the ids; mindgpt.generation.score gives log-probabilities",
+    "output_scores": "what is returned are the ids; mindgpt.generation.score gives log-probabilities",
+    "output_logits": "what is returned are the ids; mindgpt.generation.score gives log-probabilities",
+    "generation_config": "give its settings one by one, or as **settings",
+    "penalty_alpha": "contrastive search is not there; repetition_penalty and no_repeat_ngram_size curb repetition",
+    "num_beam_groups": "diverse beam search is not in mindgpt; do_sample: True with num_beams draws the beams",
+    "diversity_penalty": "diverse beam search is not in mindgpt; do_sample: True with num_beams draws the beams",
+    "logits_processor": "only the rules in docs/generation.md are there",
+    "stopping_criteria": "a text ends by stop_strings, eos_token_id, max_new_tokens or max_length",
+    "max_time": "a text ends by stop_strings, eos_token_id, max_new_tokens or max_length",
+    "assistant_model": "speculative decoding is not in mindgpt",
+    "device": "mindspore.set_device chooses the device, before the model is made; a run has --device_target",
+    "device_map": "mindspore.set_device chooses the device, before the model is made; a run has --device_target",
+    "clean_up_tokenization_spaces": "texts are never cleaned up: what the tokens say is what is returned",
+    "random_seed": "the name is seed",
+}
+"""Names of transformers and MindFormers that are no settings here, each with the reason or the way out."""
 
 
 class GenerationSection(Section):
@@ -62,6 +88,8 @@ class GenerationSection(Section):
 
     `mindgpt.generation.GenerationSettings` says what each means.
     """
+
+    hints: ClassVar = KNOWN_ELSEWHERE | {"max_length": "the name is max_decode_length here, or set max_new_tokens"}
 
     eos_token_id: TokenIds | None = None
     max_new_tokens: Count | None = None
@@ -135,6 +163,21 @@ def contradictions(settings: Any, max_length: int | None) -> Iterator[tuple[str,
         forced = set(id_tuple(getattr(settings, name)))
         if forced and forced <= banned:
             yield name, f"{shown(sorted(forced)[0])} is forced here and ruled out by suppress_tokens: give one of them"
+
+
+def sampling_without_effect(settings: Any) -> str | None:
+    """A sentence about the settings of drawing that differ from their defaults although nothing is drawn; see
+    `contradictions`."""
+    if settings.do_sample:
+        return None
+    defaults = {name: GenerationSection.model_fields[name].default for name in _OF_DRAWING}
+    named = [name for name, default in defaults.items() if getattr(settings, name) != default]
+    if not named:
+        return None
+    return (
+        f"{', '.join(named)} {'has' if len(named) == 1 else 'have'} no effect: do_sample is False, so the likeliest "
+        "tokens are taken; set it to True to draw them"
+    )
 
 
 def ids_outside(settings: Any, vocab_size: int) -> Iterator[tuple[str, str]]:

@@ -41,6 +41,16 @@ def shards_optimizer(config: RunConfig) -> bool:
     return config.parallel.enable_parallel_optimizer if wanted is None else wanted
 
 
+def cuts_model(config: RunConfig) -> bool:
+    """Whether training on several Ascend cards cuts the model over them; else each card has the whole of it."""
+    return config.use_parallel and config.parallel.parallel_mode == "semi_auto_parallel"
+
+
+def interleaved_parts(config: RunConfig) -> int:
+    """Parts of a micro-batch that compute while others wait for messages, of which only a model that is cut has any."""
+    return config.micro_batch_interleave_num if cuts_model(config) else 1
+
+
 def cuts_vocabulary(config: RunConfig) -> bool:
     """Whether token embedding, head and loss are cut by vocabulary: asked for, and the vocabulary can be divided."""
     section = config.parallel_config
@@ -49,18 +59,18 @@ def cuts_vocabulary(config: RunConfig) -> bool:
 
 
 def rows_of_step(config: RunConfig) -> int:
-    """Sequences of a step on all cards together of a model that is cut over them.
+    """Sequences of a step on all cards of `parallel_config` together.
 
     `batch_size` is that of a data-parallel card, of a micro-batch, and of each of its interleaved parts.
     """
     runner, section = config.runner_config, config.parallel_config
     micro_batches = section.micro_batch_num if section.pipeline_stage > 1 else 1
-    parts = micro_batches * config.micro_batch_interleave_num * runner.gradient_accumulation_steps
+    parts = micro_batches * interleaved_parts(config) * runner.gradient_accumulation_steps
     return runner.batch_size * section.data_parallel * parts
 
 
 def layout_problems(config: RunConfig, cards: int) -> Iterator[str]:
-    """What about the layout does not fit `cards` cards or the network; nothing if it does."""
+    """What about the layout of a model that is cut does not fit `cards` cards or the network; nothing if it does."""
     grid = grid_of(config)
     if grid.cards != cards:
         yield f"parallel_config: {grid} = {grid.cards} cards, but there are {cards}. {_nearest(config, cards)}"
@@ -69,18 +79,46 @@ def layout_problems(config: RunConfig, cards: int) -> Iterator[str]:
     if wrong:
         yield f"parallel_config: {'; '.join(wrong)}. {_nearest(config, cards)}"
     yield from _pipeline_problems(config, grid)
-    slices = config.recompute_config.recompute and config.recompute_config.recompute_slice_activation
-    accumulates = grid.pipeline_stage == 1 and config.runner_config.gradient_accumulation_steps > 1
-    if slices and accumulates and grid.model_parallel > 1 and not config.parallel_config.use_seq_parallel:
-        yield (
-            "recompute_config.recompute_slice_activation: MindSpore 2.10 cannot cut what it keeps over model_parallel "
-            "while gradients are accumulated. Set it to False, or gradient_accumulation_steps to 1, or "
-            "use_seq_parallel to True, with which it is cut anyway"
-        )
+    yield from _recompute_problems(config, grid)
     if config.optimizer.type in _CUTS_NO_STATE and (grid.model_parallel > 1 or shards_optimizer(config)):
         yield (
             f"optimizer.type: the state of {config.optimizer.type} cannot be cut; with model_parallel or a sharded "
             "optimizer use adamw, lion or sgd"
+        )
+
+
+def data_parallel_problems(config: RunConfig, processes: int, target: str) -> Iterator[str]:
+    """What of a layout does not fit several processes on the device `target` that train a model without cutting it."""
+    parallel, mode = config.parallel_config, config.parallel.parallel_mode
+    if not config.use_parallel or mode == "stand_alone":
+        off, on = ("use_parallel is False", "use_parallel: True")
+        if config.use_parallel:
+            off, on = ("parallel.parallel_mode is stand_alone", "it to data_parallel")
+        yield f"there are {processes} processes, but {off}: all would do the same. Set {on}, or start one"
+        return
+    cut = {
+        "parallel_config.model_parallel": parallel.model_parallel > 1,
+        "parallel_config.pipeline_stage": parallel.pipeline_stage > 1,
+        "parallel_config.optimizer_shard": bool(parallel.optimizer_shard),
+        "parallel.enable_parallel_optimizer": parallel.optimizer_shard is None and shards_optimizer(config),
+    }
+    if more := [key for key, wanted in cut.items() if wanted]:
+        who = "on CPU several processes" if target == "CPU" else f"with parallel_mode {mode} several processes"
+        instead = (
+            "; tools/dry_run.py checks a layout for Ascend anywhere"
+            if target == "CPU"
+            else ". To cut the model over the cards, set parallel.parallel_mode: 1 (semi_auto_parallel)"
+        )
+        yield (
+            f"{who} can only be data parallel, and the configuration asks for {', '.join(more)}. Set model_parallel "
+            f"and pipeline_stage to 1, and the others to False{instead}"
+        )
+        return
+    by_mode = mode == "data_parallel" and parallel.data_parallel == 1  # its default
+    if not by_mode and parallel.data_parallel != processes:
+        yield (
+            f"parallel_config: {grid_of(config)} = {parallel.data_parallel} cards, but there are {processes} "
+            f"processes. Set data_parallel to {processes}, or start {parallel.data_parallel}"
         )
 
 
@@ -101,18 +139,26 @@ def _division_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
         yield f"pipeline_stage {grid.pipeline_stage} is more than the {network.num_layers} layers there are"
 
 
+def divides_layers(config: RunConfig, cards: int) -> bool:
+    """Whether heads and widths of the network can be shared out over so many cards."""
+    return not list(_division_problems(config, CardGrid(1, cards, 1)))
+
+
 def tensor_parallel_problems(config: RunConfig, cards: int) -> Iterator[str]:
     """What of a layout does not fit a model that is evaluated or run on `cards` cards, by tensor parallelism alone."""
-    grid = grid_of(config)
-    if grid != CardGrid(1, cards, 1):
+    grid, whole = grid_of(config), CardGrid(1, cards, 1)
+    if wrong := list(_division_problems(config, whole)):
+        fewer = [n for n in _divisors(config.model.config.num_heads) if n < cards]
+        works = [str(n) for n in fewer if divides_layers(config, n)]
+        yield (
+            f"parallel_config: {grid}; to evaluate or predict on {cards} cards takes model_parallel {cards}, and "
+            f"{'; '.join(wrong)}. Numbers of cards that work: {', '.join(works)}"
+        )
+    elif grid != whole:
         yield (
             f"parallel_config: {grid}; to evaluate or predict on {cards} cards, set model_parallel to {cards}, and "
             "data_parallel and pipeline_stage to 1. Slices of another layout are put together as they are read"
         )
-    elif wrong := list(_division_problems(config, grid)):
-        fewer = [n for n in _divisors(config.model.config.num_heads) if n < cards]
-        works = [str(n) for n in fewer if not list(_division_problems(config, CardGrid(1, n, 1)))]
-        yield f"parallel_config: {'; '.join(wrong)}. Numbers of cards that work: {', '.join(works)}"
 
 
 def _pipeline_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
@@ -129,6 +175,27 @@ def _pipeline_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
             "runner_config.gradient_accumulation_steps: with pipeline stages gradients are accumulated over the "
             f"micro-batches; set it to 1 and micro_batch_num to "
             f"{section.micro_batch_num * runner.gradient_accumulation_steps}"
+        )
+
+
+def _recompute_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
+    """What MindSpore 2.10 fails to compile."""
+    section, interleaves = config.recompute_config, interleaved_parts(config) > 1
+    if not section.recompute or grid.model_parallel == 1:
+        return
+    accumulates = grid.pipeline_stage == 1 and config.runner_config.gradient_accumulation_steps > 1
+    slices = section.recompute_slice_activation and not config.parallel_config.use_seq_parallel
+    if slices and (accumulates or interleaves):
+        yield (
+            "recompute_config.recompute_slice_activation: MindSpore 2.10 cannot cut what it keeps over model_parallel "
+            "while gradients are accumulated or micro-batches interleaved. Set it to False, or "
+            "gradient_accumulation_steps and micro_batch_interleave_num to 1, or use_seq_parallel to True, with which "
+            "it is cut anyway"
+        )
+    if not section.mp_comm_recompute and interleaves and grid.pipeline_stage > 1:
+        yield (
+            "recompute_config.mp_comm_recompute: with interleaved micro-batches in pipeline stages MindSpore 2.10 "
+            "cannot keep results of collectives. Set it to True, or micro_batch_interleave_num to 1"
         )
 
 

@@ -114,6 +114,9 @@ class Section(BaseModel):
     ignored: ClassVar[Mapping[str, Any]] = {}
     """Accepted keys that have no effect here, each with its only allowed value or `ANY_VALUE`."""
 
+    hints: ClassVar[Mapping[str, str]] = {}
+    """Keys that people know from elsewhere and that are refused here, each with the reason or the way out."""
+
     @classmethod
     def known_keys(cls) -> list[str]:
         """Every key that the section accepts, in our own spelling."""
@@ -193,7 +196,8 @@ def _worded(cls: type[Section], details: Mapping[str, Any]) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "extra_forbidden":
-        return f"unknown key; {nearest(str(details['loc'][-1]), cls.known_keys())}"
+        name = str(details["loc"][-1])
+        return f"unknown key; {cls.hints.get(name) or nearest(name, cls.known_keys())}"
     if kind in _WORDING:
         return _WORDING[kind].format(value=shown(details["input"]), **context)
     return f"{details['msg']}, not {shown(details['input'])}"

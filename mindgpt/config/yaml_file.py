@@ -78,7 +78,8 @@ def _read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        looked = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f"{path}: there is no such file{looked}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; name a YAML file") from None
     except (OSError, ValueError) as error:

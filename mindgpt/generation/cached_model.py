@@ -25,12 +25,14 @@ class KeyValueCache(nn.Cell):
     time in proportion to the rows written, not to the whole parameter.
     """
 
-    def __init__(self, layers: int, heads: int, head_size: int, dtype: ms.Type, batch: int, capacity: int):
+    def __init__(
+        self, layers: int, heads: int, head_size: int, dtype: ms.Type, batch: int, capacity: int, name: str = "cache"
+    ):
         super().__init__()
         size = (batch * heads * capacity, head_size)
 
-        def zeros(name: str) -> Parameter:
-            return Parameter(initializer("zeros", size, dtype).init_data(), f"cache{batch}x{capacity}.{name}", False)
+        def zeros(part: str) -> Parameter:
+            return Parameter(initializer("zeros", size, dtype).init_data(), f"{name}{batch}x{capacity}.{part}", False)
 
         self.keys = ParameterTuple([zeros(f"{layer}.keys") for layer in range(layers)])
         self.values = ParameterTuple([zeros(f"{layer}.values") for layer in range(layers)])
@@ -98,11 +100,15 @@ class CachedModel(nn.Cell):
         for layer, block in enumerate(self.blocks):
             q, k, v = block.attention.heads(block.layernorm1(x), self.tokens)
             self.cache.write(layer, slots, k, v)
-            keys, values = self.cache.read(layer)
+            keys, values = self.attended(layer, k, v)
             context = block.attention.attend(q, keys, values, mask)  # (B, N, T, D)
             x = block.add1(x, block.attention.projection(block.attention.merge_heads(context)))
             x = block.add2(x, block.output(block.layernorm2(x)))
         return self.layernorm(x)
+
+    def attended(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k, v: (B, N, T, D) of the tokens that are read -> what they attend to: (B, N, C, D) each"""
+        return self.cache.read(layer)
 
 
 class Decode(CachedModel):
@@ -136,6 +142,18 @@ class Prefill(CachedModel):
         first = self.reshape(self.sub(slots, positions), (1, 1, self.tokens, 1))
         visible = self.both(self.up_to(slots), self.logical_not(self.less(self.slots, first)))
         return self.hidden(input_ids, positions, slots, visible)
+
+
+class Opening(Prefill):
+    """`Prefill` into the front of a cache: the tokens attend to one another alone, not to slots that are yet empty."""
+
+    def __init__(self, backbone: GPT2Model, cache: KeyValueCache, tokens: int):
+        super().__init__(backbone, cache, tokens)
+        self.slots = Tensor(np.arange(tokens, dtype=np.int32).reshape(1, 1, 1, -1))
+
+    def attended(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """See `CachedModel.attended`; here C is T."""
+        return k, v
 
 
 class LastLogits(nn.Cell):

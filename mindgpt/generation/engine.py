@@ -1,7 +1,8 @@
 """The loop that continues texts token by token: greedy or by drawing; beam search is in `beam_search.py`."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from weakref import WeakKeyDictionary
 
 import mindspore as ms
@@ -9,26 +10,31 @@ import numpy as np
 from mindspore import nn
 
 from mindgpt.config.errors import UserError
-from mindgpt.generation.beam_search import beam_search
+from mindgpt.generation.beam_search import Stop, beam_search
 from mindgpt.generation.reader import CompiledGraphs, Reader
 from mindgpt.generation.sampling import next_tokens
 from mindgpt.generation.settings import GenerationSettings
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 
 OnToken = Callable[[int, int], None]
-Stop = Callable[[int, Sequence[int]], bool]
+NewTokens = list[tuple[int, int]]  # of one step: the row and the token
+
+_ONE_AT_A_TIME = threading.RLock()
+"""The device, and the mode that MindSpore works in, are the whole process's: other threads wait."""
 
 
 class Generator:
     """Continues texts with a model, and keeps what it compiled for the next call.
 
-    The model may be trained between calls: its weights are shared, not copied. Not for use by several threads at once.
+    The model may be trained between calls: its weights are shared, not copied. Where cells or parameters have been
+    exchanged (LoRA put on it), the graphs are compiled anew. Several threads may call it; they wait for one another.
     """
 
     def __init__(self, model: GPT2LMHeadModel):
         # Not the model itself: a generator is kept as long as its model lives (`generate`), not the other way round.
         self.config = model.config
         self.graphs = CompiledGraphs(model.backbone, model.head)
+        self._reserved = False
 
     def generate(
         self,
@@ -54,29 +60,87 @@ class Generator:
 
         Raises:
             UserError: no prompts, an empty one, one that leaves no room for a token, an id outside the vocabulary,
-                `on_token` in a beam search, or logits that are no numbers.
+                `on_token` in a beam search, a stream of this model that is open, or logits that are no numbers.
         """
+        with _ONE_AT_A_TIME:
+            if settings.num_beams > 1 and on_token is None:
+                return self._search(input_ids, settings, row_numbers, stop)
+            rows: list[list[int]] = [[] for _ in range(len(input_ids) * settings.num_return_sequences)]
+            with closing(self.stream(input_ids, settings, row_numbers, stop)) as steps:
+                for new_tokens in steps:
+                    for row, token in new_tokens:
+                        rows[row].append(token)
+                        if on_token is not None:
+                            on_token(row, token)
+            return rows
+
+    def stream(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        settings: GenerationSettings,
+        row_numbers: Sequence[int] | None = None,
+        stop: Stop | None = None,
+    ) -> Iterator[NewTokens]:
+        """`generate` step by step: of each, (row, token) for every row that goes on. The model runs only while the next
+        step is asked for. From the first one to the end, or `close`, nothing else can be generated with this model.
+
+        Raises:
+            UserError: as `generate`, when the first step is asked for; also for any beam search.
+        """
+        if settings.num_beams > 1:
+            raise UserError(
+                "num_beams: a beam search goes back on what it said, so its tokens cannot be had as they come. Set "
+                "num_beams to 1, or wait for the whole text."
+            )
+        prompts, limits = self._checked(input_ids, settings)
+        streams = random_streams(settings.seed, row_numbers, len(prompts), settings.num_return_sequences)
+        with self.reserved():
+            reader = Reader(self.graphs, max(limits))
+            yield from continue_texts(reader, prompts, limits, settings, streams, stop, self.running)
+
+    def _search(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        settings: GenerationSettings,
+        row_numbers: Sequence[int] | None,
+        stop: Stop | None,
+    ) -> list[list[int]]:
+        prompts, limits = self._checked(input_ids, settings)
+        streams = random_streams(settings.seed, row_numbers, len(prompts), 1)
+        with self.reserved(), self.running():
+            return beam_search(Reader(self.graphs, max(limits)), prompts, limits, settings, streams, stop)
+
+    def _checked(
+        self, input_ids: Sequence[Sequence[int]], settings: GenerationSettings
+    ) -> tuple[list[list[int]], list[int]]:
+        """The prompts, and how many tokens each row may have in all."""
         settings.check_vocabulary(self.config.vocab_size)
         prompts = checked_prompts(input_ids, self.config.vocab_size)
-        limits = length_limits(prompts, settings, self.config.max_position_embeddings)
-        reader = Reader(self.graphs, max(limits))
-        if settings.num_beams > 1:
-            if on_token is not None:
+        return prompts, length_limits(prompts, settings, self.config.max_position_embeddings)
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Inside, the caches are the caller's: they hold the texts of one call. The graphs are those of the model as it
+        is now. Raises `UserError` if they are another's.
+        """
+        with _ONE_AT_A_TIME:
+            if self._reserved:
                 raise UserError(
-                    "num_beams: a beam search goes back on what it said, so its tokens cannot be had as they come. Set "
-                    "num_beams to 1, or wait for the whole text."
+                    "A stream of this model is open, or this is called from within a call: its texts are in the "
+                    "model's cache. Read the stream to its end, or close() it first."
                 )
-            streams = random_streams(settings.seed, row_numbers, len(prompts), 1)
-            with self.running():
-                return beam_search(reader, prompts, limits, settings, streams, stop)
-        streams = random_streams(settings.seed, row_numbers, len(prompts), settings.num_return_sequences)
-        with self.running():
-            return continue_texts(reader, prompts, limits, settings, streams, on_token, stop)
+            if not self.graphs.are_current():
+                self.graphs = CompiledGraphs(self.graphs.backbone, self.graphs.head)
+            self._reserved = True
+        try:
+            yield
+        finally:
+            self._reserved = False
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Inside, the graphs can be called."""
-        with evaluating(self.graphs.backbone), graph_mode():
+        with _ONE_AT_A_TIME, evaluating(self.graphs.backbone), graph_mode():
             yield
 
 
@@ -86,10 +150,14 @@ def continue_texts(
     limits: list[int],
     settings: GenerationSettings,
     streams: list[np.random.Generator],
-    on_token: OnToken | None,
     stop: Stop | None,
-) -> list[list[int]]:
-    """Greedy or by drawing; see `Generator.generate`. There is a stream for each row, a limit for each prompt."""
+    running: Callable[[], AbstractContextManager[None]],
+) -> Iterator[NewTokens]:
+    """Greedy or by drawing; see `Generator.stream`. There is a random stream for each row, a limit for each prompt.
+
+    Graphs are called inside `running()`, which is left before each step's tokens are handed on: whoever reads them
+    works in its own mode, and may take its time.
+    """
     copies = settings.num_return_sequences
     starts = [len(prompt) for prompt in prompts for _ in range(copies)]
     ends = [limit for limit in limits for _ in range(copies)]
@@ -101,7 +169,8 @@ def continue_texts(
             return False
         return stop is None or not stop(row, texts[row][starts[row] :])
 
-    logits = reader.read(prompts, copies)
+    with running():
+        logits = reader.read(prompts, copies)
     while True:
         tokens = next_tokens(
             logits,
@@ -110,15 +179,15 @@ def continue_texts(
             [ends[row] for row in alive],
             settings,
             [streams[row] for row in alive],
-        )
-        for row, token in zip(alive, tokens.tolist(), strict=True):
+        ).tolist()
+        for row, token in zip(alive, tokens, strict=True):
             texts[row].append(token)
-            if on_token is not None:
-                on_token(row, token)
+        yield list(zip(alive, tokens, strict=True))
         alive = [row for row in alive if goes_on(row)]
         if not alive:
-            return [text[start:] for text, start in zip(texts, starts, strict=True)]
-        logits = reader.next(alive, [texts[row] for row in alive])
+            return
+        with running():
+            logits = reader.next(alive, [texts[row] for row in alive])
 
 
 _generators: "WeakKeyDictionary[GPT2LMHeadModel, Generator]" = WeakKeyDictionary()
@@ -126,9 +195,10 @@ _generators: "WeakKeyDictionary[GPT2LMHeadModel, Generator]" = WeakKeyDictionary
 
 def generator_of(model: GPT2LMHeadModel) -> Generator:
     """A generator that is kept as long as the model lives."""
-    if model not in _generators:
-        _generators[model] = Generator(model)
-    return _generators[model]
+    kept = _generators.get(model)
+    if kept is None or kept.graphs.backbone is not model.backbone or kept.graphs.head is not model.head:
+        kept = _generators[model] = Generator(model)
+    return kept
 
 
 def generate(
@@ -200,16 +270,15 @@ def length_limits(
 def random_streams(
     seed: int | None, row_numbers: Sequence[int] | None, prompts: int, copies: int
 ) -> list[np.random.Generator]:
-    """One stream for each row, which depends on the seed, its prompt's number and its number among the copies alone."""
+    """One stream for each row, which depends on the seed, its prompt's number and its number among the copies alone.
+
+    The first of several texts is the one that would be drawn alone.
+    """
     if seed is None:
         return [np.random.default_rng() for _ in range(prompts * copies)]
     numbers = range(prompts) if row_numbers is None else row_numbers
-    names = [
-        [seed, number] if copies == 1 else [seed, number, copy]
-        for number, _ in zip(numbers, range(prompts), strict=True)
-        for copy in range(copies)
-    ]
-    return [np.random.default_rng(name) for name in names]
+    names = zip(numbers, range(prompts), strict=True)
+    return [np.random.default_rng([seed, number, copy]) for number, _ in names for copy in range(copies)]
 
 
 @contextmanager

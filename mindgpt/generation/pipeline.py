@@ -3,7 +3,7 @@
 What goes in and comes out is as in the pipelines of Hugging Face transformers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -13,8 +13,15 @@ from mindgpt.config.section import nearest, shown
 from mindgpt.data.byte_bpe import holds_tokenizer
 from mindgpt.generation.engine import generator_of
 from mindgpt.generation.labels import encode_texts, label_probabilities
-from mindgpt.generation.settings import GenerationSettings
-from mindgpt.generation.text import check_tokenizer_fits, generate_text, stream_text
+from mindgpt.generation.settings import GenerationSettings, warn_without_effect, way_out
+from mindgpt.generation.text import (
+    check_batch_size,
+    check_tokenizer_fits,
+    encode_prompts,
+    generate_text,
+    stream_text,
+    with_eos,
+)
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
@@ -35,10 +42,11 @@ class TextGenerationPipeline:
         return_full_text: bool = True,
         **settings: Any,
     ):
+        check_batch_size(batch_size)
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self.return_full_text = return_full_text
+        self.return_full_text = _true_or_false("return_full_text", return_full_text)
         self.settings = GenerationSettings.from_config(model.config, **settings)
         self.generator = generator_of(model)
 
@@ -65,7 +73,10 @@ class TextGenerationPipeline:
         """
         asked = self.settings.changed(**settings)
         size = self.batch_size if batch_size is None else batch_size
-        full = self.return_full_text if return_full_text is None else return_full_text
+        full = self.return_full_text
+        if return_full_text is not None:
+            full = _true_or_false("return_full_text", return_full_text)
+        warn_without_effect(asked, depth=2)
         done = generate_text(self.generator, self.tokenizer, _texts(texts), asked, size)
         results = [{"generated_text": (one.prompt if full else "") + one.text} for one in done]
         copies = asked.num_return_sequences
@@ -73,8 +84,25 @@ class TextGenerationPipeline:
         return grouped[0] if isinstance(texts, str) else grouped
 
     def stream(self, text: str, **settings: Any) -> Iterator[str]:
-        """What follows a text, piece by piece as it is generated; see `mindgpt.generation.stream_text`."""
-        return stream_text(self.generator, self.tokenizer, text, self.settings.changed(**settings))
+        """What follows a text, piece by piece as it is generated; see `mindgpt.generation.stream_text`.
+
+        Raises:
+            UserError: a value that is not allowed, or a text that cannot be continued or streamed; at once, not when
+                the first piece is asked for.
+        """
+        asked = self.settings.changed(**settings)
+        if not isinstance(text, str):
+            raise UserError(f"stream: takes one text, not {shown(text)}")
+        if asked.num_return_sequences > 1:
+            raise UserError("num_return_sequences: several texts cannot be read as one stream; ask for 1")
+        if asked.num_beams > 1:
+            raise UserError("num_beams: a beam search goes back on what it said, so it cannot be streamed; ask for 1")
+        config = self.model.config
+        ends = with_eos(asked, self.tokenizer)
+        ends.check_vocabulary(config.vocab_size)
+        encode_prompts(self.tokenizer, [text], ends, config.vocab_size, config.max_position_embeddings)
+        warn_without_effect(asked, depth=2)
+        return stream_text(self.generator, self.tokenizer, text, asked)
 
 
 class TextClassificationPipeline:
@@ -87,11 +115,14 @@ class TextClassificationPipeline:
         batch_size: int = BATCH_SIZE,
         truncation: bool = False,
         top_k: int | None | EllipsisType = ...,
+        **unknown: Any,
     ):
+        _refuse_unknown(unknown)
+        check_batch_size(batch_size)
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self.truncation = truncation
+        self.truncation = _true_or_false("truncation", truncation)
         self.top_k = _checked_top_k(top_k)
 
     def __call__(
@@ -101,6 +132,7 @@ class TextClassificationPipeline:
         batch_size: int | None = None,
         truncation: bool | None = None,
         top_k: int | None | EllipsisType = ...,
+        **unknown: Any,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """The likeliest label of a text, or of each text of a list.
 
@@ -116,10 +148,13 @@ class TextClassificationPipeline:
         Raises:
             UserError: a value that is not allowed, a text that is empty or too long.
         """
+        _refuse_unknown(unknown)
+        if truncation is None:
+            truncation = self.truncation
         many = self.top_k if top_k is ... else _checked_top_k(top_k)
         longest = self.model.config.max_position_embeddings
         rows, cut = encode_texts(self.tokenizer, _texts(texts), longest)
-        if cut and not (self.truncation if truncation is None else truncation):
+        if cut and not _true_or_false("truncation", truncation):
             raise UserError(
                 f"Text {cut[0]} has more tokens than the {longest} that the model reads; truncation=True cuts its end."
             )
@@ -207,7 +242,27 @@ def _check_weights(path: Path, task: str) -> None:
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
+    """The texts one by one. What a generator yields is taken, too."""
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, Iterable) and not isinstance(texts, (bytes, bytearray, Mapping)):
+        listed = list(texts)
+        if all(isinstance(text, str) for text in listed):
+            return listed
+    raise UserError(f"pipeline: takes a text or a list of texts, not {shown(texts)}")
+
+
+def _true_or_false(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{name}: must be True or False, not {shown(value)}")
+    return value
+
+
+def _refuse_unknown(options: dict[str, Any]) -> None:
+    """Of a classifier's pipeline, which takes few."""
+    for name in options:
+        known = ("batch_size", "truncation", "top_k")
+        raise UserError(f"text-classification: {name}: there is no such argument; {way_out(name, known)}")
 
 
 def _checked_top_k(top_k: int | None | EllipsisType) -> int | None | EllipsisType:

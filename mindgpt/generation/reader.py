@@ -2,25 +2,38 @@
 
 Compiling a graph takes as long as a few hundred steps, so what is compiled is used again wherever that is nearly as
 good as the best fit:
-- Texts are read one behind the other, `CHUNK` tokens at once, by one graph, which is compiled once for all lengths and
-  batch sizes. Its cache is as long as the context window; from there a text is copied to its row of the batch.
+- Texts are read one behind the other, `CHUNK` tokens at once, or the first `OPENING` of long ones, by a graph for each,
+  for all lengths and batch sizes. Their cache is as long as the context window; from there a text is copied to its row
+  of the batch. The graph that suits the first text is compiled; the other when it would have saved as much as it costs.
 - Steps of one token are compiled for batches and capacities that are powers of two; see `CompiledGraphs.choose`.
 - A batch of which rows have ended goes on in the graph of a smaller one, if there is one or it pays to compile it.
 """
 
 import math
+import operator
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor, nn
 
 from mindgpt.config.errors import UserError
-from mindgpt.generation.cached_model import CopyRow, Decode, KeyValueCache, LastLogits, Prefill, TargetLogProbs
+from mindgpt.generation.cached_model import (
+    CopyRow,
+    Decode,
+    KeyValueCache,
+    LastLogits,
+    Opening,
+    Prefill,
+    TargetLogProbs,
+)
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_heads import LMHead
 
 CHUNK = 64  # tokens of texts that are read at once
+OPENING = 512  # tokens at the beginning that are
+CALL_COSTS = 32  # what reading the weights for a chunk costs, in tokens
+COMPILING_A_READER_COSTS = 4000  # tokens, about
 ENDS = 8  # ends of texts in a chunk whose logits are computed at once
 SMALLEST_CACHE = 128  # slots
 KEPT_SHAPES = 8  # each holds a cache of 2 * layers * B * C * H numbers
@@ -30,6 +43,7 @@ HARDLY_MORE = 1.05  # so much more is paid for a cache that this text does not n
 ROW_COSTS = 0.075  # what one more row costs, its cache apart, as a part of what reading the weights costs
 
 Shape = tuple[int, int]  # batch, capacity
+Plan = list[tuple[type[Prefill], int]]  # how a text is read: which kind of graph, and from which token on
 
 
 def bucket(size: int, smallest: int, largest: int | None = None) -> int:
@@ -43,6 +57,12 @@ def int_tensor(values: Sequence) -> Tensor:
     return Tensor(np.asarray(values, np.int32))
 
 
+def parts_of(*cells: nn.Cell) -> list[nn.Cell | Parameter]:
+    """The cells within these, and their parameters."""
+    inner = [cell for outer in cells if outer is not None for _, cell in outer.cells_and_names()]
+    return inner + [parameter for cell in inner for parameter in cell.parameters_dict(recurse=False).values()]
+
+
 class CompiledGraphs:
     """The graphs of a model, each compiled when it is first called, and the caches that they work on."""
 
@@ -50,29 +70,45 @@ class CompiledGraphs:
         self.backbone = backbone
         self.head = head
         self.window = backbone.config.max_position_embeddings
-        self.chunk = min(CHUNK, self.window)
+        self.sizes = {Prefill: min(CHUNK, self.window), Opening: min(OPENING, self.window)}
         self._weights = sum(math.prod(weight.shape) for weight in backbone.get_parameters())
         self._last_logits = LastLogits(backbone, head)
         self._target_log_probs = TargetLogProbs(backbone, head)
-        self._prefill: Prefill | None = None
+        self._compiled_for = parts_of(backbone, head)
+        self._texts: KeyValueCache | None = None  # of the texts that were read last
+        self._prefills: dict[type[Prefill], Prefill] = {}
+        self._would_have_saved = 0.0  # tokens: the graph for reading that is not there
         self._decodes: OrderedDict[Shape, Decode] = OrderedDict()
         self._copies: dict[tuple[KeyValueCache, KeyValueCache], CopyRow] = {}
 
+    def are_current(self) -> bool:
+        """Whether the model's cells and parameters are those that the graphs are made of. Their values may differ."""
+        now = parts_of(self.backbone, self.head)
+        return len(now) == len(self._compiled_for) and all(map(operator.is_, now, self._compiled_for))
+
     def clear(self) -> None:
         """Forget all caches, and the graphs that work on them."""
-        self._prefill = None
+        self._texts = None
+        self._prefills.clear()
         self._decodes.clear()
         self._copies.clear()
 
     def compile(self, rows: int, longest: int) -> Shape:
-        """Compile what reads texts, and a step of so many of at most `longest` tokens, without running anything.
+        """Compile what reads texts, and a step of so many of at most `longest` tokens, and what either needs, without
+        running anything.
 
         Returns:
             The batch and the capacity of the step.
         """
         shape = self.choose(rows, longest, longest)
-        chunk = int_tensor(np.zeros((1, self.chunk)))
-        self._made_prefill().compile(chunk, chunk, chunk)
+        ends, place = int_tensor([0] * ENDS), int_tensor([0])
+        kinds = (Prefill, Opening) if self.sizes[Opening] > self.sizes[Prefill] else (Prefill,)  # as in `_plan`
+        for kind in kinds:
+            tokens = int_tensor(np.zeros((1, self.sizes[kind])))
+            self._made_prefill(kind).compile(tokens, tokens, tokens)
+            hidden = np.zeros((self.sizes[kind], self.backbone.hidden_size))
+            self._last_logits.compile(Tensor(hidden, self.backbone.layernorm.gamma.dtype), ends)
+        self._copier(self._texts, self._decodes[shape].cache).compile(place, place, place)
         token = int_tensor(np.zeros((shape[0], 1)))
         self._decodes[shape].compile(token, token)
         return shape
@@ -97,7 +133,7 @@ class CompiledGraphs:
         ends = (np.cumsum([len(text) for text in texts]) - 1).tolist()
         logits: dict[int, np.ndarray] = {}
         for hidden, first in self._read(texts):
-            here = [end for end in ends if first <= end < first + self.chunk and end not in logits]
+            here = [end for end in ends if first <= end < first + len(hidden) and end not in logits]
             for some in (here[i : i + ENDS] for i in range(0, len(here), ENDS)):
                 places = [end - first for end in some] + [0] * (ENDS - len(some))
                 rows = self._last_logits(hidden, int_tensor(places)).asnumpy()
@@ -108,41 +144,65 @@ class CompiledGraphs:
         """log P(token | tokens before it) of all tokens but the first -> (len(text) - 1,) float32"""
         result = np.empty(len(text) - 1, np.float32)
         for hidden, first in self._read([text[:-1]]):
-            targets = text[first + 1 : first + 1 + self.chunk]
-            padded = targets + [0] * (self.chunk - len(targets))
+            targets = text[first + 1 : first + 1 + len(hidden)]
+            padded = targets + [0] * (len(hidden) - len(targets))
             values = self._target_log_probs(hidden, int_tensor(padded)).asnumpy()
             result[first : first + len(targets)] = values[: len(targets)]
         return result
 
     def _read(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, int]]:
         """Read texts, at most `window` tokens in all, one behind the other: the hidden states of each chunk of tokens,
-        (chunk, H), and the slot of its first one.
-
-        The last chunk starts earlier, and reads some tokens again, where it would reach beyond the window.
-        """
-        prefill = self._made_prefill()
+        (chunk, H), and the slot of its first one."""
         total = sum(map(len, texts))
-        ids, positions = np.zeros((2, self.window + self.chunk), np.int32)  # padding sees itself, and no one sees it
+        ids, positions = np.zeros((2, self.window), np.int32)  # padding sees itself, and no one sees it
         ids[:total] = np.concatenate(texts)
         positions[:total] = np.concatenate([np.arange(len(text)) for text in texts])
-        for first in range(0, total, self.chunk):
-            first = min(first, self.window - self.chunk)
-            part = slice(first, first + self.chunk)
-            slots = int_tensor([range(first, first + self.chunk)])
-            yield prefill(Tensor(ids[None, part]), Tensor(positions[None, part]), slots), first
+        for kind, first in self._plan(total):
+            part = slice(first, first + self.sizes[kind])
+            slots = int_tensor([range(part.start, part.stop)])
+            yield self._made_prefill(kind)(Tensor(ids[None, part]), Tensor(positions[None, part]), slots), first
+
+    def _plan(self, total: int) -> Plan:
+        """How to read so many tokens: by graphs that are compiled, unless another would have paid by now."""
+        small, opening = self.sizes[Prefill], self.sizes[Opening]
+        plans = [self._in_chunks(0, total)]
+        if opening > small:
+            plans.append([(Opening, 0), *self._in_chunks(opening, total)])
+        best = min(plans, key=self._reading_costs)
+        ready = [plan for plan in plans if self._missing(plan) == 0]
+        if not ready:
+            compiling = COMPILING_A_READER_COSTS
+            return min(plans, key=lambda plan: self._missing(plan) * compiling + self._reading_costs(plan))
+        cheapest = min(ready, key=self._reading_costs)
+        self._would_have_saved += self._reading_costs(cheapest) - self._reading_costs(best)
+        return cheapest if self._would_have_saved < COMPILING_A_READER_COSTS else best
+
+    def _in_chunks(self, first: int, total: int) -> Plan:
+        """The last chunk starts earlier, and reads some tokens again, where it would reach beyond the window."""
+        size = self.sizes[Prefill]
+        return [(Prefill, min(start, self.window - size)) for start in range(first, total, size)]
+
+    def _reading_costs(self, plan: Plan) -> float:
+        return sum(self.sizes[kind] + CALL_COSTS for kind, _ in plan)
+
+    def _missing(self, plan: Plan) -> int:
+        return len({kind for kind, _ in plan} - self._prefills.keys())
 
     def keep(self, start: int, row: int, shape: Shape) -> None:
         """Copy the text that begins here in the cache of the texts last read to a row of the batch of this shape."""
-        self._copy(self._prefill.cache, 0, start, self._decodes[shape].cache, row)
+        self._copy(self._texts, 0, start, self._decodes[shape].cache, row)
 
     def copy(self, source: Shape, source_row: int, target: Shape, target_row: int) -> None:
         """Copy a row of one batch to a row of another, or of the same."""
         self._copy(self._decodes[source].cache, source_row, 0, self._decodes[target].cache, target_row)
 
     def _copy(self, source: KeyValueCache, row: int, start: int, target: KeyValueCache, target_row: int) -> None:
+        self._copier(source, target)(int_tensor([row]), int_tensor([start]), int_tensor([target_row]))
+
+    def _copier(self, source: KeyValueCache, target: KeyValueCache) -> CopyRow:
         if (source, target) not in self._copies:
             self._copies[source, target] = CopyRow(source, target)
-        self._copies[source, target](int_tensor([row]), int_tensor([start]), int_tensor([target_row]))
+        return self._copies[source, target]
 
     def decode(self, shape: Shape, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """ids, positions: (B, 1) int32 -> (B, V) float32"""
@@ -194,15 +254,17 @@ class CompiledGraphs:
         self._decodes.move_to_end(shape)
         return shape
 
-    def _made_prefill(self) -> Prefill:
-        if self._prefill is None:
-            self._prefill = Prefill(self.backbone, self._new_cache(1, self.window), self.chunk)
-        return self._prefill
+    def _made_prefill(self, kind: type[Prefill]) -> Prefill:
+        if self._texts is None:
+            self._texts = self._new_cache(1, self.window, "texts")  # `CopyRow` may not hold two of one name
+        if kind not in self._prefills:
+            self._prefills[kind] = kind(self.backbone, self._texts, self.sizes[kind])
+        return self._prefills[kind]
 
-    def _new_cache(self, batch: int, capacity: int) -> KeyValueCache:
+    def _new_cache(self, batch: int, capacity: int, name: str = "cache") -> KeyValueCache:
         config, dtype = self.backbone.config, self.backbone.embedding.compute
         heads = self.backbone.blocks[0].attention.num_heads  # of this process, in tensor parallelism a part of them
-        return KeyValueCache(config.num_layers, heads, config.head_size, dtype, batch, capacity)
+        return KeyValueCache(config.num_layers, heads, config.head_size, dtype, batch, capacity, name)
 
 
 class Reader:

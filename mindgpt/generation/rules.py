@@ -68,7 +68,7 @@ def warp(logits: np.ndarray, settings: GenerationSettings) -> np.ndarray:
     """
     least = max(2, len(settings.eos_token_ids) + 1) if settings.num_beams > 1 else 1
     if settings.temperature != 1:
-        logits = logits / np.float32(settings.temperature)
+        logits = divide(logits, settings.temperature)
     if settings.top_k is not None:
         logits = keep_top_k(logits, max(settings.top_k, least))
     if settings.top_p < 1:
@@ -78,6 +78,24 @@ def warp(logits: np.ndarray, settings: GenerationSettings) -> np.ndarray:
     if settings.typical_p < 1:
         logits = keep_typical(logits, settings.typical_p, least)
     return logits
+
+
+def divide(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """logits / temperature. In rows where float32 cannot hold the highest quotient, the differences from it: softmax
+    makes the same of them.
+
+    Args:
+        logits: (rows, V).
+        temperature: above 0.
+    """
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        quotients = logits / np.float32(temperature)
+        highest = logits.max(axis=-1, keepdims=True)
+        overflown = np.isfinite(highest) & ~np.isfinite(highest / np.float32(temperature))
+        if overflown.any():
+            differences = (logits.astype(np.float64) - highest) / temperature
+            quotients = np.where(overflown, differences.astype(np.float32), quotients)
+    return quotients
 
 
 def penalise_repetition(logits: np.ndarray, texts: Texts, penalty: float) -> np.ndarray:

@@ -23,6 +23,8 @@ def score(model: GPT2LMHeadModel, input_ids: Sequence[Sequence[int]]) -> list[np
     Raises:
         UserError: no texts, an empty or too long one, an id outside the vocabulary, or a result that is no number.
     """
+    if isinstance(input_ids, Sequence) and any(isinstance(ids, (int, np.integer)) for ids in input_ids):
+        raise UserError("score: takes a list of texts, each a list of token ids; put a single one in brackets: [ids]")
     generator = generator_of(model)
     texts = checked_prompts(input_ids, model.config.vocab_size)
     window = model.config.max_position_embeddings
@@ -32,7 +34,7 @@ def score(model: GPT2LMHeadModel, input_ids: Sequence[Sequence[int]]) -> list[np
                 f"Text {number} has {len(text)} tokens; with a context window of {window} (max_position_embeddings) "
                 f"{window + 1} can be scored. Cut it into parts."
             )
-    with generator.running():
+    with generator.running(), generator.reserved():
         scores = [generator.graphs.log_probs(text) for text in texts]
     if not all(np.isfinite(values).all() for values in scores):
         generator.graphs.clear()

@@ -1,5 +1,7 @@
 """`GenerationSettings`: how texts are continued, checked when made."""
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -7,7 +9,14 @@ import numpy as np
 from pydantic import ValidationError
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.generation import GenerationSection, contradictions, id_tuple, ids_outside
+from mindgpt.config.generation import (
+    KNOWN_ELSEWHERE,
+    GenerationSection,
+    contradictions,
+    id_tuple,
+    ids_outside,
+    sampling_without_effect,
+)
 from mindgpt.config.model import GPT2Section
 from mindgpt.config.section import Count, CountOrZero, dotted, nearest, problems_of, refuse
 
@@ -128,7 +137,7 @@ class GenerationSettings:
         unknown = [name for name in changes if name not in known]
         if unknown:
             raise UserError(
-                "\n".join(f"generation: {name}: no such setting; {nearest(name, known)}" for name in unknown)
+                "\n".join(f"generation: {name}: no such setting; {way_out(name, known)}" for name in unknown)
             )
         if changes.get("max_length") is not None:
             changes.setdefault("max_new_tokens", None)
@@ -149,6 +158,17 @@ class GenerationSettings:
         problems = [f"generation: {name}: {message}" for name, message in ids_outside(self, vocab_size)]
         if problems:
             raise UserError("\n".join(problems))
+
+
+def way_out(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that is no setting: why, what to use, or the nearest that is known."""
+    return KNOWN_ELSEWHERE.get(name) or nearest(name, known)
+
+
+def warn_without_effect(settings: GenerationSettings, depth: int) -> None:
+    """Warn of settings of drawing where nothing is drawn; `depth` calls below the line of the person."""
+    if sentence := sampling_without_effect(settings):
+        warnings.warn(sentence, UserWarning, stacklevel=depth + 1)
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ bytes are held back until they are a character, and until they can no longer be 
 
 import codecs
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -102,7 +102,7 @@ def print_text(text: str) -> None:
 class TextStreamer:
     """Hands on the text of one row while it is generated: the `streamer=` of `model.generate`, as in transformers.
 
-    The tokenizer's end-of-text token is left out of what is generated.
+    The tokens that end a text are left out of what is generated.
 
     Args:
         tokenizer: the model's own.
@@ -110,6 +110,7 @@ class TextStreamer:
         stop_strings: nothing is handed on from the first of these on; `model.generate` ends there if it is given them
             too.
         on_text: called with each piece of text; prints it if None.
+        skip_special_tokens: leave out special tokens everywhere, in the prompt, too.
     """
 
     def __init__(
@@ -118,12 +119,20 @@ class TextStreamer:
         skip_prompt: bool = False,
         stop_strings: Sequence[str] = (),
         on_text: Callable[[str], None] | None = None,
+        *,
+        skip_special_tokens: bool = False,
     ):
         self._tokenizer = tokenizer
         self._skip_prompt = skip_prompt
+        self._skip_special_tokens = skip_special_tokens
+        self._ends = {tokenizer.eos_token_id}
         self._stop_strings = StopStrings(stop_strings)
         self._on_text = on_text or print_text
         self._stream: TextStream | None = None
+
+    def leave_out(self, token_ids: Iterable[int]) -> None:
+        """Leave these out of what is generated, beside the tokenizer's end-of-text token: they end a text, too."""
+        self._ends = {self._tokenizer.eos_token_id, *token_ids}
 
     def put(self, token_ids: np.ndarray) -> None:
         """First the prompt, (1, T) or (T,); then each new token, (1,)."""
@@ -131,10 +140,10 @@ class TextStreamer:
         if self._stream is None:
             self._stream = TextStream(self._tokenizer, self._stop_strings)
             if not self._skip_prompt:
-                self._hand_on(self._tokenizer.decode(ids))
+                self._hand_on(self._tokenizer.decode(ids, self._skip_special_tokens))
             return
         for token in ids:
-            self._hand_on("" if token == self._tokenizer.eos_token_id else self._stream.add(token))
+            self._hand_on("" if self._is_left_out(token) else self._stream.add(token))
 
     def end(self) -> None:
         """Hand on what was held back; the next `put` begins another text."""
@@ -143,6 +152,13 @@ class TextStreamer:
         if self._on_text is print_text:
             print_text("\n")
         self._stream = None
+
+    def _is_left_out(self, token: int) -> bool:
+        return token in self._ends or (
+            self._skip_special_tokens
+            and not self._tokenizer.decode(token, True)
+            and bool(self._tokenizer.decode(token))
+        )
 
     def _hand_on(self, text: str) -> None:
         if text:

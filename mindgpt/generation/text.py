@@ -1,9 +1,7 @@
 """Text in, text out: prompts through the tokenizer, in batches, and back; whole or piece by piece."""
 
-import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +32,9 @@ class Completion:
     finish_reason: Literal["eos", "stop", "length"]
 
 
+OnBatch = Callable[[list[int], list[Completion]], None]
+
+
 def generate_text(
     generator: Generator,
     tokenizer: GPT2Tokenizer,
@@ -42,7 +43,7 @@ def generate_text(
     batch_size: int = 8,
     numbers: Sequence[int] | None = None,
     on_text: OnText | None = None,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: OnBatch | None = None,
 ) -> list[Completion]:
     """Continue each prompt. Prompts of like length share a batch; neither that nor `batch_size` changes a text.
 
@@ -55,7 +56,7 @@ def generate_text(
         numbers: with the seed they name each prompt's random stream; 0, 1, 2... if None.
         on_text: called as `on_text(place, piece)` with each piece of new text as soon as it is certain, where `place`
             is that of the completion in the list to be returned; the pieces, joined, are the completion's `text`.
-        on_batch: called with the number of prompts that a batch has done.
+        on_batch: called as `on_batch(places, completions)` with those that a batch has done; places as in `on_text`.
 
     Returns:
         The completions, in the order of the prompts; with `num_return_sequences` n, n of each, one behind the other.
@@ -89,7 +90,7 @@ def generate_text(
         for place, row in zip(places, rows, strict=True):
             completions[place] = _completion(tokenizer, prompts[place // copies], row, settings, stop_strings)
         if on_batch is not None:
-            on_batch(len(batch))
+            on_batch(places, [completions[place] for place in places])
     return completions
 
 
@@ -98,44 +99,27 @@ def stream_text(
 ) -> Iterator[str]:
     """The continuation of one prompt, piece by piece as it is generated; joined, it is what `generate_text` returns.
 
-    The model runs in a thread of its own, ahead of the reader. Leaving the loop early ends it after its next token.
-    Until then nothing else may run this generator.
+    The model runs only while a piece is asked for. From the first piece on, until the stream is read to its end, closed
+    or dropped, nothing else can be generated with this model (other models can); other threads wait for one step.
 
     Raises:
-        UserError: as `generate_text`; when the first piece is asked for.
+        UserError: as `generate_text`, or another stream of this model is open; when the first piece is asked for.
     """
     if settings.num_return_sequences > 1:
         raise UserError("num_return_sequences: several texts cannot be read as one stream; ask for 1")
-    pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
-    left = threading.Event()
-
-    def hand_on(_: int, piece: str) -> None:
-        if left.is_set():
-            raise _ReaderLeft
-        pieces.put(piece)
-
-    def run() -> None:
-        try:
-            with suppress(_ReaderLeft):
-                generate_text(generator, tokenizer, [prompt], settings, on_text=hand_on)
-            pieces.put(None)
-        except BaseException as error:
-            pieces.put(error)
-
-    thread = threading.Thread(target=run, name="stream_text", daemon=True)
-    thread.start()
-    try:
-        while (piece := pieces.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
-    finally:
-        left.set()
-        thread.join()
-
-
-class _ReaderLeft(Exception):
-    """Nobody reads the stream any more."""
+    settings = with_eos(settings, tokenizer)
+    window = generator.config.max_position_embeddings
+    encoded = encode_prompts(tokenizer, [prompt], settings, generator.config.vocab_size, window)
+    stop_strings = StopStrings(settings.stop_strings or ())
+    text = TextStream(tokenizer, stop_strings)
+    with closing(generator.stream(encoded, settings, stop=stop_check(stop_strings, tokenizer))) as steps:
+        for ((_, token),) in steps:
+            piece = "" if token in settings.eos_token_ids else text.add(token)
+            if piece:
+                yield piece
+    rest = text.end()
+    if rest:
+        yield rest
 
 
 class _Writer:

@@ -61,23 +61,28 @@ def choose_files(folders: Sequence[Path], step: Step | None = None) -> list[Path
     Raises:
         UserError: a rank does not have it, or has two.
     """
-    by_step = [_by_step(folder) for folder in folders]
-    if step is None and not any(by_step):
+    found = [by_step(folder) for folder in folders]
+    if step is None and not any(found):
         return [_only_file(folder) for folder in folders]
-    wanted = step or max(itertools.chain.from_iterable(by_step))
-    without = [folder for folder, files in zip(folders, by_step, strict=True) if wanted not in files]
+    wanted = step or max(itertools.chain.from_iterable(found))
+    without = [folder for folder, files in zip(folders, found, strict=True) if wanted not in files]
     if without:
-        common = set.intersection(*(set(files) for files in by_step))
-        has = ", ".join(map(str, sorted(by_step[folders.index(without[0])]))) or "none"
+        common = set.intersection(*(set(files) for files in found))
+        has = ", ".join(map(str, sorted(found[folders.index(without[0])]))) or "none"
         way_out = f", or name the newest that all have: --step {max(common)}" if common else ""
         raise UserError(
             f"{folders[0].parent}: step {wanted} (epoch_step) is missing in "
             f"{listed([folder.name for folder in without])}; {without[0].name} has {has}. Copy it there{way_out}."
         )
-    return [files[wanted] for files in by_step]
+    return [files[wanted] for files in found]
 
 
-def _by_step(folder: Path) -> dict[Step, Path]:
+def by_step(folder: Path) -> dict[Step, Path]:
+    """The checkpoints in a folder `rank_<r>`, by step.
+
+    Raises:
+        UserError: two are of one step.
+    """
     found: dict[Step, Path] = {}
     for file in checkpoints_in(folder):
         step = step_of(file)

@@ -326,7 +326,7 @@ def run(job: Job) -> int:
                 follower = Follower(workers[0], sys.stdout.buffer)
             failed = _wait(workers, scheduler, follower)
             if not failed and scheduler is not None and job.local_workers < job.workers:
-                _serve_other_machines(scheduler)
+                failed = _serve_other_machines(scheduler)
         except Interrupted as signal_name:
             print(f"{signal_name}: ending all processes", file=sys.stderr, flush=True)
             end(workers)
@@ -358,10 +358,18 @@ def _wait(workers: list[Process], scheduler: Process | None, follower: Follower 
         time.sleep(_POLL_SECONDS)
 
 
-def _serve_other_machines(scheduler: Process) -> None:
-    """The workers here are done; those of other machines still need the scheduler, which ends with the last of them."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
+def _serve_other_machines(scheduler: Process) -> list[Process]:
+    """The workers here are done; those of other machines still need the scheduler, which ends with the last of them.
+
+    Without a limit: they may be writing checkpoints, and to end the scheduler would end them. Returns the scheduler if
+    it failed, which it does when it has lost one of them.
+    """
+    try:
         scheduler.popen.wait(timeout=_OTHER_MACHINES_SECONDS)
+    except subprocess.TimeoutExpired:
+        print("this machine is done; waiting for the others (Ctrl-C ends the job there, too)", flush=True)
+        scheduler.popen.wait()
+    return [scheduler] if scheduler.status else []
 
 
 def _report(job: Job, failed: list[Process], follower: Follower | None) -> int:

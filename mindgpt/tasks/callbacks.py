@@ -14,8 +14,8 @@ from mindgpt.config.callbacks import (
 )
 from mindgpt.config.run import RunConfig
 from mindgpt.models.gpt2.pretrained import PretrainedCell
-from mindgpt.runtime.collectives import model_is_cut
 from mindgpt.runtime.ranks import rank, say
+from mindgpt.tasks.cards import holds_parts
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.train.best import BestCheckpoint
 from mindgpt.train.callbacks import LossMonitor, SkippedSteps, StepMeter
@@ -65,11 +65,11 @@ class RunCallbacks:
                 section.per_print_times,
                 outdated=None if EvalCallBackSection in sections else evaluations,
             )
-        # Data-parallel processes have the same weights; where the model is cut, each card has a part of its own.
-        writes = rank() == 0 or model_is_cut()
-        if (section := sections.get(CheckpointMonitorSection)) and writes:
+        # Cards that share rows alone have the same weights; where the model is cut further, each has a part of its own.
+        in_parts = holds_parts(config)
+        if (section := sections.get(CheckpointMonitorSection)) and (rank() == 0 or in_parts):
             self.checkpoints = CheckpointMonitor(
-                section, progress, self.output_dir, model, model.config, rank(), self._state_entry
+                section, progress, self.output_dir, model, model.config, rank(), self._state_entry, in_parts
             )
         if (section := sections.get(SummaryMonitorSection)) and rank() == 0:
             folder = Path(section.summary_dir or self.output_dir / "tensorboard")

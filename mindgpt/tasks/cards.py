@@ -18,9 +18,11 @@ from mindgpt.models.gpt2.gpt2_parallel import (
 )
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.pet.lora_parallel import apply_layout_to_lora
-from mindgpt.runtime.collectives import Cut
+from mindgpt.runtime.collectives import Cut, model_is_cut
 from mindgpt.runtime.ranks import world_size
 from mindgpt.train.micro_batch_step import InterleavedNetwork, MicroBatchTrainStep
+from mindgpt.train.optimizers import build_optimizer
+from mindgpt.train.schedules import LearningRateTable
 from mindgpt.train.step import AccumulatingTrainStep, TrainStep
 
 
@@ -93,6 +95,32 @@ def train_step(config: RunConfig, model: nn.Cell, optimizer: nn.Optimizer, cut: 
         kind = MicroBatchTrainStep if cut else AccumulatingTrainStep
         return kind(model, optimizer, wrapper.scale_sense, clip, batches)
     return TrainStep(model, optimizer, wrapper.scale_sense, clip)
+
+
+def holds_parts(config: RunConfig) -> bool:
+    """Whether the cards of a cut model hold different parts of it; where they share rows alone, each has all of it."""
+    grid = grid_of(config)
+    return model_is_cut() and (grid.cards > grid.data_parallel or shards_optimizer(config))
+
+
+def build_step(config: RunConfig, model: PretrainedCell, rates: np.ndarray, padding: bool) -> tuple[nn.Cell, Layout]:
+    """Lay out a built model and make its training step, not compiled yet; also on one card, where nothing is cut.
+
+    Args:
+        rates: the learning rate of each step.
+        padding: whether the data has a column `attention_mask`.
+
+    Returns:
+        The step, and the layout by which `compile_cut` settles it where the model is cut.
+    """
+    layout = layout_of(config, padding)
+    if model_is_cut():
+        trained = lay_out(config, model, layout, cut_of(config).stage)
+    else:
+        apply_recompute(model.backbone, config.recompute_config)
+        trained = model.trainable_params()
+    optimizer = build_optimizer(config.optimizer, trained, LearningRateTable(rates))
+    return train_step(config, model, optimizer, model_is_cut()), layout
 
 
 def compile_cut(step: nn.Cell, columns: Sequence[Tensor], layout: Layout) -> dict[str, int]:

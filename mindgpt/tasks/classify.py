@@ -13,7 +13,7 @@ from mindgpt.generation.text import check_tokenizer_fits
 from mindgpt.runtime.collectives import joined, share
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.models import build_model
-from mindgpt.tasks.prompts import BATCH_SIZE, find_tokenizer, progress_bar, read_prompts
+from mindgpt.tasks.prompts import BATCH_SIZE, Progress, find_tokenizer, read_prompts
 from mindgpt.tasks.session import keep_config
 
 
@@ -44,7 +44,7 @@ def classify(config: RunConfig, predict_data: list[str]) -> list[Prediction]:
     names = model.config.names_of_labels()
     mine = [rows[number] for number in share(len(rows))]
     batch_size = config.model.config.batch_size or BATCH_SIZE
-    with progress_bar(len(mine), batch_size, "texts") as progress:
+    with Progress(len(mine), batch_size, "texts") as progress:
         probabilities = joined(label_probabilities(model, mine, batch_size, progress.update).tolist())
     if cut:
         say(f"note: {len(cut)} text(s) of more than {longest} tokens were cut at their end")

@@ -92,8 +92,18 @@ def reading(info: DatasetInfo) -> Iterator[None]:
 
 
 def must_drop(config: RunConfig) -> bool:
-    """A step of several micro-batches needs all its rows; otherwise the section decides."""
-    return config.train_dataset.drop_remainder or config.runner_config.gradient_accumulation_steps > 1
+    """Whether a last batch that is not full is left out: a step of several micro-batches needs all its rows, and a step
+    that is compiled for cards runs with no other number of them; otherwise the section decides."""
+    if config.train_dataset.drop_remainder:
+        return True
+    needs_all = {
+        "a model that is cut over cards is compiled for one number of rows": model_is_cut(),
+        "a step of several micro-batches needs all its rows": config.runner_config.gradient_accumulation_steps > 1,
+    }
+    reason = next((reason for reason, holds in needs_all.items() if holds), None)
+    if reason is not None:
+        say(f"train_dataset.drop_remainder: False has no effect: {reason}; the last rows of an epoch are left out")
+    return reason is not None
 
 
 def _inspected(config: RunConfig, section: DatasetSection, name: str, training: bool) -> DatasetInfo:

@@ -16,7 +16,14 @@ from typing import Any
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.hardware import Hardware
-from mindgpt.config.layout import grid_of, layout_problems, rows_of_step, shards_optimizer
+from mindgpt.config.layout import (
+    cuts_model,
+    data_parallel_problems,
+    grid_of,
+    layout_problems,
+    rows_of_step,
+    shards_optimizer,
+)
 from mindgpt.config.loader import dump_config
 from mindgpt.config.run import RunConfig
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT, Collective
@@ -67,9 +74,13 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A dry run's result: one `StagePlan` for each kind of stage, of a legal layout."""
+    """A dry run's result: one `StagePlan` for each kind of stage, of a legal layout.
+
+    `notes` tell where `config` is not what the person gave.
+    """
 
     config: RunConfig
+    notes: list[str]
     hardware: Hardware
     cards: int
     stages: list[StagePlan]
@@ -86,16 +97,16 @@ def dry_run(config: RunConfig, cards: int, hardware: Hardware) -> Plan:
     Raises:
         UserError: the layout does not fit, MindSpore refuses it, or nothing can be compiled here.
     """
-    config = _for_cards(config, cards)
+    config, notes = _for_cards(config, cards)
     stages = []
     for stage in _stage_kinds(config):
         found = _compiled(config, stage * (cards // grid_of(config).pipeline_stage), cards)
         stages.append(_stage_plan(config, hardware, stage, found))
-    return Plan(config, hardware, cards, stages)
+    return Plan(config, notes, hardware, cards, stages)
 
 
-def _for_cards(config: RunConfig, cards: int) -> RunConfig:
-    """The configuration as a launcher of `cards` processes on Ascend would run it.
+def _for_cards(config: RunConfig, cards: int) -> tuple[RunConfig, list[str]]:
+    """The configuration as a launcher of `cards` processes on Ascend would run it, and what was changed for that.
 
     Raises:
         UserError: that run would be refused.
@@ -109,21 +120,31 @@ def _for_cards(config: RunConfig, cards: int) -> RunConfig:
     config = config.model_copy(deep=True)
     config.context.device_target = "Ascend"
     config.context.save_graphs = False
-    config.use_parallel = cards > 1
     config.load_checkpoint = ""
-    mode, section = config.parallel.parallel_mode, config.parallel_config
-    if mode == "data_parallel" and section.data_parallel == 1:
-        section.data_parallel = cards  # this mode needs no grid
-    problems = list(layout_problems(config, cards))
-    if problems:
-        raise UserError("\n".join(problems))
-    return config
+    notes = []
+    if cards > 1 and not config.use_parallel:
+        notes.append(f"use_parallel is False; this is the plan with True, which {cards} cards need")
+    config.use_parallel = cards > 1
+    whole_model = cards > 1 and not cuts_model(config)
+    if problems := list(
+        data_parallel_problems(config, cards, "Ascend") if whole_model else layout_problems(config, cards)
+    ):
+        raise UserError("\n".join([*problems, *notes]))
+    if whole_model:
+        config.parallel_config.data_parallel = cards  # 1, the default, means all in this mode
+    return config, notes
 
 
 def _stage_kinds(config: RunConfig) -> list[int]:
-    """The stages to compile: the first, of the middle ones the last (which has the most blocks), and the last."""
+    """The stages to compile: the first, the last, and a middle one; the fullest is among them.
+
+    The last `num_layers % stages` stages have a block more (`gpt2_parallel.stage_of_blocks`). Earlier stages hold more
+    micro-batches, so the fullest of the middle ones is the first with a block more. Where none of them has one, all
+    hold less than the first stage, and any will do.
+    """
     stages = grid_of(config).pipeline_stage
-    return sorted({0, max(0, stages - 2), stages - 1})
+    first_with_more = stages - config.model.config.num_layers % stages
+    return sorted({0, max(0, min(first_with_more, stages - 2)), stages - 1})
 
 
 def _compiled(config: RunConfig, rank: int, cards: int) -> dict[str, Any]:
@@ -179,6 +200,7 @@ def report(plan: Plan) -> Iterator[str]:
     config, grid = plan.config, grid_of(plan.config)
     with_what = "CANN" if cann_is_there() else "empty CANN libraries"
     cards = f"{plan.cards} card{'s' if plan.cards > 1 else ''}"
+    yield from plan.notes
     yield f"legal: {cards} = {grid}; compiled for simulated Ascend with {with_what}"
     limit = _memory_limit(config, plan.hardware)
     for stage in plan.stages:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mindgpt.config.execution import RecomputeSection
 from mindgpt.config.hardware import Hardware
-from mindgpt.config.layout import cuts_vocabulary, grid_of, rows_of_step
+from mindgpt.config.layout import cuts_vocabulary, grid_of, interleaved_parts, rows_of_step
 from mindgpt.config.model import GPT2Section
 from mindgpt.config.run import RunConfig
 from mindgpt.runtime.compiled_graph import Collective
@@ -46,7 +46,7 @@ def _weights_of_block(network: GPT2Section) -> int:
     return 4 * network.hidden_size**2 + 2 * network.hidden_size * network.ffn_hidden_size
 
 
-def kept_by_block(config: RunConfig, mask_bytes: int = DROPOUT_MASK_BYTES) -> int:
+def kept_by_block(config: RunConfig) -> int:
     """Bytes that a block keeps on a card from the forward to the backward pass of a micro-batch, without recomputation.
 
     Equations 1, 2 and 4 of the paper, adapted to how this network is written: every term by its own dtype, the
@@ -58,19 +58,19 @@ def kept_by_block(config: RunConfig, mask_bytes: int = DROPOUT_MASK_BYTES) -> in
     t, rows = grid.model_parallel, config.runner_config.batch_size * network.seq_length
     values = rows * network.hidden_size
     compute, norm = BYTES[network.compute_dtype], BYTES[network.layernorm_compute_type]
-    mask = mask_bytes if network.hidden_dropout_rate else 0
+    mask = DROPOUT_MASK_BYTES if network.hidden_dropout_rate else 0
     norms_and_masks = values * (2 * norm + 2 * mask)
     if config.parallel_config.use_seq_parallel:
         norms_and_masks //= t
     inputs_of_columns = values * 2 * compute  # of query, key and value together; of the feed-forward layer
     query_key_value_context = values * 4 * compute
     wide = rows * network.ffn_hidden_size * compute * (1 + _KEPT_BY_ACTIVATION[network.hidden_act])
-    attention = _kept_by_attention_kernel(config, mask_bytes)
+    attention = _kept_by_attention_kernel(config)
     weights = _weights_of_block(network) * compute
     return norms_and_masks + inputs_of_columns + (query_key_value_context + wide + attention + weights) // t
 
 
-def _kept_by_attention_kernel(config: RunConfig, mask_bytes: int) -> int:
+def _kept_by_attention_kernel(config: RunConfig) -> int:
     """What attention keeps apart from query, key, value and context, on all t cards together."""
     network = config.model.config
     b, s, a = config.runner_config.batch_size, network.seq_length, network.num_heads
@@ -80,10 +80,10 @@ def _kept_by_attention_kernel(config: RunConfig, mask_bytes: int) -> int:
         return b * s * network.hidden_size * compute + a * b * s * _FLASH_STATISTICS + kept_of_dropout
     softmax = 4 if network.reorder_and_upcast_attn else BYTES[network.softmax_compute_type]
     cast = compute if dropout or network.compute_dtype != network.softmax_compute_type else 0
-    return a * b * s * s * (softmax + cast + (mask_bytes if dropout else 0))
+    return a * b * s * s * (softmax + cast + (DROPOUT_MASK_BYTES if dropout else 0))
 
 
-def activations_of_stage(config: RunConfig, stage: int, blocks: int, block_bytes: int | None = None) -> int:
+def activations_of_stage(config: RunConfig, stage: int, blocks: int) -> int:
     """Bytes of activations on a card of a pipeline stage at their highest.
 
     Of a pipeline with the schedule one forward, one backward, stage i of p holds p - i micro-batches (Narayanan et al.
@@ -93,15 +93,13 @@ def activations_of_stage(config: RunConfig, stage: int, blocks: int, block_bytes
         config: the run's.
         stage: from 0.
         blocks: that the stage has.
-        block_bytes: what a block keeps without recomputation; None: `kept_by_block`.
     """
     network, grid, recompute = config.model.config, grid_of(config), config.recompute_config
     last = stage == grid.pipeline_stage - 1
-    parts = config.micro_batch_interleave_num
+    parts = interleaved_parts(config)
     micro_batches = min(grid.pipeline_stage - stage, config.parallel_config.micro_batch_num) * parts
-    block_bytes = kept_by_block(config) if block_bytes is None else block_bytes
     rows = config.runner_config.batch_size * network.seq_length  # of one interleaved part
-    kept, working = _with_recompute(config, recompute, block_bytes)
+    kept, working = _with_recompute(config, recompute, kept_by_block(config))
     total = micro_batches * blocks * kept + working
     if stage == 0 and network.embedding_dropout_rate:
         total += micro_batches * rows * network.hidden_size * DROPOUT_MASK_BYTES
@@ -122,7 +120,7 @@ def _with_recompute(config: RunConfig, recompute: RecomputeSection, block_bytes:
         cut = config.parallel_config.use_seq_parallel or recompute.recompute_slice_activation
         return kept // (t if cut else 1), block_bytes
     if recompute.select_recompute:
-        again = _kept_by_attention_kernel(config, DROPOUT_MASK_BYTES) // t
+        again = _kept_by_attention_kernel(config) // t
         return block_bytes - again, again
     return block_bytes, 0
 

@@ -24,15 +24,12 @@ from mindgpt.config.loader import load_config
 from mindgpt.config.run import RunConfig
 from mindgpt.models import model_class
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.gpt2.gpt2_parallel import apply_recompute
 from mindgpt.pet.adapter import settled
 from mindgpt.pet.lora import add_lora
-from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut
+from mindgpt.runtime.collectives import model_is_cut
 from mindgpt.runtime.compiled_graph import Graph
-from mindgpt.tasks.cards import compile_cut, cut_of, lay_out, layout_of, train_step, zeros_for
+from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
 from mindgpt.tasks.session import prepare
-from mindgpt.train.optimizers import build_optimizer
-from mindgpt.train.schedules import LearningRateTable
 from mindgpt.train.step import AccumulatingTrainStep
 
 GRAPHS = "graphs"
@@ -51,15 +48,7 @@ def compile_step(config: RunConfig) -> tuple[nn.Cell, nn.Cell]:
         if section is not None:
             add_lora(model, model_config.pet_config)
     shapes = shapes_of_batch(config)
-    layout = layout_of(config, padding=len(shapes) > 1)
-    if model_is_cut():
-        trained = lay_out(config, model, layout, cut_of(config).stage)
-    else:
-        apply_recompute(model.backbone, config.recompute_config)
-        trained = model.trainable_params()
-    rates = LearningRateTable(np.full(10, 1e-4, np.float32))
-    optimizer = build_optimizer(config.optimizer, trained, rates)
-    step = train_step(config, model, optimizer, model_is_cut())
+    step, layout = build_step(config, model, np.full(10, 1e-4, np.float32), padding=len(shapes) > 1)
     step.set_train()
     columns = zeros_for(shapes)
     if model_is_cut():
@@ -126,7 +115,6 @@ def main() -> None:
         accumulates = isinstance(step, AccumulatingTrainStep)
         times = [step.batches, 1] if accumulates else [1]
         found = facts(config, model, [Graph(text) for text in texts], times)
-        found["ranks"] = data_parallel_ranks()
     found["seconds"] = time.monotonic() - began
     found["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     Path(facts_file).write_text(json.dumps(found))

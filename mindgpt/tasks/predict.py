@@ -4,9 +4,12 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from mindgpt.config.errors import UserError
+from mindgpt.config.generation import sampling_without_effect
 from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write
+from mindgpt.data.files import atomic_write, make_folder
 from mindgpt.generation import Completion, GenerationSettings, Generator, generate_text
 from mindgpt.generation.streaming import print_text
 from mindgpt.generation.text import encode_prompts
@@ -15,7 +18,7 @@ from mindgpt.runtime.collectives import joined, share
 from mindgpt.runtime.device import is_simulated
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.models import build_model
-from mindgpt.tasks.prompts import BATCH_SIZE, Prompt, find_tokenizer, progress_bar, read_prompts
+from mindgpt.tasks.prompts import BATCH_SIZE, Progress, Prompt, find_tokenizer, read_prompts
 from mindgpt.tasks.session import keep_config
 
 
@@ -37,6 +40,8 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
     tokenizer = find_tokenizer(config)
     model_config = config.model.config
     settings = GenerationSettings.from_config(model_config, seed=config.seed)
+    if unused := sampling_without_effect(settings):
+        say(unused)
     texts, names = zip(*prompts, strict=True)
     encode_prompts(tokenizer, texts, settings, model_config.vocab_size, model_config.max_position_embeddings, names)
     generator = Generator(build_model(config))
@@ -54,6 +59,7 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
             say(f"\n>>> {completion.prompt}\n{completion.prompt}{completion.text}")
     keep_config(config)
     _write(config, completions, settings.num_return_sequences)
+    _partial_file(config).unlink(missing_ok=True)
     return completions
 
 
@@ -80,16 +86,49 @@ def _continued(
     """The completions of all prompts, of which this process computes its share."""
     batch_size = config.model.config.batch_size or BATCH_SIZE
     numbers = share(len(prompts))
-    with progress_bar(len(numbers), batch_size, "prompts") as progress:
-        mine = [prompts[number] for number in numbers]
-        done = (
-            generate_text(generator, tokenizer, mine, settings, batch_size, numbers, on_batch=progress.update)
-            if mine
-            else []
-        )
     copies = settings.num_return_sequences
+    mine = [prompts[number] for number in numbers]
+    partial = _partial_file(config)
+    partial.unlink(missing_ok=True)
+    with Progress(len(mine), batch_size, "prompts") as progress:
+
+        def on_batch(places: list[int], completions: list[Completion]) -> None:
+            progress.update(len(places) // copies, sum(len(one.token_ids) for one in completions))
+            if len(mine) > batch_size:
+                _keep(partial, [numbers[place // copies] for place in places], completions)
+
+        done = (
+            generate_text(generator, tokenizer, mine, settings, batch_size, numbers, on_batch=on_batch) if mine else []
+        )
     of_prompts = [list(map(asdict, done[start : start + copies])) for start in range(0, len(done), copies)]
     return [Completion(**fields) for of_prompt in joined(of_prompts) for fields in of_prompt]
+
+
+def _partial_file(config: RunConfig) -> Path:
+    """Where this process keeps what it has done, until the whole is written: another file for each process."""
+    of_rank = f"_{rank()}" if world_size() > 1 else ""
+    return Path(config.output_dir) / f"predictions.jsonl.partial{of_rank}"
+
+
+def _keep(file: Path, numbers: list[int], completions: list[Completion]) -> None:
+    """Append the completions of a batch, with the numbers of their prompts, for whoever interrupts the run."""
+    make_folder(file.parent)
+    rows = ({"number": number} | _record(one) for number, one in zip(numbers, completions, strict=True))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.write(text)
+    except OSError as error:
+        raise UserError(f"Cannot write {file}: {error.strerror}.") from error
+
+
+def _record(completion: Completion) -> dict[str, Any]:
+    return {
+        "prompt": completion.prompt,
+        "generated_text": completion.prompt + completion.text,
+        "new_tokens": len(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+    }
 
 
 def _write(config: RunConfig, completions: list[Completion], copies: int) -> None:
@@ -102,12 +141,7 @@ def _write(config: RunConfig, completions: list[Completion], copies: int) -> Non
         atomic_write(base / "predictions.txt", "w") as texts,
     ):
         for number, completion in enumerate(completions):
-            record = {
-                "prompt": completion.prompt,
-                "generated_text": completion.prompt + completion.text,
-                "new_tokens": len(completion.token_ids),
-                "finish_reason": completion.finish_reason,
-            }
+            record = _record(completion)
             if copies > 1:
                 record["sequence"] = number % copies
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")

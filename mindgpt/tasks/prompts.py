@@ -1,6 +1,9 @@
 """What prediction reads, the texts that a command line names and the tokenizer of the weights; and its progress bar."""
 
-from collections.abc import Iterator
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +32,13 @@ class Prompt(NamedTuple):
     name: str
 
 
-def read_prompts(predict_data: list[str]) -> list[Prompt]:
+def read_prompts(predict_data: list[str], called: str = "--predict_data") -> list[Prompt]:
     """The texts that `--predict_data` names. A file stands for its lines that are not blank; a .jsonl file for the
-    `prompt` or `text` of each line; a folder for its .txt and .jsonl files; anything else for itself.
+    `prompt` or `text` of each line; a folder for its .txt and .jsonl files; anything else for itself. Prints a line
+    about words that may have been meant the other way.
+
+    Args:
+        called: what messages call the words.
 
     Raises:
         UserError: nothing is named, a file is not there, holds no prompt or is not UTF-8, or a prompt is empty.
@@ -43,15 +50,19 @@ def read_prompts(predict_data: list[str]) -> list[Prompt]:
     prompts = []
     for word in predict_data:
         if _exists(word):
+            if Path(word).is_dir():
+                say(f"{called}: {word} is a folder: its .txt and .jsonl files are read")
             found = [prompt for file in input_files([word]) for prompt in _prompts_in(file)]
             if not found:
-                raise UserError(f"--predict_data: {word} holds no prompt; it needs one a line")
+                raise UserError(f"{called}: {word} holds no prompt; it needs one a line")
             prompts += found
         elif word.endswith(TEXT_SUFFIXES) and not any(map(str.isspace, word)):
-            raise UserError(f"--predict_data: there is no file {word} (looked from {Path.cwd()})")
+            raise UserError(f"{called}: there is no file {word} (looked from {Path.cwd()})")
         elif not word.strip():
-            raise UserError("--predict_data: an empty text is no prompt")
+            raise UserError(f"{called}: an empty text is no prompt")
         else:
+            if word.endswith(TEXT_SUFFIXES) or os.sep in word and not any(map(str.isspace, word)):
+                say(f"{called}: there is no file or folder {shown(word)}: it is taken for a text")
             prompts.append(Prompt(word, shown(word)))
     return prompts
 
@@ -111,6 +122,40 @@ def find_tokenizer(config: RunConfig) -> GPT2Tokenizer:
     )
 
 
-def progress_bar(total: int, batch_size: int, unit: str) -> tqdm:
-    """A bar for work of several batches; rank 0 shows it, at a terminal."""
-    return tqdm(total=total, unit=f" {unit}", disable=True if rank() != 0 or total <= batch_size else None)
+class Progress:
+    """How far work of several batches is: a bar at a terminal, elsewhere a line now and then. Rank 0 shows it.
+
+    Args:
+        total: texts to do.
+        batch_size: texts that are done at once; nothing is shown of a single batch.
+        unit: what to call them.
+        clock: seconds.
+    """
+
+    EVERY = 30.0  # seconds from line to line
+
+    def __init__(self, total: int, batch_size: int, unit: str, clock: Callable[[], float] = time.monotonic):
+        self._shown = rank() == 0 and total > batch_size
+        self._total, self._unit, self._clock = total, unit, clock
+        self._bar = tqdm(total=total, unit=f" {unit}", disable=None if self._shown else True)
+        self._done = self._tokens = 0
+        self._began = self._said = clock()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, done: int, tokens: int = 0) -> None:
+        """So many more texts are done, with so many new tokens."""
+        self._bar.update(done)
+        self._done, self._tokens = self._done + done, self._tokens + tokens
+        now = self._clock()
+        if not self._shown or not self._bar.disable or now - self._said < self.EVERY or self._done >= self._total:
+            return
+        self._said, passed = now, now - self._began
+        speed = f"{self._tokens / passed:.0f} tokens/s, " if self._tokens else ""
+        left = passed / self._done * (self._total - self._done) / 60
+        line = f"{self._done}/{self._total} {self._unit}, {speed}about {left:.0f} min left"
+        print(line, file=sys.stderr, flush=True)

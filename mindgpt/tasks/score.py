@@ -59,7 +59,7 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
     Raises:
         UserError: no texts, no tokenizer, weights that do not fit, or a text that is too long for the model.
     """
-    texts = read_prompts(files)
+    texts = read_prompts(files, called="texts")
     tokenizer = find_tokenizer(config)
     check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
     rows = _encoded(tokenizer, texts, config.model.config.max_position_embeddings)

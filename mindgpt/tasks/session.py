@@ -1,11 +1,14 @@
 """What every run mode does around its job: refuse what is not there, prepare the device, keep the configuration."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from mindgpt.config import layout
 from mindgpt.config.callbacks import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
+from mindgpt.config.execution import ParallelConfigSection, ParallelSection, StrategyCheckpointSection
 from mindgpt.config.loader import dump_config
 from mindgpt.config.run import RunConfig
 from mindgpt.data.files import atomic_write
@@ -24,6 +27,7 @@ def prepare(config: RunConfig) -> None:
         UserError: the configuration asks for something mindgpt does not do yet, the device is not there, or the layout
             does not fit the processes.
     """
+    _check_output_folder(Path(config.output_dir))
     target = choose_target(config.context.device_target)
     problems = [*_not_there(config), *layout_problems(config, target)]
     if problems:
@@ -41,8 +45,21 @@ def prepare(config: RunConfig) -> None:
     elif world_size() > 1:
         join_data_parallel()
         notes.append(f"data parallel: {world_size()} processes, each with the whole model and its share of the data")
-    for note in [*notes, *_without_effect(config)]:
+    for note in [*notes, *_without_effect(config, is_cut(config, target))]:
         say(note)
+
+
+def _check_output_folder(folder: Path) -> None:
+    """Raise `UserError` now, not after the work, if nothing can be written there. Leaves nothing behind."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"output_dir: {there} is a file, and no folder; name another with --output_dir")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".mindgpt-", dir=there))
+    except OSError as error:
+        raise UserError(
+            f"output_dir: cannot write into the folder {there} ({error.strerror}); name another with --output_dir"
+        ) from error
 
 
 def keep_config(config: RunConfig) -> Path:
@@ -59,21 +76,84 @@ def keep_config(config: RunConfig) -> Path:
     return path
 
 
-def _without_effect(config: RunConfig) -> Iterator[str]:
-    """What the configuration sets and one card does the same way whatever it says; nothing is dropped in silence."""
-    if any(isinstance(section, CheckpointMonitorSection) and section.async_save for section in config.callbacks):
-        yield "async_save: True has no effect: a checkpoint is whole before the next step begins"
+def _without_effect(config: RunConfig, cut: bool) -> Iterator[str]:
+    """What the configuration sets and the run does the same way whatever it says; nothing is dropped in silence.
+
+    Args:
+        cut: whether the model is cut over cards and trained.
+    """
+    if config.transform_process_num > 1:
+        yield "transform_process_num has no effect: each card reads its own part of a checkpoint"
     if config.run_mode == "predict" and not config.model.config.use_past:
         yield "use_past: False has no effect: text is always generated with a key/value cache"
+    if config.run_mode not in ("train", "finetune"):
+        return
+    yield from _without_effect_on_files(config, cut)
+    yield from _without_effect_on_a_cut_model(config) if cut else _without_effect_unless_cut(config)
+    if config.train_dataset.python_multiprocessing:
+        yield "train_dataset.python_multiprocessing: True has no effect: rows are read by MindSpore's own threads"
+    section = config.parallel_config
+    if config.use_parallel and section.micro_batch_num > 1 and section.pipeline_stage == 1:
+        yield (
+            "parallel_config.micro_batch_num has no effect without pipeline stages; "
+            "runner_config.gradient_accumulation_steps divides a step there"
+        )
+
+
+def _without_effect_on_files(config: RunConfig, cut: bool) -> Iterator[str]:
+    """Of what a training run writes."""
+    for section in config.callbacks:
+        if isinstance(section, CheckpointMonitorSection):
+            if section.async_save:
+                yield "async_save: True has no effect: a checkpoint is whole before the next step begins"
+            if cut and section.integrated_save and "integrated_save" in section.model_fields_set:
+                yield "integrated_save: True has no effect: each card writes its part (tools/transform_ckpt.py merges)"
+    given, default = config.parallel, ParallelSection()
+    inner = given.strategy_ckpt_config or StrategyCheckpointSection()
+    names = {
+        "strategy_ckpt_save_file": given.strategy_ckpt_save_file,
+        "strategy_ckpt_config.save_file": inner.save_file,
+    }
+    for key, name in names.items():
+        if name != default.strategy_ckpt_save_file:
+            yield f"parallel.{key} has no effect: strategy files go to {config.output_dir}/strategy"
+    if inner.only_trainable_params:
+        yield "parallel.strategy_ckpt_config.only_trainable_params: True has no effect: frozen weights are told of, too"
+
+
+def _without_effect_on_a_cut_model(config: RunConfig) -> Iterator[str]:
+    parallel, section = config.parallel, config.parallel_config
+    if parallel.full_batch is False:
+        yield "parallel.full_batch: False has no effect: every card reads the whole batch and computes its part"
+    if parallel.gradients_mean:
+        yield "parallel.gradients_mean: True has no effect: the loss is a mean over all rows, so gradients are summed"
+    if parallel.loss_repeated_mean is False:
+        yield "parallel.loss_repeated_mean: False has no effect: what several cards compute counts once"
+    if not section.vocab_emb_dp and section.model_parallel > 1 and not layout.cuts_vocabulary(config):
+        yield (
+            f"parallel_config.vocab_emb_dp: False has no effect: model_parallel {section.model_parallel} does not "
+            f"divide vocab_size {config.model.config.vocab_size}, so every card keeps the whole vocabulary"
+        )
+
+
+def _without_effect_unless_cut(config: RunConfig) -> Iterator[str]:
     if config.micro_batch_interleave_num > 1:
-        yield "micro_batch_interleave_num has no effect on one card"
-    if config.recompute_config.recompute_slice_activation or config.recompute_config.parallel_optimizer_comm_recompute:
-        yield "recompute_config: the keys about slices and communication have no effect on one card"
+        yield "micro_batch_interleave_num has no effect: the model is not cut over cards"
+    kept = config.recompute_config
+    if kept.recompute_slice_activation or kept.parallel_optimizer_comm_recompute or not kept.mp_comm_recompute:
+        yield "recompute_config: the keys about slices and communication have no effect: the model is not cut"
+    if not config.use_parallel:
+        return  # a word about everything that was set for cards
+    if config.parallel.gradients_mean is False:
+        yield "parallel.gradients_mean: False has no effect: data-parallel processes give what one process gives"
+    default = ParallelConfigSection().gradient_aggregation_group
+    if config.parallel_config.gradient_aggregation_group != default:
+        yield "parallel_config.gradient_aggregation_group has no effect: without a cut model gradients travel together"
 
 
 def layout_problems(config: RunConfig, target: str) -> Iterator[str]:
     """What about the layout does not fit the processes that there are, or the device `target`."""
-    parallel, cards = config.parallel_config, world_size()
+    cards = world_size()
     if cards == 1:
         return
     if shares_layers(config, target):
@@ -87,31 +167,7 @@ def layout_problems(config: RunConfig, target: str) -> Iterator[str]:
                 "evaluate a checkpoint with --run_mode eval, which takes the folder of its slices"
             )
         return
-    if not config.use_parallel or config.parallel.parallel_mode == "stand_alone":
-        off = "parallel.parallel_mode is stand_alone" if config.use_parallel else "use_parallel is False"
-        yield f"there are {cards} processes, but {off}: all would do the same. Set use_parallel: True, or start one"
-        return
-    cut = {
-        "parallel_config.model_parallel": parallel.model_parallel > 1,
-        "parallel_config.pipeline_stage": parallel.pipeline_stage > 1,
-        "parallel_config.optimizer_shard": bool(parallel.optimizer_shard),
-        "parallel.enable_parallel_optimizer": config.parallel.enable_parallel_optimizer,
-    }
-    more = [key for key, wanted in cut.items() if wanted]
-    if more:
-        who = "on CPU several processes" if target == "CPU" else "with parallel_mode data_parallel several processes"
-        yield (
-            f"{who} can only be data parallel, and the configuration asks for {', '.join(more)}. Set model_parallel "
-            "and pipeline_stage to 1, and the others to False; tools/dry_run.py checks a layout for Ascend anywhere"
-        )
-        return
-    by_mode = config.parallel.parallel_mode == "data_parallel" and parallel.data_parallel == 1  # its default
-    if not by_mode and parallel.data_parallel != cards:
-        yield (
-            f"parallel_config: data_parallel {parallel.data_parallel} x model_parallel {parallel.model_parallel} x "
-            f"pipeline_stage {parallel.pipeline_stage} = {parallel.data_parallel} cards, but there are {cards} "
-            f"processes. Set data_parallel to {cards}, or start {parallel.data_parallel}"
-        )
+    yield from layout.data_parallel_problems(config, cards, target)
 
 
 def _not_there(config: RunConfig) -> Iterator[str]:

@@ -11,25 +11,23 @@ from mindspore.train import Callback, Model
 
 from mindgpt.config.callbacks import CheckpointMonitorSection, SummaryMonitorSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.layout import grid_of, shards_optimizer
 from mindgpt.config.run import RunConfig
 from mindgpt.config.section import Section
 from mindgpt.data.buckets import BucketedDataset
 from mindgpt.data.dataset import DatasetInfo, fingerprint
-from mindgpt.models.gpt2.gpt2_parallel import apply_recompute
 from mindgpt.pet.lora import trained_values
 from mindgpt.runtime.collectives import data_parallel_ranks, gathered, model_is_cut
 from mindgpt.runtime.device import is_simulated
 from mindgpt.runtime.interrupts import last_words
-from mindgpt.runtime.ranks import rank, say
+from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.callbacks import RunCallbacks
-from mindgpt.tasks.cards import compile_cut, cut_of, lay_out, layout_of, train_step, zeros_for
+from mindgpt.tasks.cards import build_step, compile_cut, cut_of, holds_parts, zeros_for
 from mindgpt.tasks.datasets import reading, rows_a_step, training_data
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.labelled_data import labelled_training_data
 from mindgpt.tasks.models import build_model
 from mindgpt.tasks.session import keep_config
-from mindgpt.train.optimizers import build_optimizer, decay_groups, state_line
+from mindgpt.train.optimizers import decay_groups, state_line
 from mindgpt.train.progress import Progress
 from mindgpt.train.resume import (
     ResumePoint,
@@ -38,7 +36,7 @@ from mindgpt.train.resume import (
     find_resume_point_of_card,
     restore_parameters,
 )
-from mindgpt.train.schedules import LearningRateTable, rates_line, rates_of_run
+from mindgpt.train.schedules import rates_line, rates_of_run
 from mindgpt.train.summary import check_tensorboard
 
 _TRAINING_DATA = {
@@ -61,14 +59,7 @@ def train(config: RunConfig) -> None:
         return
     rates = rates_of_run(config.lr_schedule, config.optimizer, progress.total_steps)
     model = build_model(_starting_from(config, point), weights_follow=point is not None and model_is_cut())
-    layout = layout_of(config, padding=len(dataset.get_col_names()) > 1)
-    if model_is_cut():
-        trained = lay_out(config, model, layout, cut_of(config).stage)
-    else:
-        apply_recompute(model.backbone, config.recompute_config)
-        trained = model.trainable_params()
-    optimizer = build_optimizer(config.optimizer, trained, LearningRateTable(rates))
-    step = train_step(config, model, optimizer, model_is_cut())
+    step, layout = build_step(config, model, rates, padding=len(dataset.get_col_names()) > 1)
     callbacks = RunCallbacks(config, progress, model, evaluator, _tokens_per_step(config, dataset), plan)
     if model_is_cut():
         say("compiling for all cards")
@@ -83,8 +74,8 @@ def train(config: RunConfig) -> None:
         _stop_after_compiling(config, step, callbacks, 0 if point is None else point.step)
         return
     say(trained_values(model.get_parameters()))
-    say(state_line(optimizer))
-    say(decay_groups(optimizer.parameters, config.optimizer.weight_decay))
+    say(state_line(step.optimizer))
+    say(decay_groups(step.optimizer.parameters, config.optimizer.weight_decay))
     say(rates_line(config.lr_schedule, rates))
     say(
         f"training: {progress.epochs} epoch(s) of {progress.steps_per_epoch} steps, batch {_rows(config)} rows of "
@@ -109,7 +100,10 @@ def _stop_after_compiling(config: RunConfig, step: nn.Cell, callbacks: RunCallba
 
 
 def _plan(config: RunConfig, progress: Progress, info: DatasetInfo) -> dict[str, Any]:
-    """What a run must have in common with the one that it resumes, for the same batches and updates to follow."""
+    """What a run must have in common with the one that it resumes, for the same batches and updates to follow.
+
+    Not the layout on cards: slices that `tools/transform_ckpt.py` has cut anew are gone on from in another.
+    """
     runner, data = config.runner_config, config.train_dataset
     with reading(info):
         checksum = fingerprint(info)
@@ -119,8 +113,6 @@ def _plan(config: RunConfig, progress: Progress, info: DatasetInfo) -> dict[str,
         "processes": data_parallel_ranks(),
         "rows a step": rows_a_step(config),
         "gradient_accumulation_steps": runner.gradient_accumulation_steps,
-        "parallel_config": str(grid_of(config)) if model_is_cut() else None,
-        "sharded optimizer": shards_optimizer(config) if model_is_cut() else None,
         "steps an epoch": progress.steps_per_epoch,
         "seed": config.seed,
         "train_dataset.data_loader.shuffle": data.data_loader.shuffle,
@@ -144,8 +136,9 @@ def _resume_point(config: RunConfig, plan: dict[str, Any]) -> ResumePoint | None
     monitors = [section for section in config.callbacks if isinstance(section, CheckpointMonitorSection)]
     own = Path(monitors[0].directory if monitors and monitors[0].directory else Path(config.output_dir) / "checkpoint")
     named = Path(config.load_checkpoint) if config.load_checkpoint else None
-    if model_is_cut():
-        point = find_resume_point_of_card(config.resume_training, [own, *([named] if named else [])], rank())
+    if holds_parts(config):
+        folders = [own, *([named] if named else [])]
+        point = find_resume_point_of_card(config.resume_training, folders, rank(), world_size())
     else:
         folders = [own / "rank_0"]
         if named is not None:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from mindgpt.config.errors import UserError
 from mindgpt.data.files import atomic_write
 from mindgpt.models.checkpoint_file import CheckpointFile, write_checkpoint
-from mindgpt.models.run_folder import Step, choose_files, listed, rank_folders
+from mindgpt.models.run_folder import Step, choose_files, listed, rank_folders, step_of
 from mindgpt.models.sharded_checkpoint import SlicedCheckpoint, refuse_slice
 from mindgpt.models.skip_rules import skip_rule
 from mindgpt.models.strategy_file import Box, Strategy, read_strategy
@@ -29,7 +29,8 @@ def transform(
     step: Step | None = None,
     training_state: bool | None = None,
 ) -> list[Path]:
-    """Write the checkpoint of a run for another number of ranks, as `<target>/rank_<r>/<prefix><r>.ckpt`.
+    """Write the checkpoint of a run for another number of ranks, as `<target>/rank_<r>/<prefix><r>.ckpt`; with
+    `-<epoch>_<step>` before the end of the names where a run in several parts can go on from the result.
 
     Everything is checked before the first file is written; each file appears when it is whole.
 
@@ -53,7 +54,9 @@ def transform(
     checkpoint = _open(source, strategy, step)
     layouts = read_strategy(target_strategy) if target_strategy else None
     keep_state = training_state if training_state is not None else layouts is not None
-    files = [target / f"rank_{r}" / f"{prefix}{r}.ckpt" for r in range(layouts.ranks if layouts else 1)]
+    written = step_of(checkpoint.path) if layouts and keep_state else None  # by which a cut run's cards agree
+    ending = f"-{written}.ckpt" if written else ".ckpt"
+    files = [target / f"rank_{r}" / f"{prefix}{r}{ending}" for r in range(layouts.ranks if layouts else 1)]
     _check_target(target, files, source, strategy, target_strategy)
     entries = {name: info for name, info in checkpoint.entries.items() if _kept(name, keep_state)}
     texts = {name: text for name, text in checkpoint.texts.items() if _kept(name, keep_state)}

@@ -33,6 +33,9 @@ class CheckpointMonitor(Callback):
         config: written beside the checkpoints.
         rank: the process's number.
         state: what else to write into the checkpoint of a step, so that the run can go on from it exactly.
+        in_parts: each card writes a part of the model. Then one checkpoint more than `keep_checkpoint_max` is kept: a
+            card that deleted its oldest part as soon as its newest is written would leave no whole model behind if the
+            run broke off while others are still writing theirs.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class CheckpointMonitor(Callback):
         config: GPT2Config,
         rank: int = 0,
         state: Callable[[int], Mapping[str, str]] = lambda step: {},
+        in_parts: bool = False,
     ):
         super().__init__()
         self.state = state
@@ -52,6 +56,7 @@ class CheckpointMonitor(Callback):
         self.model = model
         self.config = config
         self.rank = rank
+        self.limit = section.keep_checkpoint_max and section.keep_checkpoint_max + in_parts  # 0: all are kept
         self.base = Path(section.directory or Path(output_dir) / "checkpoint")
         self.folder = self.base / f"rank_{rank}"
         self._stem = f"{section.prefix}_rank_{rank}"
@@ -108,8 +113,7 @@ class CheckpointMonitor(Callback):
 
     def _keep_the_last(self, path: Path) -> None:
         self.written = [file for file in self.written if file != path] + [path]
-        limit = self.section.keep_checkpoint_max
-        while limit and len(self.written) > limit:
+        while self.limit and len(self.written) > self.limit:
             oldest = self.written.pop(0)
             for file in self._files_of(oldest):
                 file.unlink(missing_ok=True)

@@ -16,11 +16,12 @@ from mindspore.train import Callback, RunContext
 
 from mindgpt.config.errors import UserError
 from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.run_folder import Step, checkpoints_in, listed, rank_folders, step_of
+from mindgpt.models.run_folder import Step, by_step, checkpoints_in, listed, rank_folders, rank_of_file, step_of
 from mindgpt.runtime.ranks import say
 from mindgpt.train.checkpoints import COUNTERS, parameters_of_step
 
 STATE = "training_state"
+_CPU_KEY = "dropout_key"  # what the masks of a step on a CPU follow from
 
 
 @dataclass(frozen=True)
@@ -100,31 +101,83 @@ def find_resume_point(wanted: bool | str, folders: list[Path]) -> ResumePoint:
     )
 
 
-def find_resume_point_of_card(wanted: bool | str, folders: list[Path], card: int) -> ResumePoint:
-    """As `find_resume_point`, for one card of a model that is cut over several: all must go on from the same step.
+def find_resume_point_of_card(wanted: bool | str, folders: list[Path], card: int, cards: int) -> ResumePoint:
+    """As `find_resume_point`, for one card of a model that is cut over several: all must go on from the same step of
+    the same folder.
 
-    That is the newest of which every card has a checkpoint, as far as their folders can be seen from here.
+    The choice does not depend on `card`, so cards that see the same files agree. Folders of ranks that the run does not
+    have are leftovers of a larger one, and passed over.
 
     Args:
-        wanted: True, or the name of any card's checkpoint, whose step is meant.
-        folders: folders that hold `rank_<r>`, in the order in which to look.
+        wanted: True for the newest step of which all cards have a checkpoint; or any card's checkpoint, by its name or
+            its path, for its step (of a path, also the folder). Then it is enough that the cards whose folders can be
+            seen from here have it: machines without a common disk see their own.
+        folders: folders that hold `rank_<r>`, in the order in which to look; the first that has such a step is taken.
         card: the rank of this card.
+        cards: of the run.
 
     Raises:
-        UserError: there is no such step, or this card's checkpoint of it cannot be read.
+        UserError: there is no such step, it cannot be told which folder is meant, or this card's checkpoint of it
+            cannot be read.
     """
-    looked = " or ".join(map(str, folders))
-    found = next((ranks for folder in folders if card in (ranks := rank_folders(folder))), None)
-    if found is None:
-        raise UserError(f"resume_training: there is no rank_{card} in {looked}; every card needs its own checkpoint.")
-    by_card = {number: {step_of(file): file for file in checkpoints_in(folder)} for number, folder in found.items()}
-    common = set.intersection(*(set(files) for files in by_card.values()))
-    step = step_of(Path(wanted)) if isinstance(wanted, str) else max(common, default=None)
-    if step not in common:
-        asked = "that every card has" if step is None else f"of step {step} (epoch_step) that every card has"
-        steps = "; ".join(f"rank_{number}: {_steps(files)}" for number, files in by_card.items())
-        raise UserError(f"resume_training: there is no checkpoint {asked}, in {looked}. Found: {steps}.")
-    return open_resume_point(by_card[card][step])
+    step = None
+    if isinstance(wanted, str):
+        step, folders = _named_step(Path(wanted), folders)
+    found = {folder: _steps_of_ranks(folder, cards) for folder in {path.resolve(): path for path in folders}.values()}
+    common = {folder: set.intersection(*map(set, ranks.values())) for folder, ranks in found.items() if ranks}
+    steps = {folder: max(common[folder], default=None) if step is None else step for folder in common}
+    whole = [folder for folder in common if len(found[folder]) == cards and steps[folder] in common[folder]]
+    if not whole and step is not None:  # what other machines have cannot be seen
+        whole = [folder for folder in common if any(step in files for files in found[folder].values())]
+        if len(whole) > 1:
+            raise UserError(
+                f"resume_training: {' and '.join(map(str, whole))} both hold step {step} of some cards, and none of "
+                f"all {cards}. Give the path of a checkpoint in the one that is meant."
+            )
+        whole = [folder for folder in whole if card in found[folder] and step in common[folder]]
+    if not whole:
+        raise UserError(_no_common_step(step, found, cards))
+    folder = whole[0]
+    return open_resume_point(found[folder][card][steps[folder]])
+
+
+def _named_step(named: Path, folders: list[Path]) -> tuple[Step, list[Path]]:
+    """The step that a card's checkpoint tells by its name, and where to look for those of all cards."""
+    step = step_of(named)
+    if step is None:
+        raise UserError(
+            f"resume_training: {named} does not end in -<epoch>_<step>.ckpt. Where a model is cut over cards the name "
+            "tells the step, of which each card takes its own checkpoint."
+        )
+    if named.name == str(named):
+        return step, folders
+    if rank_of_file(named) is None:
+        raise UserError(
+            f"resume_training: {named} does not lie in a folder rank_<r>. Where a model is cut over cards each goes on "
+            "from the checkpoint in its own; give the path of any of them."
+        )
+    return step, [named.absolute().parent.parent]
+
+
+def _steps_of_ranks(folder: Path, cards: int) -> dict[int, dict[Step, Path]]:
+    """The checkpoints of the ranks 0 to cards - 1 by step, as far as their folders are there."""
+    return {rank: by_step(path) for rank, path in rank_folders(folder).items() if rank < cards}
+
+
+def _no_common_step(step: Step | None, found: Mapping[Path, Mapping[int, Iterable[Step]]], cards: int) -> str:
+    """The message: what was looked for, what each folder has, and what to do."""
+    asked = "that all" if step is None else f"of step {step} (epoch_step) that all"
+    have = [
+        f"{folder} has {listed([f'rank_{rank}: {_steps(files)}' for rank, files in ranks.items()], 8) or 'no rank_<r>'}"
+        for folder, ranks in found.items()
+    ]
+    way_out = ""
+    if step is None and any(0 < len(ranks) < cards for ranks in found.values()):
+        way_out = (
+            " Where the machines have no common disk, each sees only the checkpoints of its own cards: name a step "
+            "that all have (--resume_training <prefix>_rank_0-<epoch>_<step>.ckpt)."
+        )
+    return f"resume_training: there is no checkpoint {asked} {cards} cards have: {'; '.join(have)}.{way_out}"
 
 
 def _steps(found: Iterable[Step]) -> str:
@@ -166,20 +219,25 @@ def restore_parameters(step: nn.Cell, point: ResumePoint) -> None:
     """
     file = CheckpointFile(point.path)
     parameters = parameters_of_step(step)
+    if step.parameter_layout_dict:
+        # Cards draw masks with their own generator, and a step over micro-batches, from which slices that were cut anew
+        # for a layout without may come, has no key.
+        parameters = {name: p for name, p in parameters.items() if name != _CPU_KEY or name in file.entries}
     problems = [
         f"{name} {list(parameter.shape)}"
         + (f" is {list(file.entries[name].shape)} in the file" if name in file.entries else " is missing in the file")
         for name, parameter in parameters.items()
         if name not in file.entries or tuple(file.entries[name].shape) != tuple(parameter.shape)
     ]
-    left_over = [name for name in file.entries if name not in parameters and name not in COUNTERS]
+    not_needed = (*COUNTERS, _CPU_KEY) if step.parameter_layout_dict else COUNTERS
+    left_over = [name for name in file.entries if name not in parameters and name not in not_needed]
     problems += [f"{name} is in the file alone" for name in left_over]
     if problems:
         raise UserError(
             f"{point.path} is of another training step: "
             + "; ".join(problems[:5])
             + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-            + ". Model, optimizer and loss scale must be those of the run that wrote it."
+            + ". Model, optimizer, loss scale and the layout on cards must be those of the run that wrote it."
         )
     for name, parameter in parameters.items():
         parameter.set_data(Tensor(file.read(name), parameter.dtype))

@@ -175,6 +175,20 @@ def test_what_is_refused(run, mode, argv, words):
     assert words in message
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--num_beams", "2"], "write --options model.model_config.num_beams=VALUE"),
+        (["--max_length=7"], "write --options model.model_config.max_decode_length=VALUE"),
+        (["--options", "num_beams=2"], "--options num_beams: the key is model.model_config.num_beams"),
+        (["--options", "model.model_config.max_length=7"], "unknown key; the name is max_decode_length here"),
+        (["--options", "model.model_config.stop_sequence=x"], "unknown key; the name is stop_strings"),
+    ],
+)
+def test_names_that_are_known_elsewhere(run, argv, words):
+    assert words in complaint(run, *argv, mode="predict")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_flags_of_machinery_that_is_not_here(run, name):
     assert complaint(run, f"--{name}", "x").startswith(f"command line: --{name} has no effect here: {REFUSED[name]}")

@@ -162,3 +162,36 @@ def test_saving_where_that_is_impossible(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError):
         GPT2Config().save_pretrained(tmp_path / "file")
+
+
+SMALL = {"model_type": "gpt2", "vocab_size": 97, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"eos_token_id": [5, 6], "max_length": 33}, {"eos_token_id": [5, 6], "max_decode_length": 33}),
+        ({"do_sample": True, "temperature": 0.7, "top_p": None}, {"do_sample": True, "temperature": 0.7, "top_p": 1.0}),
+        ({"top_k": 0, "length_penalty": 0.5, "num_beams": 1}, {"top_k": None, "length_penalty": 1.0}),
+        ({"length_penalty": 0.5, "num_beams": 2}, {"num_beams": 2, "length_penalty": 0.5}),
+        ({"eos_token_id": 50256, "pad_token_id": 7}, {"eos_token_id": 3, "pad_token_id": 7}),  # outside: transformers'
+        ({"guidance_scale": 2.0, "transformers_version": "5"}, {"eos_token_id": 3}),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_generation_config_goes_before_config_and_changes_before_both(tmp_path, asked, expected):
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"eos_token_id": 3, "mindgpt": {"top_k": None}}))
+    (tmp_path / "generation_config.json").write_text(json.dumps(asked))
+    config = GPT2Config.from_pretrained(tmp_path)
+    assert {key: getattr(config, key) for key in expected} == expected
+    assert GPT2Config.from_pretrained(tmp_path / "config.json") == config
+    assert GPT2Config.from_pretrained(tmp_path, eos_token_id=4, max_decode_length=9).eos_token_id == 4
+    config.save_pretrained(tmp_path / "again")
+    assert GPT2Config.from_pretrained(tmp_path / "again") == config
+
+
+def test_a_wrong_generation_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    (tmp_path / "generation_config.json").write_text('{"top_p": 3}')
+    with pytest.raises(UserError, match=r"generation_config\.json: top_p: must be at most 1, not 3"):
+        GPT2Config.from_pretrained(tmp_path)

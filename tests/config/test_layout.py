@@ -7,6 +7,8 @@ import pytest
 from mindgpt.config.layout import (
     CardGrid,
     cuts_vocabulary,
+    data_parallel_problems,
+    divides_layers,
     layout_problems,
     rows_of_step,
     tensor_parallel_problems,
@@ -15,13 +17,15 @@ from mindgpt.config.layout import (
 from mindgpt.config.run import RunConfig
 
 
-def config(model=None, runner=None, **layout):
+def config(model=None, runner=None, mode=1, **layout):
     network = {"num_layers": 8, "num_heads": 12, "hidden_size": 768, "vocab_size": 50257, **(model or {})}
     return RunConfig.model_validate(
         {
             "lr_schedule": {"learning_rate": 1e-4},
             "model": {"model_config": network},
             "runner_config": {"batch_size": 2, **(runner or {})},
+            "use_parallel": True,
+            "parallel": {"parallel_mode": mode},
             "parallel_config": layout,
         }
     )
@@ -94,6 +98,9 @@ def test_rows_and_vocabulary():
     interleaved = config(data_parallel=2, pipeline_stage=2, micro_batch_num=8)
     interleaved.micro_batch_interleave_num = 2
     assert rows_of_step(interleaved) == 64
+    whole = config(data_parallel=2, mode=0)
+    whole.micro_batch_interleave_num = 2  # without effect
+    assert rows_of_step(whole) == 4
     assert not cuts_vocabulary(config(model_parallel=4, vocab_emb_dp=False))  # 50257 is a prime
     assert cuts_vocabulary(config(model_parallel=4, vocab_emb_dp=False, model={"vocab_size": 50304}))
     assert not cuts_vocabulary(config(model_parallel=4, model={"vocab_size": 50304}))
@@ -104,11 +111,40 @@ def test_evaluation_and_prediction_take_tensor_parallelism_alone():
         return list(tensor_parallel_problems(config(**keywords), cards))
 
     assert problems(4, model_parallel=4) == []
-    (message,) = problems(8, model_parallel=4, data_parallel=2)
-    assert "to evaluate or predict on 8 cards, set model_parallel to 8" in message
-    (message,) = problems(8, model_parallel=8)
-    assert "model_parallel 8 does not divide num_heads 12" in message
-    assert message.endswith("Numbers of cards that work: 1, 2, 3, 4, 6")
+    (message,) = problems(4, model_parallel=2, data_parallel=2)
+    assert "to evaluate or predict on 4 cards, set model_parallel to 4" in message
+    for asked in ({"model_parallel": 8}, {"model_parallel": 4, "data_parallel": 2}):  # what helps for neither
+        (message,) = problems(8, **asked)
+        assert "model_parallel 8 does not divide num_heads 12" in message
+        assert message.endswith("Numbers of cards that work: 1, 2, 3, 4, 6")
+    of_52b = {"num_heads": 32, "hidden_size": 8192, "num_layers": 64}
+    (message,) = problems(64, model_parallel=8, pipeline_stage=8, model=of_52b)
+    assert "model_parallel 64 does not divide num_heads 32" in message
+    assert message.endswith("Numbers of cards that work: 1, 2, 4, 8, 16, 32")
+
+
+def test_layers_that_can_be_shared_out_over_eight_cards():
+    """Heads of small, large, xl, and 13B."""
+    by_heads = {
+        heads: divides_layers(config(model={"num_heads": heads, "hidden_size": 64 * heads}), 8)
+        for heads in (12, 20, 25, 40)
+    }
+    assert by_heads == {12: False, 20: False, 25: False, 40: True}
+
+
+def test_a_mode_that_does_not_cut_is_told_how_to_cut():
+    def problems(processes, target="Ascend", **keywords):
+        return list(data_parallel_problems(config(**keywords), processes, target))
+
+    assert problems(8, mode=0) == problems(8, mode=0, data_parallel=8) == []
+    (message,) = problems(8, mode=0, model_parallel=8)
+    assert "with parallel_mode data_parallel several processes can only be data parallel" in message
+    assert "asks for parallel_config.model_parallel" in message
+    assert message.endswith("To cut the model over the cards, set parallel.parallel_mode: 1 (semi_auto_parallel)")
+    (message,) = problems(8, mode=0, data_parallel=4)
+    assert message.endswith("Set data_parallel to 8, or start 4")
+    (message,) = problems(2, mode="stand_alone")
+    assert "Set it to data_parallel, or start one" in message
 
 
 def test_adafactor_cannot_be_cut():

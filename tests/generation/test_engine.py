@@ -1,21 +1,28 @@
 """The engine against transformers' `generate`, and batches against single rows."""
 
 import gc
+import subprocess
+import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 
 from mindgpt.config.errors import UserError
+from mindgpt.config.model import PetSection
 from mindgpt.generation import GenerationSettings, Generator, generate
 from mindgpt.generation import reader as reader_module
+from mindgpt.generation.cached_model import Opening
 from mindgpt.generation.engine import generator_of
 from mindgpt.generation.reader import CompiledGraphs, bucket
 from mindgpt.generation.scoring import score
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.pet.lora import add_lora
+from mindgpt.pet.names import FACTOR_B
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -271,6 +278,48 @@ def test_shapes_that_are_taken():
     assert graphs.choose(2, 129, 130, (8, 128)) == (2, 256)
 
 
+def test_what_a_text_is_read_by(monkeypatch):
+    """The first text decides what is compiled; what would have suited better is compiled when it would have paid."""
+    monkeypatch.setattr(reader_module, "COMPILING_A_READER_COSTS", 1000)
+    backbone = GPT2LMHeadModel(GPT2Config(**TINY | {"n_positions": 1024})).backbone
+
+    def read(graphs, total):
+        plan = graphs._plan(total)
+        for kind, _ in plan:
+            graphs._made_prefill(kind)
+        return [(kind.__name__, first) for kind, first in plan]
+
+    short_first, long_first = CompiledGraphs(backbone, None), CompiledGraphs(backbone, None)
+    assert read(short_first, 20) == [("Prefill", 0)]
+    for _ in range(4):  # each costs 8 * 96 where 544 would do
+        assert read(short_first, 512) == [("Prefill", 64 * i) for i in range(8)]
+    assert read(short_first, 512) == [("Opening", 0)]
+    assert read(short_first, 600) == [("Opening", 0), ("Prefill", 512), ("Prefill", 576)]
+    assert read(short_first, 1000)[-1] == ("Prefill", 960)
+    assert read(long_first, 400) == [("Opening", 0)]
+    assert read(long_first, 20) == read(long_first, 30) == [("Opening", 0)]
+    assert read(long_first, 20) == [("Prefill", 0)]
+
+
+@pytest.mark.parametrize("opening", [32, 8])
+def test_texts_of_all_lengths_are_read_as_the_model_reads_them(monkeypatch, model, prompts, opening):
+    """In chunks of 8, the first 32 tokens of longer ones at once or not; also several texts one behind the other."""
+    monkeypatch.setattr(reader_module, "CHUNK", 8)
+    monkeypatch.setattr(reader_module, "OPENING", opening)
+    monkeypatch.setattr(reader_module, "COMPILING_A_READER_COSTS", 0)
+    text = [token for prompt in prompts for token in prompt][:WINDOW]
+    expected = model.set_train(False)(Tensor(np.array([text], np.int32))).asnumpy()[0]
+    generator = Generator(model)
+    with generator.running():
+        for length in (3, 31, 32, 33, 61, WINDOW):
+            _, logits = generator.graphs.prefill([text[:length]])
+            np.testing.assert_allclose(logits[0], expected[length - 1], atol=1e-4)
+        starts, logits = generator.graphs.prefill([text[:20], text[:30], text[:13]])
+        assert starts == [0, 20, 50]
+        np.testing.assert_allclose(logits, expected[[19, 29, 12]], atol=1e-4)
+    assert (Opening in generator.graphs._prefills) == (opening == 32)
+
+
 def test_a_cache_that_moves_changes_no_text(monkeypatch, generator, model, prompts):
     """Grows, shrinks when rows have ended, and makes room for others: whatever happens, the texts stay."""
     prompts = prompts[:5]
@@ -325,3 +374,149 @@ def test_bad_input(generator, prompts, settings, message):
 def test_beams_cannot_be_heard(generator):
     with pytest.raises(UserError, match="num_beams"):
         generator.generate([[1]], GenerationSettings(num_beams=2), on_token=print)
+
+
+def test_the_first_of_several_drawn_texts_is_the_one_drawn_alone(generator, prompts):
+    alone = GenerationSettings(max_new_tokens=15, do_sample=True, seed=7)
+    several = alone.changed(num_return_sequences=3)
+    for seed in (7, 2**32 + 7):
+        expected = generator.generate(prompts[4:7], alone.changed(seed=seed))
+        assert generator.generate(prompts[4:7], several.changed(seed=seed))[::3] == expected
+
+
+# ---- streams, threads ------------------------------------------------------------------------------------------------
+
+
+def streamed(stream):
+    return [token for new_tokens in stream for _, token in new_tokens]
+
+
+def test_a_call_while_a_stream_is_open_is_refused_and_disturbs_nothing(generator, prompts):
+    settings = GenerationSettings(max_new_tokens=12)
+    (expected,) = generator.generate(prompts[:1], settings)
+    stream = generator.stream(prompts[:1], settings)
+    begun = next(stream)
+    beams = settings.changed(num_beams=2)
+    for call in (
+        lambda: generator.generate(prompts[1:2], settings),
+        lambda: generator.generate(prompts[1:2], beams),
+        lambda: next(generator.stream(prompts[1:2], settings)),
+    ):
+        with pytest.raises(UserError, match="A stream of this model is open"):
+            call()
+    assert [begun[0][1], *streamed(stream)] == expected
+    assert generator.generate(prompts[:1], settings) == [expected]
+    next(left := generator.stream(prompts[1:2], settings))
+    left.close()
+    assert generator.generate(prompts[:1], settings) == [expected]
+    next(dropped := generator.stream(prompts[1:2], settings))
+    del dropped
+    assert generator.generate(prompts[:1], settings) == [expected]
+
+
+def test_a_call_from_within_a_call_is_refused_and_an_error_there_leaves_the_model_free(generator, prompts):
+    settings = GenerationSettings(max_new_tokens=5)
+    with pytest.raises(UserError, match="called from within a call") as kept:
+        generator.generate(prompts[:1], settings, on_token=lambda *_: generator.generate(prompts[:1], settings))
+    assert kept.value.__traceback__  # holds the frames of that call
+    assert len(generator.generate(prompts[:1], settings)[0]) == 5
+
+
+def test_streams_of_two_models_side_by_side(generator, prompts):
+    settings = GenerationSettings(max_new_tokens=8)
+    other = Generator(GPT2LMHeadModel(GPT2Config(**TINY)))
+    expected = generator.generate(prompts[:1], settings), other.generate([[1, 2, 3]], settings)
+    streams = generator.stream(prompts[:1], settings), other.stream([[1, 2, 3]], settings)
+    pairs = list(zip(*streams, strict=True))
+    assert [[token for ((_, token),) in one] for one in zip(*pairs, strict=True)] == [rows[0] for rows in expected]
+
+
+def test_the_reader_of_a_stream_works_in_its_own_mode_and_may_train(generator, model, prompts):
+    settings = GenerationSettings(max_new_tokens=4)
+    expected = generator.generate(prompts[:1], settings)
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    model.set_train(True)
+    try:
+        tokens = []
+        for ((_, token),) in generator.stream(prompts[:1], settings):
+            tokens.append(token)
+            assert ms.get_context("mode") == ms.PYNATIVE_MODE
+            assert model.backbone.training
+        assert [tokens] == expected
+    finally:
+        model.set_train(False)
+        ms.set_context(mode=mode)
+
+
+def test_threads_wait_for_one_another(generator, prompts):
+    settings = GenerationSettings(max_new_tokens=12)
+    expected = [generator.generate([prompt], settings) for prompt in prompts[:6]]
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda prompt: generator.generate([prompt], settings), prompts[:6]))
+        scores = list(threads.map(lambda prompt: score_of(generator, prompt), prompts[2:8]))
+    assert found == expected
+    for prompt, values in zip(prompts[2:8], scores, strict=True):
+        np.testing.assert_array_equal(values, score_of(generator, prompt))
+
+
+def score_of(generator, text):
+    with generator.running(), generator.reserved():
+        return generator.graphs.log_probs(text)
+
+
+ENDS_IN_A_STREAM = f"""
+from mindgpt import GPT2Config, GPT2LMHeadModel
+from mindgpt.generation import GenerationSettings, Generator
+stream = Generator(GPT2LMHeadModel(GPT2Config(**{TINY}))).stream([[1, 2]], GenerationSettings(max_new_tokens=9))
+print(next(stream))
+"""
+
+
+def test_a_program_may_end_in_a_stream(repo):
+    done = subprocess.run([sys.executable, "-c", ENDS_IN_A_STREAM], cwd=repo, capture_output=True, text=True)
+    assert (done.returncode, done.stdout[:5]) == (0, "[(0, "), done.stderr
+
+
+# ---- models that change ----------------------------------------------------------------------------------------------
+
+
+def test_generation_follows_lora_and_exchanged_parameters():
+    model = GPT2LMHeadModel(GPT2Config(**TINY))
+    settings, prompt = GenerationSettings(max_new_tokens=10), [1, 2, 3]
+    before = generate(model, [prompt], settings)
+    kept = generator_of(model)
+    assert generator_of(model) is kept
+    graphs = kept.graphs
+    generate(model, [prompt], settings)
+    assert kept.graphs is graphs  # an unchanged model is not compiled anew
+
+    paths = add_lora(model, PetSection(lora_rank=4, lora_alpha=64, target_modules="dense1|dense3|mapping"))
+    random = np.random.default_rng(0)
+    for path in paths:
+        factor = model.parameters_dict()[f"{path}.{FACTOR_B}"]
+        factor.set_data(Tensor(random.normal(0, 1, factor.shape).astype(np.float32)))
+    with_lora = generate(model, [prompt], settings)
+    assert with_lora != before
+    assert kept.generate([prompt], settings) == with_lora
+
+    norm = model.backbone.layernorm
+    norm.gamma = Parameter(Tensor(-norm.gamma.asnumpy()), name=norm.gamma.name)
+    exchanged = generate(model, [prompt], settings)
+    assert exchanged != with_lora
+    model.set_train(False)
+    logits = model(Tensor([[*prompt, *exchanged[0]]], ms.int32)).asnumpy()[0]
+    assert logits[2:-1].argmax(-1).tolist() == exchanged[0]
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [("float32", 1), ("float16", 2)])
+def test_what_is_compiled_ahead_is_all_that_a_first_text_needs(compiled, dtype, rows):
+    model = GPT2LMHeadModel(GPT2Config(**TINY | {"n_positions": 128}, compute_dtype=dtype))
+    generator = Generator(model)
+    with generator.running():
+        generator.graphs.compile(rows, 128)
+    assert sorted(compiled) == ["CopyRow", "Decode", "LastLogits", "LastLogits", "Opening", "Prefill"]
+    compiled.clear()
+    generator.generate([[1, 2, 3], [4]][:rows], GenerationSettings(max_new_tokens=3))
+    generator.generate([[1] * 100, [5]][:rows], GenerationSettings(max_new_tokens=3))
+    assert compiled == []

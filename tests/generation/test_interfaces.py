@@ -1,5 +1,8 @@
 """`model.generate` and `pipeline` against those of transformers, on the same weights and tokenizer."""
 
+import json
+import shutil
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from mindspore import Tensor
 
 import mindgpt
 from mindgpt import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer, UserError
+from mindgpt.generation.reader import Reader
 from mindgpt.generation.streaming import TextStreamer
 from mindgpt.generation.text import stream_text
 from mindgpt.models.weights import save_checkpoint
@@ -141,12 +145,85 @@ def test_the_streamers_of_transformers_hear_what_they_would_hear_there(model, pe
         ([[[1, 999]]], {}, "Prompt 0 holds the id 999"),
         ([np.array([[1]])], {"pad_token_id": -1, "max_new_tokens": 1}, "pad_token_id: must be a token id"),
         ([[[1]]], {"stop_strings": ["rose"]}, "stop_strings: give the tokenizer="),
-        ([[[1], [2]]], {"streamer": object()}, "streamer: follows one text"),
+        ([[[1]]], {"stop_strings": ["rose"], "tokenizer": object()}, "must be a mindgpt.GPT2Tokenizer or its folder"),
+        ([[[1]]], {"stop_strings": ["rose"], "tokenizer": "lost"}, "No tokenizer at lost"),
+        ([[[1], [2]]], {"streamer": TextStreamer(GPT2Tokenizer.train([TEXT], 260))}, "streamer: follows one text"),
+        ([[[1]]], {"streamer": print}, "streamer: must have the methods put and end"),
+        ([], {}, "input_ids is missing"),
+        ([[[1]]], {"inputs": [[1]]}, "two names of one argument"),
+        ([["a", "b"]], {}, "input_ids: must be a list of token ids"),
+        ([[[1, 2], [[3]]]], {}, "input_ids: must be a list of token ids"),
+        ([{"input_ids": [1], "attention_mask": [1]}], {}, r"generate\(\*\*batch\)"),
+        ([[[1, 2, 3]], 1], {}, "attention_mask: must be 1 at the tokens"),
+        ([[[1, 2, 3]], "abc"], {}, "attention_mask: must be 1 at the tokens"),
+        ([[[1, 2, 3]], [[0.0, -1e9, 0.0]]], {}, "attention_mask: must be 1 at the tokens"),
+        ([[[1, 2], [3]], [[1, [1]], [1]]], {}, "attention_mask: must be 1 at the tokens"),
+        ([[[1]]], {"pad_token_id": 10**9}, "pad_token_id: must be a token id, 0 to"),
+        ([[[1]]], {"stop_sequence": "x"}, "stop_sequence: there is no such argument; the name is stop_strings"),
+        ([[[1]]], {"use_cache": True}, "always generated with a key/value cache"),
     ],
 )
 def test_arguments_of_generate_that_are_refused(model, arguments, settings, message):
     with pytest.raises(UserError, match=message):
         model.generate(*arguments, **settings)
+
+
+def test_the_names_of_transformers_for_the_prompt_and_a_folder_for_the_tokenizer(model, tokenizer, folders):
+    ids = tokenizer.encode(PROMPTS[0])
+    expected = model.generate(ids, max_new_tokens=3)
+    assert model.generate(inputs=ids, max_new_tokens=3) == expected
+    assert model.generate(**tokenizer(PROMPTS[0]), max_new_tokens=3) == expected
+    stop = {"stop_strings": tokenizer.decode(expected[0][-2:-1]), "max_new_tokens": 3}
+    assert model.generate(ids, tokenizer=folders[0], **stop) == model.generate(ids, tokenizer=tokenizer, **stop)
+
+
+class Heard:
+    """A streamer that keeps what it is told, and may break at a token."""
+
+    def __init__(self, breaks_at=None):
+        self.told, self.breaks_at = [], breaks_at
+
+    def put(self, value):
+        if len(self.told) == self.breaks_at:
+            raise RuntimeError("broken")
+        self.told.append(value.tolist())
+
+    def end(self):
+        self.told.append("end")
+
+
+def test_a_streamer_hears_nothing_of_a_refused_prompt_and_the_end_of_a_broken_one(model):
+    for prompt, settings in (([[1] * WINDOW], {}), ([[999]], {}), ([[1]], {"suppress_tokens": [999]})):
+        heard = Heard()
+        with pytest.raises(UserError):
+            model.generate(prompt, streamer=heard, **settings)
+        assert heard.told == []
+    heard = Heard(breaks_at=3)
+    with pytest.raises(RuntimeError, match="broken"):
+        model.generate([1, 2], streamer=heard, max_new_tokens=9)
+    assert heard.told[0] == [[1, 2]]
+    assert heard.told[-1] == "end"
+
+
+def test_no_token_that_ends_a_text_is_streamed(model, tokenizer):
+    ids = tokenizer.encode(PROMPTS[0])
+    new = model.generate(ids, max_new_tokens=9)[0][len(ids) :]
+    last = next(n for n, token in enumerate(new) if n > 1 and token not in new[:n])
+    texts = []
+    streamer = TextStreamer(tokenizer, skip_prompt=True, on_text=texts.append)
+    ended = model.generate(ids, max_new_tokens=9, eos_token_id=[new[last]], streamer=streamer)[0]
+    assert ended[len(ids) :] == new[: last + 1]
+    assert "".join(texts) == tokenizer.decode(new[:last])
+
+
+def test_settings_of_drawing_without_drawing_are_warned_of(model, pipe, recwarn):
+    model.generate([1], max_new_tokens=1, do_sample=True, temperature=0.5)
+    pipe("a", max_new_tokens=1)
+    assert not [one for one in recwarn if "do_sample" in str(one.message)]
+    for run in (model.generate, pipe, pipe.stream):
+        with pytest.warns(UserWarning, match="^temperature, top_k have no effect: do_sample is False") as warned:
+            run("a" if run != model.generate else [1], max_new_tokens=1, temperature=0.5, top_k=5)
+        assert [one.filename for one in warned] == [__file__]
 
 
 # ---- pipelines -------------------------------------------------------------------------------------------------------
@@ -188,30 +265,50 @@ def test_a_stream_is_the_text_in_pieces(pipe):
             pieces = list(pipe.stream(prompt, max_new_tokens=20, **settings))
             assert len(pieces) > 3
             assert "".join(pieces) == whole["generated_text"]
-    with pytest.raises(UserError, match="Prompt 0 is empty"):
-        next(pipe.stream(""))
-    with pytest.raises(UserError, match="several texts cannot be read as one stream"):
-        next(pipe.stream("a", num_return_sequences=2, do_sample=True))
+    for text, settings, message in (
+        ("", {}, "Prompt 0 is empty"),
+        (["a"], {}, "stream: takes one text"),
+        ("a", {"num_return_sequences": 2, "do_sample": True}, "several texts cannot be read as one stream"),
+        ("a", {"num_beams": 2}, "a beam search goes back"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipe.stream(text, **settings)  # at the call, not at the first piece
+
+
+def test_arguments_of_pipelines_that_are_refused(pipe, folders):
+    for texts in (None, 3, b"abc", {"text": "a"}, ["a", 3]):
+        with pytest.raises(UserError, match="pipeline: takes a text or a list of texts"):
+            pipe(texts)
+    with pytest.raises(UserError, match="return_full_text: must be True or False, not 'no'"):
+        pipe("a", return_full_text="no")
+    classifier = mindgpt.pipeline("text-classification", folders[1])
+    with pytest.raises(UserError, match="foo: there is no such argument; known are: batch_size, truncation, top_k"):
+        classifier("a", foo=1)
+    for task, folder in zip(("text-generation", "text-classification"), folders, strict=True):
+        for options, message in (
+            ({"batch_size": "x"}, "batch_size: must be a whole number"),
+            ({"batch_size": 0}, "batch_size: must be a whole number"),
+            ({"device": 0}, "device: .*; mindspore.set_device chooses"),
+        ):
+            with pytest.raises(UserError, match=message):
+                mindgpt.pipeline(task, folder, **options)
 
 
 def test_a_stream_that_is_left_early_ends_the_generation(pipe, monkeypatch):
     steps = 0
-    decode = pipe.generator.generate
+    decode = Reader.next
 
-    def counted(*arguments, on_token=None, **keywords):
-        def count(row, token):
-            nonlocal steps
-            steps += 1
-            on_token(row, token)
+    def counted(*arguments):
+        nonlocal steps
+        steps += 1
+        return decode(*arguments)
 
-        return decode(*arguments, on_token=count, **keywords)
-
-    monkeypatch.setattr(pipe.generator, "generate", counted)
+    monkeypatch.setattr(Reader, "next", counted)
     stream = stream_text(pipe.generator, pipe.tokenizer, PROMPTS[0], pipe.settings.changed(max_new_tokens=40))
     next(stream)
     stream.close()
     monkeypatch.undo()
-    assert steps < 40
+    assert steps < 10  # no further than the first whole character
     assert pipe(PROMPTS[1], max_new_tokens=5)
 
 
@@ -241,6 +338,22 @@ def test_stop_strings_end_beams_as_in_transformers(pipe, model, peer, tokenizer,
     assert model.generate(ids, stop_strings=[stop], tokenizer=tokenizer, **settings) == expected.tolist()
     (cut,) = pipe(PROMPTS[0], stop_strings=[stop], return_full_text=False, **settings)
     assert stop not in cut["generated_text"]
+
+
+def test_generation_config_beside_the_weights(folders, peer, tokenizer, tmp_path, capsys):
+    """Its ends of text, penalty and length are the defaults, as in transformers; what is not known is named."""
+    folder = tmp_path / "lm"
+    shutil.copytree(folders[0], folder)
+    ids = tokenizer.encode(PROMPTS[0])
+    free = peer.generate(torch.tensor([ids]), max_new_tokens=9, do_sample=False)[0, len(ids) :].tolist()
+    asked = {"eos_token_id": [free[4], free[6]], "max_new_tokens": 9, "repetition_penalty": 1.2, "epsilon_cutoff": 0.1}
+    (folder / "generation_config.json").write_text(json.dumps(asked))
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    assert "generation_config.json: mindgpt has no epsilon_cutoff: left out" in capsys.readouterr().out
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder)
+    expected = by_transformers(theirs, {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}, do_sample=False)
+    assert model.generate(ids) == expected.tolist()
+    assert len(model.generate(ids, max_new_tokens=2)[0]) == len(ids) + 2
 
 
 def test_labels_are_those_of_transformers(folders):

@@ -1,12 +1,14 @@
 """Every rule against the logits processor of the same name in transformers, and their order against its own list."""
 
 import itertools
+import warnings
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from mindgpt.generation import rules
+from mindgpt.generation.sampling import draw
 from mindgpt.generation.settings import GenerationSettings
 
 torch = pytest.importorskip("torch")
@@ -320,3 +322,13 @@ def test_without_rules_the_logits_are_handed_on():
     logits = some_logits("plain")
     settings = GenerationSettings(do_sample=True)
     assert rules.warp(rules.process(logits, [[1]] * 5, [1] * 5, [9] * 5, settings), settings) is logits
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-45, 1e-60, 5e-324])
+def test_a_temperature_next_to_zero_draws_the_likeliest(temperature):
+    logits = np.array([[1, 5, 4.999, -np.inf], [-3, -2, -7, -8], [0, -1, -np.inf, -2], [3, 3, 1, 0]], np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warped = rules.warp(logits, GenerationSettings(do_sample=True, temperature=temperature, top_p=0.9))
+        drawn = [draw(warped, np.full(4, uniform)).tolist() for uniform in (0.0, 0.49, 0.51, 0.999)]
+    assert drawn == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 1], [1, 1, 0, 1]]

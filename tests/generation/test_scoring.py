@@ -28,6 +28,7 @@ def test_equals_transformers_in_any_company(model, peer, corpus, prompts):
     ("texts", "message"),
     [
         ([], "no prompts"),
+        ([1, 2, 3], r"put a single one in brackets: \[ids\]"),
         ([[1], []], "1 is empty"),
         ([[999]], "id 999, outside"),
         ([[1] * 98], "Text 0 has 98 tokens; with a context window of 96 .* 97 can be scored"),

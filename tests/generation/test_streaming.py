@@ -116,6 +116,16 @@ def test_a_streamer_is_used_as_transformers_uses_it(monkeypatch):
         streamer.end()
         assert "".join(heard) == TOKENIZER.decode(ids[3 if skip_prompt else 0 :])
         heard.clear()
+    eos = TOKENIZER.eos_token_id
+    for skip, expected in ((True, "a rose"), (False, f"{TOKENIZER.eos_token}a rose")):
+        streamer = TextStreamer(TOKENIZER, skip_special_tokens=skip, on_text=heard.append)
+        streamer.put(np.array([[eos, *TOKENIZER.encode("a")]]))
+        for token in TOKENIZER.encode(" rose"):
+            streamer.put(np.array([token]))
+        streamer.put(np.array([eos]))
+        streamer.end()
+        assert "".join(heard) == expected
+        heard.clear()
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     printer = TextStreamer(TOKENIZER, stop_strings=["rose"])
     printer.put(np.array([TOKENIZER.encode("a")]))

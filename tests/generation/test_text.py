@@ -44,11 +44,18 @@ def test_text_as_it_comes_is_the_text_in_pieces(generator, tokenizer):
         pieces[place] += piece
 
     completions = generate_text(
-        generator, tokenizer, PROMPTS, settings, batch_size=2, on_text=on_text, on_batch=done.append
+        generator,
+        tokenizer,
+        PROMPTS,
+        settings,
+        batch_size=2,
+        on_text=on_text,
+        on_batch=lambda *batch: done.append(batch),
     )
     assert pieces == [completion.text for completion in completions]
     assert [completion.prompt for completion in completions] == [prompt for prompt in PROMPTS for _ in range(2)]
-    assert done == [2, 2, 1]
+    assert [len(places) for places, _ in done] == [4, 4, 2]
+    assert all(completions[place] == one for batch in done for place, one in zip(*batch, strict=True))
     assert {completion.finish_reason for completion in completions} >= {"length", "stop"}
     for completion in completions:
         said = tokenizer.decode([token for token in completion.token_ids if token != tokenizer.eos_token_id])

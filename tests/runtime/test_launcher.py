@@ -228,6 +228,16 @@ def test_the_loss_of_another_machine_is_told_as_that(shell):
     assert err.startswith("error: a process on another machine has gone, and so the job; the launcher there tells why")
 
 
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_scheduler_serves_other_machines_as_long_as_they_need_it(tmp_path, monkeypatch, capsys, status):
+    monkeypatch.setattr(launcher, "_OTHER_MACHINES_SECONDS", 0.1)
+    popen = subprocess.Popen([sys.executable, "-c", f"import sys, time; time.sleep(1); sys.exit({status})"])
+    scheduler = launcher.Process("scheduler", tmp_path / "scheduler.log", popen)
+    assert launcher._serve_other_machines(scheduler) == ([scheduler] if status else [])
+    assert scheduler.status == status
+    assert "this machine is done; waiting for the others" in capsys.readouterr().out
+
+
 def _started(shell, folder, *arguments):
     """A launcher of two sleeping processes: (it, the process of rank 1), when both have begun."""
     process = shell(*arguments)

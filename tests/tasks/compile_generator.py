@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
+from mindspore.nn.utils import no_init_parameters
 
 from mindgpt.config.errors import run_program
 from mindgpt.config.loader import load_config
 from mindgpt.generation.cached_model import Decode, KeyValueCache, LastLogits, Prefill
 from mindgpt.models import model_class
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.gpt2.gpt2_tensor_parallel import keep_part
 from mindgpt.runtime.compiled_graph import Graph
+from mindgpt.runtime.ranks import world_size
 from mindgpt.tasks.planned_step import GRAPHS
 from mindgpt.tasks.session import prepare
 
@@ -26,10 +29,14 @@ def main() -> None:
     """Print a JSON list: the floating-point operations of matrix products in each graph, the fewest first."""
     config, _ = load_config(sys.argv[1])
     prepare(config)
-    model = model_class(config.model.arch.type)(GPT2Config.from_section(config.model.config))
+    with no_init_parameters():  # at its true width, a model's random values take longer than its graphs
+        model = model_class(config.model.arch.type)(GPT2Config.from_section(config.model.config))
     model.set_train(False)
+    if world_size() > 1:
+        keep_part(model.backbone, world_size())
     network, dtype = model.config, model.backbone.embedding.compute
-    cache = KeyValueCache(network.num_layers, network.num_heads, network.head_size, dtype, 1, CAPACITY)
+    heads = network.num_heads // world_size()
+    cache = KeyValueCache(network.num_layers, heads, network.head_size, dtype, 1, CAPACITY)
     ids, token, place = (Tensor(np.zeros(shape, np.int32)) for shape in ((1, CHUNK), (1, 1), (1,)))
     Prefill(model.backbone, cache, CHUNK).compile(ids, ids, ids)
     hidden = Tensor(np.zeros((CHUNK, network.hidden_size)), model.backbone.layernorm.gamma.dtype)

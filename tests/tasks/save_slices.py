@@ -1,6 +1,10 @@
 """Save the slices of a toy training step as one simulated Ascend card of several does.
 
-python save_slices.py YAML FOLDER      # under mindgpt.runtime.simulated_ascend
+python save_slices.py YAML FOLDER [OTHERS]      # under mindgpt.runtime.simulated_ascend
+
+In FOLDER/checkpoint/rank_<r>: what this card holds after its step is compiled. In OTHERS/rank_<r>, if given: what the
+other cards of its pipeline stage hold, without compiling for them. They compile the same graph, so that each cuts the
+same tensors by the same layouts, and only its place among them differs; MindSpore's own function cuts for each.
 
 Every parameter, optimizer state included, begins with values that follow from its name alone (`whole`), so that a test
 knows what the slices of all cards must make together.
@@ -9,6 +13,8 @@ knows what the slices of all cards must make together.
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -18,7 +24,36 @@ def whole(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
 
 
-def main(yaml: str, folder: str) -> None:
+def is_parameter(name: str) -> bool:
+    """Whether a tensor begins with the values of `whole`: weights and the optimizer's state."""
+    return "backbone." in name or "score." in name
+
+
+def slice_of(name: str, shape: tuple[int, ...], layout: tuple[Any, ...], card: int, cards: range) -> np.ndarray:
+    """The part of a parameter that a card holds.
+
+    Args:
+        shape: the whole parameter's.
+        layout: as MindSpore has it of the compiled step.
+        cards: of the pipeline stage.
+    """
+    from mindspore import Tensor
+    from mindspore.parallel import _tensor
+
+    matrix, tensor_map, *_ = layout
+
+    def part(other: int) -> int:
+        return int(
+            _tensor._get_tensor_slice_index(matrix, _tensor._get_tensor_strategy(matrix, tensor_map), tensor_map, other)
+        )
+
+    # Optimizer sharding: those that hold the same part share it out, in the order of their ranks.
+    same = [other for other in cards if part(other) == part(card)] if tensor_map else []
+    with mock.patch.object(_tensor, "get_rank", lambda group: same.index(card) % _tensor.get_group_size(group)):
+        return _tensor._load_tensor_by_layout(Tensor(whole(name, shape)), layout, card).asnumpy()
+
+
+def main(yaml: str, folder: str, others: str | None = None) -> None:
     from mindspore import Tensor
 
     from mindgpt.config.loader import load_config
@@ -26,33 +61,39 @@ def main(yaml: str, folder: str) -> None:
     from mindgpt.models.gpt2.gpt2_config import GPT2Config
     from mindgpt.models.weights import save_checkpoint
     from mindgpt.pet.lora import add_lora
-    from mindgpt.runtime.collectives import join_cut
-    from mindgpt.runtime.device import prepare_device
+    from mindgpt.runtime.collectives import cards_of_a_stage
     from mindgpt.runtime.ranks import rank
-    from mindgpt.tasks.cards import compile_cut, cut_of, lay_out, layout_of, train_step, zeros_for
+    from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
+    from mindgpt.tasks.planned_step import shapes_of_batch
+    from mindgpt.tasks.session import prepare
     from mindgpt.train.checkpoints import parameters_of_step
-    from mindgpt.train.optimizers import build_optimizer
-    from mindgpt.train.schedules import LearningRateTable
 
     config, _ = load_config(yaml, {"output_dir": folder})
-    prepare_device(config.context, folder, seed=0)
-    join_cut(cut_of(config))
+    prepare(config)
     model = model_class(config.model.arch.type)(GPT2Config.from_section(config.model.config))
     if config.model.config.pet_config is not None:
         add_lora(model, config.model.config.pet_config)
-    layout = layout_of(config, padding=True)
-    trained = lay_out(config, model, layout, cut_of(config).stage)
-    optimizer = build_optimizer(config.optimizer, trained, LearningRateTable(np.full(10, 1e-4)))
-    step = train_step(config, model, optimizer, cut=True)
+    step, layout = build_step(config, model, np.full(10, 1e-4), padding=True)
     step.set_train()
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters_of_step(step).items()}
     for name, parameter in parameters_of_step(step).items():
-        if "backbone." in name or "score." in name:
+        if is_parameter(name):
             parameter.set_data(Tensor(whole(name, parameter.shape)))
-    tokens = config.model.config.seq_length
-    compile_cut(step, zeros_for([(8, tokens + 1)] * 2), layout)
-    held = Path(folder, "checkpoint", f"rank_{rank()}")
-    save_checkpoint(held / f"toy_rank_{rank()}-1_4.ckpt", parameters_of_step(step))
-    model.config.save_pretrained(held, type(model).__name__)
+    compile_cut(step, zeros_for(shapes_of_batch(config)), layout)
+
+    def save(held: Path, card: int, parameters: dict[str, Any]) -> None:
+        save_checkpoint(held / f"toy_rank_{card}-1_4.ckpt", parameters)
+        model.config.save_pretrained(held, type(model).__name__)
+
+    own = parameters_of_step(step)
+    save(Path(folder, "checkpoint", f"rank_{rank()}"), rank(), own)
+    first = rank() // cards_of_a_stage() * cards_of_a_stage()
+    cards = range(first, first + cards_of_a_stage())
+    cut = [name for name in own if is_parameter(name) and name in step.parameter_layout_dict]
+    for card in cards if others else ():
+        if card != rank():
+            parts = {name: slice_of(name, shapes[name], step.parameter_layout_dict[name], card, cards) for name in cut}
+            save(Path(others, f"rank_{card}"), card, {**own, **parts})
 
 
 if __name__ == "__main__":

@@ -12,12 +12,9 @@ import pytest
 
 from mindgpt.models.checkpoint_file import CheckpointFile
 from mindgpt.models.weights import save_checkpoint
-from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated
+from mindgpt.runtime.simulated_ascend import run_simulated
 
-pytestmark = pytest.mark.skipif(
-    not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")),
-    reason="simulated Ascend needs gcc, g++ and nm, or CANN",
-)
+pytestmark = pytest.mark.needs_ascend
 
 CARDS = 4
 LAYOUT = (
@@ -37,12 +34,12 @@ def two_layers(toy, succeed, tmp_path_factory):
     return folder
 
 
-def card(repo, toy, folder, rank, *arguments):
+def card(repo, toy, folder, rank, *arguments, cards=CARDS, layout=LAYOUT):
     command = [
         sys.executable, repo / "run_mindformer.py", "--config", toy.yaml, "--train_dataset_dir", toy.train,
-        "--use_parallel", "True", *arguments, "--options", *LAYOUT,
+        "--use_parallel", "True", *arguments, "--options", *layout,
     ]  # fmt: skip
-    return run_simulated(command, rank, CARDS, cwd=folder, timeout=300)
+    return run_simulated(command, rank, cards, cwd=folder, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +90,8 @@ def test_slices_of_a_run_merge_to_what_they_were_cut_from(toy, whole, cut_run, s
 
 
 def test_every_card_goes_on_from_the_same_step_with_what_it_had(repo, toy, cut_run, tmp_path):
-    """From checkpoints whose numbers are unlike those of any new run; one card has written one step more."""
+    """From checkpoints whose numbers are unlike those of any new run; one card has written one step more, and those of
+    two others cannot be seen from here."""
     draw, kept = np.random.default_rng(0), {}
     for card_number in (0, 3):
         shutil.copytree(cut_run / "checkpoint" / f"rank_{card_number}", tmp_path / f"checkpoint/rank_{card_number}")
@@ -113,20 +111,44 @@ def test_every_card_goes_on_from_the_same_step_with_what_it_had(repo, toy, cut_r
         if card_number == 3:
             save_checkpoint(path.with_name(f"{stem}-1_5.ckpt"), {**rest, "training_state": json.dumps(state)})
         kept[card_number] = changed
-    arguments = ("--load_checkpoint", str(tmp_path / "checkpoint"), "--resume_training", "True")
+    arguments = ("--load_checkpoint", str(tmp_path / "checkpoint"), "--resume_training", "toy_rank_0-1_4.ckpt")
     for card_number, changed in kept.items():
-        done = card(repo, toy, tmp_path, card_number, "--run_mode", "finetune", *arguments)
+        output = f"output_{card_number}"  # as on machines without a common disk
+        done = card(repo, toy, tmp_path, card_number, "--run_mode", "finetune", "--output_dir", output, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
-        (path,) = (tmp_path / "output" / "checkpoint" / f"rank_{card_number}").glob("*.ckpt")
+        (path,) = (tmp_path / output / "checkpoint" / f"rank_{card_number}").glob("*.ckpt")
         again = CheckpointFile(path)
         assert again.read("step_num") == 4
         for name, value in changed.items():
             np.testing.assert_array_equal(again.read(name), value, err_msg=name)
 
-    refused = card(repo, toy, tmp_path, 1, "--run_mode", "finetune", "--output_dir", "other", *arguments)
+    refused = card(repo, toy, tmp_path, 0, "--run_mode", "finetune", "--output_dir", "other", *arguments[:3], "True")
     assert refused.returncode == 2
-    assert "there is no rank_1 in " in refused.stderr
+    assert "no checkpoint that all 4 cards have" in refused.stderr
+    assert "rank_0: 1_4, rank_3: 1_4, 1_5. Where the machines have no common disk" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_run_goes_on_in_another_layout_from_slices_that_were_cut_anew(repo, toy, whole, cut_run, succeed, tmp_path):
+    """Of four cards in two stages on two cards; a step has as many rows as before."""
+    two = {"cards": 2, "layout": (*LAYOUT[:-1], "parallel_config={model_parallel: 2}", "runner_config.batch_size=16")}
+    only_strategy = {**two, "layout": (*two["layout"], "only_save_strategy=True")}
+    done = card(repo, toy, tmp_path, 0, "--output_dir", "other", **only_strategy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    succeed(
+        "tools/transform_ckpt.py", "--src_ckpt_dir", cut_run / "checkpoint", "--dst_ckpt_strategy", "other/strategy",
+        "--dst_ckpt_dir", "resharded", "--prefix", "toy_", cwd=tmp_path,
+    )  # fmt: skip
+    resume = ("--run_mode", "finetune", "--load_checkpoint", "resharded", "--resume_training", "True")
+    done = card(repo, toy, tmp_path, 1, *resume, **two)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cut_anew = CheckpointFile(tmp_path / "resharded" / "rank_1" / "toy_1-0_0.ckpt")
+    gone_on = CheckpointFile(next((tmp_path / "output" / "checkpoint" / "rank_1").glob("*.ckpt")))
+    assert set(gone_on.entries) - set(cut_anew.entries) == {"dropout_key"}  # of the step on a CPU
+    for name in cut_anew.entries:
+        np.testing.assert_array_equal(gone_on.read(name), cut_anew.read(name), err_msg=name)
+    weight = "backbone.blocks.1.attention.dense1.weight"
+    np.testing.assert_array_equal(gone_on.read(weight), CheckpointFile(whole).read(weight)[16:])
 
 
 def test_slices_that_are_not_all_there_are_refused_and_nothing_is_written(toy, cut_run, program, tmp_path):

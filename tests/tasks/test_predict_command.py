@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,35 @@ def test_the_script_with_one_process_and_with_two(script, toy, trained, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("network", "devices", "mode", "data_parallel", "model_parallel"),
+    [
+        ("13b", 8, "semi_auto_parallel", 1, 8),  # 40 heads
+        ("small", 8, "data_parallel", 8, 1),  # 12
+        ("small", 4, "semi_auto_parallel", 1, 4),
+    ],
+)
+def test_the_script_on_ascend_cuts_what_can_be_cut(
+    repo, tmp_path, network, devices, mode, data_parallel, model_parallel
+):
+    """A copy of it that takes a file that is everywhere for Ascend's driver, and a launcher that tells what it got."""
+    copy = tmp_path / "scripts" / "examples" / "gpt2" / "run_gpt2_predict.sh"
+    copy.parent.mkdir(parents=True)
+    text = (repo / "scripts/examples/gpt2/run_gpt2_predict.sh").read_text()
+    assert text.count("/dev/davinci_manager") == 1
+    copy.write_text(text.replace("/dev/davinci_manager", "/dev/null"))
+    (tmp_path / "scripts" / "msrun_launcher.sh").write_text('printf "%s" "$1"')
+    (tmp_path / "mindgpt").symlink_to(repo / "mindgpt")
+    config = repo / "configs" / "gpt2" / f"predict_gpt2_{network}_fp16.yaml"
+    done = subprocess.run(
+        ["bash", copy, "parallel", config, "x.ckpt", str(devices)],
+        env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    layout = {f"parallel_config.data_parallel={data_parallel}", f"parallel_config.model_parallel={model_parallel}"}
+    assert {f"parallel.parallel_mode={mode}", *layout} <= set(shlex.split(done.stdout))
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "four arguments or more are needed, and there are 0"),
@@ -224,6 +254,8 @@ def test_at_a_terminal_a_single_text_is_printed_as_it_comes(start, tmp_path):
         (["--predict_data", "a", "--temperature", "0"], ["--temperature", "above 0"]),
         (["--predict_data", "a", "--predict_batch_size", "0"], ["--predict_batch_size"]),
         (["--predict_data", "a", "--num_beam", "2"], ["unknown flag --num_beam"]),
+        (["--predict_data", "a", "--output_dir", "long.txt"], ["output_dir:", "long.txt is a file, and no folder"]),
+        (["--predict_data", "a", "--output_dir", "/proc/x/y"], ["output_dir: cannot write into the folder /proc"]),
         (["--predict_data", "a", "--options", "model.model_config.num_beems=2"], ["num_beems", "num_beams"]),
         (["--predict_data", "a", "--options", "model.model_config.num_return_sequences=2"], ["num_return_sequences"]),
         (["--predict_data", "a", "--tokenizer", "other"], ["has 301 tokens, the model's vocab_size is 300"]),
@@ -253,6 +285,41 @@ def test_bad_input_ends_in_one_message_and_leaves_results_alone(start, toy, tmp_
     written = [file.relative_to(tmp_path / "output").as_posix() for file in (tmp_path / "output").rglob("*.*")]
     assert written == ["predictions.jsonl"]
     assert (tmp_path / "output" / "predictions.jsonl").read_text() == "of an earlier run"
+
+
+@pytest.mark.usefixtures("cpu")
+def test_what_is_done_is_kept_and_told_while_the_rest_is_to_do(start, tmp_path, monkeypatch):
+    """Interrupted in its second batch, a run has left the first; a whole run leaves the results alone."""
+    monkeypatch.setattr("mindgpt.tasks.prompts.Progress.EVERY", 0.0)
+    words = ["--predict_data", "and/or", *PROMPTS, "--max_new_tokens", NEW, "--predict_batch_size", 2, "--top_k", 5]
+    partial = tmp_path / "output" / "predictions.jsonl.partial"
+    console = io.StringIO()
+    status, errors = start(*words, console=console)
+    assert status == 0
+    assert "2/5 prompts, " in errors
+    assert " tokens/s, about " in errors
+    assert "5/5" not in errors
+    assert not partial.exists()
+    assert "'and/or': it is taken for a text" in console.getvalue()
+    assert "top_k has no effect: do_sample is False" in console.getvalue()
+    whole = results(tmp_path)
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        keep(*arguments)
+
+    from mindgpt.tasks import predict
+
+    keep = predict._keep
+    monkeypatch.setattr(predict, "_keep", interrupted)
+    assert start(*words)[0] == 130
+    kept = [json.loads(line) for line in partial.read_text().splitlines()]
+    assert len(kept) == 2
+    assert all(one == {"number": one["number"]} | whole[one["number"]] for one in kept)
+    assert results(tmp_path) == whole
 
 
 # ---- tools/score_text.py ---------------------------------------------------------------------------------------------
@@ -298,7 +365,9 @@ CLASSIFIER = ["trainer.type=TextClassificationTrainer", "model.arch.type=GPT2For
     [
         (["--per_token", "a text"], "--per_token goes into a file"),
         (["the " * 60, "--output", "x.jsonl"], "has 61 tokens; 33 can be scored at once"),
-        (["lost.txt", "--output", "x.jsonl"], "there is no file lost.txt"),
+        (["lost.txt", "--output", "x.jsonl"], "texts: there is no file lost.txt"),
+        (["--options", "seed=3", "a text"], "no texts: name texts, files or folders, before --options"),
+        (["a", "--options", "seed=3", "model.model_config.num_beems=4"], "did you mean 'num_beams'"),
         (["a", *(word for option in CLASSIFIER for word in ("--options", option))], "is no language model"),
     ],
 )

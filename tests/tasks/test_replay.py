@@ -6,7 +6,6 @@ model_parallel 2: model, layout, loss, gradients, norm, clipping and AdamW as co
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -28,7 +27,7 @@ from mindgpt.models.skip_rules import skip_rule
 from mindgpt.models.weights import save_checkpoint
 from mindgpt.pet.lora import add_lora
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
-from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated
+from mindgpt.runtime.simulated_ascend import run_simulated
 
 PROGRAMS = Path(__file__).with_name("replay")
 CARDS, STEPS, ROWS, TOKENS, LAYERS = 4, 10, 8, 32, 2
@@ -36,10 +35,7 @@ ROW_CARDS, WIDTH_CARDS, ALL_CARDS = (0, 2), (0, 1), (0, 1, 2, 3)  # with whom ra
 
 pytestmark = [
     pytest.mark.usefixtures("cpu"),
-    pytest.mark.skipif(
-        not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")),
-        reason="simulated Ascend needs gcc, g++ and nm, or CANN",
-    ),
+    pytest.mark.needs_ascend,
 ]
 
 SETTINGS = {

@@ -3,7 +3,25 @@
 import pytest
 
 from mindgpt.config import load_config
+from mindgpt.config.layout import data_parallel_problems
+from mindgpt.tasks import datasets
 from mindgpt.tasks.session import _without_effect
+
+CARDS = {"use_parallel": True, "parallel.parallel_mode": 1}
+PROCESSES = {"use_parallel": True, "parallel.parallel_mode": 0}
+BY_WIDTH = {"parallel_config.model_parallel": 8, "parallel_config.vocab_emb_dp": False}
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """A function from overrides to the configuration that they make of a small one."""
+
+    def load(overrides):
+        path = tmp_path / "run.yaml"
+        path.write_text("lr_schedule: {learning_rate: 0.001}\ncallbacks:\n  - type: CheckpointMonitor\n")
+        return load_config(path, overrides)[0]
+
+    return load
 
 
 @pytest.mark.parametrize(
@@ -13,16 +31,89 @@ from mindgpt.tasks.session import _without_effect
         ({"micro_batch_interleave_num": 2}, "micro_batch_interleave_num"),
         ({"recompute_config.recompute_slice_activation": True}, "recompute_config"),
         ({"run_mode": "predict", "model.model_config.use_past": False}, "use_past"),
+        ({"recompute_config.mp_comm_recompute": False}, "recompute_config"),
+        ({"transform_process_num": 2}, "transform_process_num"),
+        ({"train_dataset.python_multiprocessing": True}, "train_dataset.python_multiprocessing: True"),
+        ({"parallel.strategy_ckpt_save_file": "./other.ckpt"}, "parallel.strategy_ckpt_save_file"),
+        ({"parallel.strategy_ckpt_config.save_file": "./other.ckpt"}, "parallel.strategy_ckpt_config.save_file"),
+        ({"parallel.strategy_ckpt_config.save_file": "./ckpt_strategy.ckpt"}, None),
+        (
+            {"parallel.strategy_ckpt_config.only_trainable_params": True},
+            "parallel.strategy_ckpt_config.only_trainable_params: True",
+        ),
         ({"model.model_config.use_past": False}, None),
+        ({"run_mode": "eval", "micro_batch_interleave_num": 2}, None),  # which has no steps
+        # What is set for several cards, and use_parallel: False is the word about all of it.
+        ({"parallel_config.gradient_aggregation_group": 2, "parallel_config.micro_batch_num": 2}, None),
+        ({**PROCESSES, "parallel_config.gradient_aggregation_group": 2}, "parallel_config.gradient_aggregation_group"),
+        ({**PROCESSES, "parallel_config.micro_batch_num": 2}, "parallel_config.micro_batch_num"),
+        ({**PROCESSES, "parallel.gradients_mean": False}, "parallel.gradients_mean: False"),
+        ({**PROCESSES, "parallel.gradients_mean": True, "parallel.full_batch": False}, None),
+        ({**PROCESSES, **BY_WIDTH, "callbacks.0.integrated_save": True}, None),
         ({}, None),
     ],
     ids=str,
 )
-def test_said_where_set(tmp_path, overrides, words):
-    path = tmp_path / "run.yaml"
-    path.write_text("lr_schedule: {learning_rate: 0.001}\ncallbacks:\n  - type: CheckpointMonitor\n")
-    config, _ = load_config(path, overrides)
-    said = list(_without_effect(config))
-    assert len(said) == (words is not None)
-    if words:
-        assert said[0].startswith(words)
+def test_said_where_set(configured, overrides, words):
+    said = list(_without_effect(configured(overrides), cut=False))
+    assert [line.startswith(words or "nothing") for line in said] == [True] * (words is not None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"micro_batch_interleave_num": 2}, None),
+        ({"recompute_config.recompute_slice_activation": True}, None),
+        ({"recompute_config.mp_comm_recompute": False}, None),
+        ({"parallel_config.gradient_aggregation_group": 2}, None),
+        ({"parallel_config.micro_batch_num": 2}, "parallel_config.micro_batch_num"),
+        ({"parallel_config.micro_batch_num": 2, "parallel_config.pipeline_stage": 2}, None),
+        ({"parallel.full_batch": False}, "parallel.full_batch: False"),
+        ({"parallel.gradients_mean": True}, "parallel.gradients_mean: True"),
+        ({"parallel.loss_repeated_mean": False}, "parallel.loss_repeated_mean: False"),
+        (
+            {"parallel.full_batch": True, "parallel.gradients_mean": False, "parallel.loss_repeated_mean": True},
+            None,
+        ),
+        ({"callbacks.0.integrated_save": True}, "integrated_save: True"),
+        ({"callbacks.0.integrated_save": False}, None),
+        (
+            BY_WIDTH,
+            "parallel_config.vocab_emb_dp: False has no effect: model_parallel 8 does not divide",
+        ),
+        ({**BY_WIDTH, "model.model_config.vocab_size": 50264}, None),
+        ({"parallel_config.vocab_emb_dp": False}, None),
+    ],
+    ids=str,
+)
+def test_said_where_set_of_a_cut_model(configured, overrides, words):
+    said = list(_without_effect(configured(CARDS | overrides), cut=True))
+    assert [line.startswith(words or "nothing") for line in said] == [True] * (words is not None)
+
+
+def test_optimizer_shard_decides_where_it_is_given(configured):
+    sharded = PROCESSES | {"parallel.enable_parallel_optimizer": True}
+    (problem,) = data_parallel_problems(configured(sharded), 2, "CPU")
+    assert "asks for parallel.enable_parallel_optimizer" in problem
+    assert not list(data_parallel_problems(configured(sharded | {"parallel_config.optimizer_shard": False}), 2, "CPU"))
+
+
+def test_a_cut_model_has_full_batches_only(configured, toy, monkeypatch, capsys):
+    network = {"seq_length": 32, "vocab_size": 300}
+    config = configured(
+        {
+            **CARDS,
+            **{f"model.model_config.{key}": value for key, value in network.items()},
+            "runner_config.batch_size": 8,
+            "train_dataset.data_loader.dataset_dir": str(toy.train),
+            "train_dataset.num_samples": 20,
+            "train_dataset.drop_remainder": False,
+        }
+    )
+    for cut, sizes in ((False, [8, 8, 4]), (True, [8, 8])):
+        monkeypatch.setattr(datasets, "model_is_cut", lambda cut=cut: cut)
+        dataset, _ = datasets.training_data(config)
+        assert [len(batch[0]) for batch in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)] == sizes
+        assert (
+            "train_dataset.drop_remainder: False has no effect: a model that is cut" in capsys.readouterr().out
+        ) == cut

@@ -16,7 +16,6 @@ from mindgpt.config.loader import dump_config, load_config
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
 from mindgpt.runtime.simulated_ascend import run_simulated
 from mindgpt.tasks.dry_run import dry_run
-from tests.tasks.toy_layouts import needs_ascend
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPO / "configs" / "gpt2").rglob("*.yaml"))
@@ -26,7 +25,7 @@ NOT_IN_A_GRAPH = (
     "runner_config.epochs", "model.model_config.checkpoint_name_or_path",
 )  # fmt: skip
 
-pytestmark = needs_ascend
+pytestmark = pytest.mark.needs_ascend
 
 
 def shallow(path):
@@ -115,14 +114,15 @@ def bytes_of_parameters(config, stage):
 
 @pytest.mark.parametrize("path", WRITING.values(), ids=WRITING)
 def test_graphs_of_generation(path, tmp_path):
-    """As run_mode predict has them on one card: their products, by hand."""
+    """As run_mode predict has them on a card: their products, by hand. model_parallel shares out all but the head."""
     config = shallow(path)
     config.context.device_target = "Ascend"
+    cards = config.parallel_config.model_parallel
     (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     done = run_simulated(
         [sys.executable, Path(__file__).with_name("compile_generator.py"), "config.yaml"],
         rank=0,
-        size=1,
+        size=cards,
         cwd=tmp_path,
         timeout=300,
         more=DUMP_ENVIRONMENT | {"MS_DEV_SAVE_GRAPHS_PATH": str(tmp_path / "graphs")},
@@ -134,5 +134,6 @@ def test_graphs_of_generation(path, tmp_path):
     weights = network.num_layers * (4 * hidden**2 + 2 * hidden * network.ffn_hidden_size)
     of_token = 2 * weights + 4 * network.num_layers * hidden * capacity  # scores and context over the whole cache
     last_logits = 2 * network.vocab_size * hidden
+    of_token //= cards
     decode, prefill = of_token + last_logits, chunk * of_token
     assert json.loads(done.stdout.splitlines()[-1]) == [last_logits, decode, prefill]

@@ -1,26 +1,20 @@
 """`tools/transform_ckpt.py` on slices that simulated Ascend cards have written; the oracle are the values that the
 parameters had before they were cut."""
 
-import os
 import shutil
-import sys
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
-import yaml
 
 from mindgpt.models import model_class
 from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.skip_rules import skip_rule
 from mindgpt.models.weights import load_weights, open_weights
-from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated
 from mindgpt.tasks.merge_lora import merge
 from tests.tasks.save_slices import whole
+from tests.tasks.sliced_runs import assert_same_slices, assert_whole, make_run
 
-PROGRAM = Path(__file__).with_name("save_slices.py")
 TOOL = "tools/transform_ckpt.py"
 LORA = {"pet_config": {"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ".*(dense1|mapping)"}}
 
@@ -47,27 +41,24 @@ SLOW = list(LAYOUTS)[2:]
 
 pytestmark = [
     pytest.mark.usefixtures("cpu"),
-    pytest.mark.skipif(
-        not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")),
-        reason="simulated Ascend needs gcc, g++ and nm, or CANN",
-    ),
+    pytest.mark.needs_ascend,
 ]
 
 
 @pytest.fixture(scope="module")
-def run_of(tmp_path_factory, repo):
+def run_of(tmp_path_factory):
     """The output folder of a run: `run_of(name of a layout)`; each is made once and only read by the tests."""
     made = {}
 
     def run(name, **network):
         if name not in made:
-            made[name] = _make(LAYOUTS.get(name, LAYOUTS[ONE]), network, tmp_path_factory.mktemp("run"), repo)
+            made[name] = _make(LAYOUTS.get(name, LAYOUTS[ONE]), network, tmp_path_factory.mktemp("run"))
         return made[name]
 
     return run
 
 
-def _make(layout, network, folder, repo):
+def _make(layout, network, folder):
     settings = {
         "lr_schedule": {"learning_rate": 1e-4},
         "use_parallel": True,
@@ -80,33 +71,7 @@ def _make(layout, network, folder, repo):
             }
         },
     }  # fmt: skip
-    file = folder / "run.yaml"
-    file.write_text(yaml.safe_dump(settings))
-    ranks = int(np.prod([layout.get(key, 1) for key in ("data_parallel", "model_parallel", "pipeline_stage")]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(repo), os.environ.get("PYTHONPATH", "")]))
-        for rank in range(ranks):
-            command = [sys.executable, PROGRAM, file, folder / "output"]
-            done = run_simulated(command, rank, ranks, cwd=folder, timeout=300)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder / "output"
-
-
-def is_parameter(name):
-    return "backbone." in name
-
-
-def assert_whole(file: Path, state: bool) -> None:
-    """That a file holds a toy model as it was before it was cut, and its optimizer's state if `state`."""
-    held = CheckpointFile(file)
-    model = model_class("GPT2LMHeadModel")(GPT2Config.from_pretrained(file.with_name("config.json")))
-    weights = {name: tuple(parameter.shape) for name, parameter in model.parameters_dict().items()}
-    assert {name: info.shape for name, info in held.entries.items() if skip_rule(name) is None} == weights
-    expected = weights | ({f"adam_{m}.{name}": shape for name, shape in weights.items() for m in "mv"} if state else {})
-    for name, shape in expected.items():
-        assert np.array_equal(held.read(name), whole(name, shape)), name
-    assert ("global_step" in held.entries) == ("loss_scale" in held.entries) == state
-    assert len(held.entries) > len(expected) if state else len(held.entries) == len(expected)
+    return make_run(settings, folder, compile_all=True)
 
 
 @pytest.mark.parametrize("name", [ONE, OTHER, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -138,16 +103,23 @@ def test_reshards_to_another_layout_and_back(run_of, succeed, tmp_path, pair):
         "back",
     )
     succeed(TOOL, "--src_ckpt_dir", tmp_path / "other", *back, cwd=tmp_path)
-    for output, folder in ((other, "other"), (one, "back")):
-        for rank, file in enumerate(sorted((output / "checkpoint").rglob("*.ckpt"))):
-            theirs, ours = (
-                CheckpointFile(file),
-                CheckpointFile(tmp_path / folder / f"rank_{rank}/checkpoint_{rank}.ckpt"),
-            )
-            assert len([name for name in ours.entries if is_parameter(name)]) > 40
-            assert {"global_step", "loss_scale", "current_iterator_step"} <= set(ours.entries)
-            for name in filter(is_parameter, ours.entries):  # theirs holds other stages' parameters, too, uncut
-                assert np.array_equal(ours.read(name), theirs.read(name)), (rank, name)
+    assert_same_slices(tmp_path / "other", other / "checkpoint", cards=4)
+    assert_same_slices(tmp_path / "back", one / "checkpoint", cards=4)
+
+
+@pytest.mark.parametrize("name", [ONE, OTHER, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_what_one_card_of_a_stage_derives_is_what_the_others_hold(run_of, name):
+    """On which `test_sliced_layouts.py` rests."""
+    output, stages = run_of(name), LAYOUTS[name].get("pipeline_stage", 1)
+    cards = sorted((output / "checkpoint").iterdir(), key=lambda folder: int(folder.name[5:]))
+    others = [folder for number, folder in enumerate(cards) if number % (len(cards) // stages)]
+    assert sorted(folder.name for folder in others) == sorted(folder.name for folder in output.glob("derived/*"))
+    for folder in others:
+        one, other = (CheckpointFile(next(of.glob("*.ckpt"))) for of in (output / "derived" / folder.name, folder))
+        assert one.entries == other.entries
+        assert all(np.array_equal(one.read(entry), other.read(entry)) for entry in one.entries), folder
+    strategies = [(output / "strategy" / f"ckpt_strategy_rank_{rank}.ckpt").read_bytes() for rank in range(len(cards))]
+    assert len(set(strategies)) == stages
 
 
 def test_a_whole_checkpoint_is_cut_as_mindspore_cuts_it(run_of, succeed, tmp_path):

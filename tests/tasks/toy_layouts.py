@@ -8,27 +8,20 @@ import json
 import math
 import os
 import random
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
-from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated
+from mindgpt.runtime.simulated_ascend import run_simulated
 
 REPO = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("compile_cards.py")
 LAYERS, HIDDEN, HEADS, VOCAB, TOKENS, RANK, LABELS = 4, 256, 4, 512, 32, 8, 2
 SMALLEST_SHARDED = 64 * 1024  # bytes of a weight; MindSpore leaves what is smaller whole
-
-needs_ascend = pytest.mark.skipif(
-    not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")),
-    reason="simulated Ascend needs gcc, g++ and nm, or CANN",
-)
 
 Case = dict[str, Any]
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -41,6 +34,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "recompute": ("none", "full", "selective", "sliced"),
     "flash": (False, True),
     "accumulate": (1, 2),
+    "interleave": (1, 2),
     "task": ("language model", "LoRA", "classification"),
 }
 _RECOMPUTE = {
@@ -76,6 +70,7 @@ def settings_of(case: Case, **network: Any) -> dict[str, Any]:
             "micro_batch_num": case["pp"],
             **{key: case[key] for key in ("optimizer_shard", "use_seq_parallel", "vocab_emb_dp")},
         },
+        "micro_batch_interleave_num": case["interleave"],
         "runner_config": {"batch_size": 1, "gradient_accumulation_steps": case["accumulate"]},
         "recompute_config": _RECOMPUTE[case["recompute"]],
         "lr_schedule": {"learning_rate": 1e-4},
@@ -166,7 +161,8 @@ def flops_of_step(case: Case, stage: int) -> tuple[int, int]:
     """Of the matrix products of a step on a card of a stage: forward and twice that backward; and what may come on top
     by recomputation (less, where the backward pass does not need a product's result again)."""
     assert case["task"] != "LoRA", "frozen weights have fewer"
-    times = case["pp"] if case["pp"] > 1 else case["accumulate"]  # one row a card and micro-batch
+    times = case["pp"] if case["pp"] > 1 else case["accumulate"]  # one row a card, micro-batch and interleaved part
+    times *= case["interleave"] if cards_of(case) > 1 else 1
     attention = 4 * TOKENS * TOKENS * HIDDEN // case["mp"]
     block = 2 * TOKENS * (4 * HIDDEN**2 + 2 * HIDDEN * 4 * HIDDEN) // case["mp"] + attention
     blocks, head = LAYERS // case["pp"], 0

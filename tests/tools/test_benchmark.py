@@ -31,6 +31,21 @@ def measured(repo, tmp_path_factory):
     return run.stdout, json.loads(file.read_text())
 
 
+def test_both_sides_generate_as_many_tokens(repo, measured, tmp_path):
+    """measured: the peer is there."""
+    small = ("--decode_batch_sizes", "2", "--prompt_length", "4", "--new_tokens", "3", "--prefill_length", "12")
+    run = benchmark(
+        repo, "--what", "decode", "prefill", *small, "--warmup", "0", "--json", str(tmp_path / "result.json")
+    )
+    assert run.returncode == 0, run.stderr
+    rows = {row["task"]: row for row in json.loads((tmp_path / "result.json").read_text())["results"]}
+    assert list(rows) == ["decode:2", "prefill:12"]
+    for task, made, counted in (("decode:2", 6, 6), ("prefill:12", 1, 12)):
+        for side in (rows[task][side] for side in ("mindgpt", "transformers")):
+            assert side["result"] == made
+            assert side["tokens_per_second"] == pytest.approx(counted / side["median"])
+
+
 def test_ratio_is_the_peers_median_by_ours(measured):
     printed, result = measured
     rows = {row["task"]: row for row in result["results"]}

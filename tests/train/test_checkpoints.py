@@ -44,11 +44,13 @@ class Step(nn.Cell):
 def monitor(tmp_path):
     """A function that runs a training of 2 epochs of 5 steps under a monitor; it returns the names that are left."""
 
-    def run(steps=10, ended=True, rank=0, **settings):
+    def run(steps=10, ended=True, rank=0, in_parts=False, **settings):
         network = Network()
         section = CheckpointMonitorSection(prefix="x", **settings)
         config = GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=10, seq_length=4)
-        callback = CheckpointMonitor(section, Progress(2, 5), tmp_path / "output", network, config, rank)
+        callback = CheckpointMonitor(
+            section, Progress(2, 5), tmp_path / "output", network, config, rank, in_parts=in_parts
+        )
         state = SimpleNamespace(cur_step_num=0, train_network=Step(network))
         context = SimpleNamespace(original_args=lambda: state)
         callback.on_train_begin(context)
@@ -78,6 +80,14 @@ def test_the_end_is_not_saved_twice_and_the_oldest_go(monitor, tmp_path):
         folder = tmp_path / "output" / f"checkpoint_{kind}" / "rank_0"
         kept = {f"x_rank_0-{number}-{kind}.ckpt" for number in ("2_1", "2_3", "2_5")}
         assert {file.name for file in folder.iterdir()} == kept | {"config.json"}
+
+
+def test_of_a_cut_model_the_last_whole_one_outlives_the_writing_of_the_next(monitor):
+    """At any moment another card may have written one checkpoint less."""
+    assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=1, in_parts=True) == names("2_3", "2_5")
+    assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=0, rank=1, in_parts=True) == names(
+        "1_2", "1_4", "2_1", "2_3", "2_5", rank=1
+    )
 
 
 def test_steps_0_means_only_at_the_end(monitor):

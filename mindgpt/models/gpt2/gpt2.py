@@ -22,6 +22,8 @@ from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.runtime.precision import precision_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
@@ -130,21 +132,21 @@ class GPT2LMHeadModel(PretrainedCell):
 
     def generate(
         self,
-        input_ids: Tensor | np.ndarray | Sequence,
+        input_ids: Tensor | np.ndarray | Sequence | None = None,
         attention_mask: Tensor | np.ndarray | Sequence | None = None,
         *,
         streamer: Any = None,
-        tokenizer: "GPT2Tokenizer | None" = None,
+        tokenizer: "GPT2Tokenizer | str | Path | None" = None,
         pad_token_id: int | None = None,
         **settings: Any,
     ) -> Tensor | list[list[int]]:
         """Continue texts, under the names of Hugging Face transformers.
 
         Args:
-            input_ids: the prompts: (B, T) or (T,) integers, or a list of ids or of such lists.
-            attention_mask: of the same shape, 0 at padding, before or behind each prompt; None: no padding.
+            input_ids: the prompts: (B, T) or (T,) integers, or a list of ids or of such lists. Also as `inputs`.
+            attention_mask: of the same shape, 1, and 0 at padding before or behind each prompt; None: no padding.
             streamer: told of the tokens of a single text as they come, such as `generation.streaming.TextStreamer`.
-            tokenizer: needed for `stop_strings`.
+            tokenizer: needed for `stop_strings`; or its folder.
             pad_token_id: what fills rows behind their end; None: the config's, or the end-of-text token.
             settings: `max_new_tokens`, `do_sample`, `top_k`...: see `mindgpt.generation.GenerationSettings`. What is
                 not named is as in the config.

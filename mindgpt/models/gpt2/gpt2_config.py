@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 
 from mindgpt.config.errors import UserError
+from mindgpt.config.generation import GenerationSection
 from mindgpt.config.model import GPT2Section
 from mindgpt.config.section import dotted, nearest, problems_of, shown
 from mindgpt.data.files import atomic_write, read_json
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 
 PRESETS: dict[str, dict[str, int]] = {
     "gpt2": {"num_layers": 12, "num_heads": 12, "hidden_size": 768},
@@ -93,7 +95,15 @@ _SKIPPED_OF_HUGGING_FACE = frozenset([
 ])
 # fmt: on
 """Keys of a Hugging Face config.json that do not change the network. Its generation defaults are among them: they
-belong in generation_config.json, and ours under `mindgpt`."""
+belong in generation_config.json (`generation_from_hf`), and ours under `mindgpt`."""
+
+
+_OF_NO_TEXT = frozenset([
+    "_from_model_config", "transformers_version", "bos_token_id", "use_cache", "cache_implementation",
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
+    "decoder_start_token_id", "disable_compile",
+])  # fmt: skip
+"""Keys of generation_config.json that do not change GPT-2's texts."""
 
 
 class GPT2Config(GPT2Section):
@@ -120,6 +130,8 @@ class GPT2Config(GPT2Section):
     def from_pretrained(cls, name_or_path: str | Path, **changes: Any) -> "GPT2Config":
         """A preset (`GPT2Config.presets`), a folder that holds config.json, or that file itself.
 
+        What a generation_config.json beside config.json says goes before it, as in transformers.
+
         Args:
             name_or_path: the name or path. A file or folder of that name goes before a preset.
             changes: settings that replace those found there.
@@ -131,6 +143,7 @@ class GPT2Config(GPT2Section):
         if path.is_dir() or path.is_file():
             file = path / CONFIG_FILE if path.is_dir() else path
             settings, source = settings_from_hf(read_json(file), str(file)), str(file)
+            settings = _changed(settings, generation_from_hf(file, settings.get("vocab_size"))[0])
         elif str(name_or_path) in PRESETS:
             settings, source = PRESETS[str(name_or_path)], str(name_or_path)
         else:
@@ -222,6 +235,35 @@ def settings_from_hf(content: Any, source: str) -> dict[str, Any]:
         if settings.get(key) == _HUGGING_FACE_EOS and isinstance(vocab_size, int) and vocab_size <= _HUGGING_FACE_EOS:
             del settings[key]
     return settings | ours
+
+
+def generation_from_hf(config_file: Path, vocab_size: Any) -> tuple[dict[str, Any], list[str]]:
+    """The settings of generation in the generation_config.json beside a config.json, and the keys there that mindgpt
+    does not know and that ask for something. Raises `UserError` for a value that is not allowed.
+    """
+    file = config_file.with_name(GENERATION_FILE)
+    if config_file.name != CONFIG_FILE or not file.is_file():
+        return {}, []
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: must hold a JSON object, not {shown(content)}")
+    asked = {key: value for key, value in content.items() if value is not None and key not in _OF_NO_TEXT}
+    if asked.get("top_k") == 0:  # transformers' "all tokens"
+        del asked["top_k"]
+    if asked.get("num_beams", 1) == 1:  # without effect, and refused where a person asks for them
+        asked = {key: value for key, value in asked.items() if key not in ("length_penalty", "early_stopping")}
+    for key in ("eos_token_id", "pad_token_id"):
+        if asked.get(key) == _HUGGING_FACE_EOS and isinstance(vocab_size, int) and vocab_size <= _HUGGING_FACE_EOS:
+            del asked[key]
+    known = {key: value for key, value in asked.items() if key in GenerationSection.model_fields}
+    known |= {key: asked[key] for key in ("pad_token_id",) if key in asked}
+    if "max_length" in asked:
+        known["max_decode_length"] = asked["max_length"]
+    try:
+        GPT2Section.model_validate(known)
+    except ValidationError as error:
+        raise _user_error(error, str(file)) from None
+    return known, [key for key in asked if key not in known and key != "max_length" and asked[key] is not False]
 
 
 def _labels_from_hf(id2label: Any, source: str) -> dict[str, Any]:

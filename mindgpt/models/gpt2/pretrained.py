@@ -6,8 +6,9 @@ from typing import ClassVar
 from mindspore import nn
 
 from mindgpt.config.errors import UserError
+from mindgpt.models.gpt2.gpt2_config import GENERATION_FILE, GPT2Config, generation_from_hf
 from mindgpt.models.resizing import fit_to
-from mindgpt.models.weights import CHECKPOINT_NAME, load_weights, open_weights, save_checkpoint
+from mindgpt.models.weights import CHECKPOINT_NAME, config_beside, load_weights, open_weights, save_checkpoint
 from mindgpt.runtime.ranks import say
 
 
@@ -39,6 +40,7 @@ class PretrainedCell(nn.Cell):
             )
         if changes.get("num_labels", weights.config.num_labels) != weights.config.num_labels:
             changes.setdefault("label_names", None)  # the names there are of other labels
+        _say_what_is_not_read(config_beside(weights.source.path), weights.config)
         config, weights = fit_to(weights, changes, resize_embeddings)
         model = cls(config)
         new = load_weights(model, weights, may_be_missing=cls.may_be_new).not_in_file
@@ -51,3 +53,9 @@ class PretrainedCell(nn.Cell):
         """Write `config.json` and `model.ckpt` into `folder`, whole or not at all; `from_pretrained` opens it."""
         save_checkpoint(Path(folder) / CHECKPOINT_NAME, self)
         self.config.save_pretrained(folder, architecture=type(self).__name__)
+
+
+def _say_what_is_not_read(config_file: Path | None, config: GPT2Config) -> None:
+    unread = generation_from_hf(config_file, config.vocab_size)[1] if config_file else []
+    if unread:
+        say(f"note: {config_file.with_name(GENERATION_FILE)}: mindgpt has no {', '.join(unread)}: left out")

@@ -8,7 +8,7 @@ refuse() {
 error: $1
 usage: bash $0 PARALLEL CONFIG CKPT DEVICE_NUM [TOKENIZER] [PROMPT or FILE ...]
   PARALLEL    single: one process; parallel: DEVICE_NUM processes, which on a CPU share the prompts, and on Ascend
-              the heads and widths of the model
+              the heads and widths of the model, or the prompts where DEVICE_NUM does not divide these
   CONFIG      YAML file, such as configs/gpt2/predict_gpt2_small_fp16.yaml
   CKPT        the weights: a .ckpt, or a folder
   DEVICE_NUM  processes, of which each has a card to itself, or a part of the CPU; 1 with single
@@ -26,15 +26,24 @@ shift $(( $# < 5 ? $# : 5 ))
 [ $# -gt 0 ] || set -- "I love Beijing, because" "GPT2 is a" "Huawei is a company that"
 words=(--config "$config" --run_mode predict --load_checkpoint "$ckpt" --predict_data "$@")
 [ -z "$tokenizer" ] || words+=(--tokenizer "$tokenizer")
+python=${PYTHON:-$(command -v python || command -v python3 || true)}
+[ -n "$python" ] || { echo "error: there is no python on the PATH; set PYTHON=/path/to/it" >&2; exit 2; }
+model_can_be_cut() { # a YAML that cannot be read is told of by the run itself
+    PYTHONPATH="$repo" "$python" - "$config" "$devices" 2>/dev/null <<'PYTHON_END'
+import sys
+from mindgpt.config.layout import divides_layers
+from mindgpt.config.loader import load_config
+config, _ = load_config(sys.argv[1])
+sys.exit(not divides_layers(config, int(sys.argv[2])))
+PYTHON_END
+}
 case $parallel in
 single)
     [ "$devices" = 1 ] || refuse "single runs on 1 device, not on $devices; write parallel, or 1"
-    python=${PYTHON:-$(command -v python || command -v python3 || true)}
-    [ -n "$python" ] || { echo "error: there is no python on the PATH; set PYTHON=/path/to/it" >&2; exit 2; }
     exec "$python" "$repo/run_mindformer.py" "${words[@]}" --use_parallel False
     ;;
 parallel)
-    if [ -e /dev/davinci_manager ]; then # an Ascend driver
+    if [ -e /dev/davinci_manager ] && model_can_be_cut; then # an Ascend driver
         words+=(--use_parallel True --options parallel.parallel_mode=semi_auto_parallel parallel_config.data_parallel=1
             "parallel_config.model_parallel=$devices")
     else

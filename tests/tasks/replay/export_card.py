@@ -19,12 +19,11 @@ from mindgpt.config.layout import cuts_vocabulary
 from mindgpt.config.loader import load_config
 from mindgpt.runtime.compiled_graph import Graph
 from mindgpt.runtime.ranks import rank
-from mindgpt.tasks.cards import compile_cut, cut_of, lay_out, layout_of, train_step, zeros_for
+from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
 from mindgpt.tasks.datasets import training_data
 from mindgpt.tasks.models import build_model
 from mindgpt.tasks.session import prepare
-from mindgpt.train.optimizers import build_optimizer
-from mindgpt.train.schedules import LearningRateTable, rates_of_run
+from mindgpt.train.schedules import rates_of_run
 
 _GROUP = re.compile(r'= \w+\(.*\bgroup: "([^"]+)".*\bgroup_rank_ids: \(([\d, ]+)\)')
 
@@ -39,10 +38,7 @@ def main(yaml: str) -> None:
     if cuts_vocabulary(config):
         _shift_by_mean(model)
     columns = zeros_for(dataset.output_shapes())
-    layout = layout_of(config, padding=len(columns) > 1)
-    trained = lay_out(config, model, layout, cut_of(config).stage)
-    optimizer = build_optimizer(config.optimizer, trained, LearningRateTable(rates))
-    step = train_step(config, model, optimizer, cut=True)
+    step, layout = build_step(config, model, rates, padding=len(columns) > 1)
     step.set_train()
     compile_cut(step, columns, layout)
     folder = Path(config.output_dir) / "replay"
