@@ -5,13 +5,12 @@ import numpy as np
 
 from mindgpt.config.data import DatasetSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.layout import rows_of_step
 from mindgpt.config.run import RunConfig
 from mindgpt.data.buckets import COLUMNS, BucketedDataset, LabelledRows, Plan, bucket_lengths, read_rows
 from mindgpt.data.dataset import DatasetInfo, inspect
 from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut
 from mindgpt.runtime.ranks import rank, say
-from mindgpt.tasks.datasets import check_vocabulary, must_drop, reading
+from mindgpt.tasks.datasets import check_vocabulary, must_drop, reading, rows_a_step
 
 BUCKETS = 4
 _ROWS_PER_LABEL_SHOWN = 8
@@ -26,7 +25,6 @@ def labelled_training_data(config: RunConfig) -> tuple[BucketedDataset, DatasetI
     Raises:
         UserError: no data set is named, it does not fit the model, or it has one label only.
     """
-    runner = config.runner_config
     info, rows = _read(config, config.train_dataset, "train")
     counts = np.bincount(rows.labels, minlength=config.model.config.num_labels)
     if np.count_nonzero(counts) < 2:
@@ -37,7 +35,7 @@ def labelled_training_data(config: RunConfig) -> tuple[BucketedDataset, DatasetI
     _say_counts(config, counts)
     if config.trainer.class_weights == "balanced":
         config.trainer.class_weights = _balanced(config, info, counts)
-    size = rows_of_step(config) if model_is_cut() else runner.batch_size * runner.gradient_accumulation_steps
+    size = rows_a_step(config) // data_parallel_ranks()
     return _batches(config, config.train_dataset, info, rows, size, must_drop(config)), info
 
 

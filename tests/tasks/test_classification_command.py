@@ -149,7 +149,7 @@ def test_another_number_of_labels_is_refused(prepared, program):
 
 def test_cards_that_share_a_model_read_the_whole_batch_in_one_length(prepared, monkeypatch, capsys):
     from mindgpt.config import load_config
-    from mindgpt.tasks import labelled_data
+    from mindgpt.tasks import datasets, labelled_data
 
     values = {
         "train_dataset.data_loader.dataset_dir": str(prepared / "train.mindrecord"),
@@ -158,7 +158,8 @@ def test_cards_that_share_a_model_read_the_whole_batch_in_one_length(prepared, m
         "runner_config.gradient_accumulation_steps": 2,
     }
     config, _ = load_config(str(prepared / "txtcls.yaml"), values)
-    monkeypatch.setattr(labelled_data, "model_is_cut", lambda: True)
+    for module in (labelled_data, datasets):
+        monkeypatch.setattr(module, "model_is_cut", lambda: True)
     dataset, _ = labelled_data.labelled_training_data(config)
     assert "num_buckets has no effect" in capsys.readouterr().out
     batches = list(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))
