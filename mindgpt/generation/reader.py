@@ -2,9 +2,8 @@
 
 Compiling a graph takes as long as a few hundred steps, so what is compiled is used again wherever that is nearly as
 good as the best fit:
-- Texts are read one behind the other, `CHUNK` tokens at once, or the first `OPENING` of long ones, by a graph for each,
-  for all lengths and batch sizes. Their cache is as long as the context window; from there a text is copied to its row
-  of the batch. The graph that suits the first text is compiled; the other when it would have saved as much as it costs.
+- Texts are read one behind the other, by graphs that are there for all lengths and batch sizes (`prefill.py`). Their
+  cache is as long as the context window; from there a text is copied to its row of the batch.
 - Steps of one token are compiled for batches and capacities that are powers of two; see `CompiledGraphs.choose`.
 - A batch of which rows have ended goes on in the graph of a smaller one, if there is one or it pays to compile it.
 """
@@ -18,23 +17,12 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from mindgpt.config.errors import UserError
-from mindgpt.generation.cached_model import (
-    CopyRow,
-    Decode,
-    KeyValueCache,
-    LastLogits,
-    Opening,
-    Prefill,
-    TargetLogProbs,
-)
+from mindgpt.generation.cached_model import CopyRow, Decode, KeyValueCache
+from mindgpt.generation.kernel_cells import KernelDecode, kernels_fit
+from mindgpt.generation.prefill import ChunkedReading, KernelReading, int_tensor
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_heads import LMHead
 
-CHUNK = 64  # tokens of texts that are read at once
-OPENING = 512  # tokens at the beginning that are
-CALL_COSTS = 32  # what reading the weights for a chunk costs, in tokens
-COMPILING_A_READER_COSTS = 4000  # tokens, about
-ENDS = 8  # ends of texts in a chunk whose logits are computed at once
 SMALLEST_CACHE = 128  # slots
 KEPT_SHAPES = 8  # each holds a cache of 2 * layers * B * C * H numbers
 COMPILING_COSTS = 200  # steps, about: what a step takes and what compiling it takes both grow with the layers
@@ -43,18 +31,12 @@ HARDLY_MORE = 1.05  # so much more is paid for a cache that this text does not n
 ROW_COSTS = 0.075  # what one more row costs, its cache apart, as a part of what reading the weights costs
 
 Shape = tuple[int, int]  # batch, capacity
-Plan = list[tuple[type[Prefill], int]]  # how a text is read: which kind of graph, and from which token on
 
 
 def bucket(size: int, smallest: int, largest: int | None = None) -> int:
     """The power of two at or above `size`, but at least `smallest` and at most `largest`."""
     power = max(smallest, 1 << (size - 1).bit_length())
     return power if largest is None else min(power, largest)
-
-
-def int_tensor(values: Sequence) -> Tensor:
-    """Whole numbers as an int32 tensor."""
-    return Tensor(np.asarray(values, np.int32))
 
 
 def parts_of(*cells: nn.Cell) -> list[nn.Cell | Parameter]:
@@ -70,15 +52,11 @@ class CompiledGraphs:
         self.backbone = backbone
         self.head = head
         self.window = backbone.config.max_position_embeddings
-        self.sizes = {Prefill: min(CHUNK, self.window), Opening: min(OPENING, self.window)}
+        self.by_kernels = kernels_fit(backbone)
         self._weights = sum(math.prod(weight.shape) for weight in backbone.get_parameters())
-        self._last_logits = LastLogits(backbone, head)
-        self._target_log_probs = TargetLogProbs(backbone, head)
         self._compiled_for = parts_of(backbone, head)
-        self._texts: KeyValueCache | None = None  # of the texts that were read last
-        self._prefills: dict[type[Prefill], Prefill] = {}
-        self._would_have_saved = 0.0  # tokens: the graph for reading that is not there
-        self._decodes: OrderedDict[Shape, Decode] = OrderedDict()
+        self._reading: KernelReading | ChunkedReading | None = None
+        self._decodes: OrderedDict[Shape, Decode | KernelDecode] = OrderedDict()
         self._copies: dict[tuple[KeyValueCache, KeyValueCache], CopyRow] = {}
 
     def are_current(self) -> bool:
@@ -88,8 +66,7 @@ class CompiledGraphs:
 
     def clear(self) -> None:
         """Forget all caches, and the graphs that work on them."""
-        self._texts = None
-        self._prefills.clear()
+        self._reading = None
         self._decodes.clear()
         self._copies.clear()
 
@@ -101,14 +78,9 @@ class CompiledGraphs:
             The batch and the capacity of the step.
         """
         shape = self.choose(rows, longest, longest)
-        ends, place = int_tensor([0] * ENDS), int_tensor([0])
-        kinds = (Prefill, Opening) if self.sizes[Opening] > self.sizes[Prefill] else (Prefill,)  # as in `_plan`
-        for kind in kinds:
-            tokens = int_tensor(np.zeros((1, self.sizes[kind])))
-            self._made_prefill(kind).compile(tokens, tokens, tokens)
-            hidden = np.zeros((self.sizes[kind], self.backbone.hidden_size))
-            self._last_logits.compile(Tensor(hidden, self.backbone.layernorm.gamma.dtype), ends)
-        self._copier(self._texts, self._decodes[shape].cache).compile(place, place, place)
+        self.reading.compile()
+        place = int_tensor([0])
+        self._copier(self.reading.cache, self._decodes[shape].cache).compile(place, place, place)
         token = int_tensor(np.zeros((shape[0], 1)))
         self._decodes[shape].compile(token, token)
         return shape
@@ -131,66 +103,24 @@ class CompiledGraphs:
             (texts, V) float32.
         """
         ends = (np.cumsum([len(text) for text in texts]) - 1).tolist()
-        logits: dict[int, np.ndarray] = {}
-        for hidden, first in self._read(texts):
-            here = [end for end in ends if first <= end < first + len(hidden) and end not in logits]
-            for some in (here[i : i + ENDS] for i in range(0, len(here), ENDS)):
-                places = [end - first for end in some] + [0] * (ENDS - len(some))
-                rows = self._last_logits(hidden, int_tensor(places)).asnumpy()
-                logits.update(zip(some, rows, strict=False))
-        return [0, *(end + 1 for end in ends[:-1])], np.stack([logits[end] for end in ends])
+        return [0, *(end + 1 for end in ends[:-1])], self.reading.last_logits(texts, ends)
 
     def log_probs(self, text: Sequence[int]) -> np.ndarray:
         """log P(token | tokens before it) of all tokens but the first -> (len(text) - 1,) float32"""
-        result = np.empty(len(text) - 1, np.float32)
-        for hidden, first in self._read([text[:-1]]):
-            targets = text[first + 1 : first + 1 + len(hidden)]
-            padded = targets + [0] * (len(hidden) - len(targets))
-            values = self._target_log_probs(hidden, int_tensor(padded)).asnumpy()
-            result[first : first + len(targets)] = values[: len(targets)]
-        return result
+        return self.reading.log_probs(text)
 
-    def _read(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, int]]:
-        """Read texts, at most `window` tokens in all, one behind the other: the hidden states of each chunk of tokens,
-        (chunk, H), and the slot of its first one."""
-        total = sum(map(len, texts))
-        ids, positions = np.zeros((2, self.window), np.int32)  # padding sees itself, and no one sees it
-        ids[:total] = np.concatenate(texts)
-        positions[:total] = np.concatenate([np.arange(len(text)) for text in texts])
-        for kind, first in self._plan(total):
-            part = slice(first, first + self.sizes[kind])
-            slots = int_tensor([range(part.start, part.stop)])
-            yield self._made_prefill(kind)(Tensor(ids[None, part]), Tensor(positions[None, part]), slots), first
-
-    def _plan(self, total: int) -> Plan:
-        """How to read so many tokens: by graphs that are compiled, unless another would have paid by now."""
-        small, opening = self.sizes[Prefill], self.sizes[Opening]
-        plans = [self._in_chunks(0, total)]
-        if opening > small:
-            plans.append([(Opening, 0), *self._in_chunks(opening, total)])
-        best = min(plans, key=self._reading_costs)
-        ready = [plan for plan in plans if self._missing(plan) == 0]
-        if not ready:
-            compiling = COMPILING_A_READER_COSTS
-            return min(plans, key=lambda plan: self._missing(plan) * compiling + self._reading_costs(plan))
-        cheapest = min(ready, key=self._reading_costs)
-        self._would_have_saved += self._reading_costs(cheapest) - self._reading_costs(best)
-        return cheapest if self._would_have_saved < COMPILING_A_READER_COSTS else best
-
-    def _in_chunks(self, first: int, total: int) -> Plan:
-        """The last chunk starts earlier, and reads some tokens again, where it would reach beyond the window."""
-        size = self.sizes[Prefill]
-        return [(Prefill, min(start, self.window - size)) for start in range(first, total, size)]
-
-    def _reading_costs(self, plan: Plan) -> float:
-        return sum(self.sizes[kind] + CALL_COSTS for kind, _ in plan)
-
-    def _missing(self, plan: Plan) -> int:
-        return len({kind for kind, _ in plan} - self._prefills.keys())
+    @property
+    def reading(self) -> KernelReading | ChunkedReading:
+        """The graphs that read texts."""
+        if self._reading is None:
+            cache = self._new_cache(1, self.window, "texts")  # `CopyRow` may not hold two of one name
+            kind = KernelReading if self.by_kernels else ChunkedReading
+            self._reading = kind(self.backbone, self.head, cache)
+        return self._reading
 
     def keep(self, start: int, row: int, shape: Shape) -> None:
         """Copy the text that begins here in the cache of the texts last read to a row of the batch of this shape."""
-        self._copy(self._texts, 0, start, self._decodes[shape].cache, row)
+        self._copy(self.reading.cache, 0, start, self._decodes[shape].cache, row)
 
     def copy(self, source: Shape, source_row: int, target: Shape, target_row: int) -> None:
         """Copy a row of one batch to a row of another, or of the same."""
@@ -250,16 +180,10 @@ class CompiledGraphs:
             if len(self._decodes) == KEPT_SHAPES:
                 _, oldest = self._decodes.popitem(last=False)
                 self._copies = {pair: copy for pair, copy in self._copies.items() if oldest.cache not in pair}
-            self._decodes[shape] = Decode(self.backbone, self.head, self._new_cache(*shape))
+            kind = KernelDecode if self.by_kernels else Decode
+            self._decodes[shape] = kind(self.backbone, self.head, self._new_cache(*shape))
         self._decodes.move_to_end(shape)
         return shape
-
-    def _made_prefill(self, kind: type[Prefill]) -> Prefill:
-        if self._texts is None:
-            self._texts = self._new_cache(1, self.window, "texts")  # `CopyRow` may not hold two of one name
-        if kind not in self._prefills:
-            self._prefills[kind] = kind(self.backbone, self._texts, self.sizes[kind])
-        return self._prefills[kind]
 
     def _new_cache(self, batch: int, capacity: int, name: str = "cache") -> KeyValueCache:
         config, dtype = self.backbone.config, self.backbone.embedding.compute

@@ -202,8 +202,8 @@ def keep_top_p(logits: np.ndarray, p: float, least: int = 1) -> np.ndarray:
     """Keep the fewest likeliest tokens of each row whose probabilities add up to p: the one that crosses p stays.
 
     Nucleus sampling, Holtzman et al. 2020, section 3.1. Tokens as likely as the least likely one that is kept stay
-    too. transformers keeps some of these equals and drops others, as its sorting has put them; without equals the
-    outcome is the same.
+    too. transformers keeps some of these equals and drops others, as its sort, which is not stable, has put them;
+    without equals the outcome is the same.
 
     Args:
         logits: (rows, V).
@@ -236,7 +236,8 @@ def keep_min_p(logits: np.ndarray, min_p: float, least: int = 1) -> np.ndarray:
     """
     if min_p == 0:
         return logits
-    lowest_kept = logits.max(axis=-1, keepdims=True) + np.float32(np.log(min_p))
+    # In float64: far from 0, where GPT-2's logits are, the steps of float32 are too wide for the bar.
+    lowest_kept = logits.max(axis=-1, keepdims=True).astype(np.float64) + np.log(min_p)
     return _without(logits, logits < np.minimum(lowest_kept, _kth_highest(logits, least)))
 
 
@@ -245,7 +246,8 @@ def keep_typical(logits: np.ndarray, mass: float, least: int = 1) -> np.ndarray:
 
     A token is the more typical the nearer its information, -log p, is to the row's entropy (locally typical sampling,
     Meister et al. 2022). Tokens as typical as the last one that is kept stay too. The entropy and the sums are float64:
-    transformers, whose are those of the logits' dtype, keeps a few others where float32 logits are nearly flat.
+    transformers, whose are those of the logits' dtype, keeps a few others where float32 logits are nearly flat
+    or the vocabulary is large.
 
     Args:
         logits: (rows, V).

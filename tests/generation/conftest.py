@@ -1,5 +1,6 @@
 """A small network of transformers that was trained, and ours with its weights."""
 
+import functools
 import pydoc_data.topics
 
 import numpy as np
@@ -64,6 +65,36 @@ def generator(model):
     return generator_of(model)
 
 
+@pytest.fixture
+def operators(monkeypatch):
+    """Generators that are built now use MindSpore's operators, as on Ascend."""
+    monkeypatch.setattr("mindgpt.generation.reader.kernels_fit", lambda backbone: False)
+
+
+@pytest.fixture
+def kernels():
+    """Generators that are built now use the C++ kernels."""
+    from mindgpt.models.cpu_kernels.kernels import library
+
+    if library() is None:
+        pytest.skip("there is no C++ compiler")
+
+
+@pytest.fixture(params=["operators", "kernels"])
+def each_generator(request, model, generator):
+    """With MindSpore's operators and with the C++ kernels."""
+    request.getfixturevalue(request.param)
+    return generator if request.param == "kernels" else by_operators(model)
+
+
+@functools.cache
+def by_operators(model):
+    """A generator with MindSpore's operators: all tests share it, and what it compiles."""
+    from mindgpt.generation.engine import Generator
+
+    return Generator(model)
+
+
 @pytest.fixture(scope="session")
 def prompts(corpus):
     """50 pieces of text that the network was not trained to say next, 1 to 60 tokens long."""
@@ -86,3 +117,25 @@ def continued_by_transformers(peer):
         return [[token for token in row[len(prompt) :].tolist() if token != PAD] for row in out]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fits():
+    """(counts, probabilities), arrays of one shape -> whether the counts pass a chi-square test at four sigma."""
+
+    def test(counts, probabilities):
+        if counts[probabilities == 0].any():
+            return False
+        expected = probabilities * counts.sum()
+        rare = expected < 5  # too few for the test: they make up one cell
+        cells = [counts[~rare], [counts[rare].sum()]], [expected[~rare], [expected[rare].sum()]]
+        observed, expected = (np.concatenate(parts)[: None if rare.any() else -1] for parts in cells)
+        if rare.any() and expected[-1] < 5:
+            observed, expected = observed[:-1], expected[:-1]
+        freedom = len(expected) - 1
+        assert freedom > 0
+        # Wilson and Hilferty 1931: the cube root of chi-square / freedom is nearly normal
+        bar = freedom * (1 - 2 / (9 * freedom) + 4 * np.sqrt(2 / (9 * freedom))) ** 3
+        return ((observed - expected) ** 2 / expected).sum() < bar
+
+    return test

@@ -19,12 +19,12 @@ def searched(generator, prompts, settings):
     return [row for group in groups for row in generator.generate(group, settings)]
 
 
-def test_fifty_prompts_equal_transformers(generator, continued_by_transformers, prompts):
+def test_fifty_prompts_equal_transformers(each_generator, continued_by_transformers, prompts):
     settings = {"num_beams": 4, "max_new_tokens": 24, "eos_token_id": NEWLINE}
-    ours = searched(generator, prompts, settings)
+    ours = searched(each_generator, prompts, settings)
     assert ours == [continued_by_transformers(prompt, **settings)[0] for prompt in prompts]
     assert len({len(row) for row in ours}) > 3
-    greedy = generator.generate(prompts[:16], GenerationSettings(max_new_tokens=24, eos_token_id=NEWLINE))
+    greedy = each_generator.generate(prompts[:16], GenerationSettings(max_new_tokens=24, eos_token_id=NEWLINE))
     assert greedy != ours[:16]
 
 

@@ -37,10 +37,10 @@ def in_batches(generator, prompts, settings, **options):
 
 @pytest.mark.parametrize(("penalty", "number"), [(1.0, 50), (1.3, 12)])
 def test_greedy_equals_transformers_up_to_the_context_window(
-    generator, continued_by_transformers, prompts, penalty, number
+    each_generator, continued_by_transformers, prompts, penalty, number
 ):
     prompts = [*prompts[:number], prompts[2] + prompts[3][: WINDOW - 1 - 60]]
-    ours = in_batches(generator, prompts, GenerationSettings(repetition_penalty=penalty))
+    ours = in_batches(each_generator, prompts, GenerationSettings(repetition_penalty=penalty))
     settings = {"max_length": WINDOW, "repetition_penalty": penalty}
     assert ours == [continued_by_transformers(prompt, **settings)[0] for prompt in prompts]
     assert {len(prompt) + len(row) for prompt, row in zip(prompts, ours, strict=True)} == {WINDOW}
@@ -83,25 +83,50 @@ def test_stop_ends_the_rows_it_names(generator, prompts):
     assert stopped == [tokens[: row + 1] if row % 2 else tokens for row, tokens in enumerate(free)]
 
 
+LENGTHS = [5, 1, 64, 23, 63, 2, 65, 1, 84, 40, 32, 66, 3, 62, 33, 12]  # 64 are read at once; 84 + 12 fill the window
+
+
+@pytest.fixture(scope="module")
+def unequal(corpus):
+    """16 prompts of `LENGTHS`."""
+    starts = np.random.default_rng(2).integers(0, len(corpus) - WINDOW, len(LENGTHS))
+    return [corpus[start : start + length].tolist() for start, length in zip(starts, LENGTHS, strict=True)]
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "most"),
     [
-        {},
-        {"do_sample": True, "seed": 3, "top_k": 20, "repetition_penalty": 1.2},
-        {"do_sample": True, "seed": 3, "num_return_sequences": 2},
-        {"num_beams": 4, "num_return_sequences": 2, "eos_token_id": 32},
-        {"num_beams": 2, "do_sample": True, "seed": 3},
+        ({}, 16),
+        ({"do_sample": True, "seed": 3, "top_k": 20, "repetition_penalty": 1.2}, 16),
+        ({"do_sample": True, "seed": 3, "temperature": 0.9, "top_p": 0.95, "num_return_sequences": 2}, 8),
+        ({"num_beams": 4, "num_return_sequences": 2, "eos_token_id": 32}, 4),
+        ({"num_beams": 2, "do_sample": True, "seed": 3}, 8),
     ],
     ids=["greedy", "drawn", "several drawn", "beams", "drawn beams"],
 )
-def test_a_batch_gives_what_each_prompt_gives_alone(generator, prompts, settings):
+def test_batches_of_every_size_give_what_each_prompt_gives_alone(each_generator, unequal, settings, most):
     settings = GenerationSettings(max_new_tokens=12, **settings)
-    copies = settings.num_return_sequences
-    alone = [generator.generate([prompt], settings, row_numbers=[row]) for row, prompt in enumerate(prompts[:BATCH])]
-    assert all(len(rows) == copies for rows in alone)
-    most = BATCH // max(copies, settings.num_beams)
-    for number in {2, 3, most} if settings == GenerationSettings(max_new_tokens=12) else {most}:
-        assert generator.generate(prompts[:number], settings) == sum(alone[:number], [])
+    alone = [
+        each_generator.generate([prompt], settings, row_numbers=[row]) for row, prompt in enumerate(unequal[:most])
+    ]
+    assert all(len(rows) == settings.num_return_sequences for rows in alone)
+    assert len({tuple(row) for rows in alone for row in rows}) > most // 2  # or else equal texts prove nothing
+    for number in range(1, most + 1):
+        assert each_generator.generate(unequal[:number], settings) == sum(alone[:number], [])
+    if most == 16:  # in another order, each with its own stream
+        order = np.random.default_rng(0).permutation(most).tolist()
+        shuffled = each_generator.generate([unequal[row] for row in order], settings, row_numbers=order)
+        assert shuffled == [alone[row][0] for row in order]
+
+
+def test_the_prompts_of_batches_lead_to_no_ties(generator, peer, unequal):
+    """Where two tokens are equally likely, rounding chooses; here the best two are always much further apart."""
+    import torch
+
+    for prompt, new in zip(unequal, generator.generate(unequal, GenerationSettings(max_new_tokens=12)), strict=True):
+        with torch.no_grad():
+            best = peer(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 : -1].topk(2).values
+        assert (best[:, 0] - best[:, 1]).min() > 2e-3
 
 
 def test_seeds(generator, prompts):
@@ -121,41 +146,89 @@ def test_seeds(generator, prompts):
     )
 
 
-def test_drawn_tokens_follow_the_model(generator, peer, prompts):
-    """The second token of 4,000 drawn continuations against the exact probabilities."""
-    import torch
+DRAWN = (80, 10, 25)  # seeds, prompts, copies: 20,000 texts
 
-    prompt, draws = prompts[5], 4000
-    settings = GenerationSettings(
-        max_new_tokens=2, do_sample=True, temperature=0.7, top_k=4, seed=0, num_return_sequences=BATCH
-    )
-    rows = [
-        tuple(row)
-        for number in range(draws // BATCH)
-        for row in generator.generate([prompt], settings, row_numbers=[number])
+
+def drawn_texts(generator, prompt, seeds=DRAWN[0], **settings):
+    """Continuations of one prompt, each with a random stream of its own: (seeds, prompts, copies, new tokens)."""
+    _, rows, copies = DRAWN
+    texts = [
+        generator.generate(
+            [prompt] * rows,
+            GenerationSettings(do_sample=True, seed=seed, num_return_sequences=copies, **settings),
+        )
+        for seed in range(seeds)
     ]
-    with torch.no_grad():
+    return np.reshape(texts, (seeds, rows, copies, -1))
 
-        def next_ones(ids):
-            values, tokens = peer(torch.tensor([ids])).logits[0, -1].double().topk(4)
-            return zip(tokens.tolist(), (values / 0.7).softmax(-1).tolist(), strict=True)
 
-        expected = {
-            (first, second): draws * p_first * p_second
-            for first, p_first in next_ones(prompt)
-            for second, p_second in next_ones([*prompt, first])
-        }
-    assert set(rows) <= set(expected)
-    rare = sum(count for count in expected.values() if count < 5)
-    statistic, cells = 0.0, 0
-    for pair, count in expected.items():
-        if count >= 5:
-            statistic, cells = statistic + (rows.count(pair) - count) ** 2 / count, cells + 1
-    if rare >= 5:
-        observed = sum(expected[row] < 5 for row in rows)
-        statistic, cells = statistic + (observed - rare) ** 2 / rare, cells + 1
-    freedom = cells - 1
-    assert cells > 5 and statistic < freedom + 4 * np.sqrt(2 * freedom)
+@pytest.fixture
+def exact_probabilities(peer):
+    """(prompt, temperature, top_k, top_p) -> (V,) float64, by the network and the processors of transformers."""
+    import torch
+    import transformers
+
+    def run(prompt, temperature=1.0, top_k=VOCAB, top_p=1.0):
+        with torch.no_grad():
+            scores = peer(torch.tensor([prompt])).logits[:, -1].double()
+        for processor in (
+            transformers.TemperatureLogitsWarper(temperature),
+            transformers.TopKLogitsWarper(top_k),
+            transformers.TopPLogitsWarper(top_p),
+        ):
+            scores = processor(None, scores)
+        return scores.softmax(-1)[0].numpy()
+
+    return run
+
+
+def counts_of_pairs(first, second):
+    return np.bincount((first * VOCAB + second).ravel(), minlength=VOCAB**2).reshape(VOCAB, VOCAB)
+
+
+def test_drawn_tokens_follow_the_model(generator, exact_probabilities, prompts, fits):
+    """The first token of 20,000 drawn texts against the exact distribution over the whole vocabulary."""
+    prompt = prompts[5][:6]
+    counts = np.bincount(drawn_texts(generator, prompt, max_new_tokens=1).ravel(), minlength=VOCAB)
+    assert fits(counts, exact_probabilities(prompt))
+    for wrong in ({"temperature": 1.1}, {"top_k": 20}, {"top_p": 0.999}):
+        assert not fits(counts, exact_probabilities(prompt, **wrong))
+
+
+WARPED = {"temperature": 0.8, "top_k": 8, "top_p": 0.85}
+
+
+def test_drawn_tokens_follow_the_rules_and_no_other_text(generator, exact_probabilities, prompts, fits):
+    """The same under three rules; and texts that are neighbours by seed, prompt or copy are independent."""
+    prompt = prompts[5][:6]
+    tokens = drawn_texts(generator, prompt, max_new_tokens=1, **WARPED)[..., 0]
+    expected, counts = exact_probabilities(prompt, **WARPED), np.bincount(tokens.ravel(), minlength=VOCAB)
+    assert (expected > 0).sum() > 3
+    assert fits(counts, expected)
+    for wrong in ({"temperature": 0.9}, {"top_k": 3}, {"top_p": 0.7}, {"top_p": 1.0}):
+        assert not fits(counts, exact_probabilities(prompt, **WARPED | wrong))
+    for axis, number in enumerate(DRAWN):
+        here, there = (np.take(tokens, range(edge, number - 1 + edge, 2), axis) for edge in (0, 1))  # disjoint pairs
+        assert fits(counts_of_pairs(here, there), np.outer(expected, expected))
+
+
+def test_the_second_token_follows_the_first(generator, exact_probabilities, prompts, fits):
+    """5,000 texts of two tokens against P(first) P(second | first): the draws of a text are independent."""
+    prompt = prompts[5][:6]
+    texts = drawn_texts(generator, prompt, seeds=20, max_new_tokens=2, **WARPED)
+    counts = counts_of_pairs(texts[..., 0], texts[..., 1])
+
+    def expected(**settings):
+        pairs = np.zeros((VOCAB, VOCAB))
+        first = exact_probabilities(prompt, **settings)
+        for token in np.flatnonzero(first):
+            pairs[token] = first[token] * exact_probabilities([*prompt, token], **settings)
+        return pairs
+
+    assert (expected(**WARPED) > 0).sum() > 12
+    assert fits(counts, expected(**WARPED))
+    for wrong in ({"temperature": 1.0}, {"top_k": 3}, {"top_p": 0.7}):
+        assert not fits(counts, expected(**WARPED | wrong))
 
 
 def test_generation_follows_the_weights_and_leaves_training_mode_alone():
@@ -199,14 +272,14 @@ def test_a_generator_goes_with_its_model():
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
-def test_a_full_window_slides(generator, peer, prompts, corpus, settings):
+def test_a_full_window_slides(each_generator, peer, prompts, corpus, settings):
     """A text that is longer than the window goes on as its last three quarters of a window would from the start."""
     kept = WINDOW - WINDOW // 4
     long = [corpus[:length].tolist() for length in (WINDOW - 5, WINDOW, WINDOW + 1, 3 * WINDOW)]
     rules = GenerationSettings(context_overflow="slide", max_new_tokens=40, **settings)
-    rows = generator.generate([*long, *prompts[:4]], rules)
+    rows = each_generator.generate([*long, *prompts[:4]], rules)
     assert [len(row) for row in rows] == [40] * 8
-    assert rows == [generator.generate([prompt], rules)[0] for prompt in [*long, *prompts[:4]]]
+    assert rows == [each_generator.generate([prompt], rules)[0] for prompt in [*long, *prompts[:4]]]
     if settings:  # the beams of one step are not known from outside
         return
     import torch

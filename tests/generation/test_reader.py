@@ -1,13 +1,16 @@
 """What the reader of texts compiles and takes, and that no text hangs on it."""
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindgpt.generation import GenerationSettings, Generator
+from mindgpt.generation import GenerationSettings, Generator, generate
+from mindgpt.generation import prefill as prefill_module
 from mindgpt.generation import reader as reader_module
-from mindgpt.generation.cached_model import Opening
+from mindgpt.generation.cached_model import KeyValueCache, Opening
 from mindgpt.generation.engine import generator_of
+from mindgpt.generation.prefill import ChunkedReading, KernelReading
 from mindgpt.generation.reader import CompiledGraphs, bucket
 from mindgpt.generation.scoring import score
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
@@ -37,12 +40,15 @@ def compiled(monkeypatch):
     return names
 
 
-def test_what_is_compiled_when(compiled):
+@pytest.mark.parametrize("by", ["operators", "kernels"])
+def test_what_is_compiled_when(compiled, by, request):
+    request.getfixturevalue(by)
+    kind = "Kernel" if by == "kernels" else ""
     model = GPT2LMHeadModel(GPT2Config(**TINY | {"n_positions": 512}))
     generator = generator_of(model)
     settings = GenerationSettings(max_new_tokens=3)
     generator.generate([[1, 2, 3]], settings)
-    assert sorted(compiled) == ["CopyRow", "Decode", "LastLogits", "Prefill"]
+    assert sorted(compiled) == sorted(["CopyRow", f"{kind}Decode", f"{kind}LastLogits", f"{kind}Prefill"])
     compiled.clear()
     for length in (1, 4, 17, 32, 33, 100):
         generator.generate([[1] * length], settings)
@@ -50,10 +56,20 @@ def test_what_is_compiled_when(compiled):
     heard = []
     generator.generate([[1] * 300, [2], [3]], settings, on_token=lambda *_: heard.append(list(compiled)))
     assert heard[:3] == [[]] * 3  # the first tokens come at once, in any batch
-    assert sorted(compiled) == ["CopyRow", "Decode"]
+    assert sorted(compiled) == ["CopyRow", f"{kind}Decode"]
     compiled.clear()
     score(model, [[1] * 200, [1, 2]])
-    assert compiled == ["TargetLogProbs"]
+    assert compiled == [f"{kind}TargetLogProbs"]
+
+
+def test_a_second_prompt_of_another_length_compiles_nothing_however_tokens_are_chosen(compiled):
+    model = GPT2LMHeadModel(GPT2Config(**TINY | {"n_positions": 128}))
+    for choice in ({}, {"do_sample": True, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.2}, {"num_beams": 4}):
+        generate(model, [[1, 2, 3]], GenerationSettings(max_new_tokens=20, **choice))
+        compiled.clear()
+        for length in (1, 7, 63, 64, 65, 108):
+            generate(model, [[1] * length], GenerationSettings(max_new_tokens=20, **choice))
+        assert compiled == []
 
 
 def test_shapes_that_are_taken():
@@ -74,16 +90,17 @@ def test_shapes_that_are_taken():
 
 def test_what_a_text_is_read_by(monkeypatch):
     """The first text decides what is compiled; what would have suited better is compiled when it would have paid."""
-    monkeypatch.setattr(reader_module, "COMPILING_A_READER_COSTS", 1000)
+    monkeypatch.setattr(prefill_module, "COMPILING_A_READER_COSTS", 1000)
     backbone = GPT2LMHeadModel(GPT2Config(**TINY | {"n_positions": 1024})).backbone
+    cache = KeyValueCache(2, 4, 8, ms.float32, 1, 1024)
 
-    def read(graphs, total):
-        plan = graphs._plan(total)
+    def read(reading, total):
+        plan = reading._plan(total)
         for kind, _ in plan:
-            graphs._made_prefill(kind)
+            reading._made(kind)
         return [(kind.__name__, first) for kind, first in plan]
 
-    short_first, long_first = CompiledGraphs(backbone, None), CompiledGraphs(backbone, None)
+    short_first, long_first = ChunkedReading(backbone, None, cache), ChunkedReading(backbone, None, cache)
     assert read(short_first, 20) == [("Prefill", 0)]
     for _ in range(4):  # each costs 8 * 96 where 544 would do
         assert read(short_first, 512) == [("Prefill", 64 * i) for i in range(8)]
@@ -95,12 +112,13 @@ def test_what_a_text_is_read_by(monkeypatch):
     assert read(long_first, 20) == [("Prefill", 0)]
 
 
-@pytest.mark.parametrize("opening", [32, 8])
-def test_texts_of_all_lengths_are_read_as_the_model_reads_them(monkeypatch, model, prompts, opening):
+@pytest.mark.parametrize(("by", "opening"), [("operators", 32), ("operators", 8), ("kernels", None)])
+def test_texts_of_all_lengths_are_read_as_the_model_reads_them(monkeypatch, model, prompts, by, opening, request):
     """In chunks of 8, the first 32 tokens of longer ones at once or not; also several texts one behind the other."""
-    monkeypatch.setattr(reader_module, "CHUNK", 8)
-    monkeypatch.setattr(reader_module, "OPENING", opening)
-    monkeypatch.setattr(reader_module, "COMPILING_A_READER_COSTS", 0)
+    request.getfixturevalue(by)
+    monkeypatch.setattr(prefill_module, "CHUNK", 8)
+    monkeypatch.setattr(prefill_module, "OPENING", opening)
+    monkeypatch.setattr(prefill_module, "COMPILING_A_READER_COSTS", 0)
     text = [token for prompt in prompts for token in prompt][:WINDOW]
     expected = model.set_train(False)(Tensor(np.array([text], np.int32))).asnumpy()[0]
     generator = Generator(model)
@@ -111,10 +129,14 @@ def test_texts_of_all_lengths_are_read_as_the_model_reads_them(monkeypatch, mode
         starts, logits = generator.graphs.prefill([text[:20], text[:30], text[:13]])
         assert starts == [0, 20, 50]
         np.testing.assert_allclose(logits, expected[[19, 29, 12]], atol=1e-4)
-    assert (Opening in generator.graphs._prefills) == (opening == 32)
+    if by == "operators":
+        assert (Opening in generator.graphs.reading._prefills) == (opening == 32)
+    else:
+        assert isinstance(generator.graphs.reading, KernelReading)
 
 
-def test_a_cache_that_moves_changes_no_text(monkeypatch, generator, model, prompts):
+@pytest.mark.parametrize("by", ["operators", "kernels"])
+def test_a_cache_that_moves_changes_no_text(monkeypatch, generator, model, prompts, by, request):
     """Grows, shrinks when rows have ended, and makes room for others: whatever happens, the texts stay."""
     prompts = prompts[:5]
     settings = GenerationSettings(max_new_tokens=30)
@@ -125,8 +147,9 @@ def test_a_cache_that_moves_changes_no_text(monkeypatch, generator, model, promp
     beams = GenerationSettings(max_new_tokens=30, eos_token_id=10, num_beams=3, num_return_sequences=3)
     expected = generator.generate(prompts, settings, stop=stop), generator.generate(prompts[:2], beams)
     assert [len(row) for row in expected[0]] == [1, 6, 11, 16, 21]
+    request.getfixturevalue(by)
     monkeypatch.setattr(reader_module, "SMALLEST_CACHE", 16)
-    monkeypatch.setattr(reader_module, "CHUNK", 10)
+    monkeypatch.setattr(prefill_module, "CHUNK", 10)
     monkeypatch.setattr(reader_module, "KEPT_SHAPES", 3)
     monkeypatch.setattr(reader_module, "COMPILING_COSTS", 0)
     monkeypatch.setattr(reader_module, "NEARLY_AS_GOOD", 1.0)
@@ -145,13 +168,19 @@ def test_buckets():
     assert [bucket(rows, 1) for rows in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
 
 
-@pytest.mark.parametrize(("dtype", "rows"), [("float32", 1), ("float16", 2)])
-def test_what_is_compiled_ahead_is_all_that_a_first_text_needs(compiled, dtype, rows):
+@pytest.mark.parametrize(
+    ("by", "dtype", "rows"), [("operators", "float32", 1), ("operators", "float16", 2), ("kernels", "float16", 2)]
+)
+def test_what_is_compiled_ahead_is_all_that_a_first_text_needs(compiled, by, dtype, rows, request):
+    request.getfixturevalue(by)
     model = GPT2LMHeadModel(GPT2Config(**TINY | {"n_positions": 128}, compute_dtype=dtype))
     generator = Generator(model)
     with generator.running():
         generator.graphs.compile(rows, 128)
-    assert sorted(compiled) == ["CopyRow", "Decode", "LastLogits", "LastLogits", "Opening", "Prefill"]
+    if by == "operators":
+        assert sorted(compiled) == ["CopyRow", "Decode", "LastLogits", "LastLogits", "Opening", "Prefill"]
+    else:
+        assert sorted(compiled) == ["CopyRow", "KernelDecode", "KernelLastLogits", "KernelPrefill"]
     compiled.clear()
     generator.generate([[1, 2, 3], [4]][:rows], GenerationSettings(max_new_tokens=3))
     generator.generate([[1] * 100, [5]][:rows], GenerationSettings(max_new_tokens=3))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
+from mindgpt.generation.engine import random_streams
 from mindgpt.generation.sampling import draw, next_tokens
 from mindgpt.generation.settings import GenerationSettings
 
@@ -30,17 +31,6 @@ def exact_probabilities(logits, text, settings):
     return scores.softmax(-1)[0].numpy()
 
 
-def fits(counts, probabilities):
-    """Whether the counts pass a chi-square test against the probabilities, at about four sigma."""
-    possible = probabilities > 0
-    if counts[~possible].any():
-        return False
-    expected = probabilities[possible] * counts.sum()
-    statistic = ((counts[possible] - expected) ** 2 / expected).sum()
-    degrees = max(possible.sum() - 1, 1)
-    return statistic < degrees + 4 * np.sqrt(2 * degrees)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -56,12 +46,13 @@ def fits(counts, probabilities):
     ],
     ids=str,
 )
-def test_draws_follow_the_exact_distribution(changes):
+def test_draws_follow_the_exact_distribution(changes, fits):
+    """Each of the 20,000 draws from a random stream of its own, as the engine has them."""
     logits, text = np.random.default_rng(3).permutation(np.linspace(-1, 2, VOCAB, dtype=np.float32))[None], [2, 5, 9, 2]
     settings = GenerationSettings(do_sample=True, **changes)
-    stream = np.random.default_rng(4)
+    streams = random_streams(4, None, DRAWS // 10, 10)
     many = np.repeat(logits, DRAWS, 0)
-    tokens = next_tokens(many, [text] * DRAWS, [2] * DRAWS, [9] * DRAWS, settings, [stream] * DRAWS)
+    tokens = next_tokens(many, [text] * DRAWS, [2] * DRAWS, [9] * DRAWS, settings, streams)
     counts = np.bincount(tokens, minlength=VOCAB)
     assert fits(counts, exact_probabilities(logits, text, settings))
     # and the test can tell this distribution from its neighbours
@@ -69,6 +60,22 @@ def test_draws_follow_the_exact_distribution(changes):
         assert not fits(counts, exact_probabilities(logits, text, settings.changed(**other)))
     if changes:
         assert not fits(counts, exact_probabilities(logits, text, GenerationSettings()))
+
+
+def test_random_streams_are_independent_of_one_another(fits):
+    """Two numbers of a stream, and numbers of streams that are neighbours by seed, prompt or copy: all of the unit
+    square alike."""
+    seeds, prompts, copies = 20, 40, 25
+    numbers = [[stream.random(2) for stream in random_streams(seed, None, prompts, copies)] for seed in range(seeds)]
+    numbers = np.reshape(numbers, (seeds, prompts, copies, 2))
+    first, second = numbers[..., 0], numbers[..., 1]
+    pairs = [(first, second)]
+    for axis in range(3):
+        here, there = (np.delete(numbers, edge, axis) for edge in (-1, 0))
+        pairs += [(here[..., 0], there[..., 0]), (here[..., 1], there[..., 0])]
+    for one, other in pairs:
+        cells = (one.ravel() * 10).astype(int) * 10 + (other.ravel() * 10).astype(int)
+        assert fits(np.bincount(cells, minlength=100), np.full(100, 0.01))
 
 
 def test_a_draw_inverts_the_cumulative_distribution_and_never_meets_a_removed_token():

@@ -1,5 +1,8 @@
 """Text in, text out."""
 
+import subprocess
+import sys
+
 import pytest
 
 from mindgpt.config.errors import UserError
@@ -88,3 +91,39 @@ def test_bad_input(generator, tokenizer):
     larger = GPT2Tokenizer.train(["a rose is a rose is a rose, the rose is here and there"] * 3, 290)
     with pytest.raises(UserError, match=f"has {len(larger)} tokens, the model's vocab_size is {len(tokenizer)}"):
         generate_text(generator, larger, ["a"], settings)
+
+
+SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": 64}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokenizer_folder", "sizes", "message"),
+    [
+        ("", "model", SIZES, "an empty text is no prompt"),
+        ("xyz" * 40, "model", SIZES, "fills the context window of 64"),
+        ("bad.txt", "model", SIZES, "bad.txt:2: not UTF-8: byte 0xff at offset 9"),
+        ("a", "larger", SIZES, "they do not belong together. Use the tokenizer"),
+        ("a", "model", SIZES | {"hidden_size": 16}, "hidden_size is 32 in the file and 16 in the YAML"),
+    ],
+    ids=["empty", "over the context", "no UTF-8", "tokenizer of another model", "checkpoint of another model"],
+)
+def test_a_command_with_bad_input_ends_with_one_clear_message(
+    repo, tokenizer, tmp_path, prompt, tokenizer_folder, sizes, message
+):
+    """As a user types it: the message, no traceback, and a status that stops a script."""
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **SIZES)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    GPT2Tokenizer.train(["a rose and a violet, and an orchid"] * 3, 290).save_pretrained(tmp_path / "larger")
+    (tmp_path / "bad.txt").write_bytes(b"fine\nnot \xff\n")
+    command = [sys.executable, repo / "run_mindformer.py", "--run_mode", "predict", "--output_dir", "output"]
+    command += ["--config", repo / "configs" / "gpt2" / "pretrain_gpt2_quickstart.yaml", "--load_checkpoint", "model"]
+    command += ["--tokenizer", tokenizer_folder, "--predict_data", prompt, "--options"]
+    command += [
+        f"model.model_config.{name}={value}" for name, value in (sizes | {"vocab_size": len(tokenizer)}).items()
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.startswith("error: ") and done.stderr.count("error: ") == 1
+    assert message in done.stderr
+    assert not list(tmp_path.glob("output/*.jsonl"))

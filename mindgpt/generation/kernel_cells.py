@@ -1,0 +1,192 @@
+"""The cells of `cached_model.py` by the C++ kernels: the same function of the model's own weights, on a CPU.
+
+Shape letters: B rows of the cache, T tokens there is room for, n of them that are wanted, M rows, C slots of the cache,
+H hidden, F feed-forward width, N heads, D head size, V vocabulary. A cell is told how many of its rows hold anything.
+"""
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from mindgpt.generation.cached_model import KeyValueCache
+from mindgpt.models.cpu_kernels import kernels
+from mindgpt.models.gpt2.gpt2 import GPT2Model
+from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead
+from mindgpt.models.gpt2.gpt2_modules import Block, LayerNorm, Linear, PlainAttention
+
+
+class KernelLayerNorm(nn.Cell):
+    """A model's layer norm."""
+
+    def __init__(self, layer_norm: LayerNorm):
+        super().__init__(auto_prefix=False)
+        self.layer_norm = layer_norm
+        self.eps = kernels.number(layer_norm.eps)
+        self.kernel = kernels.layer_norm_rows()
+
+    def construct(self, x: Tensor, rows: Tensor) -> Tensor:
+        """x: (M, H); rows: (1,) int32 -> (M, H)"""
+        return self.kernel(x, self.layer_norm.gamma, self.layer_norm.beta, self.eps, rows)
+
+
+class KernelAttention(nn.Cell):
+    """The first half of a model's block, without the output projection.
+
+    Args:
+        block: the model's.
+        attend: `kernels.attention_of_next_tokens()` or `kernels.attention_within_texts()`.
+    """
+
+    def __init__(self, block: Block, attend: ops.Custom):
+        super().__init__(auto_prefix=False)
+        self.norm = KernelLayerNorm(block.layernorm1)
+        self.query, self.key, self.value = block.attention.dense1, block.attention.dense2, block.attention.dense3
+        self.products = kernels.three_out_in_products()
+        self.attend = attend
+        self.scale = kernels.number(block.attention.attend.scale)
+
+    def construct(self, x: Tensor, keys: Tensor, values: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """x: (M, H); keys, values: of the cache, (B*N*C, D); positions: (B, T) int32, M = B*T -> (M, H)"""
+        query, key, value = self.query, self.key, self.value
+        x = self.norm(x, rows)
+        q, k, v = self.products(
+            x, query.weight, query.bias, key.weight, key.bias, value.weight, value.bias, rows
+        )  # (M, H) each
+        return self.attend(q, k, v, keys, values, positions, self.scale, rows)
+
+
+class KernelBehindAttention(nn.Cell):
+    """The rest of a model's block: output projection, residual, feed-forward layer."""
+
+    def __init__(self, block: Block):
+        super().__init__(auto_prefix=False)
+        self.projection = block.attention.projection
+        self.norm = KernelLayerNorm(block.layernorm2)
+        self.mapping, self.contraction = block.output.mapping, block.output.projection
+        self.activation = block.output.activation
+        self.is_gated = self.activation.kind in kernels.GATES
+        self.gate = kernels.number(*kernels.GATES.get(self.activation.kind, (0.0, 0.0)))
+        self.product = kernels.in_out_product()
+        self.gated_product = kernels.gated_in_out_product()
+        self.product_plus = kernels.in_out_product_plus()
+
+    def construct(self, x: Tensor, context: Tensor, rows: Tensor) -> Tensor:
+        """x: (M, H), what went into the block; context: (M, H), of its attention -> (M, H)"""
+        x = self.product_plus(context, self.projection.weight, self.projection.bias, x, rows)
+        widened = self.widened(self.norm(x, rows), rows)  # (M, F)
+        return self.product_plus(widened, self.contraction.weight, self.contraction.bias, x, rows)
+
+    def widened(self, x: Tensor, rows: Tensor) -> Tensor:
+        """(M, H) -> (M, F)"""
+        if self.is_gated:
+            return self.gated_product(x, self.mapping.weight, self.mapping.bias, self.gate, rows)
+        return self.activation(self.product(x, self.mapping.weight, self.mapping.bias, rows))
+
+
+class KernelHead(nn.Cell):
+    """What is behind the last block: layer norm, and logits by the token embedding."""
+
+    def __init__(self, backbone: GPT2Model):
+        super().__init__(auto_prefix=False)
+        self.norm = KernelLayerNorm(backbone.layernorm)
+        self.word_embedding = backbone.embedding.word_embedding
+        self.product = kernels.out_in_product()
+
+    def construct(self, x: Tensor, rows: Tensor) -> Tensor:
+        """(M, H) -> (M, V)"""
+        return self.product(self.norm(x, rows), self.word_embedding.embedding_table, rows)
+
+
+class KernelModel(nn.Cell):
+    """What `KernelDecode` and `KernelPrefill` have in common."""
+
+    def __init__(self, backbone: GPT2Model, cache: KeyValueCache, attend: ops.Custom):
+        super().__init__(auto_prefix=False)
+        self.embedding = backbone.embedding
+        self.attentions = nn.CellList([KernelAttention(block, attend) for block in backbone.blocks], auto_prefix=False)
+        self.behind = nn.CellList([KernelBehindAttention(block) for block in backbone.blocks], auto_prefix=False)
+        self.cache = cache
+        self.hidden_size = backbone.hidden_size
+        self.reshape = ops.Reshape()
+
+    def to_last_attention(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """input_ids, positions: (B, T) int32 -> the last block's input, and the context of its attention: (B*T, H)"""
+        x = self.reshape(self.embedding(input_ids, positions), (-1, self.hidden_size))
+        context = self.attentions[0](x, self.cache.keys[0], self.cache.values[0], positions, rows)
+        for layer in range(1, len(self.attentions)):
+            x = self.behind[layer - 1](x, context, rows)
+            context = self.attentions[layer](x, self.cache.keys[layer], self.cache.values[layer], positions, rows)
+        return x, context
+
+
+class KernelDecode(KernelModel):
+    """Read one more token of each row; see `Decode`."""
+
+    def __init__(self, backbone: GPT2Model, head: LMHead, cache: KeyValueCache):
+        super().__init__(backbone, cache, kernels.attention_of_next_tokens())
+        self.head = KernelHead(backbone)
+        self.rows = Tensor([cache.shape[0]], ms.int32)
+
+    def construct(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """input_ids, positions: (B, 1) int32 -> (B, V): logits at these tokens"""
+        x, context = self.to_last_attention(input_ids, positions, self.rows)
+        return self.head(self.behind[-1](x, context, self.rows), self.rows)
+
+
+class KernelPrefill(KernelModel):
+    """Read texts, one behind the other, into the front of a cache of one row.
+
+    All but what the last block does behind its attention: its result is wanted of few tokens, and `KernelLastLogits`
+    and `KernelTargetLogProbs` make it of those.
+    """
+
+    def __init__(self, backbone: GPT2Model, cache: KeyValueCache):
+        super().__init__(backbone, cache, kernels.attention_within_texts())
+
+    def construct(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """input_ids, positions: (1, T) int32; rows: (1,) int32, how many tokens there are -> (T, H) and (T, H)"""
+        return self.to_last_attention(input_ids, positions, rows)
+
+
+class KernelLastLogits(nn.Cell):
+    """What comes behind some of the tokens that `KernelPrefill` has read."""
+
+    def __init__(self, backbone: GPT2Model):
+        super().__init__(auto_prefix=False)
+        self.behind = KernelBehindAttention(backbone.blocks[-1])
+        self.head = KernelHead(backbone)
+        self.gather = ops.Gather()
+
+    def construct(self, x: Tensor, context: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+        """x, context: (T, H), from `KernelPrefill`; places: (n,) int32, which tokens -> (n, V)"""
+        x, context = self.gather(x, places, 0), self.gather(context, places, 0)  # (n, H)
+        return self.head(self.behind(x, context, rows), rows)
+
+
+class KernelTargetLogProbs(KernelLastLogits):
+    """How likely what comes behind some of the tokens was."""
+
+    def __init__(self, backbone: GPT2Model):
+        super().__init__(backbone)
+        self.cross_entropy = CrossEntropy()
+        self.neg = ops.Neg()
+
+    def construct(self, x: Tensor, context: Tensor, places: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+        """As `KernelLastLogits`; targets: (n,) int32, the tokens behind -> (n,): log P of each"""
+        x, context = self.gather(x, places, 0), self.gather(context, places, 0)  # (n, H)
+        return self.neg(self.cross_entropy(self.head(self.behind(x, context, rows), rows), targets))
+
+
+def kernels_fit(backbone: GPT2Model) -> bool:
+    """Whether these cells can do what those of `cached_model.py` do for this model: weights in float32, on a CPU, and
+    no other cells in the place of its own (LoRA, tensor parallelism)."""
+    if any(weight.dtype != ms.float32 for weight in backbone.get_parameters()):
+        return False
+    for block in backbone.blocks:
+        attention, output = block.attention, block.output
+        linears = [attention.dense1, attention.dense2, attention.dense3, attention.projection]
+        linears += [output.mapping, output.projection]
+        if any(type(linear) is not Linear or type(linear.matmul) is not ops.MatMul for linear in linears):
+            return False
+        if type(attention.attend) is not PlainAttention:
+            return False
+    return kernels.library() is not None

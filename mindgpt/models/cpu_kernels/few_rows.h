@@ -1,0 +1,108 @@
+// y += x W of few rows x: every weight is read from memory once and at the full speed of memory, straight into registers.
+//
+// Shape letters: M rows, K width of x, N width of y.
+#pragma once
+
+#include <algorithm>
+
+#include "vectors.h"
+
+constexpr int ROWS = ACCUMULATORS / 3;  // of x that are multiplied at once with what lies in the registers
+constexpr int DEPTH = 32;  // rows of W [K, N] that are gone through for all columns of a tile before the next ones are
+
+// Vectors of columns that `rows` rows leave accumulators for; usual widths are multiples of all of them.
+constexpr int columns_for(int rows) {
+  for (int columns : {12, 6, 3}) {
+    if (columns * rows <= ACCUMULATORS) return columns;
+  }
+  return 1;
+}
+
+// y += dot products of M rows of x with R rows of W, stored [N, K].
+template <int M, int R>
+inline void dots(const float *x, const float *w, int64_t K, float *y, int64_t N) {
+  Vector total[M][R] = {};
+  int64_t k = 0;
+  for (; k + LANES <= K; k += LANES) {
+    Vector weights[R];
+    for (int r = 0; r < R; ++r) {
+      weights[r] = load(w + r * K + k);
+      __builtin_prefetch(w + (r + R) * K + k);
+    }
+    for (int m = 0; m < M; ++m) {
+      const Vector values = load(x + m * K + k);
+      for (int r = 0; r < R; ++r) total[m][r] += values * weights[r];
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int r = 0; r < R; ++r) {
+      float result = sum(total[m][r]);
+      for (int64_t rest = k; rest < K; ++rest) result += x[m * K + rest] * w[r * K + rest];
+      y[m * N + r] += result;
+    }
+  }
+}
+
+// Columns first to last of y += x W^T, with W stored [N, K].
+template <int M>
+void out_in_rows(const float *x, const float *w, int64_t K, float *y, int64_t N, int64_t first, int64_t last) {
+  constexpr int R = std::min(3, columns_for(M));
+  int64_t n = first;
+  for (; n + R <= last; n += R) dots<M, R>(x, w + n * K, K, y + n, N);
+  for (; n < last; ++n) dots<M, 1>(x, w + n * K, K, y + n, N);
+}
+
+// y += x W for M rows, which lie x_step apart, R vectors of columns and `depth` rows of W, which lie w_step apart. With
+// FROM_MEMORY the rows that follow are sent for.
+template <int M, int R, bool FROM_MEMORY>
+inline void outer_products(const float *x, int64_t x_step, const float *w, int64_t w_step, int64_t depth, float *y,
+                           int64_t y_step) {
+  Vector total[M][R];
+  for (int m = 0; m < M; ++m) {
+    for (int r = 0; r < R; ++r) total[m][r] = load(y + m * y_step + r * LANES);
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    Vector weights[R];
+    for (int r = 0; r < R; ++r) {
+      weights[r] = load(w + k * w_step + r * LANES);
+      if (FROM_MEMORY) __builtin_prefetch(w + (k + DEPTH) * w_step + r * LANES, 0, 2);
+    }
+    for (int m = 0; m < M; ++m) {
+      const Vector value = all(x[m * x_step + k]);
+      for (int r = 0; r < R; ++r) total[m][r] += weights[r] * value;
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int r = 0; r < R; ++r) store(y + m * y_step + r * LANES, total[m][r]);
+  }
+}
+
+// Columns first to last of y += x W, with W stored [K, N]; rows of x lie x_step apart, of y y_step.
+template <int M>
+void in_out_rows(const float *x, int64_t x_step, const float *w, int64_t K, int64_t N, float *y, int64_t y_step,
+                 int64_t first, int64_t last) {
+  constexpr int R = columns_for(M);
+  for (int64_t k = 0; k < K; k += DEPTH) {
+    const int64_t depth = std::min<int64_t>(DEPTH, K - k);
+    const float *values = x + k, *weights = w + k * N;
+    int64_t n = first;
+    for (; n + R * LANES <= last; n += R * LANES) {
+      outer_products<M, R, true>(values, x_step, weights + n, N, depth, y + n, y_step);
+    }
+    for (; n + LANES <= last; n += LANES) outer_products<M, 1, true>(values, x_step, weights + n, N, depth, y + n, y_step);
+    for (; n < last; ++n) {
+      for (int m = 0; m < M; ++m) {
+        for (int64_t i = 0; i < depth; ++i) y[m * y_step + n] += values[m * x_step + i] * weights[i * N + n];
+      }
+    }
+  }
+}
+
+// Call f with a number of rows, 1 to ROWS, as a constant: f(std::integral_constant<int, rows>).
+template <int M = ROWS, typename F>
+inline void with_rows(int64_t rows, const F &f) {
+  if constexpr (M > 1) {
+    if (rows < M) return with_rows<M - 1>(rows, f);
+  }
+  f(std::integral_constant<int, M>{});
+}

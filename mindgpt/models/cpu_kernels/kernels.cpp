@@ -1,0 +1,142 @@
+// What MindSpore calls; kernels.py says what each takes. An entry gets the arrays of its inputs, then of its outputs.
+//
+// Shape letters: M rows, K width of x, N width of y; B texts, H hidden, D head size, C slots of a text's cache.
+#include <algorithm>
+#include <cmath>
+
+#include "attention.h"
+#include "products.h"
+#include "vectors.h"
+#include "workers.h"
+
+namespace {
+
+// x <- x sigmoid(2 s x (1 + c x^2)): GELU in its tanh form, fast GELU and SiLU, by their s and c.
+void gate(float *x, int64_t size, float s, float c) {
+  const auto gated = [=](Vector v) {
+    Vector u = v < -1e4f ? all(-1e4f) : v;  // beyond, the gate is 0 or 1, and a square might be infinite
+    u = u > 1e4f ? all(1e4f) : u;
+    return v / (exponential(u * (u * u * c + 1.0f) * (-2.0f * s)) + 1.0f);
+  };
+  int64_t i = 0;
+  for (; i + LANES <= size; i += LANES) store(x + i, gated(load(x + i)));
+  if (i == size) return;
+  float rest[LANES] = {};
+  std::copy(x + i, x + size, rest);
+  store(rest, gated(load(rest)));
+  std::copy_n(rest, size - i, x + i);
+}
+
+// Layer normalisation of one row: eps inside the root, biased variance.
+void normalise(const float *x, const float *gamma, const float *beta, float eps, int64_t H, float *y) {
+  const float mean = sum(x, H, [](auto value) { return value; }) / H;
+  const float variance = sum(x, H, [=](auto value) { return (value - mean) * (value - mean); }) / H;
+  const float per_deviation = 1.0f / std::sqrt(variance + eps);
+  for (int64_t i = 0; i < H; ++i) y[i] = (x[i] - mean) * per_deviation * gamma[i] + beta[i];
+}
+
+// What MindSpore hands to a kernel: its arrays and their shapes, of inputs and then of outputs. The last input of every
+// kernel says how many of the rows there are are to be worked on.
+struct Arrays {
+  void **data;
+  int64_t **shapes;
+  float *operator[](int i) const { return static_cast<float *>(data[i]); }
+  const int32_t *integers(int i) const { return static_cast<const int32_t *>(data[i]); }
+  int64_t size(int i, int axis) const { return shapes[i][axis]; }
+  int64_t rows(int i) const { return std::min<int64_t>(*integers(i), size(0, 0)); }
+};
+
+// y = x W + b (+ residual), then through the gate, if there is one; W [K, N].
+void in_out_product(const float *x, const float *w, const float *b, const float *residual, const float *gate_numbers,
+                    int64_t M, int64_t K, int64_t N, float *y) {
+  share_out(false, M, N, K, [&](int64_t first, int64_t last) {
+    for (int64_t m = 0; m < M; ++m) {
+      for (int64_t n = first; n < last; ++n) y[m * N + n] = b[n] + (residual ? residual[m * N + n] : 0.0f);
+    }
+    multiply(x, {w, false}, M, K, y, N, first, last);
+    if (gate_numbers == nullptr) return;
+    for (int64_t m = 0; m < M; ++m) gate(y + m * N + first, last - first, gate_numbers[0], gate_numbers[1]);
+  });
+}
+
+}  // namespace
+
+extern "C" void SetThreads(int threads) { Workers::wanted() = threads; }
+
+#define KERNEL(name)                                                                                     \
+  static void name(Arrays a);                                                                            \
+  extern "C" int Launch##name(int, void **data, int *, int64_t **shapes, const char **, void *, void *) { \
+    name({data, shapes});                                                                                \
+    return 0;                                                                                            \
+  }                                                                                                      \
+  static void name(Arrays a)
+
+// x (M, K), w (N, K), rows -> y (M, N)
+KERNEL(OutInProduct) {
+  const int64_t M = a.rows(2), K = a.size(0, 1), N = a.size(1, 0);
+  share_out(true, M, N, K, [&](int64_t first, int64_t last) {
+    for (int64_t m = 0; m < M; ++m) std::fill(a[3] + m * N + first, a[3] + m * N + last, 0.0f);
+    multiply(a[0], {a[1], true}, M, K, a[3], N, first, last);
+  });
+}
+
+// x (M, K), then w (N, K) and b (N,) three times, rows -> three times y (M, N)
+KERNEL(ThreeOutInProducts) {
+  const int64_t M = a.rows(7), K = a.size(0, 1), N = a.size(1, 0);
+  const int64_t width = tile_width(true, M, N, K), tiles = (N + width - 1) / width;
+  Workers::get().run(3 * tiles, [&](int64_t tile) {
+    const int64_t which = tile / tiles, first = tile % tiles * width, last = std::min(N, first + width);
+    const float *b = a[2 + 2 * which];
+    float *y = a[8 + which];
+    for (int64_t m = 0; m < M; ++m) std::copy(b + first, b + last, y + m * N + first);
+    multiply(a[0], {a[1 + 2 * which], true}, M, K, y, N, first, last);
+  });
+}
+
+// x (M, K), w (K, N), b (N,), rows -> y (M, N)
+KERNEL(InOutProduct) { in_out_product(a[0], a[1], a[2], nullptr, nullptr, a.rows(3), a.size(0, 1), a.size(1, 1), a[4]); }
+
+// x (M, K), w (K, N), b (N,), residual (M, N), rows -> y (M, N)
+KERNEL(InOutProductPlus) { in_out_product(a[0], a[1], a[2], a[3], nullptr, a.rows(4), a.size(0, 1), a.size(1, 1), a[5]); }
+
+// x (M, K), w (K, N), b (N,), (s, c) of the gate, rows -> y (M, N)
+KERNEL(GatedInOutProduct) { in_out_product(a[0], a[1], a[2], nullptr, a[3], a.rows(4), a.size(0, 1), a.size(1, 1), a[5]); }
+
+// x (M, H), gamma (H,), beta (H,), eps (1,), rows -> y (M, H)
+KERNEL(LayerNormRows) {
+  const int64_t M = a.rows(4), H = a.size(0, 1), tiles = (M + ROWS - 1) / ROWS;
+  Workers::get().run(tiles, [&](int64_t tile) {
+    for (int64_t m = tile * ROWS; m < std::min(M, (tile + 1) * ROWS); ++m) {
+      normalise(a[0] + m * H, a[1], a[2], *a[3], H, a[5] + m * H);
+    }
+  });
+}
+
+// One more token of each text: q, k, v (B, H), keys and values (B*N*C, D), positions (B, 1) int32, scale (1,), rows ->
+// context (B, H). Here N is the number of heads. k and v are written to the text's position in its cache, and the query
+// sees all up to there.
+KERNEL(AttentionOfNextTokens) {
+  const int64_t B = a.size(0, 0), H = a.size(0, 1), D = a.size(3, 1), N = H / D, C = a.size(3, 0) / (B * N);
+  const int32_t *positions = a.integers(5);
+  Workers::get().run(a.rows(7) * N, [&](int64_t head) {  // (B, H) is (B, N, D): `head` counts them there as in the cache
+    const int64_t position = positions[head / N];
+    float *keys = a[3] + head * C * D, *values = a[4] + head * C * D;
+    std::copy_n(a[1] + head * D, D, keys + position * D);
+    std::copy_n(a[2] + head * D, D, values + position * D);
+    attend(a[0] + head * D, keys, values, position + 1, D, *a[6], a[8] + head * D);
+  });
+}
+
+// Texts one behind the other: q, k, v (T, H), keys and values (N*C, D), positions (1, T) int32, scale (1,), rows ->
+// context (T, H). k and v are written to slots 0 to rows - 1 of the cache, and a token sees its text up to itself.
+KERNEL(AttentionWithinTexts) {
+  const int64_t T = a.rows(7), H = a.size(0, 1), D = a.size(3, 1), N = H / D, C = a.size(3, 0) / N;
+  Workers::get().run(N, [&](int64_t head) {
+    float *keys = a[3] + head * C * D, *values = a[4] + head * C * D;
+    for (int64_t t = 0; t < T; ++t) {
+      std::copy_n(a[1] + t * H + head * D, D, keys + t * D);
+      std::copy_n(a[2] + t * H + head * D, D, values + t * D);
+    }
+    attend_within_texts(a[0] + head * D, keys, values, a.integers(5), T, H, D, *a[6], a[8] + head * D);
+  });
+}

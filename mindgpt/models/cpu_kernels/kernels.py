@@ -1,0 +1,181 @@
+"""C++ kernels for reading texts and continuing them on a CPU, as MindSpore primitives.
+
+What they have that MindSpore's operators have not (docs/performance.md has the figures):
+- A step of one token multiplies one row per text with every weight of the model, so it takes as long as reading the
+  weights from memory does. These products read them nearly as fast as the memory can.
+- They work on as many rows as they are told, not on all that a graph was compiled for: one graph reads texts of every
+  length, each in its own time.
+- Bias, residual and activation are added while the product is in the cache, and a text's keys and values are read from
+  where they lie.
+
+The library is compiled for this very processor when it is first asked for, which takes some seconds, and kept in the
+user's cache. Without a C++ compiler there is none, and MindSpore's own operators do the work.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import uuid
+from functools import cache
+from pathlib import Path
+
+import mindspore as ms
+from mindspore import Tensor, ops
+
+from mindgpt.runtime.user_cache import user_cache
+
+GATES = {"gelu": (0.7978845608028654, 0.044715), "fast_gelu": (0.851, 0.0), "silu": (0.5, 0.0)}
+"""Activations of the form x * sigmoid(2 s x (1 + c x^2)): their s and c. GELU's tanh form is one, since
+(1 + tanh u) / 2 = sigmoid(2 u)."""
+
+SWITCH = "MINDGPT_CPU_KERNELS"
+_MOST_THREADS = 16  # memory is the limit, and a few cores reach it; not measured on more than two
+_SOURCES = Path(__file__).parent
+OPTIONS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+
+
+def library() -> Path | None:
+    """The compiled library, if there can be one."""
+    return _find_library()[0]
+
+
+def why_no_library() -> str | None:
+    """What a person on a CPU can do something about: why there is no library."""
+    return _find_library()[1]
+
+
+@cache
+def _find_library() -> tuple[Path | None, str | None]:
+    """The library, or why there is none."""
+    if ms.get_context("device_target") != "CPU":
+        return None, None
+    if os.environ.get(SWITCH) == "0":
+        return None, f"{SWITCH} is 0"
+    if platform.system() != "Linux":
+        return None, "MindSpore takes kernels of others on Linux only"
+    name = os.environ.get("CXX") or "g++"
+    compiler = shutil.which(name)
+    if compiler is None:
+        return None, f"there is no C++ compiler ({name})"
+    command = [compiler, *OPTIONS, for_this_processor(), str(_SOURCES / "kernels.cpp")]
+    target = user_cache() / f"cpu-kernels-{_fingerprint(command)}.so"
+    try:
+        if not target.exists():
+            compile_kernels(command, target)
+        ctypes.CDLL(str(target)).SetThreads(_threads())  # MindSpore, too, will load it, and get the same one
+    except OSError as error:
+        return None, f"cannot write or load {target} ({error.strerror or error})"
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {error.returncode}"]
+        return None, f"{name} cannot compile {command[-1]} ({said[0]})"
+    except subprocess.TimeoutExpired as error:
+        return None, f"{name} did not compile {command[-1]} in {error.timeout:.0f} s"
+    return target, None
+
+
+def for_this_processor() -> str:
+    """The compiler's option for all the instructions that this machine has."""
+    return "-march=native" if platform.machine() == "x86_64" else "-mcpu=native"
+
+
+def _threads() -> int:
+    """As many as this process may use cores, but at most `OMP_NUM_THREADS`, which MindSpore hides from C++."""
+    count = len(os.sched_getaffinity(0))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        count = min(count, int(asked))
+    return min(count, _MOST_THREADS)
+
+
+def _fingerprint(command: list[str]) -> str:
+    """Of what the library is made from, and by and for what: several machines may share a cache."""
+    version = subprocess.run([command[0], "--version"], capture_output=True, text=True).stdout
+    digest = hashlib.sha256("\n".join([*command, version, _processor()]).encode())
+    for source in sorted(_SOURCES.glob("*.[ch]*")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """Which instructions this processor has."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return platform.processor()
+
+
+def compile_kernels(command: list[str], target: Path) -> None:
+    """Run a compiler's command; the library is there whole or not at all. Raises CalledProcessError, OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        subprocess.run([*command, "-o", str(unfinished)], check=True, capture_output=True, timeout=120)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+# Shape letters: M rows, K width of x, N width of y; B texts, T tokens, H hidden. All arrays are float32 but for
+# `positions` and the last input of every kernel: rows (1,) int32, how many to work on. Other rows come out undefined.
+
+
+def _primitive(entry: str, shape, dtype=lambda x, *rest: x) -> ops.Custom:
+    return ops.Custom(f"{library()}:Launch{entry}", shape, dtype, func_type="aot")
+
+
+def out_in_product() -> ops.Custom:
+    """x (M, K), w (N, K), rows -> x w^T: (M, N)"""
+    return _primitive("OutInProduct", lambda x, w, rows: (x[0], w[0]))
+
+
+def three_out_in_products() -> ops.Custom:
+    """x (M, K), then w (N, K) and b (N,) three times, rows -> three times x w^T + b: (M, N)"""
+    return _primitive("ThreeOutInProducts", lambda x, w, *rest: ((x[0], w[0]),) * 3, lambda x, *rest: (x, x, x))
+
+
+def in_out_product() -> ops.Custom:
+    """x (M, K), w (K, N), b (N,), rows -> x w + b: (M, N)"""
+    return _primitive("InOutProduct", lambda x, w, *rest: (x[0], w[1]))
+
+
+def in_out_product_plus() -> ops.Custom:
+    """x (M, K), w (K, N), b (N,), residual (M, N), rows -> residual + x w + b: (M, N)"""
+    return _primitive("InOutProductPlus", lambda x, w, *rest: (x[0], w[1]))
+
+
+def gated_in_out_product() -> ops.Custom:
+    """x (M, K), w (K, N), b (N,), one of `GATES` (2,), rows -> gate(x w + b): (M, N)"""
+    return _primitive("GatedInOutProduct", lambda x, w, *rest: (x[0], w[1]))
+
+
+def layer_norm_rows() -> ops.Custom:
+    """x (M, H), gamma (H,), beta (H,), eps (1,), rows -> layer norm of each row: (M, H)"""
+    return _primitive("LayerNormRows", lambda x, *rest: x)
+
+
+def attention_of_next_tokens() -> ops.Custom:
+    """One more token of each of B texts: it is written to the cache, and attends to all of its text there.
+
+    Takes q, k, v (B, H), keys and values of a `KeyValueCache` of B rows, which are changed in place, positions (B, 1)
+    int32, scale (1,), rows -> softmax(scale q K^T) V of each head, over the slots up to the position: (B, H).
+    """
+    return _primitive("AttentionOfNextTokens", lambda q, *rest: q)
+
+
+def attention_within_texts() -> ops.Custom:
+    """Texts that lie one behind the other: they are written to the cache from slot 0 on, and a token attends to its
+    text up to itself.
+
+    Takes q, k, v (T, H), keys and values of a `KeyValueCache` of one row, which are changed in place, positions (1, T)
+    int32, each token's in its own text, scale (1,), rows -> softmax(scale q K^T) V of each head: (T, H).
+    """
+    return _primitive("AttentionWithinTexts", lambda q, *rest: q)
+
+
+def number(*values: float) -> Tensor:
+    """What a kernel takes numbers as."""
+    return Tensor(values, ms.float32)

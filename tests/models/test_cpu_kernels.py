@@ -1,0 +1,300 @@
+"""The C++ kernels for the CPU against NumPy in float64, called as MindSpore calls them, and what builds them."""
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+
+from mindgpt.models.cpu_kernels import kernels
+
+COMPILER = shutil.which(os.environ.get("CXX") or "g++")
+pytestmark = pytest.mark.skipif(
+    platform.system() != "Linux" or COMPILER is None, reason="the kernels need Linux and a C++ compiler"
+)
+SOURCE = kernels._SOURCES / "kernels.cpp"
+OPTIONS = {"native": kernels.for_this_processor(), "avx2": "-march=haswell", "sse2": "-march=x86-64"}
+ROW_COUNTS = (1, 2, 3, 7, 8, 9, 17, 40)
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    """`libraries(option, threads)`: the kernels built for a processor, each with its own threads."""
+    folder, built, loaded = tmp_path_factory.mktemp("kernels"), {}, {}
+
+    def load(option="native", threads=2):
+        if option not in built:
+            built[option] = folder / f"{option}.so"
+            kernels.compile_kernels([COMPILER, *kernels.OPTIONS, OPTIONS[option], str(SOURCE)], built[option])
+        if (option, threads) not in loaded:
+            copy = shutil.copy(built[option], folder / f"{option}-{threads}.so")  # another file is loaded anew
+            loaded[option, threads] = ctypes.CDLL(copy)
+            loaded[option, threads].SetThreads(threads)
+        return loaded[option, threads]
+
+    return load
+
+
+def launch(library, name, inputs, outputs):
+    """Call an entry with arrays, as MindSpore does."""
+    arrays = [*inputs, *outputs]
+    data = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+    shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
+    pointers = (ctypes.c_void_p * len(arrays))(*map(ctypes.addressof, shapes))
+    assert getattr(library, f"Launch{name}")(len(arrays), data, None, pointers, None, None, None) == 0
+
+
+def randoms(seed, *shapes):
+    generator = np.random.default_rng(seed)
+    return [generator.standard_normal(shape, dtype=np.float32) for shape in shapes]
+
+
+def count(rows):
+    return np.array([rows], np.int32)
+
+
+def product(library, name, x, w, *rest, rows, width):
+    """The output of a product with room for a row more than `rows`, which must stay as it is."""
+    y = np.full((rows + 1, width), 7, np.float32)
+    room = np.concatenate([x, np.ones_like(x[:1])])
+    launch(library, name, [room, w, *rest, count(rows)], [y])
+    assert (y[rows] == 7).all()
+    return y[:rows]
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(("inner", "outer"), [(64, 96), (50, 131), (129, 48), (1000, 7), (1601, 211)])
+def test_products(libraries, option, inner, outer):
+    """Widths that are multiples of all vectors, and of none; more rows than a panel has, and fewer."""
+    if option != "native" and platform.machine() != "x86_64":
+        pytest.skip("for x86")
+    library = libraries(option)
+    w, b, s, c = *randoms(1, (inner, outer), (outer,)), *kernels.GATES["gelu"]
+    turned, gate = np.ascontiguousarray(w.T), np.array([s, c], np.float32)
+    for rows in ROW_COUNTS:
+        x, residual = randoms(rows, (rows, inner), (rows + 1, outer))
+        x /= np.sqrt(inner)
+        expected = x.astype(float) @ w
+        close = {"rtol": 0, "atol": 2e-6 + 4e-7 * inner**0.5}  # numbers of size 5, whose last bit is 4.8e-7
+        np.testing.assert_allclose(
+            product(library, "OutInProduct", x, turned, rows=rows, width=outer), expected, **close
+        )
+        y = product(library, "InOutProduct", x, w, b, rows=rows, width=outer)
+        np.testing.assert_allclose(y, expected + b, **close)
+        y = product(library, "InOutProductPlus", x, w, b, residual, rows=rows, width=outer)
+        np.testing.assert_allclose(y, expected + b + residual[:rows], **close)
+        y = product(library, "GatedInOutProduct", x, w, b, gate, rows=rows, width=outer)
+        np.testing.assert_allclose(y, gelu(expected + b), **close)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_three_products_at_once(libraries, option):
+    if option != "native" and platform.machine() != "x86_64":
+        pytest.skip("for x86")
+    for rows in ROW_COUNTS:
+        weights = randoms(2, *[(70, 70), (70,)] * 3)
+        (x,) = randoms(rows, (rows, 70))
+        outputs = [np.empty((rows, 70), np.float32) for _ in range(3)]
+        launch(libraries(option), "ThreeOutInProducts", [x, *weights, count(rows)], outputs)
+        for y, w, b in zip(outputs, weights[::2], weights[1::2], strict=True):
+            np.testing.assert_allclose(y, x.astype(float) @ w.T + b, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", kernels.GATES)
+def test_activations(libraries, name):
+    """One at a time, from far below to far above zero: identity times the numbers."""
+    formulas = {
+        "gelu": gelu,
+        "fast_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+        "silu": lambda x: x / (1 + np.exp(-x)),
+    }
+    x = np.concatenate([np.linspace(-60, 60, 4001), [-3e38, -1e5, 1e5]]).astype(np.float32)[:, None]
+    y = product(
+        libraries(), "GatedInOutProduct", x, np.ones((1, 1), np.float32), np.zeros(1, np.float32),
+        np.array(kernels.GATES[name], np.float32), rows=len(x), width=1,
+    )  # fmt: skip
+    with np.errstate(over="ignore"):
+        expected = formulas[name](x.astype(float))
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_number_that_is_none_stays_one(libraries):
+    x, w, b = np.full((1, 8), np.nan, np.float32), np.ones((8, 5), np.float32), np.zeros(5, np.float32)
+    for gate in kernels.GATES.values():
+        numbers = np.array(gate, np.float32)
+        assert np.isnan(product(libraries(), "GatedInOutProduct", x, w, b, numbers, rows=1, width=5)).all()
+
+
+@pytest.mark.parametrize("width", [16, 50, 768])
+def test_layer_norm(libraries, width):
+    x, gamma, beta = randoms(3, (20, width), (width,), (width,))
+    x = x * 5 + 30
+    y = np.full_like(x, 7)
+    launch(libraries(), "LayerNormRows", [x, gamma, beta, np.array([1e-5], np.float32), count(19)], [y])
+    wide = x[:19].astype(float)
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5) * gamma + beta
+    np.testing.assert_allclose(y[:19], expected, atol=5e-5)
+    assert (y[19] == 7).all()
+
+
+def heads_of(x, heads):
+    """(T, N*D) -> (N, T, D)"""
+    return x.reshape(len(x), heads, -1).transpose(1, 0, 2)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(("heads", "size"), [(2, 64), (3, 20), (1, 5)])
+def test_attention_of_next_tokens(libraries, option, heads, size):
+    """Texts of several lengths, the longest as long as the cache."""
+    if option != "native" and platform.machine() != "x86_64":
+        pytest.skip("for x86")
+    slots, positions = 70, np.array([[0], [1], [15], [16], [69]], np.int32)
+    texts = len(positions)
+    q, k, v = randoms(4, *[(texts, heads * size)] * 3)
+    keys, values = randoms(5, *[(texts * heads * slots, size)] * 2)
+    keys_then, values_then = (cache.reshape(texts, heads, slots, size).copy() for cache in (keys, values))
+    context = np.empty_like(q)
+    scale = np.array([0.3], np.float32)
+    launch(
+        libraries(option), "AttentionOfNextTokens", [q, k, v, keys, values, positions, scale, count(texts)], [context]
+    )
+    for text, (position,) in enumerate(positions):
+        keys_then[text, :, position], values_then[text, :, position] = (
+            new[text].reshape(heads, size) for new in (k, v)
+        )
+        for head in range(heads):
+            seen_keys, seen_values = (
+                cache[text, head, : position + 1].astype(float) for cache in (keys_then, values_then)
+            )
+            weights = softmax(0.3 * seen_keys @ q[text].reshape(heads, size)[head])
+            np.testing.assert_allclose(context[text].reshape(heads, size)[head], weights @ seen_values, atol=2e-6)
+    np.testing.assert_array_equal(keys.reshape(keys_then.shape), keys_then)
+    np.testing.assert_array_equal(values.reshape(values_then.shape), values_then)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(("heads", "size"), [(2, 64), (3, 20)])
+@pytest.mark.parametrize("lengths", [(1,), (130,), (3, 1, 50, 9, 8), (17, 100)])
+def test_attention_within_texts(libraries, option, heads, size, lengths):
+    if option != "native" and platform.machine() != "x86_64":
+        pytest.skip("for x86")
+    rows, slots = sum(lengths), 150
+    q, k, v = randoms(6, *[(rows + 2, heads * size)] * 3)
+    keys, values = randoms(7, *[(heads * slots, size)] * 2)
+    behind = [cache.reshape(heads, slots, size)[:, rows:].copy() for cache in (keys, values)]
+    positions = np.concatenate([*(np.arange(length) for length in lengths), [0, 0]]).astype(np.int32)[None]
+    context = np.full_like(q, 7)
+    scale = np.array([0.3], np.float32)
+    launch(libraries(option), "AttentionWithinTexts", [q, k, v, keys, values, positions, scale, count(rows)], [context])
+    first = 0
+    for length in lengths:
+        part = slice(first, first + length)
+        q_heads, k_heads, v_heads = (heads_of(x[part].astype(float), heads) for x in (q, k, v))
+        scores = 0.3 * q_heads @ k_heads.transpose(0, 2, 1)
+        scores[:, np.triu(np.ones((length, length), bool), 1)] = -np.inf
+        np.testing.assert_allclose(heads_of(context[part], heads), softmax(scores) @ v_heads, atol=3e-6)
+        first += length
+    assert (context[rows:] == 7).all()
+    for cache, written, kept in zip((keys, values), (k, v), behind, strict=True):
+        cache = cache.reshape(heads, slots, size)
+        np.testing.assert_array_equal(cache[:, :rows], heads_of(written[:rows], heads))
+        np.testing.assert_array_equal(cache[:, rows:], kept)
+
+
+def test_a_row_depends_neither_on_the_others_nor_on_the_threads(libraries):
+    """To the last bit: among few rows, and among many."""
+    w, b = randoms(8, (300, 500), (500,))
+    turned = np.ascontiguousarray(w.T)
+    for few, some in ((1, 8), (9, 33)):
+        (x,) = randoms(9, (some, 300))
+        for name, arguments in (("InOutProduct", (w, b)), ("OutInProduct", (turned,))):
+            several = [product(libraries(threads=n), name, x, *arguments, rows=some, width=500) for n in (1, 2, 3)]
+            np.testing.assert_array_equal(several[0], several[1])
+            np.testing.assert_array_equal(several[0], several[2])
+            alone = product(libraries(threads=2), name, x[:few], *arguments, rows=few, width=500)
+            np.testing.assert_array_equal(alone, several[0][:few])
+
+
+def test_kernels_that_run_at_the_same_time(libraries):
+    """Two threads call them without end; more workers than cores take part."""
+    library, failures = libraries(threads=3), []
+    w, b = randoms(10, (200, 300), (300,))
+
+    def work(seed):
+        (x,) = randoms(seed, (3, 200))
+        expected = x.astype(float) @ w + b
+        for _ in range(1500):
+            y = product(library, "InOutProduct", x, w, b, rows=3, width=300)
+            if not np.allclose(y, expected, atol=1e-4):
+                failures.append(seed)
+                return
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def run_python(script, **variables):
+    """Run a script in a process of its own: the library is chosen once in each."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=os.environ | {"GLOG_v": "3"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+LIBRARY = """
+    import mindspore as ms
+    ms.set_device("CPU")
+    from mindgpt.models.cpu_kernels import kernels
+    print(kernels.library())
+    print(kernels.why_no_library())
+"""
+
+
+def test_the_library_is_kept_and_built_once(tmp_path):
+    first = run_python(LIBRARY, MINDGPT_CACHE=str(tmp_path))
+    (built,) = tmp_path.glob("*")
+    assert first.stdout.splitlines() == [str(built), "None"], first.stderr
+    made = built.stat().st_mtime_ns
+    assert run_python(LIBRARY, MINDGPT_CACHE=str(tmp_path)).stdout == first.stdout
+    assert built.stat().st_mtime_ns == made
+
+
+def test_where_there_can_be_no_library(tmp_path):
+    """No compiler, one that fails, a cache that cannot be written, switched off: MindSpore's operators do the work."""
+    fails, no_folder = tmp_path / "fails", tmp_path / "file"
+    fails.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo "no such option" >&2; exit 1; }\n')
+    fails.chmod(0o755)
+    no_folder.touch()
+    cache = {"MINDGPT_CACHE": str(tmp_path / "cache")}
+    for variables, reason in (
+        (cache | {"CXX": "no-such-compiler"}, "no C++ compiler (no-such-compiler)"),
+        (cache | {"CXX": str(fails)}, "kernels.cpp (no such option)"),
+        ({"MINDGPT_CACHE": str(no_folder)}, "cannot write or load"),
+        (cache | {"MINDGPT_CPU_KERNELS": "0"}, "MINDGPT_CPU_KERNELS is 0"),
+    ):
+        result = run_python(LIBRARY, **variables)
+        library, why = result.stdout.splitlines()
+        assert library == "None" and reason in why, (variables, result.stderr)
+    assert list(tmp_path.glob("cache/*")) == []
