@@ -9,26 +9,29 @@
 #include "many_rows.h"
 #include "vectors.h"
 
-// weights <- softmax(scale weights) in place, for `count` of them; there must be room to the next whole vector.
-inline void softmax(float *weights, int64_t count, float scale) {
+// weights <- exp(scale (weights - the highest)) in place, for `count` of them and what is missing to a whole vector;
+// returns what they are to be multiplied with to be the softmax. scale > 0.
+inline float exponentials(float *weights, int64_t count, float scale) {
   const int64_t whole = (count + LANES - 1) / LANES * LANES;
   std::fill(weights + count, weights + whole, -INFINITY);
   Vector highest_of_lane = all(-INFINITY);
   for (int64_t i = 0; i < whole; i += LANES) {
-    const Vector scores = load(weights + i) * scale;
-    store(weights + i, scores);
+    const Vector scores = load(weights + i);
     highest_of_lane = scores > highest_of_lane ? scores : highest_of_lane;
   }
   float highest = -INFINITY;
   for (int lane = 0; lane < LANES; ++lane) highest = std::max(highest, highest_of_lane[lane]);
   Vector total{};
   for (int64_t i = 0; i < whole; i += LANES) {
-    const Vector e = exponential(load(weights + i) - highest);  // behind the last one 1e-38, where the total is 1 or more
+    const Vector e = exponential((load(weights + i) - highest) * scale);  // behind the last 1e-38: the total is >= 1
     store(weights + i, e);
     total += e;
   }
-  const float per_total = 1.0f / sum(total);
-  for (int64_t i = 0; i < whole; i += LANES) store(weights + i, load(weights + i) * per_total);
+  return 1.0f / sum(total);
+}
+
+inline void multiply_by(float *values, int64_t count, float factor) {
+  for (int64_t i = 0; i < count; ++i) values[i] *= factor;
 }
 
 // One query, over `count` keys.
@@ -37,43 +40,42 @@ inline void attend(const float *q, const float *keys, const float *values, int64
   thread_local std::vector<float> weights;
   weights.assign(count + LANES, 0.0f);
   out_in_rows<1>(q, keys, D, weights.data(), count, 0, count);
-  softmax(weights.data(), count, scale);
+  const float per_total = exponentials(weights.data(), count, scale);
   std::fill(out, out + D, 0.0f);
   in_out_rows<1>(weights.data(), count, values, count, D, out, D, 0, D);
+  multiply_by(out, D, per_total);
 }
 
 // The tokens of texts that lie one behind the other from slot 0 on; each sees its text up to itself. `rows` queries,
 // which like the rows of `out` lie `step` apart, and the position that each has in its text.
 inline void attend_within_texts(const float *q, const float *keys, const float *values, const int32_t *positions,
                                 int64_t rows, int64_t step, int64_t D, float scale, float *out) {
-  thread_local std::vector<float> turned_keys, weights;  // keys as panels [D][PANEL]; scores of ROWS queries
-  const int64_t panels = (rows + PANEL - 1) / PANEL, width = panels * PANEL;
+  thread_local std::vector<float> turned_keys, weights;  // keys as panels [D][PANEL]; weights of ROWS queries
+  const int64_t panels = (rows + PANEL - 1) / PANEL, width = panels * PANEL + LANES;
   turned_keys.resize(panels * D * PANEL);
   for (int64_t p = 0; p < panels; ++p) {
     pack_out_in(keys + p * PANEL * D, D, D, std::min<int64_t>(PANEL, rows - p * PANEL), &turned_keys[p * D * PANEL]);
   }
+  weights.resize(ROWS * width);
   for (int64_t first = 0; first < rows; first += ROWS) {
     const int64_t count = std::min<int64_t>(ROWS, rows - first), end = first + count;
     int64_t begin = first;  // the first slot that one of these queries sees
     for (int64_t t = first; t < end; ++t) begin = std::min(begin, t - positions[t]);
-    weights.assign(ROWS * width, 0.0f);
+    std::fill(weights.begin(), weights.end(), 0.0f);
     for (int64_t p = begin / PANEL; p * PANEL < end; ++p) {
       multiply_panel(q + first * step, step, &turned_keys[p * D * PANEL], D, &weights[p * PANEL], width, count, PANEL);
     }
+    float per_total[ROWS];
     for (int64_t t = first; t < end; ++t) {
-      float *scores = &weights[(t - first) * width];
-      const int64_t from = t - positions[t];
-      std::fill(scores, scores + from, 0.0f);
-      thread_local std::vector<float> seen;  // aligned to where its text begins, with room for a whole vector
-      seen.assign(scores + from, scores + t + 1);
-      seen.resize(t + 1 - from + LANES);
-      softmax(seen.data(), t + 1 - from, scale);
-      std::copy(seen.begin(), seen.begin() + (t + 1 - from), scores + from);
-      std::fill(scores + t + 1, scores + width, 0.0f);
+      float *mine = &weights[(t - first) * width];
+      per_total[t - first] = exponentials(mine + t - positions[t], positions[t] + 1, scale);
+      std::fill(mine, mine + t - positions[t], 0.0f);
+      std::fill(mine + t + 1, mine + width, 0.0f);
       std::fill(out + t * step, out + t * step + D, 0.0f);
     }
     with_rows(count, [&](auto m) {
       in_out_rows<m>(&weights[begin], width, values + begin * D, end - begin, D, out + first * step, step, 0, D);
     });
+    for (int64_t t = first; t < end; ++t) multiply_by(out + t * step, D, per_total[t - first]);
   }
 }

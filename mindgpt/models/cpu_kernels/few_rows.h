@@ -1,4 +1,4 @@
-// y += x W of few rows x: every weight is read from memory once and at the full speed of memory, straight into registers.
+// y += x W of few rows x: every weight is read from memory once, as fast as memory can, straight into registers.
 //
 // Shape letters: M rows, K width of x, N width of y.
 #pragma once
@@ -89,7 +89,9 @@ void in_out_rows(const float *x, int64_t x_step, const float *w, int64_t K, int6
     for (; n + R * LANES <= last; n += R * LANES) {
       outer_products<M, R, true>(values, x_step, weights + n, N, depth, y + n, y_step);
     }
-    for (; n + LANES <= last; n += LANES) outer_products<M, 1, true>(values, x_step, weights + n, N, depth, y + n, y_step);
+    for (; n + LANES <= last; n += LANES) {
+      outer_products<M, 1, true>(values, x_step, weights + n, N, depth, y + n, y_step);
+    }
     for (; n < last; ++n) {
       for (int m = 0; m < M; ++m) {
         for (int64_t i = 0; i < depth; ++i) y[m * y_step + n] += values[m * x_step + i] * weights[i * N + n];

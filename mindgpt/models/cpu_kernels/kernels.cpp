@@ -94,13 +94,19 @@ KERNEL(ThreeOutInProducts) {
 }
 
 // x (M, K), w (K, N), b (N,), rows -> y (M, N)
-KERNEL(InOutProduct) { in_out_product(a[0], a[1], a[2], nullptr, nullptr, a.rows(3), a.size(0, 1), a.size(1, 1), a[4]); }
+KERNEL(InOutProduct) {
+  in_out_product(a[0], a[1], a[2], nullptr, nullptr, a.rows(3), a.size(0, 1), a.size(1, 1), a[4]);
+}
 
 // x (M, K), w (K, N), b (N,), residual (M, N), rows -> y (M, N)
-KERNEL(InOutProductPlus) { in_out_product(a[0], a[1], a[2], a[3], nullptr, a.rows(4), a.size(0, 1), a.size(1, 1), a[5]); }
+KERNEL(InOutProductPlus) {
+  in_out_product(a[0], a[1], a[2], a[3], nullptr, a.rows(4), a.size(0, 1), a.size(1, 1), a[5]);
+}
 
 // x (M, K), w (K, N), b (N,), (s, c) of the gate, rows -> y (M, N)
-KERNEL(GatedInOutProduct) { in_out_product(a[0], a[1], a[2], nullptr, a[3], a.rows(4), a.size(0, 1), a.size(1, 1), a[5]); }
+KERNEL(GatedInOutProduct) {
+  in_out_product(a[0], a[1], a[2], nullptr, a[3], a.rows(4), a.size(0, 1), a.size(1, 1), a[5]);
+}
 
 // x (M, H), gamma (H,), beta (H,), eps (1,), rows -> y (M, H)
 KERNEL(LayerNormRows) {
@@ -118,7 +124,7 @@ KERNEL(LayerNormRows) {
 KERNEL(AttentionOfNextTokens) {
   const int64_t B = a.size(0, 0), H = a.size(0, 1), D = a.size(3, 1), N = H / D, C = a.size(3, 0) / (B * N);
   const int32_t *positions = a.integers(5);
-  Workers::get().run(a.rows(7) * N, [&](int64_t head) {  // (B, H) is (B, N, D): `head` counts them there as in the cache
+  Workers::get().run(a.rows(7) * N, [&](int64_t head) {  // (B, H) is (B, N, D): heads are counted as in the cache
     const int64_t position = positions[head / N];
     float *keys = a[3] + head * C * D, *values = a[4] + head * C * D;
     std::copy_n(a[1] + head * D, D, keys + position * D);

@@ -15,7 +15,8 @@ constexpr int PANEL_DEPTH = 768;  // rows of W: the fewer pieces, the fewer time
 constexpr int PANELS = 4;         // that are copied at once, so that a row's piece is long enough to be read fast
 
 // Copy `depth` rows and `columns` columns of W [K, N] to panels[k][n], with zeros behind the last column.
-inline void pack_in_out(const float *w, int64_t N, int64_t depth, int64_t columns, float (*panels)[PANEL_DEPTH * PANEL]) {
+inline void pack_in_out(const float *w, int64_t N, int64_t depth, int64_t columns,
+                        float (*panels)[PANEL_DEPTH * PANEL]) {
   for (int64_t k = 0; k < depth; ++k) {
     const float *row = w + k * N;
     for (int64_t n = 0; n < columns; n += 64 / sizeof(float)) __builtin_prefetch(row + PANEL_DEPTH * N + n, 0, 2);

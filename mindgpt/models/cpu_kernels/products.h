@@ -2,7 +2,7 @@
 //
 // Shape letters: M rows, K width of x, N width of y.
 //
-// How a y[m][n] is added up depends on whether there are more than ROWS rows, but on nothing else: not on what the other
+// How a y[m][n] is added up depends on whether there are more than ROWS rows, but on nothing else: not on what other
 // rows hold, nor on how many threads there are, nor on which of them came first.
 #pragma once
 

@@ -38,7 +38,8 @@ class Workers {
       for (int64_t tile = 0; tile < tiles; ++tile) task(tile);
       return;
     }
-    call_.store([](const void *task, int64_t tile) { (*static_cast<const Task *>(task))(tile); }, std::memory_order_relaxed);
+    const Call call = [](const void *task, int64_t tile) { (*static_cast<const Task *>(task))(tile); };
+    call_.store(call, std::memory_order_relaxed);
     task_.store(&task, std::memory_order_relaxed);
     tiles_.store(tiles, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
@@ -60,7 +61,7 @@ class Workers {
     for (int i = 1; i < threads_; ++i) std::thread([this] { live(); }).detach();
   }
 
-  // Take tiles of this kernel until there are none left, or it is over. The upper half of `next_` is the kernel's number.
+  // Take tiles of this kernel until there are none left, or it is over. `next_` holds its number in the upper half.
   void work_on(uint64_t kernel) {
     const Call call = call_.load(std::memory_order_relaxed);
     const void *task = task_.load(std::memory_order_relaxed);
