@@ -65,6 +65,7 @@ class HashedDropout(nn.Cell):
         self.scale = 1.0 / (1.0 - rate)
         self.mul = ops.Mul()
         self.add = ops.Add()
+        self.xor = ops.BitwiseXor()
         self.cast = ops.Cast()
 
     def take_key_from(self, step_key: Parameter) -> None:
@@ -79,7 +80,10 @@ class HashedDropout(nn.Cell):
         """(rows, columns) bool: a new mask"""
         key = self.draw((1,), self.lowest, self.highest) if self.step_key is None else self.step_key
         place = self.add(self.add(_places(rows, 1, _ROW_STEP), key), _places(1, columns, _COLUMN_STEP))
-        return self.mix(self.add(self.mix(place), self.own)) >= self.threshold
+        # Fusion does not take up Xor. Were it not in between, all masks of a model would become one kernel with all
+        # the cells' numbers in it, which took 10 s to compile. So one kernel makes any mask, from a number it is given.
+        zero = self.xor(key, key)
+        return self.mix(self.add(self.xor(self.mix(place), zero), self.xor(self.own, zero))) >= self.threshold
 
     def construct(self, x: Tensor) -> Tensor:
         """x: any shape, floating -> the same shape and dtype"""

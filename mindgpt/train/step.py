@@ -10,6 +10,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindgpt.config.training import ScaleSenseSection
 from mindgpt.models.dropout import StepKey
 from mindgpt.runtime.collectives import cards_of_a_stage, data_parallel_ranks, model_is_cut
+from mindgpt.runtime.graph_cache import KeptGraphCell
 from mindgpt.train.global_norm import GlobalNorm
 from mindgpt.train.optimizers.state import zeros_like
 
@@ -179,7 +180,7 @@ class LossAndGradients(nn.Cell):
         return ops.depend(loss, self.step_key()), gradients
 
 
-class TrainStep(nn.Cell):
+class TrainStep(KeptGraphCell):
     """A whole step in one graph.
 
     Args:
@@ -238,7 +239,7 @@ class AccumulatingTrainStep(nn.Cell):
         return self.finish()
 
 
-class _Accumulate(nn.Cell):
+class _Accumulate(KeptGraphCell):
     """Adds loss and gradients of one micro-batch to the sums."""
 
     def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, loss_scale: LossScale):
@@ -253,7 +254,7 @@ class _Accumulate(nn.Cell):
         return ops.depend(ops.assign_add(self.loss, loss), self.map(_accumulate, self.sums, gradients))
 
 
-class _FinishAccumulated(nn.Cell):
+class _FinishAccumulated(KeptGraphCell):
     """Updates from the sums and empties them."""
 
     def __init__(self, update: Update, accumulate: _Accumulate):
