@@ -1,7 +1,7 @@
 """The loop that continues texts token by token: greedy or by drawing; beam search is in `beam_search.py`."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from weakref import WeakKeyDictionary
 
@@ -140,7 +140,7 @@ class Generator:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Inside, the graphs can be called."""
-        with _ONE_AT_A_TIME, evaluating(self.graphs.backbone), graph_mode():
+        with _ONE_AT_A_TIME, evaluating(self.graphs.cells), graph_mode():
             yield
 
 
@@ -282,9 +282,9 @@ def random_streams(
 
 
 @contextmanager
-def evaluating(model: nn.Cell) -> Iterator[None]:
+def evaluating(cells: Iterable[nn.Cell]) -> Iterator[None]:
     """Dropout off inside, and each cell as it was afterwards."""
-    training = [cell for _, cell in model.cells_and_names() if cell.training]
+    training = [cell for cell in cells if cell.training]
     for cell in training:
         cell.add_flags(training=False)
     try:

@@ -7,7 +7,7 @@ H hidden, F feed-forward width, N heads, D head size, V vocabulary. A cell is to
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindgpt.generation.cached_model import KeyValueCache
+from mindgpt.generation.cached_model import Graph, KeyValueCache
 from mindgpt.models.cpu_kernels import kernels
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead
@@ -96,11 +96,11 @@ class KernelHead(nn.Cell):
         return self.product(self.norm(x, rows), self.word_embedding.embedding_table, rows)
 
 
-class KernelModel(nn.Cell):
+class KernelModel(Graph):
     """What `KernelDecode` and `KernelPrefill` have in common."""
 
     def __init__(self, backbone: GPT2Model, cache: KeyValueCache, attend: ops.Custom):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.embedding = backbone.embedding
         self.attentions = nn.CellList([KernelAttention(block, attend) for block in backbone.blocks], auto_prefix=False)
         self.behind = nn.CellList([KernelBehindAttention(block) for block in backbone.blocks], auto_prefix=False)
@@ -147,11 +147,11 @@ class KernelPrefill(KernelModel):
         return self.to_last_attention(input_ids, positions, rows)
 
 
-class KernelLastLogits(nn.Cell):
+class KernelLastLogits(Graph):
     """What comes behind some of the tokens that `KernelPrefill` has read."""
 
     def __init__(self, backbone: GPT2Model):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.behind = KernelBehindAttention(backbone.blocks[-1])
         self.head = KernelHead(backbone)
         self.gather = ops.Gather()

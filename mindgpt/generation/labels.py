@@ -51,7 +51,7 @@ def label_probabilities(
     batch_size = min(batch_size, len(rows))
     plan = Plan(texts.lengths, buckets, batch_size, shuffle=False, seed=0, drop_remainder=False)
     logits = np.zeros((len(rows), model.config.num_labels))
-    with evaluating(model), graph_mode():
+    with evaluating(cell for _, cell in model.cells_and_names()), graph_mode():
         for length, numbers in batches_of_epoch(plan, epoch=0):
             ids, mask, _ = texts.batch(numbers, length, batch_size)
             logits[numbers] = model(Tensor(ids), Tensor(mask)).asnumpy()[: len(numbers)]

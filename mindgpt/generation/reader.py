@@ -55,6 +55,7 @@ class CompiledGraphs:
         self.by_kernels = kernels_fit(backbone)
         self._weights = sum(math.prod(weight.shape) for weight in backbone.get_parameters())
         self._compiled_for = parts_of(backbone, head)
+        self.cells = [part for part in self._compiled_for if isinstance(part, nn.Cell)]
         self._reading: KernelReading | ChunkedReading | None = None
         self._decodes: OrderedDict[Shape, Decode | KernelDecode] = OrderedDict()
         self._copies: dict[tuple[KeyValueCache, KeyValueCache], CopyRow] = {}
