@@ -102,6 +102,18 @@ def test_products(libraries, option, inner, outer):
         np.testing.assert_allclose(y, gelu(expected + b), **close)
 
 
+def test_long_sums(libraries):
+    """Of numbers above zero, where roundings pile up: K of GPT-3's feed-forward layer, few rows and many."""
+    x, w = map(np.abs, randoms(11, (32, 12288), (12288, 50)))
+    expected, no_bias, turned = x.astype(float) @ w, np.zeros(50, np.float32), np.ascontiguousarray(w.T)
+    for rows in (1, 32):
+        for y in (
+            product(libraries(), "InOutProduct", x[:rows], w, no_bias, rows=rows, width=50),
+            product(libraries(), "OutInProduct", x[:rows], turned, rows=rows, width=50),
+        ):
+            np.testing.assert_allclose(y, expected[:rows], rtol=1.5e-6)  # one sum from begin to end is off by 4e-6
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_three_products_at_once(libraries, option):
     if option != "native" and platform.machine() != "x86_64":
@@ -216,6 +228,20 @@ def test_attention_within_texts(libraries, option, heads, size, lengths):
         np.testing.assert_array_equal(cache[:, rows:], kept)
 
 
+def test_a_text_does_not_depend_on_those_before_it(libraries):
+    """To the last bit, and were they not numbers."""
+    scale, contexts = np.array([0.3], np.float32), []
+    for before in (0, 3, 40):
+        q, k, v = (np.concatenate([np.full((before, 20), np.nan, np.float32), x]) for x in randoms(13, *[(90, 20)] * 3))
+        positions = np.concatenate([np.arange(before), np.arange(90)]).astype(np.int32)[None]
+        keys, values, context = np.zeros((130, 20), np.float32), np.zeros((130, 20), np.float32), np.empty_like(q)
+        arguments = [q, k, v, keys, values, positions, scale, count(before + 90)]
+        launch(libraries(), "AttentionWithinTexts", arguments, [context])
+        contexts.append(context[before:])
+    np.testing.assert_array_equal(contexts[0], contexts[1])
+    np.testing.assert_array_equal(contexts[0], contexts[2])
+
+
 def test_a_row_depends_neither_on_the_others_nor_on_the_threads(libraries):
     """To the last bit: among few rows, and among many."""
     w, b = randoms(8, (300, 500), (500,))
@@ -228,6 +254,50 @@ def test_a_row_depends_neither_on_the_others_nor_on_the_threads(libraries):
             np.testing.assert_array_equal(several[0], several[2])
             alone = product(libraries(threads=2), name, x[:few], *arguments, rows=few, width=500)
             np.testing.assert_array_equal(alone, several[0][:few])
+
+
+def threads_of_this_process():
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_each_library_has_its_own_threads(libraries):
+    """So these tests test what they say: of names that libraries share, the first one's holds for all."""
+    library, before = libraries(threads=5), threads_of_this_process()
+    (x, w, b) = randoms(12, (2, 200), (200, 300), (300,))
+    product(library, "InOutProduct", x, w, b, rows=2, width=300)
+    assert threads_of_this_process() == before + 4
+
+
+def test_every_tile_is_done_once(tmp_path):
+    """Kernels that are over at once, so that a worker often comes too late, when the next one is being set up."""
+    source = tmp_path / "tiles.cpp"
+    source.write_text(TILES)
+    options = ["-std=c++17", "-O2", "-pthread", f"-I{kernels._SOURCES}"]
+    subprocess.run([COMPILER, *options, str(source), "-o", str(tmp_path / "tiles")], check=True)
+    result = subprocess.run([tmp_path / "tiles"], capture_output=True, text=True, timeout=300)
+    assert result.stdout == "" and result.returncode == 0
+
+
+TILES = r"""
+#include <cstdio>
+
+#include "workers.h"
+
+int main() {
+  Workers::wanted() = 3;
+  static std::atomic<int> done[64];
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(3);
+  for (int kernel = 0; std::chrono::steady_clock::now() < end; ++kernel) {
+    const int64_t tiles = kernel % 3 ? 1 + kernel % 4 : 64;
+    for (auto &count : done) count = 0;
+    Workers::get().run(tiles, [kernel](int64_t tile) { done[tile & 63] += kernel % 7 + 1; });
+    for (int tile = 0; tile < 64; ++tile) {
+      if (done[tile] == (tile < tiles ? kernel % 7 + 1 : 0)) continue;
+      return std::printf("kernel %d: tile %d of %d\n", kernel, tile, int(tiles));
+    }
+  }
+}
+"""
 
 
 def test_kernels_that_run_at_the_same_time(libraries):
@@ -282,15 +352,19 @@ def test_the_library_is_kept_and_built_once(tmp_path):
 
 
 def test_where_there_can_be_no_library(tmp_path):
-    """No compiler, one that fails, a cache that cannot be written, switched off: MindSpore's operators do the work."""
-    fails, no_folder = tmp_path / "fails", tmp_path / "file"
-    fails.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo "no such option" >&2; exit 1; }\n')
-    fails.chmod(0o755)
+    """No compiler, one that fails, one that is no program, a cache that cannot be written, switched off: MindSpore's
+    operators do the work."""
+    fails, no_program, no_folder = tmp_path / "fails", tmp_path / "other", tmp_path / "file"
+    fails.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo "In file x:\nerror: no such option" >&2; exit 1; }\n')
+    no_program.write_bytes(b"\x7fELF of another system")
+    for file in (fails, no_program):
+        file.chmod(0o755)
     no_folder.touch()
     cache = {"MINDGPT_CACHE": str(tmp_path / "cache")}
     for variables, reason in (
         (cache | {"CXX": "no-such-compiler"}, "no C++ compiler (no-such-compiler)"),
-        (cache | {"CXX": str(fails)}, "kernels.cpp (no such option)"),
+        (cache | {"CXX": f"env {fails}"}, "kernels.cpp (error: no such option)"),
+        (cache | {"CXX": str(no_program)}, f"cannot run {no_program}"),
         ({"MINDGPT_CACHE": str(no_folder)}, "cannot write or load"),
         (cache | {"MINDGPT_CPU_KERNELS": "0"}, "MINDGPT_CPU_KERNELS is 0"),
     ):

@@ -57,10 +57,10 @@ inline void attend_within_texts(const float *q, const float *keys, const float *
     pack_out_in(keys + p * PANEL * D, D, D, std::min<int64_t>(PANEL, rows - p * PANEL), &turned_keys[p * D * PANEL]);
   }
   weights.resize(ROWS * width);
-  for (int64_t first = 0; first < rows; first += ROWS) {
-    const int64_t count = std::min<int64_t>(ROWS, rows - first), end = first + count;
-    int64_t begin = first;  // the first slot that one of these queries sees
-    for (int64_t t = first; t < end; ++t) begin = std::min(begin, t - positions[t]);
+  for (int64_t first = 0, end; first < rows; first = end) {
+    end = first + 1;  // queries of one text, so that how its sums are added up does not depend on where it lies
+    while (end < std::min(rows, first + ROWS) && positions[end] > 0) ++end;
+    const int64_t count = end - first, begin = first - positions[first];
     std::fill(weights.begin(), weights.end(), 0.0f);
     for (int64_t p = begin / PANEL; p * PANEL < end; ++p) {
       multiply_panel(q + first * step, step, &turned_keys[p * D * PANEL], D, &weights[p * PANEL], width, count, PANEL);
@@ -68,8 +68,7 @@ inline void attend_within_texts(const float *q, const float *keys, const float *
     float per_total[ROWS];
     for (int64_t t = first; t < end; ++t) {
       float *mine = &weights[(t - first) * width];
-      per_total[t - first] = exponentials(mine + t - positions[t], positions[t] + 1, scale);
-      std::fill(mine, mine + t - positions[t], 0.0f);
+      per_total[t - first] = exponentials(mine + begin, t + 1 - begin, scale);
       std::fill(mine + t + 1, mine + width, 0.0f);
       std::fill(out + t * step, out + t * step + D, 0.0f);
     }

@@ -53,14 +53,12 @@ void out_in_rows(const float *x, const float *w, int64_t K, float *y, int64_t N,
 }
 
 // y += x W for M rows, which lie x_step apart, R vectors of columns and `depth` rows of W, which lie w_step apart. With
-// FROM_MEMORY the rows that follow are sent for.
+// FROM_MEMORY the rows that follow are sent for. The products are added up from 0 on and their sum then to y: what is
+// lost in rounding grows with the depth and the number of such pieces, not with the product of both, which is K.
 template <int M, int R, bool FROM_MEMORY>
 inline void outer_products(const float *x, int64_t x_step, const float *w, int64_t w_step, int64_t depth, float *y,
                            int64_t y_step) {
-  Vector total[M][R];
-  for (int m = 0; m < M; ++m) {
-    for (int r = 0; r < R; ++r) total[m][r] = load(y + m * y_step + r * LANES);
-  }
+  Vector total[M][R] = {};
   for (int64_t k = 0; k < depth; ++k) {
     Vector weights[R];
     for (int r = 0; r < R; ++r) {
@@ -73,7 +71,10 @@ inline void outer_products(const float *x, int64_t x_step, const float *w, int64
     }
   }
   for (int m = 0; m < M; ++m) {
-    for (int r = 0; r < R; ++r) store(y + m * y_step + r * LANES, total[m][r]);
+    for (int r = 0; r < R; ++r) {
+      float *to = y + m * y_step + r * LANES;
+      store(to, load(to) + total[m][r]);
+    }
   }
 }
 
@@ -94,7 +95,9 @@ void in_out_rows(const float *x, int64_t x_step, const float *w, int64_t K, int6
     }
     for (; n < last; ++n) {
       for (int m = 0; m < M; ++m) {
-        for (int64_t i = 0; i < depth; ++i) y[m * y_step + n] += values[m * x_step + i] * weights[i * N + n];
+        float total = 0;
+        for (int64_t i = 0; i < depth; ++i) total += values[m * x_step + i] * weights[i * N + n];
+        y[m * y_step + n] += total;
       }
     }
   }

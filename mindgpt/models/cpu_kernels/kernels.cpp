@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "attention.h"
+#include "huge_pages.h"
 #include "products.h"
 #include "vectors.h"
 #include "workers.h"
@@ -49,6 +50,7 @@ struct Arrays {
 // y = x W + b (+ residual), then through the gate, if there is one; W [K, N].
 void in_out_product(const float *x, const float *w, const float *b, const float *residual, const float *gate_numbers,
                     int64_t M, int64_t K, int64_t N, float *y) {
+  on_huge_pages(w, K * N);
   share_out(false, M, N, K, [&](int64_t first, int64_t last) {
     for (int64_t m = 0; m < M; ++m) {
       for (int64_t n = first; n < last; ++n) y[m * N + n] = b[n] + (residual ? residual[m * N + n] : 0.0f);
@@ -61,19 +63,23 @@ void in_out_product(const float *x, const float *w, const float *b, const float 
 
 }  // namespace
 
-extern "C" void SetThreads(int threads) { Workers::wanted() = threads; }
+// All else is hidden (`-fvisibility=hidden`): a process that loads two of these libraries has workers for each.
+#define ENTRY extern "C" __attribute__((visibility("default")))
 
-#define KERNEL(name)                                                                                     \
-  static void name(Arrays a);                                                                            \
-  extern "C" int Launch##name(int, void **data, int *, int64_t **shapes, const char **, void *, void *) { \
-    name({data, shapes});                                                                                \
-    return 0;                                                                                            \
-  }                                                                                                      \
+ENTRY void SetThreads(int threads) { Workers::wanted() = threads; }
+
+#define KERNEL(name)                                                                                  \
+  static void name(Arrays a);                                                                         \
+  ENTRY int Launch##name(int, void **data, int *, int64_t **shapes, const char **, void *, void *) { \
+    name({data, shapes});                                                                             \
+    return 0;                                                                                         \
+  }                                                                                                   \
   static void name(Arrays a)
 
 // x (M, K), w (N, K), rows -> y (M, N)
 KERNEL(OutInProduct) {
   const int64_t M = a.rows(2), K = a.size(0, 1), N = a.size(1, 0);
+  on_huge_pages(a[1], K * N);
   share_out(true, M, N, K, [&](int64_t first, int64_t last) {
     for (int64_t m = 0; m < M; ++m) std::fill(a[3] + m * N + first, a[3] + m * N + last, 0.0f);
     multiply(a[0], {a[1], true}, M, K, a[3], N, first, last);
@@ -83,6 +89,7 @@ KERNEL(OutInProduct) {
 // x (M, K), then w (N, K) and b (N,) three times, rows -> three times y (M, N)
 KERNEL(ThreeOutInProducts) {
   const int64_t M = a.rows(7), K = a.size(0, 1), N = a.size(1, 0);
+  for (int which = 0; which < 3; ++which) on_huge_pages(a[1 + 2 * which], K * N);
   const int64_t width = tile_width(true, M, N, K), tiles = (N + width - 1) / width;
   Workers::get().run(3 * tiles, [&](int64_t tile) {
     const int64_t which = tile / tiles, first = tile % tiles * width, last = std::min(N, first + width);

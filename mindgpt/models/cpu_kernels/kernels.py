@@ -35,34 +35,36 @@ GATES = {"gelu": (0.7978845608028654, 0.044715), "fast_gelu": (0.851, 0.0), "sil
 SWITCH = "MINDGPT_CPU_KERNELS"
 _MOST_THREADS = 16  # memory is the limit, and a few cores reach it; not measured on more than two
 _SOURCES = Path(__file__).parent
-OPTIONS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+OPTIONS = ("-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
 
 
 def library() -> Path | None:
-    """The compiled library, if there can be one."""
-    return _find_library()[0]
+    """The compiled library, if there can be one and the device is a CPU."""
+    return _find_library()[0] if ms.get_context("device_target") == "CPU" else None
 
 
 def why_no_library() -> str | None:
     """What a person on a CPU can do something about: why there is no library."""
-    return _find_library()[1]
+    return _find_library()[1] if ms.get_context("device_target") == "CPU" else None
 
 
 @cache
 def _find_library() -> tuple[Path | None, str | None]:
-    """The library, or why there is none."""
-    if ms.get_context("device_target") != "CPU":
-        return None, None
+    """The library for a CPU, or why there is none."""
     if os.environ.get(SWITCH) == "0":
         return None, f"{SWITCH} is 0"
     if platform.system() != "Linux":
         return None, "MindSpore takes kernels of others on Linux only"
-    name = os.environ.get("CXX") or "g++"
-    compiler = shutil.which(name)
-    if compiler is None:
+    compiler = os.environ.get("CXX", "").split() or ["g++"]  # `ccache g++` is one, too
+    name = " ".join(compiler)
+    if shutil.which(compiler[0]) is None:
         return None, f"there is no C++ compiler ({name})"
-    command = [compiler, *OPTIONS, for_this_processor(), str(_SOURCES / "kernels.cpp")]
-    target = user_cache() / f"cpu-kernels-{_fingerprint(command)}.so"
+    command = [*compiler, *OPTIONS, for_this_processor(), str(_SOURCES / "kernels.cpp")]
+    try:
+        version = subprocess.run([*compiler, "--version"], capture_output=True).stdout
+        target = user_cache() / f"cpu-kernels-{_fingerprint(command, version)}.so"
+    except (OSError, RuntimeError) as error:  # a program of another system; no home
+        return None, f"cannot run {name}, or find the user's cache ({error})"
     try:
         if not target.exists():
             compile_kernels(command, target)
@@ -71,7 +73,8 @@ def _find_library() -> tuple[Path | None, str | None]:
         return None, f"cannot write or load {target} ({error.strerror or error})"
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {error.returncode}"]
-        return None, f"{name} cannot compile {command[-1]} ({said[0]})"
+        reason = next((line for line in said if "error" in line), said[0])
+        return None, f"{name} cannot compile {command[-1]} ({reason})"
     except subprocess.TimeoutExpired as error:
         return None, f"{name} did not compile {command[-1]} in {error.timeout:.0f} s"
     return target, None
@@ -91,10 +94,9 @@ def _threads() -> int:
     return min(count, _MOST_THREADS)
 
 
-def _fingerprint(command: list[str]) -> str:
+def _fingerprint(command: list[str], version: bytes) -> str:
     """Of what the library is made from, and by and for what: several machines may share a cache."""
-    version = subprocess.run([command[0], "--version"], capture_output=True, text=True).stdout
-    digest = hashlib.sha256("\n".join([*command, version, _processor()]).encode())
+    digest = hashlib.sha256("\n".join([*command, _processor()]).encode() + version)
     for source in sorted(_SOURCES.glob("*.[ch]*")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]

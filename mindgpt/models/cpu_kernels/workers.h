@@ -13,6 +13,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 class Workers {
@@ -30,7 +31,7 @@ class Workers {
 
   int count() const { return threads_; }
 
-  // Call task(tile) for each tile, on all threads, and return when all are done.
+  // Call task(tile) for each tile, fewer than 2^32, on all threads, and return when all are done. No task may throw.
   template <typename Task>
   void run(int64_t tiles, const Task &task) {
     std::unique_lock<std::mutex> turn(one_at_a_time_, std::try_to_lock);
@@ -43,8 +44,8 @@ class Workers {
     task_.store(&task, std::memory_order_relaxed);
     tiles_.store(tiles, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    const uint64_t kernel = (next_.load(std::memory_order_relaxed) >> 32) + 1;
-    next_.store(kernel << 32);
+    const uint32_t kernel = number(left_.load(std::memory_order_relaxed)) + 1;
+    left_.store(uint64_t{kernel} << 32 | tiles);
     if (sleeping_.load() > 0) {
       std::lock_guard<std::mutex> lock(sleep_);
       wake_.notify_all();
@@ -57,40 +58,46 @@ class Workers {
   using Call = void (*)(const void *, int64_t);
   static constexpr std::chrono::microseconds LOOKS_FOR{300};
 
-  Workers() : threads_(wanted()), process_(getpid()) {
-    for (int i = 1; i < threads_; ++i) std::thread([this] { live(); }).detach();
+  Workers() : process_(getpid()) {
+    try {
+      for (; threads_ < wanted(); ++threads_) std::thread([this] { live(); }).detach();
+    } catch (const std::system_error &) {  // the system grants no more threads: those that there are do the work
+    }
   }
 
-  // Take tiles of this kernel until there are none left, or it is over. `next_` holds its number in the upper half.
-  void work_on(uint64_t kernel) {
-    const Call call = call_.load(std::memory_order_relaxed);
-    const void *task = task_.load(std::memory_order_relaxed);
-    const int64_t tiles = tiles_.load(std::memory_order_relaxed);
-    uint64_t next = next_.load(std::memory_order_acquire);
-    while (next >> 32 == kernel && static_cast<int64_t>(next & 0xffffffff) < tiles) {
-      if (next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel)) {
-        call(task, next & 0xffffffff);  // the kernel cannot be over, nor these be another's, while a tile is not done
+  // What `left_` holds: the kernel's number, which may wrap around, and how many of its tiles nobody has taken yet.
+  static uint32_t number(uint64_t left) { return left >> 32; }
+  static uint32_t tiles_of(uint64_t left) { return left; }
+
+  // Take tiles of this kernel until there are none left, or it is over.
+  void work_on(uint32_t kernel) {
+    uint64_t left = left_.load(std::memory_order_acquire);
+    while (number(left) == kernel && tiles_of(left) > 0) {
+      if (left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel)) {
+        // Only now is it sure that these are this kernel's: it cannot be over while a tile that was taken is not done.
+        const int64_t tile = tiles_.load(std::memory_order_relaxed) - tiles_of(left);
+        call_.load(std::memory_order_relaxed)(task_.load(std::memory_order_relaxed), tile);
         done_.fetch_add(1, std::memory_order_release);
-        next = next_.load(std::memory_order_acquire);
+        left = left_.load(std::memory_order_acquire);
       }
     }
   }
 
   void live() {
-    uint64_t seen = 0;
+    uint32_t seen = 0;
     for (;;) {
       auto since = std::chrono::steady_clock::now();
-      for (int turns = 0; next_.load() >> 32 == seen; ++turns) {
+      for (int turns = 0; number(left_.load()) == seen; ++turns) {
         if (turns % 64 == 63 && std::chrono::steady_clock::now() - since > LOOKS_FOR) {
           std::unique_lock<std::mutex> lock(sleep_);
           ++sleeping_;
-          wake_.wait(lock, [&] { return next_.load() >> 32 != seen; });
+          wake_.wait(lock, [&] { return number(left_.load()) != seen; });
           --sleeping_;
         } else {
           pause();
         }
       }
-      seen = next_.load() >> 32;
+      seen = number(left_.load());
       work_on(seen);
     }
   }
@@ -111,7 +118,7 @@ class Workers {
 #endif
   }
 
-  const int threads_;
+  int threads_ = 1;  // the caller's
   const pid_t process_;
   std::mutex one_at_a_time_, sleep_;
   std::condition_variable wake_;
@@ -119,5 +126,5 @@ class Workers {
   std::atomic<Call> call_{nullptr};
   std::atomic<const void *> task_{nullptr};
   std::atomic<int64_t> tiles_{0}, done_{0};
-  std::atomic<uint64_t> next_{0};
+  std::atomic<uint64_t> left_{0};
 };
