@@ -65,8 +65,8 @@ class KeyValueCache(nn.Cell):
 class Graph(nn.Cell):
     """A cell of others' layers that is always called with tensors of the same shapes.
 
-    MindSpore looks anew at every call of a graph whether it fits, for GPT-2 small in 1 to 3 ms; but not for cells in the
-    phase that it calls "increment".
+    At every call of a graph MindSpore looks anew whether it fits, for GPT-2 small in 1 to 3 ms; but not for cells in
+    the phase that it calls "increment".
     """
 
     def __init__(self):

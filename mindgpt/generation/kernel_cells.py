@@ -11,21 +11,7 @@ from mindgpt.generation.cached_model import Graph, KeyValueCache
 from mindgpt.models.cpu_kernels import kernels
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead
-from mindgpt.models.gpt2.gpt2_modules import Block, LayerNorm, Linear, PlainAttention
-
-
-class KernelLayerNorm(nn.Cell):
-    """A model's layer norm."""
-
-    def __init__(self, layer_norm: LayerNorm):
-        super().__init__(auto_prefix=False)
-        self.layer_norm = layer_norm
-        self.eps = kernels.number(layer_norm.eps)
-        self.kernel = kernels.layer_norm_rows()
-
-    def construct(self, x: Tensor, rows: Tensor) -> Tensor:
-        """x: (M, H); rows: (1,) int32 -> (M, H)"""
-        return self.kernel(x, self.layer_norm.gamma, self.layer_norm.beta, self.eps, rows)
+from mindgpt.models.gpt2.gpt2_modules import Block, Linear, PlainAttention
 
 
 class KernelAttention(nn.Cell):
@@ -38,7 +24,7 @@ class KernelAttention(nn.Cell):
 
     def __init__(self, block: Block, attend: ops.Custom):
         super().__init__(auto_prefix=False)
-        self.norm = KernelLayerNorm(block.layernorm1)
+        self.norm, self.eps = block.layernorm1, kernels.number(block.layernorm1.eps)
         self.query, self.key, self.value = block.attention.dense1, block.attention.dense2, block.attention.dense3
         self.products = kernels.three_out_in_products()
         self.attend = attend
@@ -46,11 +32,10 @@ class KernelAttention(nn.Cell):
 
     def construct(self, x: Tensor, keys: Tensor, values: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         """x: (M, H); keys, values: of the cache, (B*N*C, D); positions: (B, T) int32, M = B*T -> (M, H)"""
+        norm = (self.norm.gamma, self.norm.beta, self.eps)
         query, key, value = self.query, self.key, self.value
-        x = self.norm(x, rows)
-        q, k, v = self.products(
-            x, query.weight, query.bias, key.weight, key.bias, value.weight, value.bias, rows
-        )  # (M, H) each
+        weights = (query.weight, query.bias, key.weight, key.bias, value.weight, value.bias)
+        q, k, v = self.products(x, *norm, *weights, rows)  # (M, H) each
         return self.attend(q, k, v, keys, values, positions, self.scale, rows)
 
 
@@ -60,7 +45,7 @@ class KernelBehindAttention(nn.Cell):
     def __init__(self, block: Block):
         super().__init__(auto_prefix=False)
         self.projection = block.attention.projection
-        self.norm = KernelLayerNorm(block.layernorm2)
+        self.norm, self.eps = block.layernorm2, kernels.number(block.layernorm2.eps)
         self.mapping, self.contraction = block.output.mapping, block.output.projection
         self.activation = block.output.activation
         self.is_gated = self.activation.kind in kernels.GATES
@@ -72,14 +57,14 @@ class KernelBehindAttention(nn.Cell):
     def construct(self, x: Tensor, context: Tensor, rows: Tensor) -> Tensor:
         """x: (M, H), what went into the block; context: (M, H), of its attention -> (M, H)"""
         x = self.product_plus(context, self.projection.weight, self.projection.bias, x, rows)
-        widened = self.widened(self.norm(x, rows), rows)  # (M, F)
-        return self.product_plus(widened, self.contraction.weight, self.contraction.bias, x, rows)
+        return self.product_plus(self.widened(x, rows), self.contraction.weight, self.contraction.bias, x, rows)
 
     def widened(self, x: Tensor, rows: Tensor) -> Tensor:
-        """(M, H) -> (M, F)"""
+        """(M, H) -> (M, F): the feed-forward layer's first half, behind its layer norm"""
+        norm = (self.norm.gamma, self.norm.beta, self.eps)
         if self.is_gated:
-            return self.gated_product(x, self.mapping.weight, self.mapping.bias, self.gate, rows)
-        return self.activation(self.product(x, self.mapping.weight, self.mapping.bias, rows))
+            return self.gated_product(x, *norm, self.mapping.weight, self.mapping.bias, self.gate, rows)
+        return self.activation(self.product(x, *norm, self.mapping.weight, self.mapping.bias, rows))
 
 
 class KernelHead(nn.Cell):
@@ -87,13 +72,13 @@ class KernelHead(nn.Cell):
 
     def __init__(self, backbone: GPT2Model):
         super().__init__(auto_prefix=False)
-        self.norm = KernelLayerNorm(backbone.layernorm)
+        self.norm, self.eps = backbone.layernorm, kernels.number(backbone.layernorm.eps)
         self.word_embedding = backbone.embedding.word_embedding
         self.product = kernels.out_in_product()
 
     def construct(self, x: Tensor, rows: Tensor) -> Tensor:
         """(M, H) -> (M, V)"""
-        return self.product(self.norm(x, rows), self.word_embedding.embedding_table, rows)
+        return self.product(x, self.norm.gamma, self.norm.beta, self.eps, self.word_embedding.embedding_table, rows)
 
 
 class KernelModel(Graph):

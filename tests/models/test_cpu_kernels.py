@@ -1,13 +1,16 @@
 """The C++ kernels for the CPU against NumPy in float64, called as MindSpore calls them, and what builds them."""
 
 import ctypes
+import mmap
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,15 +156,29 @@ def test_a_number_that_is_none_stays_one(libraries):
 
 
 @pytest.mark.parametrize("width", [16, 50, 768])
-def test_layer_norm(libraries, width):
+def test_layer_norm_before_a_product(libraries, width):
+    """Each product takes it; times one, and nothing added, it is what comes out."""
     x, gamma, beta = randoms(3, (20, width), (width,), (width,))
     x = x * 5 + 30
-    y = np.full_like(x, 7)
-    launch(libraries(), "LayerNormRows", [x, gamma, beta, np.array([1e-5], np.float32), count(19)], [y])
-    wide = x[:19].astype(float)
+    wide = x.astype(float)
     expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5) * gamma + beta
-    np.testing.assert_allclose(y[:19], expected, atol=5e-5)
-    assert (y[19] == 7).all()
+    norm, one, nothing = [gamma, beta, np.array([1e-5], np.float32)], np.eye(width, dtype=np.float32), np.zeros(width)
+    bias = nothing.astype(np.float32)
+    open_gate = np.array([1e4, 0], np.float32)  # lets through what is above zero
+    for rows in (1, 5, 19):
+        products = {
+            "OutInProduct": ([one], 1),
+            "ThreeOutInProducts": ([one, bias] * 3, 3),
+            "InOutProduct": ([one, bias], 1),
+            "GatedInOutProduct": ([one, bias, open_gate], 1),
+        }
+        for name, (weights, outputs) in products.items():
+            ys = [np.full_like(x, 7) for _ in range(outputs)]
+            launch(libraries(), name, [x, *norm, *weights, count(rows)], ys)
+            for y in ys:
+                wanted = np.maximum(expected, 0) if name == "GatedInOutProduct" else expected
+                np.testing.assert_allclose(y[:rows], wanted[:rows], atol=5e-5)
+                assert (y[rows:] == 7).all()
 
 
 def heads_of(x, heads):
@@ -320,6 +337,35 @@ def test_kernels_that_run_at_the_same_time(libraries):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def pages_of(array):
+    """How many kB of the piece of memory that an array lies in are on huge pages, as Linux tells."""
+    address, lines, inside = array.ctypes.data, [], False
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+                begin, end = (int(number, 16) for number in line.split()[0].split("-"))
+                inside = begin <= address < end
+            elif inside:
+                lines.append(line)
+    return sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
+
+
+def test_weights_move_to_huge_pages(libraries):
+    """Where Linux has them: and every value stays what it was."""
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    release = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+    if not switch.exists() or "[never]" in switch.read_text() or release < (6, 1):
+        pytest.skip("this Linux has no huge pages that a program can ask for")
+    memory = mmap.mmap(-1, 32 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # on small pages: nothing asked for others
+    w = np.frombuffer(memory, np.float32).reshape(1 << 13, 1 << 10)
+    w[:] = np.arange(w.size, dtype=np.float32).reshape(w.shape) % 7
+    before, (x,) = pages_of(w), randoms(12, (1, 1 << 10))
+    y = product(libraries(), "OutInProduct", x, w, rows=1, width=len(w))
+    assert pages_of(w) >= before + 1024 * 24  # all but what lies at the edges
+    np.testing.assert_allclose(y[0], w.astype(float) @ x[0], atol=2e-3)
+    assert (w.reshape(-1) == np.arange(w.size) % 7).all()
 
 
 def run_python(script, **variables):

@@ -3,6 +3,7 @@
 // Shape letters: M rows, K width of x, N width of y; B texts, H hidden, D head size, C slots of a text's cache.
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "attention.h"
 #include "huge_pages.h"
@@ -39,6 +40,7 @@ void normalise(const float *x, const float *gamma, const float *beta, float eps,
 // What MindSpore hands to a kernel: its arrays and their shapes, of inputs and then of outputs. The last input of every
 // kernel says how many of the rows there are are to be worked on.
 struct Arrays {
+  int count;
   void **data;
   int64_t **shapes;
   float *operator[](int i) const { return static_cast<float *>(data[i]); }
@@ -47,17 +49,41 @@ struct Arrays {
   int64_t rows(int i) const { return std::min<int64_t>(*integers(i), size(0, 0)); }
 };
 
+struct Input {
+  const float *x;
+  int64_t M, K;
+};
+
+// The first input of a product. Three arrays more than `plain` means that gamma (K,), beta (K,) and eps (1,) are behind
+// it: then its layer norm, and the rest has the numbers that it has without those. `rows` is the last input's number.
+Input take_input(Arrays &a, int plain, int rows) {
+  const bool normed = a.count > plain;
+  const Input input{a[0], a.rows(normed ? rows + 3 : rows), a.size(0, 1)};
+  if (!normed) return input;
+  thread_local std::vector<float> norms;
+  norms.resize(input.M * input.K);
+  float *y = norms.data();  // the caller's, for all threads
+  Workers::get().run((input.M + ROWS - 1) / ROWS, [&](int64_t tile) {
+    for (int64_t m = tile * ROWS; m < std::min(input.M, (tile + 1) * ROWS); ++m) {
+      normalise(input.x + m * input.K, a[1], a[2], *a[3], input.K, y + m * input.K);
+    }
+  });
+  a.data += 3;
+  a.shapes += 3;
+  return {y, input.M, input.K};
+}
+
 // y = x W + b (+ residual), then through the gate, if there is one; W [K, N].
-void in_out_product(const float *x, const float *w, const float *b, const float *residual, const float *gate_numbers,
-                    int64_t M, int64_t K, int64_t N, float *y) {
-  on_huge_pages(w, K * N);
-  share_out(false, M, N, K, [&](int64_t first, int64_t last) {
-    for (int64_t m = 0; m < M; ++m) {
+void in_out_product(Input in, const float *w, const float *b, const float *residual, const float *gate_numbers,
+                    int64_t N, float *y) {
+  on_huge_pages(w, in.K * N);
+  share_out(false, in.M, N, in.K, [&](int64_t first, int64_t last) {
+    for (int64_t m = 0; m < in.M; ++m) {
       for (int64_t n = first; n < last; ++n) y[m * N + n] = b[n] + (residual ? residual[m * N + n] : 0.0f);
     }
-    multiply(x, {w, false}, M, K, y, N, first, last);
+    multiply(in.x, {w, false}, in.M, in.K, y, N, first, last);
     if (gate_numbers == nullptr) return;
-    for (int64_t m = 0; m < M; ++m) gate(y + m * N + first, last - first, gate_numbers[0], gate_numbers[1]);
+    for (int64_t m = 0; m < in.M; ++m) gate(y + m * N + first, last - first, gate_numbers[0], gate_numbers[1]);
   });
 }
 
@@ -70,59 +96,55 @@ ENTRY void SetThreads(int threads) { Workers::wanted() = threads; }
 
 #define KERNEL(name)                                                                                  \
   static void name(Arrays a);                                                                         \
-  ENTRY int Launch##name(int, void **data, int *, int64_t **shapes, const char **, void *, void *) { \
-    name({data, shapes});                                                                             \
+  ENTRY int Launch##name(int count, void **data, int *, int64_t **shapes, const char **, void *, void *) { \
+    name({count, data, shapes});                                                                      \
     return 0;                                                                                         \
   }                                                                                                   \
   static void name(Arrays a)
 
+// Every x of a product but the one with a residual may have its layer norm's gamma, beta and eps behind it.
+
 // x (M, K), w (N, K), rows -> y (M, N)
 KERNEL(OutInProduct) {
-  const int64_t M = a.rows(2), K = a.size(0, 1), N = a.size(1, 0);
-  on_huge_pages(a[1], K * N);
-  share_out(true, M, N, K, [&](int64_t first, int64_t last) {
-    for (int64_t m = 0; m < M; ++m) std::fill(a[3] + m * N + first, a[3] + m * N + last, 0.0f);
-    multiply(a[0], {a[1], true}, M, K, a[3], N, first, last);
+  const Input in = take_input(a, 4, 2);
+  const int64_t N = a.size(1, 0);
+  on_huge_pages(a[1], in.K * N);
+  share_out(true, in.M, N, in.K, [&](int64_t first, int64_t last) {
+    for (int64_t m = 0; m < in.M; ++m) std::fill(a[3] + m * N + first, a[3] + m * N + last, 0.0f);
+    multiply(in.x, {a[1], true}, in.M, in.K, a[3], N, first, last);
   });
 }
 
 // x (M, K), then w (N, K) and b (N,) three times, rows -> three times y (M, N)
 KERNEL(ThreeOutInProducts) {
-  const int64_t M = a.rows(7), K = a.size(0, 1), N = a.size(1, 0);
-  for (int which = 0; which < 3; ++which) on_huge_pages(a[1 + 2 * which], K * N);
-  const int64_t width = tile_width(true, M, N, K), tiles = (N + width - 1) / width;
+  const Input in = take_input(a, 11, 7);
+  const int64_t N = a.size(1, 0);
+  for (int which = 0; which < 3; ++which) on_huge_pages(a[1 + 2 * which], in.K * N);
+  const int64_t width = tile_width(true, in.M, N, in.K), tiles = (N + width - 1) / width;
   Workers::get().run(3 * tiles, [&](int64_t tile) {
     const int64_t which = tile / tiles, first = tile % tiles * width, last = std::min(N, first + width);
     const float *b = a[2 + 2 * which];
     float *y = a[8 + which];
-    for (int64_t m = 0; m < M; ++m) std::copy(b + first, b + last, y + m * N + first);
-    multiply(a[0], {a[1 + 2 * which], true}, M, K, y, N, first, last);
+    for (int64_t m = 0; m < in.M; ++m) std::copy(b + first, b + last, y + m * N + first);
+    multiply(in.x, {a[1 + 2 * which], true}, in.M, in.K, y, N, first, last);
   });
 }
 
 // x (M, K), w (K, N), b (N,), rows -> y (M, N)
 KERNEL(InOutProduct) {
-  in_out_product(a[0], a[1], a[2], nullptr, nullptr, a.rows(3), a.size(0, 1), a.size(1, 1), a[4]);
-}
-
-// x (M, K), w (K, N), b (N,), residual (M, N), rows -> y (M, N)
-KERNEL(InOutProductPlus) {
-  in_out_product(a[0], a[1], a[2], a[3], nullptr, a.rows(4), a.size(0, 1), a.size(1, 1), a[5]);
+  const Input in = take_input(a, 5, 3);
+  in_out_product(in, a[1], a[2], nullptr, nullptr, a.size(1, 1), a[4]);
 }
 
 // x (M, K), w (K, N), b (N,), (s, c) of the gate, rows -> y (M, N)
 KERNEL(GatedInOutProduct) {
-  in_out_product(a[0], a[1], a[2], nullptr, a[3], a.rows(4), a.size(0, 1), a.size(1, 1), a[5]);
+  const Input in = take_input(a, 6, 4);
+  in_out_product(in, a[1], a[2], nullptr, a[3], a.size(1, 1), a[5]);
 }
 
-// x (M, H), gamma (H,), beta (H,), eps (1,), rows -> y (M, H)
-KERNEL(LayerNormRows) {
-  const int64_t M = a.rows(4), H = a.size(0, 1), tiles = (M + ROWS - 1) / ROWS;
-  Workers::get().run(tiles, [&](int64_t tile) {
-    for (int64_t m = tile * ROWS; m < std::min(M, (tile + 1) * ROWS); ++m) {
-      normalise(a[0] + m * H, a[1], a[2], *a[3], H, a[5] + m * H);
-    }
-  });
+// x (M, K), w (K, N), b (N,), residual (M, N), rows -> y (M, N)
+KERNEL(InOutProductPlus) {
+  in_out_product({a[0], a.rows(4), a.size(0, 1)}, a[1], a[2], a[3], nullptr, a.size(1, 1), a[5]);
 }
 
 // One more token of each text: q, k, v (B, H), keys and values (B*N*C, D), positions (B, 1) int32, scale (1,), rows ->

@@ -123,6 +123,7 @@ def compile_kernels(command: list[str], target: Path) -> None:
 
 # Shape letters: M rows, K width of x, N width of y; B texts, T tokens, H hidden. All arrays are float32 but for
 # `positions` and the last input of every kernel: rows (1,) int32, how many to work on. Other rows come out undefined.
+# x with [norm] may be followed by gamma (K,), beta (K,) and eps (1,): then its layer norm is what is multiplied.
 
 
 def _primitive(entry: str, shape, dtype=lambda x, *rest: x) -> ops.Custom:
@@ -130,33 +131,28 @@ def _primitive(entry: str, shape, dtype=lambda x, *rest: x) -> ops.Custom:
 
 
 def out_in_product() -> ops.Custom:
-    """x (M, K), w (N, K), rows -> x w^T: (M, N)"""
-    return _primitive("OutInProduct", lambda x, w, rows: (x[0], w[0]))
+    """x (M, K) [norm], w (N, K), rows -> x w^T: (M, N)"""
+    return _primitive("OutInProduct", lambda x, *rest: (x[0], rest[-2][0]))
 
 
 def three_out_in_products() -> ops.Custom:
-    """x (M, K), then w (N, K) and b (N,) three times, rows -> three times x w^T + b: (M, N)"""
-    return _primitive("ThreeOutInProducts", lambda x, w, *rest: ((x[0], w[0]),) * 3, lambda x, *rest: (x, x, x))
+    """x (M, K) [norm], then w (N, K) and b (N,) three times, rows -> three times x w^T + b: (M, N)"""
+    return _primitive("ThreeOutInProducts", lambda x, *rest: ((x[0], rest[-2][0]),) * 3, lambda x, *rest: (x, x, x))
 
 
 def in_out_product() -> ops.Custom:
-    """x (M, K), w (K, N), b (N,), rows -> x w + b: (M, N)"""
-    return _primitive("InOutProduct", lambda x, w, *rest: (x[0], w[1]))
+    """x (M, K) [norm], w (K, N), b (N,), rows -> x w + b: (M, N)"""
+    return _primitive("InOutProduct", lambda x, *rest: (x[0], rest[-2][0]))
+
+
+def gated_in_out_product() -> ops.Custom:
+    """x (M, K) [norm], w (K, N), b (N,), one of `GATES` (2,), rows -> gate(x w + b): (M, N)"""
+    return _primitive("GatedInOutProduct", lambda x, *rest: (x[0], rest[-3][0]))
 
 
 def in_out_product_plus() -> ops.Custom:
     """x (M, K), w (K, N), b (N,), residual (M, N), rows -> residual + x w + b: (M, N)"""
     return _primitive("InOutProductPlus", lambda x, w, *rest: (x[0], w[1]))
-
-
-def gated_in_out_product() -> ops.Custom:
-    """x (M, K), w (K, N), b (N,), one of `GATES` (2,), rows -> gate(x w + b): (M, N)"""
-    return _primitive("GatedInOutProduct", lambda x, w, *rest: (x[0], w[1]))
-
-
-def layer_norm_rows() -> ops.Custom:
-    """x (M, H), gamma (H,), beta (H,), eps (1,), rows -> layer norm of each row: (M, H)"""
-    return _primitive("LayerNormRows", lambda x, *rest: x)
 
 
 def attention_of_next_tokens() -> ops.Custom:
