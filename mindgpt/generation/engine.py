@@ -301,6 +301,9 @@ def graph_mode() -> Iterator[None]:
     `ms.jit` would do that too, but in PyNative mode it goes on with the weights of its first call after they change.
     """
     mode = ms.get_context("mode")
+    if mode == ms.GRAPH_MODE:
+        yield
+        return
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
         yield

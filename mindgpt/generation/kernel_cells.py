@@ -86,16 +86,16 @@ class KernelModel(Graph):
 
     def __init__(self, backbone: GPT2Model, cache: KeyValueCache, attend: ops.Custom):
         super().__init__()
-        self.embedding = backbone.embedding
+        self.words = backbone.embedding.word_embedding
+        self.positions = backbone.embedding.position_embedding
+        self.embed = kernels.embedding()
         self.attentions = nn.CellList([KernelAttention(block, attend) for block in backbone.blocks], auto_prefix=False)
         self.behind = nn.CellList([KernelBehindAttention(block) for block in backbone.blocks], auto_prefix=False)
         self.cache = cache
-        self.hidden_size = backbone.hidden_size
-        self.reshape = ops.Reshape()
 
     def to_last_attention(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids, positions: (B, T) int32 -> the last block's input, and the context of its attention: (B*T, H)"""
-        x = self.reshape(self.embedding(input_ids, positions), (-1, self.hidden_size))
+        x = self.embed(self.words.embedding_table, self.positions.embedding_table, input_ids, positions, rows)
         context = self.attentions[0](x, self.cache.keys[0], self.cache.values[0], positions, rows)
         for layer in range(1, len(self.attentions)):
             x = self.behind[layer - 1](x, context, rows)
@@ -159,6 +159,25 @@ class KernelTargetLogProbs(KernelLastLogits):
         """As `KernelLastLogits`; targets: (n,) int32, the tokens behind -> (n,): log P of each"""
         x, context = self.gather(x, places, 0), self.gather(context, places, 0)  # (n, H)
         return self.neg(self.cross_entropy(self.head(self.behind(x, context, rows), rows), targets))
+
+
+class KernelCopyRow(Graph):
+    """See `CopyRow`."""
+
+    def __init__(self, source: KeyValueCache, target: KeyValueCache):
+        super().__init__()
+        self.source = source
+        self.target = target
+        self.copy = kernels.copy_row()
+        self.concat = ops.Concat()
+        _, heads, slots, _ = source.shape
+        self.sizes = Tensor([heads, slots, target.shape[2]], ms.int32)
+
+    def construct(self, source_row: Tensor, first_slot: Tensor, target_row: Tensor) -> Tensor:
+        """source_row, first_slot, target_row: (1,) int32 -> (1,) int32: how many slots were copied"""
+        source = [*self.source.keys, *self.source.values]
+        target = [*self.target.keys, *self.target.values]
+        return self.copy(*source, *target, self.concat((source_row, first_slot, target_row)), self.sizes)
 
 
 def kernels_fit(backbone: GPT2Model) -> bool:

@@ -18,7 +18,7 @@ from mindspore import Parameter, Tensor, nn
 
 from mindgpt.config.errors import UserError
 from mindgpt.generation.cached_model import CopyRow, Decode, KeyValueCache
-from mindgpt.generation.kernel_cells import KernelDecode, kernels_fit
+from mindgpt.generation.kernel_cells import KernelCopyRow, KernelDecode, kernels_fit
 from mindgpt.generation.prefill import ChunkedReading, KernelReading, int_tensor
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_heads import LMHead
@@ -58,7 +58,7 @@ class CompiledGraphs:
         self.cells = [part for part in self._compiled_for if isinstance(part, nn.Cell)]
         self._reading: KernelReading | ChunkedReading | None = None
         self._decodes: OrderedDict[Shape, Decode | KernelDecode] = OrderedDict()
-        self._copies: dict[tuple[KeyValueCache, KeyValueCache], CopyRow] = {}
+        self._copies: dict[tuple[KeyValueCache, KeyValueCache], CopyRow | KernelCopyRow] = {}
 
     def are_current(self) -> bool:
         """Whether the model's cells and parameters are those that the graphs are made of. Their values may differ."""
@@ -130,9 +130,10 @@ class CompiledGraphs:
     def _copy(self, source: KeyValueCache, row: int, start: int, target: KeyValueCache, target_row: int) -> None:
         self._copier(source, target)(int_tensor([row]), int_tensor([start]), int_tensor([target_row]))
 
-    def _copier(self, source: KeyValueCache, target: KeyValueCache) -> CopyRow:
+    def _copier(self, source: KeyValueCache, target: KeyValueCache) -> CopyRow | KernelCopyRow:
         if (source, target) not in self._copies:
-            self._copies[source, target] = CopyRow(source, target)
+            kind = KernelCopyRow if self.by_kernels else CopyRow
+            self._copies[source, target] = kind(source, target)
         return self._copies[source, target]
 
     def decode(self, shape: Shape, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -181,6 +181,36 @@ def test_layer_norm_before_a_product(libraries, width):
                 assert (y[rows:] == 7).all()
 
 
+def test_embedding(libraries):
+    words, positions = randoms(13, (50, 20), (9, 20))
+    ids, places = np.array([[3, 49, 0], [7, 7, 1]], np.int32), np.array([[0, 1, 2], [8, 0, 0]], np.int32)
+    for rows in (1, 4, 6):
+        x = np.full((6, 20), 7, np.float32)
+        launch(libraries(), "Embedding", [words, positions, ids, places, count(rows)], [x])
+        np.testing.assert_array_equal(x[:rows], (words[ids] + positions[places]).reshape(6, 20)[:rows])
+        assert (x[rows:] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("slots", "new_slots", "row", "first", "new_row"), [(9, 5, 1, 0, 2), (9, 5, 0, 6, 0), (5, 9, 1, 2, 3)]
+)
+def test_rows_of_caches_are_copied(libraries, slots, new_slots, row, first, new_row):
+    """To a smaller cache, from the end of a text, to a larger cache: two layers, keys and values."""
+    heads, size, rows, new_rows = 3, 4, 2, 4
+    source = randoms(14, *[(rows * heads * slots, size)] * 4)
+    target = randoms(15, *[(new_rows * heads * new_slots, size)] * 4)
+    expected = [array.reshape(new_rows, heads, new_slots, size).copy() for array in target]
+    copied = min(slots - first, new_slots)
+    for new, old in zip(expected, source, strict=True):
+        new[new_row, :, :copied] = old.reshape(rows, heads, slots, size)[row, :, first : first + copied]
+    where, sizes = np.array([row, first, new_row], np.int32), np.array([heads, slots, new_slots], np.int32)
+    told = np.zeros(1, np.int32)
+    launch(libraries(), "CopyRow", [*source, *target, where, sizes], [told])
+    assert told[0] == copied
+    for new, array in zip(expected, target, strict=True):
+        np.testing.assert_array_equal(array.reshape(new.shape), new)
+
+
 def heads_of(x, heads):
     """(T, N*D) -> (N, T, D)"""
     return x.reshape(len(x), heads, -1).transpose(1, 0, 2)

@@ -147,6 +147,30 @@ KERNEL(InOutProductPlus) {
   in_out_product({a[0], a.rows(4), a.size(0, 1)}, a[1], a[2], a[3], nullptr, a.size(1, 1), a[5]);
 }
 
+// word embeddings (V, H), positions' (P, H), ids and positions (B, T) int32, rows -> their sum (B*T, H)
+KERNEL(Embedding) {
+  const int64_t H = a.size(0, 1), rows = std::min<int64_t>(*a.integers(4), a.size(2, 0) * a.size(2, 1));
+  for (int64_t t = 0; t < rows; ++t) {
+    const float *word = a[0] + a.integers(2)[t] * H, *position = a[1] + a.integers(3)[t] * H;
+    for (int64_t h = 0; h < H; ++h) a[5][t * H + h] = word[h] + position[h];
+  }
+}
+
+// One row of a cache, from some slot on, to the front of a row of another, in all layers: keys and values of the source
+// (B*N*C, D), all keys before all values; as many of the target, (B'*N*C', D); source row, slot and target row
+// (3,) int32; N, C and C' (3,) int32 -> how many slots were copied (1,) int32
+KERNEL(CopyRow) {
+  const int arrays = (a.count - 3) / 2;
+  const int32_t *where = a.integers(2 * arrays), *sizes = a.integers(2 * arrays + 1);
+  const int64_t N = sizes[0], from = sizes[1], to = sizes[2], slots = std::min(from - where[1], to);
+  Workers::get().run(arrays * N, [&](int64_t tile) {
+    const int64_t array = tile / N, head = tile % N, D = a.size(array, 1);
+    const float *source = a[array] + ((where[0] * N + head) * from + where[1]) * D;
+    std::copy_n(source, slots * D, a[arrays + array] + (where[2] * N + head) * to * D);
+  });
+  *static_cast<int32_t *>(a.data[2 * arrays + 2]) = slots;
+}
+
 // One more token of each text: q, k, v (B, H), keys and values (B*N*C, D), positions (B, 1) int32, scale (1,), rows ->
 // context (B, H). Here N is the number of heads. k and v are written to the text's position in its cache, and the query
 // sees all up to there.

@@ -155,6 +155,22 @@ def in_out_product_plus() -> ops.Custom:
     return _primitive("InOutProductPlus", lambda x, w, *rest: (x[0], w[1]))
 
 
+def embedding() -> ops.Custom:
+    """Word embeddings (V, H), those of positions (P, H), ids and positions (B, T) int32, rows -> their sum: (B*T, H)"""
+    return _primitive("Embedding", lambda words, positions, ids, *rest: (ids[0] * ids[1], words[1]))
+
+
+def copy_row() -> ops.Custom:
+    """One row of a `KeyValueCache`, from some slot on, to the front of a row of another or of the same, as many slots
+    as the smaller one has.
+
+    Takes the source's keys of all layers, its values, and as many of the target, which are changed in place; where
+    (3,) int32: the source's row, its slot, the target's row; sizes (3,) int32: heads, slots of a row of the source and
+    of the target -> how many slots were copied: (1,) int32.
+    """
+    return _primitive("CopyRow", lambda *arrays: (1,), lambda *arrays: ms.int32)
+
+
 def attention_of_next_tokens() -> ops.Custom:
     """One more token of each of B texts: it is written to the cache, and attends to all of its text there.
 
