@@ -69,3 +69,15 @@ def cpu():
     with tempfile.TemporaryDirectory() as folder:
         prepare_device(ContextSection(device_target="CPU"), folder, seed=0)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings_stay_in_their_module(cpu):
+    """What a module's runs set in MindSpore, such as no fusion, ends with it: modules share a process by chance."""
+    import mindspore as ms
+
+    before = {name: ms.get_context(name) for name in ("mode", "enable_graph_kernel", "graph_kernel_flags")}
+    yield
+    for name, value in before.items():
+        if ms.get_context(name) != value:
+            ms.set_context(**{name: value})

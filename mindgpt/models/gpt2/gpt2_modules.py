@@ -97,6 +97,9 @@ class Activation(nn.Cell):
 
     `gelu` is the tanh form of Hendrycks & Gimpel 2016 (OpenAI's GPT-2), `gelu_erf` the exact form,
     `fast_gelu` is x * sigmoid(1.702 x), `relu` and `silu` as usual.
+
+    MindSpore's own tanh on a CPU is off by 1e-4, and the gradient of GELU by 5e-4: there it is written as
+    x * sigmoid(2u), which is the same and exact to 2e-6. Fused, tanh is better, and much quicker (docs/performance.md).
     """
 
     def __init__(self, name: str):
@@ -110,10 +113,13 @@ class Activation(nn.Cell):
         self.add = ops.Add()
         self.mul_one = ops.Mul()  # by one number
         self.add_one = ops.Add()
+        self.without_tanh = ms.get_context("device_target") == "CPU" and not ms.get_context("enable_graph_kernel")
 
     def construct(self, x: Tensor) -> Tensor:
         if self.kind == "gelu":
             cubic = self.mul(self.mul(x, x), self.mul_one(x, 0.044715))
+            if self.without_tanh:
+                return self.mul(x, self.sigmoid(self.mul_one(self.add(x, cubic), 2.0 * math.sqrt(2.0 / math.pi))))
             inner = self.mul_one(self.add(x, cubic), math.sqrt(2.0 / math.pi))
             return self.mul(self.mul_one(x, 0.5), self.add_one(self.tanh(inner), 1.0))
         if self.kind == "gelu_erf":
