@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import Normal, initializer
+from mindspore.common.initializer import initializer
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.blocks import IGNORED_LABEL
@@ -16,6 +16,7 @@ from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy
 from mindgpt.models.gpt2.pretrained import PretrainedCell
+from mindgpt.models.random_weights import NormalWeights
 from mindgpt.runtime.precision import Precision, precision_of
 
 
@@ -25,7 +26,9 @@ class Score(nn.Cell):
     def __init__(self, config: GPT2Config, precision: Precision):
         super().__init__()
         shape = (config.num_labels, config.hidden_size)
-        self.weight = Parameter(initializer(Normal(config.initializer_range), shape, precision.param), name="weight")
+        self.weight = Parameter(
+            initializer(NormalWeights(config.initializer_range), shape, precision.param), name="weight"
+        )
         self.matmul = ops.MatMul(transpose_b=True)
         self.cast = ops.Cast()
         self.compute = precision.compute

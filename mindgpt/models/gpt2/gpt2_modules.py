@@ -11,11 +11,12 @@ import math
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, lazy_inline, nn, ops
-from mindspore.common.initializer import Normal, initializer
+from mindspore.common.initializer import initializer
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from mindgpt.models.dropout import dropout
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.random_weights import NormalWeights
 from mindgpt.runtime.precision import Precision
 
 ROWS_WORTH_TURNING = 128
@@ -37,7 +38,7 @@ class Linear(nn.Cell):
         shape = (out_size, in_size) if transpose_b else (in_size, out_size)
         self.in_size = in_size
         self.out_size = out_size
-        self.weight = Parameter(initializer(Normal(std), shape, precision.param), name="weight")
+        self.weight = Parameter(initializer(NormalWeights(std), shape, precision.param), name="weight")
         self.bias = Parameter(initializer("zeros", (out_size,), precision.param), name="bias")
         # oneDNN's fp32 product is half as fast where the rows of an [in, out] matrix lie a multiple of 4 KiB apart
         # (docs/performance.md); there a CPU turns the matrix round first, if there are rows enough to be worth it.
@@ -322,7 +323,9 @@ class Embedding(nn.Cell):
 
     def __init__(self, rows: int, width: int, precision: Precision, std: float):
         super().__init__()
-        self.embedding_table = Parameter(initializer(Normal(std), (rows, width), precision.param), "embedding_table")
+        self.embedding_table = Parameter(
+            initializer(NormalWeights(std), (rows, width), precision.param), "embedding_table"
+        )
         self.gather = ops.Gather()
 
     def construct(self, ids: Tensor) -> Tensor:
