@@ -7,19 +7,26 @@ from mindspore import Tensor, nn
 from mindspore.train import Metric
 
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
+from mindgpt.models.gpt2.kernel_cells import KernelLosses, kernels_fit
 
 
 class PerplexityCell(nn.Cell):
-    """What `mindspore.train.Model` evaluates: a batch of rows -> its summed loss and the tokens it is summed over."""
+    """What `mindspore.train.Model` evaluates: a batch of rows -> its summed loss and the tokens it is summed over.
+
+    On a CPU by the C++ kernels, if they can do it for this network.
+    """
 
     def __init__(self, network: GPT2LMHeadModel):
         super().__init__(auto_prefix=False)
         self.network = network
+        self.kernels = KernelLosses(network) if kernels_fit(network.backbone) else None
 
     def construct(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """input_ids, attention_mask, labels: (B, L) int32 -> two float32 scalars; each row gives L - 1 predictions."""
+        if self.kernels is not None:
+            return self.kernels(input_ids, attention_mask, labels)
         return self.network.summed_loss(input_ids, attention_mask, labels)
 
 

@@ -10,12 +10,19 @@ from mindspore import Tensor, nn, ops
 from mindgpt.generation.cached_model import Graph, KeyValueCache
 from mindgpt.models.cpu_kernels import kernels
 from mindgpt.models.gpt2.gpt2 import GPT2Model
-from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead
-from mindgpt.models.gpt2.gpt2_modules import Block, Linear, PlainAttention
+from mindgpt.models.gpt2.gpt2_heads import LMHead
+from mindgpt.models.gpt2.gpt2_modules import Block
+from mindgpt.models.gpt2.kernel_cells import (
+    KernelBehindAttention,
+    KernelEmbedding,
+    KernelHead,
+    KernelProjections,
+    KernelTargetLosses,
+)
 
 
 class KernelAttention(nn.Cell):
-    """The first half of a model's block, without the output projection.
+    """The first half of a model's block, without the output projection: tokens attend to what is in the cache, too.
 
     Args:
         block: the model's.
@@ -24,61 +31,14 @@ class KernelAttention(nn.Cell):
 
     def __init__(self, block: Block, attend: ops.Custom):
         super().__init__(auto_prefix=False)
-        self.norm, self.eps = block.layernorm1, kernels.number(block.layernorm1.eps)
-        self.query, self.key, self.value = block.attention.dense1, block.attention.dense2, block.attention.dense3
-        self.products = kernels.three_out_in_products()
+        self.projections = KernelProjections(block)
         self.attend = attend
         self.scale = kernels.number(block.attention.attend.scale)
 
     def construct(self, x: Tensor, keys: Tensor, values: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         """x: (M, H); keys, values: of the cache, (B*N*C, D); positions: (B, T) int32, M = B*T -> (M, H)"""
-        norm = (self.norm.gamma, self.norm.beta, self.eps)
-        query, key, value = self.query, self.key, self.value
-        weights = (query.weight, query.bias, key.weight, key.bias, value.weight, value.bias)
-        q, k, v = self.products(x, *norm, *weights, rows)  # (M, H) each
+        q, k, v = self.projections(x, rows)  # (M, H) each
         return self.attend(q, k, v, keys, values, positions, self.scale, rows)
-
-
-class KernelBehindAttention(nn.Cell):
-    """The rest of a model's block: output projection, residual, feed-forward layer."""
-
-    def __init__(self, block: Block):
-        super().__init__(auto_prefix=False)
-        self.projection = block.attention.projection
-        self.norm, self.eps = block.layernorm2, kernels.number(block.layernorm2.eps)
-        self.mapping, self.contraction = block.output.mapping, block.output.projection
-        self.activation = block.output.activation
-        self.is_gated = self.activation.kind in kernels.GATES
-        self.gate = kernels.number(*kernels.GATES.get(self.activation.kind, (0.0, 0.0)))
-        self.product = kernels.in_out_product()
-        self.gated_product = kernels.gated_in_out_product()
-        self.product_plus = kernels.in_out_product_plus()
-
-    def construct(self, x: Tensor, context: Tensor, rows: Tensor) -> Tensor:
-        """x: (M, H), what went into the block; context: (M, H), of its attention -> (M, H)"""
-        x = self.product_plus(context, self.projection.weight, self.projection.bias, x, rows)
-        return self.product_plus(self.widened(x, rows), self.contraction.weight, self.contraction.bias, x, rows)
-
-    def widened(self, x: Tensor, rows: Tensor) -> Tensor:
-        """(M, H) -> (M, F): the feed-forward layer's first half, behind its layer norm"""
-        norm = (self.norm.gamma, self.norm.beta, self.eps)
-        if self.is_gated:
-            return self.gated_product(x, *norm, self.mapping.weight, self.mapping.bias, self.gate, rows)
-        return self.activation(self.product(x, *norm, self.mapping.weight, self.mapping.bias, rows))
-
-
-class KernelHead(nn.Cell):
-    """What is behind the last block: layer norm, and logits by the token embedding."""
-
-    def __init__(self, backbone: GPT2Model):
-        super().__init__(auto_prefix=False)
-        self.norm, self.eps = backbone.layernorm, kernels.number(backbone.layernorm.eps)
-        self.word_embedding = backbone.embedding.word_embedding
-        self.product = kernels.out_in_product()
-
-    def construct(self, x: Tensor, rows: Tensor) -> Tensor:
-        """(M, H) -> (M, V)"""
-        return self.product(x, self.norm.gamma, self.norm.beta, self.eps, self.word_embedding.embedding_table, rows)
 
 
 class KernelModel(Graph):
@@ -86,16 +46,14 @@ class KernelModel(Graph):
 
     def __init__(self, backbone: GPT2Model, cache: KeyValueCache, attend: ops.Custom):
         super().__init__()
-        self.words = backbone.embedding.word_embedding
-        self.positions = backbone.embedding.position_embedding
-        self.embed = kernels.embedding()
+        self.embed = KernelEmbedding(backbone)
         self.attentions = nn.CellList([KernelAttention(block, attend) for block in backbone.blocks], auto_prefix=False)
         self.behind = nn.CellList([KernelBehindAttention(block) for block in backbone.blocks], auto_prefix=False)
         self.cache = cache
 
     def to_last_attention(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids, positions: (B, T) int32 -> the last block's input, and the context of its attention: (B*T, H)"""
-        x = self.embed(self.words.embedding_table, self.positions.embedding_table, input_ids, positions, rows)
+        x = self.embed(input_ids, positions, rows)
         context = self.attentions[0](x, self.cache.keys[0], self.cache.values[0], positions, rows)
         for layer in range(1, len(self.attentions)):
             x = self.behind[layer - 1](x, context, rows)
@@ -147,18 +105,20 @@ class KernelLastLogits(Graph):
         return self.head(self.behind(x, context, rows), rows)
 
 
-class KernelTargetLogProbs(KernelLastLogits):
+class KernelTargetLogProbs(Graph):
     """How likely what comes behind some of the tokens was."""
 
     def __init__(self, backbone: GPT2Model):
-        super().__init__(backbone)
-        self.cross_entropy = CrossEntropy()
+        super().__init__()
+        self.behind = KernelBehindAttention(backbone.blocks[-1])
+        self.losses = KernelTargetLosses(backbone)
+        self.gather = ops.Gather()
         self.neg = ops.Neg()
 
     def construct(self, x: Tensor, context: Tensor, places: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
         """As `KernelLastLogits`; targets: (n,) int32, the tokens behind -> (n,): log P of each"""
         x, context = self.gather(x, places, 0), self.gather(context, places, 0)  # (n, H)
-        return self.neg(self.cross_entropy(self.head(self.behind(x, context, rows), rows), targets))
+        return self.neg(self.losses(self.behind(x, context, rows), targets, rows))
 
 
 class KernelCopyRow(Graph):
@@ -178,19 +138,3 @@ class KernelCopyRow(Graph):
         source = [*self.source.keys, *self.source.values]
         target = [*self.target.keys, *self.target.values]
         return self.copy(*source, *target, self.concat((source_row, first_slot, target_row)), self.sizes)
-
-
-def kernels_fit(backbone: GPT2Model) -> bool:
-    """Whether these cells can do what those of `cached_model.py` do for this model: weights in float32, on a CPU, and
-    no other cells in the place of its own (LoRA, tensor parallelism)."""
-    if any(weight.dtype != ms.float32 for weight in backbone.get_parameters()):
-        return False
-    for block in backbone.blocks:
-        attention, output = block.attention, block.output
-        linears = [attention.dense1, attention.dense2, attention.dense3, attention.projection]
-        linears += [output.mapping, output.projection]
-        if any(type(linear) is not Linear or type(linear.matmul) is not ops.MatMul for linear in linears):
-            return False
-        if type(attention.attend) is not PlainAttention:
-            return False
-    return kernels.library() is not None

@@ -9,6 +9,9 @@ from mindspore import Tensor
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
 from mindgpt.evaluation.perplexity import PerplexityCell, PerplexityMetric
+from mindgpt.models.cpu_kernels.kernels import library
+
+pytestmark = pytest.mark.usefixtures("cpu")
 
 
 def feed(metric, batches):
@@ -60,16 +63,42 @@ def test_nothing_to_predict_and_too_much():
     assert math.isnan(feed(PerplexityMetric(), [[math.nan]]).eval()["loss"])
 
 
-@pytest.mark.usefixtures("cpu")
-def test_the_cell_sums_over_what_masks_and_labels_leave():
+@pytest.fixture(params=["operators", "kernels"])
+def by(request, monkeypatch):
+    """Evaluation by MindSpore's operators, as on Ascend, or by the C++ kernels."""
+    if request.param == "operators":
+        monkeypatch.setattr("mindgpt.evaluation.perplexity.kernels_fit", lambda backbone: False)
+    elif library() is None:
+        pytest.skip("there is no C++ compiler")
+    return request.param
+
+
+def model_with_large_weights(**changes):
+    """A toy whose logits are some units apart, so that a token too many that is seen changes them."""
+    config = GPT2Config(num_layers=2, hidden_size=16, num_heads=2, vocab_size=23, seq_length=8, **changes)
+    model = GPT2LMHeadModel(config).set_train(False)
+    draw = np.random.default_rng(1)
+    for parameter in model.get_parameters():
+        parameter.set_data(parameter + Tensor(draw.normal(0, 0.3, parameter.shape).astype(np.float32)))
+    return model
+
+
+PADDING = {
+    "on the right": [[1] * 8, [1] * 5 + [0] * 3, [1] + [0] * 7],
+    "on the left": [[1] * 8, [0] * 3 + [1] * 5, [0] * 7 + [1]],
+    "within": [[1, 1, 0, 1, 1, 0, 0, 1], [0, 1, 0, 1, 1, 1, 1, 1], [1] * 8],
+}
+
+
+@pytest.mark.parametrize("padding", PADDING)
+def test_the_cell_sums_over_what_masks_and_labels_leave(by, padding):
     """Against NumPy on the model's own logits: padding and -100 are neither predicted nor counted."""
-    config = GPT2Config(num_layers=1, hidden_size=16, num_heads=2, vocab_size=23, seq_length=8)
-    model = GPT2LMHeadModel(config)
-    model.set_train(False)
+    model = model_with_large_weights()
     draw = np.random.default_rng(0)
     ids = draw.integers(0, 23, (3, 8)).astype(np.int32)
-    mask = np.array([[1] * 8, [1] * 5 + [0] * 3, [1] + [0] * 7], np.int32)
+    mask = np.array(PADDING[padding], np.int32)
     labels = np.where(draw.random((3, 8)) < 0.3, -100, ids).astype(np.int32)
+    labels[:, 1:][mask[:, :-1] == 0] = -100  # what padding, which may see nothing, would predict
     logits = model(Tensor(ids), Tensor(mask)).asnumpy().astype(np.float64)
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
@@ -82,7 +111,50 @@ def test_the_cell_sums_over_what_masks_and_labels_leave():
                     count += 1
         return total, count
 
-    for given, wanted in ((None, ids), (Tensor(labels), labels)):
-        total, count = (value.asnumpy().item() for value in PerplexityCell(model)(Tensor(ids), Tensor(mask), given))
+    cases = [(Tensor(labels), labels)]
+    if padding == "on the right":
+        cases.append((None, ids))
+    for given, wanted in cases:
+        cell = PerplexityCell(model)
+        assert (cell.kernels is not None) == (by == "kernels")
+        total, count = (value.asnumpy().item() for value in cell(Tensor(ids), Tensor(mask), given))
         assert count == expected(wanted)[1]
-        assert total == pytest.approx(expected(wanted)[0], rel=1e-5)
+        assert total == pytest.approx(expected(wanted)[0], rel=1e-4)
+
+
+KINDS = [
+    *({"hidden_act": name} for name in ("gelu", "gelu_erf", "fast_gelu", "relu", "silu")),
+    {"scale_attn_by_inverse_layer_idx": True},
+    {"layernorm_epsilon": 0.1},
+]
+
+
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_kernels_and_operators_agree(changes, monkeypatch):
+    if library() is None:
+        pytest.skip("there is no C++ compiler")
+    model = model_with_large_weights(**changes)
+    ids = Tensor(np.random.default_rng(2).integers(0, 23, (2, 9)).astype(np.int32))  # a window and its last target
+    by_kernels = PerplexityCell(model)(ids)
+    monkeypatch.setattr("mindgpt.evaluation.perplexity.kernels_fit", lambda backbone: False)
+    by_operators = PerplexityCell(model)(ids)
+    assert by_kernels[1].asnumpy() == by_operators[1].asnumpy() == 16
+    assert by_kernels[0].asnumpy() == pytest.approx(by_operators[0].asnumpy(), rel=1e-4)
+
+
+def test_the_kernels_see_new_weights(by):
+    """An evaluation during training: the cell is built once, and the weights change."""
+    model = model_with_large_weights()
+    cell, ids = PerplexityCell(model), Tensor(np.random.default_rng(3).integers(0, 23, (2, 8)).astype(np.int32))
+    first = cell(ids)[0].asnumpy()
+    for parameter in model.get_parameters():
+        parameter.set_data(parameter * 1.5)
+    second = cell(ids)[0].asnumpy()
+    assert second != pytest.approx(first, rel=0.01)
+    assert second == pytest.approx(PerplexityCell(model)(ids)[0].asnumpy(), rel=1e-6)
+
+
+def test_rows_longer_than_the_window(by):
+    model = model_with_large_weights()
+    with pytest.raises(ValueError, match="9 tokens in a row, but the position table holds 8"):
+        PerplexityCell(model)(Tensor(np.zeros((1, 10), np.int32)))

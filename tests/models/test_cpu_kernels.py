@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 SOURCE = kernels._SOURCES / "kernels.cpp"
 OPTIONS = {"native": kernels.for_this_processor(), "avx2": "-march=haswell", "sse2": "-march=x86-64"}
-ROW_COUNTS = (1, 2, 3, 7, 8, 9, 17, 40)
+ROW_COUNTS = (1, 2, 3, 7, 8, 9, 17, 40, 600)
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +273,68 @@ def test_attention_within_texts(libraries, option, heads, size, lengths):
         cache = cache.reshape(heads, slots, size)
         np.testing.assert_array_equal(cache[:, :rows], heads_of(written[:rows], heads))
         np.testing.assert_array_equal(cache[:, rows:], kept)
+
+
+MASKS = {
+    "none": np.ones((3, 61)),
+    "on the right": np.arange(61) < np.array([[61], [40], [1]]),
+    "on the left": np.arange(61) >= np.array([[0], [1], [60]]),
+    "everywhere": np.random.default_rng(0).random((3, 61)) < 0.4,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("padding", MASKS)
+def test_attention_of_rows(libraries, option, padding):
+    if option != "native" and platform.machine() != "x86_64":
+        pytest.skip("for x86")
+    mask = MASKS[padding].astype(np.int32)
+    (texts, length), heads, size = mask.shape, 3, 20
+    q, k, v = randoms(6, *[(texts * length, heads * size)] * 3)
+    context, scale = np.empty_like(q), np.array([0.3], np.float32)
+    launch(
+        libraries(option), "AttentionOfRows",
+        [q, k, v, mask, np.array([heads], np.int32), scale, count(texts * length)], [context],
+    )  # fmt: skip
+    for text in range(texts):
+        part = slice(text * length, (text + 1) * length)
+        q_heads, k_heads, v_heads = (heads_of(x[part].astype(float), heads) for x in (q, k, v))
+        scores = 0.3 * q_heads @ k_heads.transpose(0, 2, 1)
+        unseen = np.triu(np.ones((length, length), bool), 1) | (mask[text] == 0)
+        scores[:, unseen & ~np.eye(length, dtype=bool)] = -np.inf  # a token sees itself in any case
+        np.testing.assert_allclose(heads_of(context[part], heads), softmax(scores) @ v_heads, atol=3e-6)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("words", [1, 49, 384, 1000])
+@pytest.mark.parametrize("spread", [1.0, 60.0])
+def test_losses_of_targets(libraries, option, words, spread):
+    """Vocabularies of less than a tile, of one, and of some; logits so far apart that most of their e^x are 0."""
+    if option != "native" and platform.machine() != "x86_64":
+        pytest.skip("for x86")
+    w, gamma, beta = randoms(16, (words, 50), (50,), (50,))
+    w *= spread / 50**0.5
+    for rows in ROW_COUNTS:
+        (x,) = randoms(rows, (rows + 1, 50))
+        targets = np.random.default_rng(rows).integers(0, words, rows + 1).astype(np.int32)
+        targets[:2] = 0, words - 1
+        wide = x.astype(float)
+        normed = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5) * gamma + beta
+        for norm, values in (([], wide), ([gamma, beta, np.array([1e-5], np.float32)], normed)):
+            logits = values @ w.T
+            highest = logits.max(-1, keepdims=True)
+            expected = np.log(np.exp(logits - highest).sum(-1)) + highest[:, 0] - logits[np.arange(rows + 1), targets]
+            losses = np.full(rows + 1, 7, np.float32)
+            launch(libraries(option), "TargetLosses", [x, *norm, w, targets, count(rows)], [losses])
+            np.testing.assert_allclose(losses[:rows], expected[:rows], rtol=2e-6, atol=2e-6 * spread)
+            assert losses[rows] == 7
+
+
+def test_a_target_outside_the_vocabulary_has_no_loss(libraries):
+    x, w = randoms(17, (2, 8), (5, 8))
+    losses = np.zeros(2, np.float32)
+    launch(libraries(), "TargetLosses", [x, w, np.array([4, 5], np.int32), count(2)], [losses])
+    assert np.isfinite(losses[0]) and np.isnan(losses[1])
 
 
 def test_a_text_does_not_depend_on_those_before_it(libraries):

@@ -52,30 +52,40 @@ void out_in_rows(const float *x, const float *w, int64_t K, float *y, int64_t N,
   for (; n < last; ++n) dots<M, 1>(x, w + n * K, K, y + n, N);
 }
 
-// y += x W for M rows, which lie x_step apart, R vectors of columns and `depth` rows of W, which lie w_step apart. With
-// FROM_MEMORY the rows that follow are sent for. The products are added up from 0 on and their sum then to y: what is
-// lost in rounding grows with the depth and the number of such pieces, not with the product of both, which is K.
-template <int M, int R, bool FROM_MEMORY>
-inline void outer_products(const float *x, int64_t x_step, const float *w, int64_t w_step, int64_t depth, float *y,
-                           int64_t y_step) {
-  Vector total[M][R] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vector weights[R];
-    for (int r = 0; r < R; ++r) {
-      weights[r] = load(w + k * w_step + r * LANES);
-      if (FROM_MEMORY) __builtin_prefetch(w + (k + DEPTH) * w_step + r * LANES, 0, 2);
-    }
-    for (int m = 0; m < M; ++m) {
-      const Vector value = all(x[m * x_step + k]);
-      for (int r = 0; r < R; ++r) total[m][r] += weights[r] * value;
-    }
+// total += one column of x, of M rows that lie x_step apart, times one row of W
+template <int M, int R>
+inline void add_products(const float *x, int64_t x_step, const float *w, Vector (&total)[M][R]) {
+  Vector weights[R];
+  for (int r = 0; r < R; ++r) weights[r] = load(w + r * LANES);
+  for (int m = 0; m < M; ++m) {
+    const Vector value = all(x[m * x_step]);
+    for (int r = 0; r < R; ++r) total[m][r] += weights[r] * value;
   }
+}
+
+// y += total
+template <int M, int R>
+inline void add_to(const Vector (&total)[M][R], float *y, int64_t y_step) {
   for (int m = 0; m < M; ++m) {
     for (int r = 0; r < R; ++r) {
       float *to = y + m * y_step + r * LANES;
       store(to, load(to) + total[m][r]);
     }
   }
+}
+
+// y += x W for M rows, which lie x_step apart, R vectors of columns and `depth` rows of W, which lie w_step apart; the rows
+// that follow are sent for. The products are added up from 0 on and their sum then to y: what is lost in rounding grows
+// with the depth and the number of such pieces, not with the product of both, which is K.
+template <int M, int R>
+inline void outer_products(const float *x, int64_t x_step, const float *w, int64_t w_step, int64_t depth, float *y,
+                           int64_t y_step) {
+  Vector total[M][R] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int r = 0; r < R; ++r) __builtin_prefetch(w + (k + DEPTH) * w_step + r * LANES, 0, 2);
+    add_products<M, R>(x + k, x_step, w + k * w_step, total);
+  }
+  add_to<M, R>(total, y, y_step);
 }
 
 // Columns first to last of y += x W, with W stored [K, N]; rows of x lie x_step apart, of y y_step.
@@ -88,10 +98,10 @@ void in_out_rows(const float *x, int64_t x_step, const float *w, int64_t K, int6
     const float *values = x + k, *weights = w + k * N;
     int64_t n = first;
     for (; n + R * LANES <= last; n += R * LANES) {
-      outer_products<M, R, true>(values, x_step, weights + n, N, depth, y + n, y_step);
+      outer_products<M, R>(values, x_step, weights + n, N, depth, y + n, y_step);
     }
     for (; n + LANES <= last; n += LANES) {
-      outer_products<M, 1, true>(values, x_step, weights + n, N, depth, y + n, y_step);
+      outer_products<M, 1>(values, x_step, weights + n, N, depth, y + n, y_step);
     }
     for (; n < last; ++n) {
       for (int m = 0; m < M; ++m) {

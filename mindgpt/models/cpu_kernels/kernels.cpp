@@ -3,6 +3,7 @@
 // Shape letters: M rows, K width of x, N width of y; B texts, H hidden, D head size, C slots of a text's cache.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "attention.h"
@@ -73,17 +74,36 @@ Input take_input(Arrays &a, int plain, int rows) {
   return {y, input.M, input.K};
 }
 
+// For a product that is added to nothing.
+auto zeros(int64_t N, float *y) {
+  return [=](int64_t row, int64_t rows, int64_t n, int64_t columns) {
+    for (int64_t m = row; m < row + rows; ++m) std::fill_n(y + m * N + n, columns, 0.0f);
+  };
+}
+
+// What a product is added to: b in each row of y (M, N), and the residual, if there is one.
+auto sum_of_bias(const float *b, const float *residual, int64_t N, float *y) {
+  return [=](int64_t row, int64_t rows, int64_t n, int64_t columns) {
+    for (int64_t m = row; m < row + rows; ++m) {
+      float *to = y + m * N + n;
+      std::copy_n(b + n, columns, to);
+      if (residual == nullptr) continue;
+      for (int64_t i = 0; i < columns; ++i) to[i] += residual[m * N + n + i];
+    }
+  };
+}
+
 // y = x W + b (+ residual), then through the gate, if there is one; W [K, N].
 void in_out_product(Input in, const float *w, const float *b, const float *residual, const float *gate_numbers,
                     int64_t N, float *y) {
   on_huge_pages(w, in.K * N);
-  share_out(false, in.M, N, in.K, [&](int64_t first, int64_t last) {
-    for (int64_t m = 0; m < in.M; ++m) {
-      for (int64_t n = first; n < last; ++n) y[m * N + n] = b[n] + (residual ? residual[m * N + n] : 0.0f);
-    }
-    multiply(in.x, {w, false}, in.M, in.K, y, N, first, last);
+  const auto before = sum_of_bias(b, residual, N, y);
+  const auto through_gate = [=](int64_t row, int64_t rows, int64_t n, int64_t columns) {
     if (gate_numbers == nullptr) return;
-    for (int64_t m = 0; m < in.M; ++m) gate(y + m * N + first, last - first, gate_numbers[0], gate_numbers[1]);
+    for (int64_t m = row; m < row + rows; ++m) gate(y + m * N + n, columns, gate_numbers[0], gate_numbers[1]);
+  };
+  share_out(false, in.M, N, in.K, [&](int64_t first, int64_t last) {
+    multiply(in.x, {w, false}, in.M, in.K, y, N, first, last, before, through_gate);
   });
 }
 
@@ -110,8 +130,7 @@ KERNEL(OutInProduct) {
   const int64_t N = a.size(1, 0);
   on_huge_pages(a[1], in.K * N);
   share_out(true, in.M, N, in.K, [&](int64_t first, int64_t last) {
-    for (int64_t m = 0; m < in.M; ++m) std::fill(a[3] + m * N + first, a[3] + m * N + last, 0.0f);
-    multiply(in.x, {a[1], true}, in.M, in.K, a[3], N, first, last);
+    multiply(in.x, {a[1], true}, in.M, in.K, a[3], N, first, last, zeros(N, a[3]), nothing);
   });
 }
 
@@ -123,10 +142,9 @@ KERNEL(ThreeOutInProducts) {
   const int64_t width = tile_width(true, in.M, N, in.K), tiles = (N + width - 1) / width;
   Workers::get().run(3 * tiles, [&](int64_t tile) {
     const int64_t which = tile / tiles, first = tile % tiles * width, last = std::min(N, first + width);
-    const float *b = a[2 + 2 * which];
     float *y = a[8 + which];
-    for (int64_t m = 0; m < in.M; ++m) std::copy(b + first, b + last, y + m * N + first);
-    multiply(in.x, {a[1 + 2 * which], true}, in.M, in.K, y, N, first, last);
+    const auto before = sum_of_bias(a[2 + 2 * which], nullptr, N, y);
+    multiply(in.x, {a[1 + 2 * which], true}, in.M, in.K, y, N, first, last, before, nothing);
   });
 }
 
@@ -196,6 +214,57 @@ KERNEL(AttentionWithinTexts) {
       std::copy_n(a[1] + t * H + head * D, D, keys + t * D);
       std::copy_n(a[2] + t * H + head * D, D, values + t * D);
     }
-    attend_within_texts(a[0] + head * D, keys, values, a.integers(5), T, H, D, *a[6], a[8] + head * D);
+    attend_within_texts({a[0] + head * D, H}, {keys, D}, {values, D}, a.integers(5), nullptr, T, D, *a[6],
+                        a[8] + head * D);
   });
+}
+
+// Texts of one length: q, k, v (B*T, H), mask (B, T) int32, heads (1,) int32, scale (1,), rows -> context (B*T, H). A
+// token sees itself, and its text up to there where the mask is not 0.
+KERNEL(AttentionOfRows) {
+  const int64_t H = a.size(0, 1), T = a.size(3, 1), N = *a.integers(4), D = H / N, B = a.rows(6) / T;
+  std::vector<int32_t> positions(T);
+  std::iota(positions.begin(), positions.end(), 0);
+  Workers::get().run(B * N, [&](int64_t part) {
+    const int64_t text = part / N, place = text * T * H + part % N * D;
+    const int32_t *mask = a.integers(3) + text * T;
+    const bool all_seen = std::find(mask, mask + T, 0) == mask + T;
+    attend_within_texts({a[0] + place, H}, {a[1] + place, H}, {a[2] + place, H}, positions.data(),
+                        all_seen ? nullptr : mask, T, D, *a[5], a[7] + place);
+  });
+}
+
+// x (M, K), w (V, K), targets (M,) int32, rows -> -log softmax(x w^T)[target] (M,). The logits are made and used a tile
+// of the vocabulary at a time: they are never all in memory.
+KERNEL(TargetLosses) {
+  constexpr int64_t WIDTH = 8 * PANEL;
+  const Input in = take_input(a, 5, 3);
+  const int64_t V = a.size(1, 0), M = in.M, tiles = (V + WIDTH - 1) / WIDTH;
+  const int32_t *targets = a.integers(2);
+  on_huge_pages(a[1], in.K * V);
+  std::vector<Softmax> parts(tiles * M);  // of each tile and row
+  std::vector<float> of_targets(M, NAN);
+  Workers::get().run(tiles, [&](int64_t tile) {
+    thread_local std::vector<float> logits;
+    const int64_t first = tile * WIDTH, columns = std::min(WIDTH, V - first);
+    logits.resize(M * WIDTH);
+    multiply(in.x, {a[1] + first * in.K, true}, M, in.K, logits.data(), WIDTH, 0, columns, zeros(WIDTH, logits.data()),
+             nothing);
+    for (int64_t m = 0; m < M; ++m) {
+      float *row = &logits[m * WIDTH];
+      const int64_t target = targets[m] - first;
+      if (target >= 0 && target < columns) of_targets[m] = row[target];
+      parts[tile * M + m] = exponentials(row, columns, 1.0f);
+    }
+  });
+  for (int64_t m = 0; m < M; ++m) {
+    float highest = -INFINITY;
+    for (int64_t tile = 0; tile < tiles; ++tile) highest = std::max(highest, parts[tile * M + m].highest);
+    double total = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const Softmax part = parts[tile * M + m];
+      total += part.total * std::exp(static_cast<double>(part.highest) - highest);
+    }
+    a[4][m] = std::log(total) + (highest - of_targets[m]);
+  }
 }

@@ -1,12 +1,13 @@
-"""C++ kernels for reading texts and continuing them on a CPU, as MindSpore primitives.
+"""C++ kernels for reading texts, continuing them and telling how likely they are, on a CPU, as MindSpore primitives.
 
 What they have that MindSpore's operators have not (docs/performance.md has the figures):
 - A step of one token multiplies one row per text with every weight of the model, so it takes as long as reading the
   weights from memory does. These products read them nearly as fast as the memory can.
 - They work on as many rows as they are told, not on all that a graph was compiled for: one graph reads texts of every
   length, each in its own time.
-- Bias, residual and activation are added while the product is in the cache, and a text's keys and values are read from
-  where they lie.
+- Many rows are multiplied as fast as a tuned BLAS does, while the weights that follow are brought into the cache. Bias,
+  residual and activation are added while a block of the product is there, and so are the logits of a piece of the
+  vocabulary turned into losses. Keys and values are read from where they lie.
 
 The library is compiled for this very processor when it is first asked for, which takes some seconds, and kept in the
 user's cache. Without a C++ compiler there is none, and MindSpore's own operators do the work.
@@ -188,6 +189,20 @@ def attention_within_texts() -> ops.Custom:
     int32, each token's in its own text, scale (1,), rows -> softmax(scale q K^T) V of each head: (T, H).
     """
     return _primitive("AttentionWithinTexts", lambda q, *rest: q)
+
+
+def attention_of_rows() -> ops.Custom:
+    """Texts of one length, side by side: a token attends to itself, and to its text before it where that is no padding.
+
+    Takes q, k, v (B*T, H), mask (B, T) int32, 0 at padding, heads (1,) int32, scale (1,), rows, a multiple of T ->
+    softmax(scale q K^T) V of each head: (B*T, H).
+    """
+    return _primitive("AttentionOfRows", lambda q, *rest: q)
+
+
+def target_losses() -> ops.Custom:
+    """x (M, K) [norm], w (V, K), targets (M,) int32 in [0, V), rows -> -log softmax(x w^T)[target]: (M,)"""
+    return _primitive("TargetLosses", lambda x, *rest: (x[0],))
 
 
 def number(*values: float) -> Tensor:

@@ -1,0 +1,160 @@
+"""The parts of a GPT-2 by the C++ kernels: the same function of the model's own weights, on a CPU.
+
+Shape letters: M rows, H hidden, F feed-forward width, V vocabulary; B texts of T tokens. What is called `rows` is how
+many of the M rows hold anything, (1,) int32.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindgpt.models.cpu_kernels import kernels
+from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
+from mindgpt.models.gpt2.gpt2_heads import NextTokens
+from mindgpt.models.gpt2.gpt2_modules import Block, Linear, PlainAttention
+
+
+class KernelEmbedding(nn.Cell):
+    """Token and position embeddings."""
+
+    def __init__(self, backbone: GPT2Model):
+        super().__init__(auto_prefix=False)
+        self.words = backbone.embedding.word_embedding
+        self.positions = backbone.embedding.position_embedding
+        self.embed = kernels.embedding()
+
+    def construct(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """input_ids, positions: (B, T) int32 -> (B*T, H)"""
+        return self.embed(self.words.embedding_table, self.positions.embedding_table, input_ids, positions, rows)
+
+
+class KernelProjections(nn.Cell):
+    """What a block does before its attention: layer norm, queries, keys and values."""
+
+    def __init__(self, block: Block):
+        super().__init__(auto_prefix=False)
+        self.norm, self.eps = block.layernorm1, kernels.number(block.layernorm1.eps)
+        self.query, self.key, self.value = block.attention.dense1, block.attention.dense2, block.attention.dense3
+        self.products = kernels.three_out_in_products()
+
+    def construct(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(M, H) -> (M, H) each"""
+        norm = (self.norm.gamma, self.norm.beta, self.eps)
+        query, key, value = self.query, self.key, self.value
+        weights = (query.weight, query.bias, key.weight, key.bias, value.weight, value.bias)
+        return self.products(x, *norm, *weights, rows)
+
+
+class KernelBehindAttention(nn.Cell):
+    """The rest of a model's block: output projection, residual, feed-forward layer."""
+
+    def __init__(self, block: Block):
+        super().__init__(auto_prefix=False)
+        self.projection = block.attention.projection
+        self.norm, self.eps = block.layernorm2, kernels.number(block.layernorm2.eps)
+        self.mapping, self.contraction = block.output.mapping, block.output.projection
+        self.activation = block.output.activation
+        self.is_gated = self.activation.kind in kernels.GATES
+        self.gate = kernels.number(*kernels.GATES.get(self.activation.kind, (0.0, 0.0)))
+        self.product = kernels.in_out_product()
+        self.gated_product = kernels.gated_in_out_product()
+        self.product_plus = kernels.in_out_product_plus()
+
+    def construct(self, x: Tensor, context: Tensor, rows: Tensor) -> Tensor:
+        """x: (M, H), what went into the block; context: (M, H), of its attention -> (M, H)"""
+        x = self.product_plus(context, self.projection.weight, self.projection.bias, x, rows)
+        return self.product_plus(self.widened(x, rows), self.contraction.weight, self.contraction.bias, x, rows)
+
+    def widened(self, x: Tensor, rows: Tensor) -> Tensor:
+        """(M, H) -> (M, F): the feed-forward layer's first half, behind its layer norm"""
+        norm = (self.norm.gamma, self.norm.beta, self.eps)
+        if self.is_gated:
+            return self.gated_product(x, *norm, self.mapping.weight, self.mapping.bias, self.gate, rows)
+        return self.activation(self.product(x, *norm, self.mapping.weight, self.mapping.bias, rows))
+
+
+class KernelHead(nn.Cell):
+    """What is behind the last block: layer norm, and logits by the token embedding."""
+
+    def __init__(self, backbone: GPT2Model):
+        super().__init__(auto_prefix=False)
+        self.norm, self.eps = backbone.layernorm, kernels.number(backbone.layernorm.eps)
+        self.word_embedding = backbone.embedding.word_embedding
+        self.product = kernels.out_in_product()
+
+    def construct(self, x: Tensor, rows: Tensor) -> Tensor:
+        """(M, H) -> (M, V)"""
+        return self.product(x, self.norm.gamma, self.norm.beta, self.eps, self.word_embedding.embedding_table, rows)
+
+
+class KernelTargetLosses(nn.Cell):
+    """What is behind the last block, to the cross-entropy: logits are never all in memory."""
+
+    def __init__(self, backbone: GPT2Model):
+        super().__init__(auto_prefix=False)
+        self.norm, self.eps = backbone.layernorm, kernels.number(backbone.layernorm.eps)
+        self.word_embedding = backbone.embedding.word_embedding
+        self.losses = kernels.target_losses()
+
+    def construct(self, x: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        """x: (M, H); targets: (M,) int32 in [0, V) -> (M,): -log P of each"""
+        table = self.word_embedding.embedding_table
+        return self.losses(x, self.norm.gamma, self.norm.beta, self.eps, table, targets, rows)
+
+
+class KernelLosses(nn.Cell):
+    """`GPT2LMHeadModel.summed_loss` by the kernels."""
+
+    def __init__(self, network: GPT2LMHeadModel):
+        super().__init__(auto_prefix=False)
+        backbone = network.backbone
+        self.next_tokens = NextTokens()
+        self.embed = KernelEmbedding(backbone)
+        self.projections = nn.CellList([KernelProjections(block) for block in backbone.blocks], auto_prefix=False)
+        self.attend = kernels.attention_of_rows()
+        self.scales = tuple(kernels.number(block.attention.attend.scale) for block in backbone.blocks)
+        self.behind = nn.CellList([KernelBehindAttention(block) for block in backbone.blocks], auto_prefix=False)
+        self.losses = KernelTargetLosses(backbone)
+        self.heads = Tensor([backbone.config.num_heads], ms.int32)
+        self.max_positions = backbone.max_positions
+        self.mul = ops.Mul()
+        self.sum = ops.ReduceSum()
+        self.cast = ops.Cast()
+
+    def construct(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Arguments and results as of `GPT2LMHeadModel.summed_loss`."""
+        targets, weights = self.next_tokens(input_ids if labels is None else labels, attention_mask)  # (B*T,)
+        input_ids = self.next_tokens.inputs(input_ids)  # (B, T)
+        batch, tokens = input_ids.shape
+        if tokens > self.max_positions:
+            raise ValueError(f"{tokens} tokens in a row, but the position table holds {self.max_positions}")
+        if attention_mask is None:
+            mask = Tensor(np.ones((batch, tokens), np.int32))
+        else:
+            mask = self.cast(self.next_tokens.inputs(attention_mask), ms.int32)
+        positions = Tensor(np.tile(np.arange(tokens, dtype=np.int32), (batch, 1)))
+        rows = Tensor(np.array([batch * tokens], np.int32))
+        x = self.embed(input_ids, positions, rows)
+        for layer, projections in enumerate(self.projections):
+            q, k, v = projections(x, rows)
+            context = self.attend(q, k, v, mask, self.heads, self.scales[layer], rows)
+            x = self.behind[layer](x, context, rows)
+        return self.sum(self.mul(self.losses(x, targets, rows), weights)), self.sum(weights)
+
+
+def kernels_fit(backbone: GPT2Model) -> bool:
+    """Whether these cells can stand in for the model's own: weights in float32, on a CPU, and no other cells in the
+    place of its own (LoRA, tensor parallelism)."""
+    if any(weight.dtype != ms.float32 for weight in backbone.get_parameters()):
+        return False
+    for block in backbone.blocks:
+        attention, output = block.attention, block.output
+        linears = [attention.dense1, attention.dense2, attention.dense3, attention.projection]
+        linears += [output.mapping, output.projection]
+        if any(type(linear) is not Linear or type(linear.matmul) is not ops.MatMul for linear in linears):
+            return False
+        if type(attention.attend) is not PlainAttention:
+            return False
+    return kernels.library() is not None
