@@ -20,7 +20,7 @@ from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.cards import zeros_for
 from mindgpt.tasks.datasets import evaluation_data, reading
 from mindgpt.tasks.labelled_data import labelled_evaluation_data
-from mindgpt.tasks.models import build_model
+from mindgpt.tasks.models import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.session import keep_config
 
 _RECIPE_OF_BATCH_MEANS = "wikitext-mindformers"
@@ -30,6 +30,8 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     """Evaluate the model of a run; prints the line that MindFormers printed and writes `eval_result.json`."""
     evaluator = Evaluator(config)
     model = build_model(config)
+    if isinstance(evaluator.measure, Perplexity):
+        say_if_kernels_are_missing()
     if is_simulated():
         evaluator.compile(model)
         say("compiled; the cards are simulated, so nothing is evaluated")

@@ -9,6 +9,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.data.files import DOWNLOADS
 from mindgpt.models import model_class
+from mindgpt.models.cpu_kernels.kernels import why_no_library
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
 from mindgpt.models.gpt2.pretrained import PretrainedCell
@@ -37,6 +38,12 @@ _SAME_SHAPES = (  # settings that change the network but no shape, so that stric
     "scale_attn_weights",
     "scale_attn_by_inverse_layer_idx",
 )
+
+
+def say_if_kernels_are_missing() -> None:
+    """For a task that the C++ kernels could do, if they are missing on this CPU: that it takes longer, and why."""
+    if reason := why_no_library():
+        say(f"on CPU, MindSpore's own operators are used, which takes longer than mindgpt's kernels would: {reason}")
 
 
 def build_model(config: RunConfig, weights_follow: bool = False) -> PretrainedCell:

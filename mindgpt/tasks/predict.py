@@ -13,12 +13,11 @@ from mindgpt.data.files import atomic_write, make_folder
 from mindgpt.generation import Completion, GenerationSettings, Generator, generate_text
 from mindgpt.generation.streaming import print_text
 from mindgpt.generation.text import encode_prompts
-from mindgpt.models.cpu_kernels.kernels import why_no_library
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.runtime.collectives import joined, share
 from mindgpt.runtime.device import is_simulated
 from mindgpt.runtime.ranks import rank, say, world_size
-from mindgpt.tasks.models import build_model
+from mindgpt.tasks.models import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.prompts import BATCH_SIZE, Progress, Prompt, find_tokenizer, read_prompts
 from mindgpt.tasks.session import keep_config
 
@@ -46,8 +45,7 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
     texts, names = zip(*prompts, strict=True)
     encode_prompts(tokenizer, texts, settings, model_config.vocab_size, model_config.max_position_embeddings, names)
     generator = Generator(build_model(config))
-    if reason := why_no_library():
-        say(f"on CPU, MindSpore's own operators generate, which takes longer than mindgpt's kernels would: {reason}")
+    say_if_kernels_are_missing()
     if is_simulated():
         _compile(generator, settings, len(texts), config.model.config.batch_size or BATCH_SIZE)
         return []

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ def printed(console):
 def evaluate(toy, succeed, tmp_path_factory):
     """Evaluate: (what it printed, the folder it ran in)."""
 
-    def run(weights, data=toy.valid, *flags):
+    def run(weights, data=toy.valid, *flags, env=None):
         cwd = tmp_path_factory.mktemp("eval")
         arguments = ["--config", toy.yaml, "--run_mode", "eval", "--epochs", 1, "--eval_dataset_dir", data]
-        return succeed("run_mindformer.py", *arguments, "--load_checkpoint", weights, *flags, cwd=cwd), cwd
+        return succeed("run_mindformer.py", *arguments, "--load_checkpoint", weights, *flags, cwd=cwd, env=env), cwd
 
     return run
 
@@ -80,6 +81,16 @@ def test_a_named_file_gives_the_perplexity_of_transformers(trained, toy, peer, e
     assert printed(console)["loss"] == pytest.approx(mean, rel=1e-4)
     assert printed(console)["PPL"] == pytest.approx(np.exp(mean), rel=1e-4)
     assert f"{sum(map(len, rows)):,} predicted tokens" in console
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there are no kernels without a C++ compiler")
+def test_without_the_kernels_it_is_the_same_and_said(trained, evaluate):
+    line = "takes longer than mindgpt's kernels would: MINDGPT_CPU_KERNELS is 0"
+    by_kernels, _ = evaluate(trained.last_checkpoint)
+    by_operators, _ = evaluate(trained.last_checkpoint, env={"MINDGPT_CPU_KERNELS": "0"})
+    assert line not in by_kernels
+    assert line in by_operators
+    assert printed(by_operators) == pytest.approx(printed(by_kernels), rel=1e-4)
 
 
 def test_data_of_the_published_recipe_gives_the_mean_of_batch_means(trained, toy, peer, evaluate, succeed, tmp_path):
