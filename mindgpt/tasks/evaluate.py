@@ -139,6 +139,11 @@ class Evaluator:
         except RuntimeError as error:
             if "no token to predict" in str(error) or "no labelled row" in str(error):
                 raise UserError(f"{measure.info.files[0]}: {error}") from None
+            if "LaunchEmbedding" in str(error) or "LaunchTargetLosses" in str(error):
+                raise UserError(
+                    f"{measure.info.files[0]}: a token id or a label is outside the vocabulary of the model; was the "
+                    "data made by another tokenizer?"
+                ) from None
             raise
         finally:
             model.set_train(was_training)

@@ -154,6 +154,36 @@ def test_the_kernels_see_new_weights(by):
     assert second == pytest.approx(PerplexityCell(model)(ids)[0].asnumpy(), rel=1e-6)
 
 
+def test_ids_and_labels_of_64_bits(by):
+    model = model_with_large_weights()
+    ids = np.random.default_rng(4).integers(0, 23, (2, 8))
+    cell, labels = PerplexityCell(model), np.where(ids > 15, -100, ids)
+    narrow, wide = (cell(*(Tensor(x.astype(dtype)) for x in (ids, ids > -1, labels))) for dtype in (np.int32, np.int64))
+    assert [value.asnumpy() for value in wide] == [value.asnumpy() for value in narrow]
+
+
+@pytest.mark.parametrize("number", [23, 10**9, -1])
+@pytest.mark.parametrize("where", ["ids", "labels"])
+def test_an_id_outside_the_vocabulary_is_an_error(number, where):
+    """Were it padding; a process that reads there may end."""
+    if library() is None:
+        pytest.skip("there is no C++ compiler")
+    ids, mask = np.ones((2, 2, 8), np.int32)
+    labels = ids.copy()
+    (ids if where == "ids" else labels)[1, 5] = number
+    if where == "ids":
+        mask[1, 5:] = 0
+    with pytest.raises(RuntimeError, match="LaunchEmbedding" if where == "ids" else "LaunchTargetLosses"):
+        PerplexityCell(model_with_large_weights())(Tensor(ids), Tensor(mask), Tensor(labels))[0].asnumpy()
+
+
+def test_rows_of_one_token():
+    if library() is None:
+        pytest.skip("there is no C++ compiler")
+    with pytest.raises(ValueError, match="rows of one token"):
+        PerplexityCell(model_with_large_weights())(Tensor(np.zeros((2, 1), np.int32)))
+
+
 def test_rows_longer_than_the_window(by):
     model = model_with_large_weights()
     with pytest.raises(ValueError, match="9 tokens in a row, but the position table holds 8"):

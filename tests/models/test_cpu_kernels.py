@@ -330,11 +330,19 @@ def test_losses_of_targets(libraries, option, words, spread):
             assert losses[rows] == 7
 
 
-def test_a_target_outside_the_vocabulary_has_no_loss(libraries):
+@pytest.mark.parametrize("number", [-1, 5, 2**31 - 1, -(2**31)])
+def test_what_is_in_no_table_is_not_read(libraries, number):
+    """MindSpore makes an error of it; far out, a process would end."""
     x, w = randoms(17, (2, 8), (5, 8))
-    losses = np.zeros(2, np.float32)
-    launch(libraries(), "TargetLosses", [x, w, np.array([4, 5], np.int32), count(2)], [losses])
-    assert np.isfinite(losses[0]) and np.isnan(losses[1])
+    wrong, right = np.array([4, number], np.int32), np.array([4, 0], np.int32)
+    inputs = {
+        "TargetLosses": [[x, w, wrong, count(2)]],
+        "Embedding": [[w, w, ids[None], places[None], count(2)] for ids, places in ((wrong, right), (right, wrong))],
+    }
+    for name, cases in inputs.items():
+        for arrays in cases:
+            with pytest.raises(AssertionError):
+                launch(libraries(), name, arrays, [np.zeros((2, 8), np.float32)])
 
 
 def test_a_text_does_not_depend_on_those_before_it(libraries):

@@ -135,6 +135,18 @@ def test_data_that_do_not_fit(refused, tmp_path, rows, parts):
         assert part in message
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there are no kernels without a C++ compiler")
+def test_an_id_outside_the_vocabulary_far_down_in_data_to_evaluate(program, toy, trained, tmp_path):
+    """Behind the rows that are looked at first."""
+    data = foreign(tmp_path, [row()] * 299 + [row(highest=2**31 - 1)])
+    flags = ["--config", toy.yaml, "--run_mode", "eval", "--load_checkpoint", trained.last_checkpoint]
+    done = program("run_mindformer.py", *flags, "--eval_dataset_dir", data, cwd=tmp_path)
+    assert done.returncode not in (0, -11), done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "x.mindrecord: a token id or a label is outside the vocabulary" in done.stderr + done.stdout
+    assert "PPL" not in done.stdout
+
+
 def test_columns_of_another_type(refused, tmp_path):
     message = refused(
         data=foreign(tmp_path, [{"input_ids": [1.0] * 33, "attention_mask": [1.0] * 33}] * 9, kind="float32")

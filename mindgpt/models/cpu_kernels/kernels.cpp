@@ -38,12 +38,15 @@ void normalise(const float *x, const float *gamma, const float *beta, float eps,
   for (int64_t i = 0; i < H; ++i) y[i] = (x[i] - mean) * per_deviation * gamma[i] + beta[i];
 }
 
+constexpr int NOT_THERE = 1;  // an id or a position that is in no table
+
 // What MindSpore hands to a kernel: its arrays and their shapes, of inputs and then of outputs. The last input of every
 // kernel says how many of the rows there are are to be worked on.
 struct Arrays {
   int count;
   void **data;
   int64_t **shapes;
+  int status = 0;  // MindSpore raises an error that names the kernel where it is anything else
   float *operator[](int i) const { return static_cast<float *>(data[i]); }
   const int32_t *integers(int i) const { return static_cast<const int32_t *>(data[i]); }
   int64_t size(int i, int axis) const { return shapes[i][axis]; }
@@ -114,13 +117,14 @@ void in_out_product(Input in, const float *w, const float *b, const float *resid
 
 ENTRY void SetThreads(int threads) { Workers::wanted() = threads; }
 
-#define KERNEL(name)                                                                                  \
-  static void name(Arrays a);                                                                         \
+#define KERNEL(name)                                                                                       \
+  static void name(Arrays &a);                                                                             \
   ENTRY int Launch##name(int count, void **data, int *, int64_t **shapes, const char **, void *, void *) { \
-    name({count, data, shapes});                                                                      \
-    return 0;                                                                                         \
-  }                                                                                                   \
-  static void name(Arrays a)
+    Arrays arrays{count, data, shapes};                                                                    \
+    name(arrays);                                                                                          \
+    return arrays.status;                                                                                  \
+  }                                                                                                        \
+  static void name(Arrays &a)
 
 // Every x of a product but the one with a residual may have its layer norm's gamma, beta and eps behind it.
 
@@ -169,7 +173,12 @@ KERNEL(InOutProductPlus) {
 KERNEL(Embedding) {
   const int64_t H = a.size(0, 1), rows = std::min<int64_t>(*a.integers(4), a.size(2, 0) * a.size(2, 1));
   for (int64_t t = 0; t < rows; ++t) {
-    const float *word = a[0] + a.integers(2)[t] * H, *position = a[1] + a.integers(3)[t] * H;
+    const int64_t id = a.integers(2)[t], place = a.integers(3)[t];
+    if (id < 0 || id >= a.size(0, 0) || place < 0 || place >= a.size(1, 0)) {
+      a.status = NOT_THERE;
+      return;
+    }
+    const float *word = a[0] + id * H, *position = a[1] + place * H;
     for (int64_t h = 0; h < H; ++h) a[5][t * H + h] = word[h] + position[h];
   }
 }
@@ -241,9 +250,13 @@ KERNEL(TargetLosses) {
   const Input in = take_input(a, 5, 3);
   const int64_t V = a.size(1, 0), M = in.M, tiles = (V + WIDTH - 1) / WIDTH;
   const int32_t *targets = a.integers(2);
+  if (std::any_of(targets, targets + M, [=](int64_t target) { return target < 0 || target >= V; })) {
+    a.status = NOT_THERE;
+    return;
+  }
   on_huge_pages(a[1], in.K * V);
   std::vector<Softmax> parts(tiles * M);  // of each tile and row
-  std::vector<float> of_targets(M, NAN);
+  std::vector<float> of_targets(M);
   Workers::get().run(tiles, [&](int64_t tile) {
     thread_local std::vector<float> logits;
     const int64_t first = tile * WIDTH, columns = std::min(WIDTH, V - first);

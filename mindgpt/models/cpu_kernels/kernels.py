@@ -157,7 +157,8 @@ def in_out_product_plus() -> ops.Custom:
 
 
 def embedding() -> ops.Custom:
-    """Word embeddings (V, H), those of positions (P, H), ids and positions (B, T) int32, rows -> their sum: (B*T, H)"""
+    """Word embeddings (V, H), those of positions (P, H), ids and positions (B, T) int32, rows -> their sum: (B*T, H).
+    An id or a position that is in no table makes it fail."""
     return _primitive("Embedding", lambda words, positions, ids, *rest: (ids[0] * ids[1], words[1]))
 
 
@@ -201,7 +202,7 @@ def attention_of_rows() -> ops.Custom:
 
 
 def target_losses() -> ops.Custom:
-    """x (M, K) [norm], w (V, K), targets (M,) int32 in [0, V), rows -> -log softmax(x w^T)[target]: (M,)"""
+    """x (M, K) [norm], w (V, K), targets (M,) int32 in [0, V) or it fails, rows -> -log softmax(x w^T)[target]: (M,)"""
     return _primitive("TargetLosses", lambda x, *rest: (x[0],))
 
 

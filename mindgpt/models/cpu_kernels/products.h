@@ -22,6 +22,7 @@ struct Weight {
 template <typename Before, typename After>
 inline void multiply(const float *x, Weight w, int64_t M, int64_t K, float *y, int64_t N, int64_t first, int64_t last,
                      const Before &before, const After &after) {
+  if (M == 0) return;
   if (M > ROWS) return multiply_many(w.out_in, x, w.values, M, K, y, N, first, last, before, after);
   before(0, M, first, last - first);
   with_rows(M, [&](auto rows) {

@@ -103,7 +103,11 @@ class KernelTargetLosses(nn.Cell):
 
 
 class KernelLosses(nn.Cell):
-    """`GPT2LMHeadModel.summed_loss` by the kernels."""
+    """`GPT2LMHeadModel.summed_loss` by the kernels.
+
+    What padding predicts, should a real token follow it and count, differs: here padding sees itself and real tokens
+    before it. An id or a label outside the vocabulary raises a RuntimeError.
+    """
 
     def __init__(self, network: GPT2LMHeadModel):
         super().__init__(auto_prefix=False)
@@ -126,8 +130,11 @@ class KernelLosses(nn.Cell):
     ) -> tuple[Tensor, Tensor]:
         """Arguments and results as of `GPT2LMHeadModel.summed_loss`."""
         targets, weights = self.next_tokens(input_ids if labels is None else labels, attention_mask)  # (B*T,)
-        input_ids = self.next_tokens.inputs(input_ids)  # (B, T)
+        targets = self.cast(targets, ms.int32)  # the kernels take what they get for int32
+        input_ids = self.cast(self.next_tokens.inputs(input_ids), ms.int32)  # (B, T)
         batch, tokens = input_ids.shape
+        if tokens < 1:
+            raise ValueError("rows of one token: there is nothing to predict")
         if tokens > self.max_positions:
             raise ValueError(f"{tokens} tokens in a row, but the position table holds {self.max_positions}")
         if attention_mask is None:
