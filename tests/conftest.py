@@ -72,10 +72,12 @@ def cpu():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def settings_stay_in_their_module(cpu):
-    """What a module's runs set in MindSpore, such as no fusion, ends with it: modules share a process by chance."""
+def a_module_does_not_depend_on_others(cpu):
+    """Modules share a process by chance: what a module's runs set in MindSpore, such as no fusion, ends with it, and
+    random weights are the same whatever ran before."""
     import mindspore as ms
 
+    ms.set_seed(0)
     before = {name: ms.get_context(name) for name in ("mode", "enable_graph_kernel", "graph_kernel_flags")}
     yield
     for name, value in before.items():

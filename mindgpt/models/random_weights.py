@@ -21,26 +21,24 @@ def _draw() -> int:
     return int(np.random.randint(1, 2**63, dtype=np.int64))
 
 
-class NormalWeights(Initializer):
-    """Fills a weight with draws from N(0, std^2).
+class _DrawnWeights(Initializer):
+    """Fills a weight as MindSpore's own initializers do, but for the values and what is said of slices.
 
-    It behaves as `mindspore.common.initializer.Normal` does. No weight is drawn before it gets its memory.
-    `mindspore.set_seed` fixes the weights; without it they are others in every process. MindSpore seeds the slices of
-    a weight that a layout cuts, so that devices which hold the same slice draw the same. But with `Normal` it then
-    draws the same for every weight of one shape, queries, keys and values of all layers among them; here each has its
-    own number. A weight of another dtype holds the float32 draws rounded. The values themselves are not those of
-    `Normal`; they follow from the seed, the weights made before and the size alone, whatever the number of cores.
-
-    Args:
-        std: the standard deviation, positive.
+    No weight is drawn before it gets its memory. `mindspore.set_seed` fixes the weights; without it they are others in
+    every process. MindSpore seeds the slices of a weight that a layout cuts, so that devices which hold the same slice
+    draw the same. But its own initializers then draw the same for every weight of one shape, queries, keys and values
+    of all layers among them; here each has its own number. A weight of another dtype holds the float32 draws rounded.
+    The values follow from the seed, the weights made before and the size alone, whatever the number of cores.
     """
 
-    def __init__(self, std: float):
-        assert std > 0, "configurations allow positive ones only"
-        super().__init__(std=std)
-        self.std = std
+    def __init__(self, **settings: float):
+        super().__init__(**settings)
         # The same on all devices: they make the same weights in the same order. Without a seed MindSpore counts them.
         self.number = 0 if ms.get_seed() is None else _draw()
+
+    def _fill(self, stream: np.random.Generator, values: np.ndarray) -> None:
+        """Draw all of `values`, float32."""
+        raise NotImplementedError
 
     def _initialize(self, arr: np.ndarray) -> None:
         """Fill `arr`, of any shape and contiguous."""
@@ -55,8 +53,7 @@ class NormalWeights(Initializer):
                 piece = flat[number * PIECE : (number + 1) * PIECE]
                 stream = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(number,))))
                 values = piece if piece.dtype == np.float32 else np.empty(piece.size, np.float32)
-                stream.standard_normal(out=values, dtype=np.float32)
-                values *= np.float32(self.std)
+                self._fill(stream, values)
                 if values is not piece:
                     piece[:] = values
 
@@ -70,3 +67,29 @@ class NormalWeights(Initializer):
             fill()
         for other in others:
             other.result()  # raises what it raised
+
+
+class NormalWeights(_DrawnWeights):
+    """Draws from N(0, std^2); std is positive."""
+
+    def __init__(self, std: float):
+        assert std > 0, "configurations allow positive ones only"
+        super().__init__(std=std)
+        self.std = std
+
+    def _fill(self, stream: np.random.Generator, values: np.ndarray) -> None:
+        stream.standard_normal(out=values, dtype=np.float32)
+        values *= np.float32(self.std)
+
+
+class UniformWeights(_DrawnWeights):
+    """Draws from [-bound, bound)."""
+
+    def __init__(self, bound: float):
+        super().__init__(bound=bound)
+        self.bound = bound
+
+    def _fill(self, stream: np.random.Generator, values: np.ndarray) -> None:
+        stream.random(out=values, dtype=np.float32)
+        values *= np.float32(2 * self.bound)
+        values -= np.float32(self.bound)

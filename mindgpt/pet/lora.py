@@ -12,12 +12,13 @@ from collections.abc import Iterable
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import HeUniform, initializer
+from mindspore.common.initializer import initializer
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.model import PetSection
 from mindgpt.models.dropout import dropout
 from mindgpt.models.gpt2.gpt2_modules import Linear
+from mindgpt.models.random_weights import UniformWeights
 from mindgpt.pet.names import FACTOR_A, FACTOR_B, SCORE, shown_paths
 
 _OF_LINEAR = (  # what a LoRALinear takes over from the layer in whose place it comes
@@ -43,7 +44,8 @@ class LoRALinear(Linear):
         for name in _OF_LINEAR:
             setattr(self, name, getattr(base, name))
         rank = settings.lora_rank
-        a = initializer(HeUniform(negative_slope=math.sqrt(5)), (rank, base.in_size), ms.float32)
+        # Kaiming's uniform distribution with slope sqrt(5), whose width a slice of the factor must not change.
+        a = initializer(UniformWeights(1 / math.sqrt(base.in_size)), (rank, base.in_size), ms.float32)
         b = initializer("zeros", (base.out_size, rank), ms.float32)
         self.mindpet_delta_lora_a = Parameter(a, name=FACTOR_A)
         self.mindpet_delta_lora_b = Parameter(b, name=FACTOR_B)

@@ -114,7 +114,7 @@ def test_the_key_of_a_step_fixes_its_masks_and_is_no_weight():
     for _ in range(4):
         keys.append(network.step_key.key.asnumpy().copy())
         unbroken.append([mask.asnumpy() > 0 for mask in network(ones)[:3]])
-    assert len(set(map(int, keys))) == 4
+    assert len({key.item() for key in keys}) == 4
     network.step_key.key.set_data(Tensor(keys[2]))
     resumed = [[mask.asnumpy() > 0 for mask in network(ones)[:3]] for _ in range(2)]
     np.testing.assert_array_equal(resumed, unbroken[2:])

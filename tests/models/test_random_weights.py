@@ -14,7 +14,7 @@ import torch
 from mindspore.common.initializer import initializer
 
 from mindgpt import GPT2Config, GPT2ForSequenceClassification
-from mindgpt.models.random_weights import PIECE, NormalWeights
+from mindgpt.models.random_weights import PIECE, NormalWeights, UniformWeights
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -70,6 +70,32 @@ def test_values_are_normal(seed):
     for limit in (-4, 4):
         expected = count * NormalDist().cdf(-4)
         assert abs((drawn * np.sign(limit) > 4).sum() - expected) < 5 * np.sqrt(expected)
+
+
+def test_values_are_uniform():
+    """As above; none lies outside, and the outermost nearly on the bounds."""
+    ms.set_seed(4)
+    bound, bins = 0.3, 1000
+    drawn = (
+        initializer(UniformWeights(bound), (1024, 2000), ms.float32).init_data().asnumpy().astype(np.float64).ravel()
+    )
+    count = drawn.size
+    assert -bound <= drawn.min() < -0.9999 * bound
+    assert 0.9999 * bound < drawn.max() <= bound
+    assert abs(drawn.mean()) < 5 * bound / np.sqrt(3 * count)
+    counts = np.histogram(drawn, bins, (-bound, bound))[0]
+    chi_square = ((counts - count / bins) ** 2 / (count / bins)).sum()
+    assert abs(chi_square - (bins - 1)) < 5 * np.sqrt(2 * (bins - 1))
+
+
+def test_slices_of_uniform_weights_are_as_wide_as_the_whole(four_cards):
+    """MindSpore's Kaiming takes the width of a slice for that of the weight."""
+    ms.set_seed(4)
+    one, other = (
+        initializer(UniformWeights(0.3), (16, 4000), ms.float32).init_data(1, [16, 1000]).asnumpy() for _ in range(2)
+    )
+    assert 0.299 < np.abs(one).max() <= 0.3
+    assert unlike(one, other)
 
 
 def test_neighbours_and_pieces_are_independent():
