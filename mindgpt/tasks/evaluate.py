@@ -23,6 +23,8 @@ from mindgpt.tasks.labelled_data import labelled_evaluation_data
 from mindgpt.tasks.models import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.session import keep_config
 
+_LOOKING_UP = ("LaunchEmbedding", "LaunchTargetLosses", "For 'Gather'", "For 'GatherD'")
+"""What MindSpore's errors name when an id or a label is in no table: our kernels, or its operators."""
 _RECIPE_OF_BATCH_MEANS = "wikitext-mindformers"
 
 
@@ -139,7 +141,7 @@ class Evaluator:
         except RuntimeError as error:
             if "no token to predict" in str(error) or "no labelled row" in str(error):
                 raise UserError(f"{measure.info.files[0]}: {error}") from None
-            if "LaunchEmbedding" in str(error) or "LaunchTargetLosses" in str(error):
+            if any(name in str(error) for name in _LOOKING_UP):
                 raise UserError(
                     f"{measure.info.files[0]}: a token id or a label is outside the vocabulary of the model; was the "
                     "data made by another tokenizer?"
