@@ -99,8 +99,9 @@ class Activation(nn.Cell):
     `gelu` is the tanh form of Hendrycks & Gimpel 2016 (OpenAI's GPT-2), `gelu_erf` the exact form,
     `fast_gelu` is x * sigmoid(1.702 x), `relu` and `silu` as usual.
 
-    MindSpore's own tanh on a CPU is off by 1e-4, and the gradient of GELU by 5e-4: there it is written as
-    x * sigmoid(2u), which is the same and exact to 2e-6. Fused, tanh is better, and much quicker (docs/performance.md).
+    MindSpore's own tanh on a CPU is off by 1e-4, which put a classifier's gradients off by 1e-3: there GELU is
+    x * sigmoid(2u), which is the same, and its gradient exact to 2e-6. Fused, tanh is better and
+    much quicker (docs/performance.md).
     """
 
     def __init__(self, name: str):
