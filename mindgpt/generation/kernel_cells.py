@@ -42,83 +42,115 @@ class KernelAttention(nn.Cell):
 
 
 class KernelModel(Graph):
-    """What `KernelDecode` and `KernelPrefill` have in common."""
+    """What `KernelDecode` and `KernelPrefill` have in common: embeddings, and all blocks but the last.
+
+    Args:
+        backbone: the model's.
+        cache: that tokens are written to.
+        attend: as `KernelAttention`'s.
+    """
 
     def __init__(self, backbone: GPT2Model, cache: KeyValueCache, attend: ops.Custom):
         super().__init__()
         self.embed = KernelEmbedding(backbone)
-        self.attentions = nn.CellList([KernelAttention(block, attend) for block in backbone.blocks], auto_prefix=False)
-        self.behind = nn.CellList([KernelBehindAttention(block) for block in backbone.blocks], auto_prefix=False)
+        blocks = list(backbone.blocks)[:-1]  # a slice of it would be cells that rename the weights
+        self.attentions = nn.CellList([KernelAttention(block, attend) for block in blocks], auto_prefix=False)
+        self.behind = nn.CellList([KernelBehindAttention(block) for block in blocks], auto_prefix=False)
         self.cache = cache
 
-    def to_last_attention(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """input_ids, positions: (B, T) int32 -> the last block's input, and the context of its attention: (B*T, H)"""
+    def to_last_block(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """input_ids, positions: (B, T) int32 -> (B*T, H)"""
         x = self.embed(input_ids, positions, rows)
-        context = self.attentions[0](x, self.cache.keys[0], self.cache.values[0], positions, rows)
-        for layer in range(1, len(self.attentions)):
-            x = self.behind[layer - 1](x, context, rows)
-            context = self.attentions[layer](x, self.cache.keys[layer], self.cache.values[layer], positions, rows)
-        return x, context
+        for layer, attention in enumerate(self.attentions):
+            context = attention(x, self.cache.keys[layer], self.cache.values[layer], positions, rows)
+            x = self.behind[layer](x, context, rows)
+        return x
 
 
 class KernelDecode(KernelModel):
     """Read one more token of each row; see `Decode`."""
 
     def __init__(self, backbone: GPT2Model, head: LMHead, cache: KeyValueCache):
-        super().__init__(backbone, cache, kernels.attention_of_next_tokens())
+        attend = kernels.attention_of_next_tokens()
+        super().__init__(backbone, cache, attend)
+        self.last_attention = KernelAttention(backbone.blocks[-1], attend)
+        self.behind_last = KernelBehindAttention(backbone.blocks[-1])
         self.head = KernelHead(backbone)
         self.rows = Tensor([cache.shape[0]], ms.int32)
 
     def construct(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """input_ids, positions: (B, 1) int32 -> (B, V): logits at these tokens"""
-        x, context = self.to_last_attention(input_ids, positions, self.rows)
-        return self.head(self.behind[-1](x, context, self.rows), self.rows)
+        x = self.to_last_block(input_ids, positions, self.rows)
+        context = self.last_attention(x, self.cache.keys[-1], self.cache.values[-1], positions, self.rows)
+        return self.head(self.behind_last(x, context, self.rows), self.rows)
 
 
 class KernelPrefill(KernelModel):
     """Read texts, one behind the other, into the front of a cache of one row.
 
-    All but what the last block does behind its attention: its result is wanted of few tokens, and `KernelLastLogits`
-    and `KernelTargetLogProbs` make it of those.
+    Of the last block only keys and values are made: its result is wanted of few tokens, and `KernelLastLogits` and
+    `KernelTargetLogProbs` make it of those.
     """
 
     def __init__(self, backbone: GPT2Model, cache: KeyValueCache):
         super().__init__(backbone, cache, kernels.attention_within_texts())
+        self.last_keys_and_values = KernelProjections(backbone.blocks[-1], ("dense2", "dense3"))
+        self.keep = kernels.keep_keys_and_values()
 
     def construct(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """input_ids, positions: (1, T) int32; rows: (1,) int32, how many tokens there are -> (T, H) and (T, H)"""
-        return self.to_last_attention(input_ids, positions, rows)
+        """input_ids, positions: (1, T) int32; rows: (1,) int32, how many tokens there are -> (T, H): the last block's
+        input; (1,) int32: how many tokens are in the cache now"""
+        x = self.to_last_block(input_ids, positions, rows)
+        k, v = self.last_keys_and_values(x, rows)
+        return x, self.keep(k, v, self.cache.keys[-1], self.cache.values[-1], rows)
+
+
+class KernelLastBlock(nn.Cell):
+    """The last block, for some of the tokens that `KernelPrefill` has read."""
+
+    def __init__(self, backbone: GPT2Model, cache: KeyValueCache):
+        super().__init__(auto_prefix=False)
+        block = backbone.blocks[-1]
+        self.keys, self.values = cache.keys[-1], cache.values[-1]
+        self.query = KernelProjections(block, ("dense1",))
+        self.attend = kernels.attention_of_tokens()
+        self.scale = kernels.number(block.attention.attend.scale)
+        self.behind = KernelBehindAttention(block)
+        self.gather = ops.Gather()
+
+    def construct(self, x: Tensor, slots: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """x: (T, H), from `KernelPrefill`; slots: (n,) int32, which tokens; positions: (n,) int32, each one's in its
+        text -> (n, H)"""
+        x = self.gather(x, slots, 0)
+        context = self.attend(self.query(x, rows), self.keys, self.values, slots, positions, self.scale, rows)
+        return self.behind(x, context, rows)
 
 
 class KernelLastLogits(Graph):
     """What comes behind some of the tokens that `KernelPrefill` has read."""
 
-    def __init__(self, backbone: GPT2Model):
+    def __init__(self, backbone: GPT2Model, cache: KeyValueCache):
         super().__init__()
-        self.behind = KernelBehindAttention(backbone.blocks[-1])
+        self.last_block = KernelLastBlock(backbone, cache)
         self.head = KernelHead(backbone)
-        self.gather = ops.Gather()
 
-    def construct(self, x: Tensor, context: Tensor, places: Tensor, rows: Tensor) -> Tensor:
-        """x, context: (T, H), from `KernelPrefill`; places: (n,) int32, which tokens -> (n, V)"""
-        x, context = self.gather(x, places, 0), self.gather(context, places, 0)  # (n, H)
-        return self.head(self.behind(x, context, rows), rows)
+    def construct(self, x: Tensor, slots: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """Arguments as of `KernelLastBlock` -> (n, V)"""
+        return self.head(self.last_block(x, slots, positions, rows), rows)
 
 
 class KernelTargetLogProbs(Graph):
     """How likely what comes behind some of the tokens was."""
 
-    def __init__(self, backbone: GPT2Model):
+    def __init__(self, backbone: GPT2Model, cache: KeyValueCache):
         super().__init__()
-        self.behind = KernelBehindAttention(backbone.blocks[-1])
+        self.last_block = KernelLastBlock(backbone, cache)
         self.losses = KernelTargetLosses(backbone)
-        self.gather = ops.Gather()
         self.neg = ops.Neg()
 
-    def construct(self, x: Tensor, context: Tensor, places: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+    def construct(self, x: Tensor, slots: Tensor, positions: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
         """As `KernelLastLogits`; targets: (n,) int32, the tokens behind -> (n,): log P of each"""
-        x, context = self.gather(x, places, 0), self.gather(context, places, 0)  # (n, H)
-        return self.neg(self.losses(self.behind(x, context, rows), targets, rows))
+        return self.neg(self.losses(self.last_block(x, slots, positions, rows), targets, rows))
 
 
 class KernelCopyRow(Graph):

@@ -57,23 +57,26 @@ class KernelReading:
         self.window = cache.shape[2]
         self.hidden_size = backbone.hidden_size
         self._prefill = KernelPrefill(backbone, cache)
-        self._last_logits = KernelLastLogits(backbone)
-        self._target_log_probs = KernelTargetLogProbs(backbone)
+        self._last_logits = KernelLastLogits(backbone, cache)
+        self._target_log_probs = KernelTargetLogProbs(backbone, cache)
 
     def compile(self) -> None:
         """Compile what `last_logits` needs, without running it."""
         tokens, rows = int_tensor(np.zeros((1, self.window))), int_tensor([1])
         self._prefill.compile(tokens, tokens, rows)
         hidden = Tensor(np.zeros((self.window, self.hidden_size), np.float32))
-        self._last_logits.compile(hidden, hidden, padded([], ENDS), rows)
+        self._last_logits.compile(hidden, padded([], ENDS), padded([], ENDS), rows)
 
     def last_logits(self, texts: Texts, ends: Sequence[int]) -> np.ndarray:
         """Read texts into the cache, at most `window` tokens in all; ends: the slot where each ends -> (texts, V)"""
         hidden = self._read(texts)
+        positions = [len(text) - 1 for text in texts]
         logits = []
-        for some in (ends[i : i + ENDS] for i in range(0, len(ends), ENDS)):
-            rows = self._last_logits(*hidden, padded(some, ENDS), int_tensor([len(some)])).asnumpy()
-            logits.append(rows[: len(some)])
+        for first in range(0, len(ends), ENDS):
+            some = slice(first, min(first + ENDS, len(ends)))
+            places = padded(ends[some], ENDS), padded(positions[some], ENDS)
+            rows = self._last_logits(hidden, *places, int_tensor([some.stop - first])).asnumpy()
+            logits.append(rows[: some.stop - first])
         return np.concatenate(logits)
 
     def log_probs(self, text: Sequence[int]) -> np.ndarray:
@@ -83,13 +86,16 @@ class KernelReading:
         for first in range(0, len(result), CHUNK):
             places = range(first, min(first + CHUNK, len(result)))
             targets = padded(text[places.start + 1 : places.stop + 1], CHUNK)
-            values = self._target_log_probs(*hidden, padded(places, CHUNK), int_tensor([len(places)]), targets)
+            slots = padded(places, CHUNK)
+            values = self._target_log_probs(hidden, slots, slots, int_tensor([len(places)]), targets)
             result[places.start : places.stop] = values.asnumpy()[: len(places)]
         return result
 
-    def _read(self, texts: Texts) -> tuple[Tensor, Tensor]:
+    def _read(self, texts: Texts) -> Tensor:
+        """(window, H): what the last block gets of each token"""
         ids, positions = one_behind_the_other(texts, self.window)
-        return self._prefill(Tensor(ids[None]), Tensor(positions[None]), int_tensor([sum(map(len, texts))]))
+        rows = int_tensor([sum(map(len, texts))])
+        return self._prefill(Tensor(ids[None]), Tensor(positions[None]), rows)[0]
 
 
 class ChunkedReading:

@@ -115,17 +115,26 @@ def test_long_sums(libraries):
             np.testing.assert_allclose(y, expected[:rows], rtol=1.5e-6)  # one sum from begin to end is off by 4e-6
 
 
+def layer_norm(x, gamma, beta):
+    x = x.astype(float)
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * gamma + beta
+
+
+EPS = np.array([1e-5], np.float32)
+
+
 @pytest.mark.parametrize("option", OPTIONS)
-def test_three_products_at_once(libraries, option):
+@pytest.mark.parametrize("products", [1, 2, 3])
+def test_several_products_at_once(libraries, option, products):
     if option != "native" and platform.machine() != "x86_64":
         pytest.skip("for x86")
     for rows in ROW_COUNTS:
-        weights = randoms(2, *[(70, 70), (70,)] * 3)
+        gamma, beta, *weights = randoms(2, (70,), (70,), *[(90, 70), (90,)] * products)
         (x,) = randoms(rows, (rows, 70))
-        outputs = [np.empty((rows, 70), np.float32) for _ in range(3)]
-        launch(libraries(option), "ThreeOutInProducts", [x, *weights, count(rows)], outputs)
+        outputs = [np.empty((rows, 90), np.float32) for _ in range(products)]
+        launch(libraries(option), "OutInProducts", [x, gamma, beta, EPS, *weights, count(rows)], outputs)
         for y, w, b in zip(outputs, weights[::2], weights[1::2], strict=True):
-            np.testing.assert_allclose(y, x.astype(float) @ w.T + b, atol=2e-5)
+            np.testing.assert_allclose(y, layer_norm(x, gamma, beta) @ w.T + b, atol=3e-5)
 
 
 @pytest.mark.parametrize("name", kernels.GATES)
@@ -158,15 +167,14 @@ def test_layer_norm_before_a_product(libraries, width):
     """Each product takes it; times one, and nothing added, it is what comes out."""
     x, gamma, beta = randoms(3, (20, width), (width,), (width,))
     x = x * 5 + 30
-    wide = x.astype(float)
-    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5) * gamma + beta
-    norm, one, nothing = [gamma, beta, np.array([1e-5], np.float32)], np.eye(width, dtype=np.float32), np.zeros(width)
+    expected = layer_norm(x, gamma, beta)
+    norm, one, nothing = [gamma, beta, EPS], np.eye(width, dtype=np.float32), np.zeros(width)
     bias = nothing.astype(np.float32)
     open_gate = np.array([1e4, 0], np.float32)  # lets through what is above zero
     for rows in (1, 5, 19):
         products = {
             "OutInProduct": ([one], 1),
-            "ThreeOutInProducts": ([one, bias] * 3, 3),
+            "OutInProducts": ([one, bias] * 3, 3),
             "InOutProduct": ([one, bias], 1),
             "GatedInOutProduct": ([one, bias, open_gate], 1),
         }
@@ -253,11 +261,22 @@ def test_attention_within_texts(libraries, option, heads, size, lengths):
     rows, slots = sum(lengths), 150
     q, k, v = randoms(6, *[(rows + 2, heads * size)] * 3)
     keys, values = randoms(7, *[(heads * slots, size)] * 2)
+    before = np.copy(keys), np.copy(values)
     behind = [cache.reshape(heads, slots, size)[:, rows:].copy() for cache in (keys, values)]
     positions = np.concatenate([*(np.arange(length) for length in lengths), [0, 0]]).astype(np.int32)[None]
     context = np.full_like(q, 7)
     scale = np.array([0.3], np.float32)
     launch(libraries(option), "AttentionWithinTexts", [q, k, v, keys, values, positions, scale, count(rows)], [context])
+    kept, told = [np.copy(cache) for cache in before], np.zeros(1, np.int32)
+    launch(libraries(option), "KeepKeysAndValues", [k, v, *kept, count(rows)], [told])
+    assert told[0] == rows
+    np.testing.assert_array_equal(kept, [keys, values])
+    some = np.array([rows - 1, 0, rows // 2, rows - 1], np.int32)
+    later = np.full((4, heads * size), 7, np.float32)
+    asked = [q[some], keys, values, some, positions[0, some], scale, count(3)]
+    launch(libraries(option), "AttentionOfTokens", asked, [later])
+    np.testing.assert_allclose(later[:3], context[some[:3]], atol=3e-6)
+    assert (later[3] == 7).all()
     first = 0
     for length in lengths:
         part = slice(first, first + length)
@@ -316,9 +335,7 @@ def test_losses_of_targets(libraries, option, words, spread):
         (x,) = randoms(rows, (rows + 1, 50))
         targets = np.random.default_rng(rows).integers(0, words, rows + 1).astype(np.int32)
         targets[:2] = 0, words - 1
-        wide = x.astype(float)
-        normed = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5) * gamma + beta
-        for norm, values in (([], wide), ([gamma, beta, np.array([1e-5], np.float32)], normed)):
+        for norm, values in (([], x.astype(float)), ([gamma, beta, EPS], layer_norm(x, gamma, beta))):
             logits = values @ w.T
             highest = logits.max(-1, keepdims=True)
             expected = np.log(np.exp(logits - highest).sum(-1)) + highest[:, 0] - logits[np.arange(rows + 1), targets]
@@ -361,7 +378,7 @@ def test_a_row_depends_neither_on_the_others_nor_on_the_threads(libraries):
     """To the last bit: among few rows, and among many."""
     w, b = randoms(8, (300, 500), (500,))
     turned = np.ascontiguousarray(w.T)
-    for few, some in ((1, 8), (9, 33)):
+    for few, some in ((1, 8), (9, 33), (140, 410)):
         (x,) = randoms(9, (some, 300))
         for name, arguments in (("InOutProduct", (w, b)), ("OutInProduct", (turned,))):
             several = [product(libraries(threads=n), name, x, *arguments, rows=some, width=500) for n in (1, 2, 3)]

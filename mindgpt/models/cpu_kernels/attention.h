@@ -23,15 +23,14 @@ inline Softmax exponentials(float *scores, int64_t count, float scale) {
     const Vector some = load(scores + i);
     highest_of_lane = some > highest_of_lane ? some : highest_of_lane;
   }
-  float highest = -INFINITY;
-  for (int lane = 0; lane < LANES; ++lane) highest = std::max(highest, highest_of_lane[lane]);
+  const float highest_of_all = highest(highest_of_lane);
   Vector total{};
   for (int64_t i = 0; i < whole; i += LANES) {
-    const Vector e = exponential((load(scores + i) - highest) * scale);  // behind the last 1e-38: the total is >= 1
+    const Vector e = exponential((load(scores + i) - highest_of_all) * scale);  // behind the last 1e-38: the total is >= 1
     store(scores + i, e);
     total += e;
   }
-  return {highest, sum(total)};
+  return {highest_of_all, sum(total)};
 }
 
 inline void multiply_by(float *values, int64_t count, float factor) {
@@ -61,36 +60,37 @@ struct Head {
 // its text. Each sees its text up to itself, but of others only those that are `seen` (rows,), unless that is null.
 inline void attend_within_texts(Head q, Head keys, Head values, const int32_t *positions, const int32_t *seen,
                                 int64_t rows, int64_t D, float scale, float *out) {
-  thread_local std::vector<float> turned_keys, weights;  // keys as panels [D][PANEL]; weights of ROWS queries
+  thread_local std::vector<float> turned_keys, weights;  // keys as panels [D][PANEL]; weights of BLOCK queries
   const int64_t panels = (rows + PANEL - 1) / PANEL, width = panels * PANEL + LANES;
   turned_keys.resize(panels * D * PANEL);
   for (int64_t p = 0; p < panels; ++p) {
     const float *panel = keys.first + p * PANEL * keys.step;
     pack_out_in(panel, keys.step, 0, D, std::min<int64_t>(PANEL, rows - p * PANEL), &turned_keys[p * D * PANEL]);
   }
-  weights.resize(ROWS * width);
+  weights.resize(BLOCK * width);
   for (int64_t first = 0, end; first < rows; first = end) {
     end = first + 1;  // queries of one text, so that how its sums are added up does not depend on where it lies
-    while (end < std::min(rows, first + ROWS) && positions[end] > 0) ++end;
+    while (end < std::min(rows, first + BLOCK) && positions[end] > 0) ++end;
     const int64_t count = end - first, begin = first - positions[first];
-    std::fill(weights.begin(), weights.end(), 0.0f);
     for (int64_t p = begin / PANEL; p * PANEL < end; ++p) {
-      multiply_panel(q.first + first * q.step, q.step, &turned_keys[p * D * PANEL], D, &weights[p * PANEL], width,
-                     count, PANEL);
+      with_rows<BLOCK>(count, [&](auto m) {
+        panel_products<m, PANEL_VECTORS, false>(q.first + first * q.step, q.step, &turned_keys[p * D * PANEL], D,
+                                                &weights[p * PANEL], width);
+      });
     }
-    float totals[ROWS];
+    float totals[BLOCK];
     for (int64_t t = first; t < end; ++t) {
       float *mine = &weights[(t - first) * width];
       for (int64_t other = begin; seen != nullptr && other < t; ++other) {
         if (seen[other] == 0) mine[other] = -INFINITY;
       }
       totals[t - first] = exponentials(mine + begin, t + 1 - begin, scale).total;
-      std::fill(mine + t + 1, mine + width, 0.0f);
+      std::fill(mine + t + 1, mine + end, 0.0f);
       std::fill_n(out + t * q.step, D, 0.0f);
     }
-    with_rows(count, [&](auto m) {
-      in_out_rows<m>(&weights[begin], width, values.first + begin * values.step, end - begin, values.step,
-                     out + first * q.step, q.step, 0, D);
+    with_rows<BLOCK>(count, [&](auto m) {
+      in_out_rows<m, PANEL_VECTORS>(&weights[begin], width, values.first + begin * values.step, end - begin,
+                                    values.step, out + first * q.step, q.step, 0, D, end - begin);
     });
     for (int64_t t = first; t < end; ++t) multiply_by(out + t * q.step, D, 1.0f / totals[t - first]);
   }

@@ -88,13 +88,13 @@ inline void outer_products(const float *x, int64_t x_step, const float *w, int64
   add_to<M, R>(total, y, y_step);
 }
 
-// Columns first to last of y += x W, with W stored [K, N]; rows of x lie x_step apart, of y y_step.
-template <int M>
+// Columns first to last of y += x W, with W stored [K, N], R vectors of columns and `piece` rows of W at a time; rows of
+// x lie x_step apart, of y y_step.
+template <int M, int R = columns_for(M)>
 void in_out_rows(const float *x, int64_t x_step, const float *w, int64_t K, int64_t N, float *y, int64_t y_step,
-                 int64_t first, int64_t last) {
-  constexpr int R = columns_for(M);
-  for (int64_t k = 0; k < K; k += DEPTH) {
-    const int64_t depth = std::min<int64_t>(DEPTH, K - k);
+                 int64_t first, int64_t last, int64_t piece = DEPTH) {
+  for (int64_t k = 0; k < K; k += piece) {
+    const int64_t depth = std::min(piece, K - k);
     const float *values = x + k, *weights = w + k * N;
     int64_t n = first;
     for (; n + R * LANES <= last; n += R * LANES) {

@@ -14,20 +14,22 @@
 
 namespace {
 
-// x <- x sigmoid(2 s x (1 + c x^2)): GELU in its tanh form, fast GELU and SiLU, by their s and c.
-void gate(float *x, int64_t size, float s, float c) {
-  const auto gated = [=](Vector v) {
-    Vector u = v < -1e4f ? all(-1e4f) : v;  // beyond, the gate is 0 or 1, and a square might be infinite
-    u = u > 1e4f ? all(1e4f) : u;
-    return v / (exponential(u * (u * u * c + 1.0f) * (-2.0f * s)) + 1.0f);
+// x <- x sigmoid(2 s x (1 + c x^2)) for `rows` of `columns`, `step` apart: GELU in its tanh form, fast GELU and SiLU, by
+// their s and c.
+void gate(float *x, int64_t step, int64_t rows, int64_t columns, float s, float c) {
+  const float linear = -2.0f * s, cubic = linear * c;
+  const auto gated = [=](Vector v) {  // v c v, not v v c: where c is 0 that is 0 for each v there is
+    return v / (exponential(v * (v * cubic * v + linear)) + 1.0f);
   };
-  int64_t i = 0;
-  for (; i + LANES <= size; i += LANES) store(x + i, gated(load(x + i)));
-  if (i == size) return;
-  float rest[LANES] = {};
-  std::copy(x + i, x + size, rest);
-  store(rest, gated(load(rest)));
-  std::copy_n(rest, size - i, x + i);
+  for (; rows > 0; --rows, x += step) {
+    int64_t i = 0;
+    for (; i + LANES <= columns; i += LANES) store(x + i, gated(load(x + i)));
+    if (i == columns) continue;
+    float rest[LANES] = {};
+    std::copy(x + i, x + columns, rest);
+    store(rest, gated(load(rest)));
+    std::copy_n(rest, columns - i, x + i);
+  }
 }
 
 // Layer normalisation of one row: eps inside the root, biased variance.
@@ -67,8 +69,9 @@ Input take_input(Arrays &a, int plain, int rows) {
   thread_local std::vector<float> norms;
   norms.resize(input.M * input.K);
   float *y = norms.data();  // the caller's, for all threads
-  Workers::get().run((input.M + ROWS - 1) / ROWS, [&](int64_t tile) {
-    for (int64_t m = tile * ROWS; m < std::min(input.M, (tile + 1) * ROWS); ++m) {
+  const int64_t parts = input.M > ROWS ? Workers::get().count() : 1;
+  Workers::get().run(parts, [&](int64_t part) {
+    for (int64_t m = first_row(part, parts, input.M); m < first_row(part + 1, parts, input.M); ++m) {
       normalise(input.x + m * input.K, a[1], a[2], *a[3], input.K, y + m * input.K);
     }
   });
@@ -102,11 +105,11 @@ void in_out_product(Input in, const float *w, const float *b, const float *resid
   on_huge_pages(w, in.K * N);
   const auto before = sum_of_bias(b, residual, N, y);
   const auto through_gate = [=](int64_t row, int64_t rows, int64_t n, int64_t columns) {
-    if (gate_numbers == nullptr) return;
-    for (int64_t m = row; m < row + rows; ++m) gate(y + m * N + n, columns, gate_numbers[0], gate_numbers[1]);
+    if (gate_numbers != nullptr) gate(y + row * N + n, N, rows, columns, gate_numbers[0], gate_numbers[1]);
   };
-  share_out(false, in.M, N, in.K, [&](int64_t first, int64_t last) {
-    multiply(in.x, {w, false}, in.M, in.K, y, N, first, last, before, through_gate);
+  const Tiles tiles(false, in.M, N, in.K);
+  Workers::get().run(tiles.count(), [&](int64_t i) {
+    multiply(in.x, {w, false}, in.M, in.K, y, N, tiles[i], before, through_gate);
   });
 }
 
@@ -133,22 +136,24 @@ KERNEL(OutInProduct) {
   const Input in = take_input(a, 4, 2);
   const int64_t N = a.size(1, 0);
   on_huge_pages(a[1], in.K * N);
-  share_out(true, in.M, N, in.K, [&](int64_t first, int64_t last) {
-    multiply(in.x, {a[1], true}, in.M, in.K, a[3], N, first, last, zeros(N, a[3]), nothing);
+  const Tiles tiles(true, in.M, N, in.K);
+  Workers::get().run(tiles.count(), [&](int64_t i) {
+    multiply(in.x, {a[1], true}, in.M, in.K, a[3], N, tiles[i], zeros(N, a[3]), nothing);
   });
 }
 
-// x (M, K), then w (N, K) and b (N,) three times, rows -> three times y (M, N)
-KERNEL(ThreeOutInProducts) {
-  const Input in = take_input(a, 11, 7);
+// x (M, K) with its layer norm, then w (N, K) and b (N,) of one product or more, rows -> y (M, N) of each
+KERNEL(OutInProducts) {
+  const int products = (a.count - 5) / 3, rows = 1 + 2 * products;
+  const Input in = take_input(a, a.count - 3, rows);
   const int64_t N = a.size(1, 0);
-  for (int which = 0; which < 3; ++which) on_huge_pages(a[1 + 2 * which], in.K * N);
-  const int64_t width = tile_width(true, in.M, N, in.K), tiles = (N + width - 1) / width;
-  Workers::get().run(3 * tiles, [&](int64_t tile) {
-    const int64_t which = tile / tiles, first = tile % tiles * width, last = std::min(N, first + width);
-    float *y = a[8 + which];
+  for (int which = 0; which < products; ++which) on_huge_pages(a[1 + 2 * which], in.K * N);
+  const Tiles tiles(true, in.M, N, in.K);
+  Workers::get().run(products * tiles.count(), [&](int64_t i) {
+    const int64_t which = i / tiles.count();
+    float *y = a[rows + 1 + which];
     const auto before = sum_of_bias(a[2 + 2 * which], nullptr, N, y);
-    multiply(in.x, {a[1 + 2 * which], true}, in.M, in.K, y, N, first, last, before, nothing);
+    multiply(in.x, {a[1 + 2 * which], true}, in.M, in.K, y, N, tiles[i % tiles.count()], before, nothing);
   });
 }
 
@@ -213,18 +218,44 @@ KERNEL(AttentionOfNextTokens) {
   });
 }
 
+// One head's keys or values of T tokens, (T, H) from that head's first number on, to the front of their cache.
+void keep(const float *from, int64_t T, int64_t H, int64_t D, float *cache) {
+  for (int64_t t = 0; t < T; ++t) std::copy_n(from + t * H, D, cache + t * D);
+}
+
+// k, v (T, H), keys and values (N*C, D), rows -> how many tokens were kept, in slots 0 to rows - 1: (1,) int32
+KERNEL(KeepKeysAndValues) {
+  const int64_t T = a.rows(4), H = a.size(0, 1), D = a.size(2, 1), N = H / D, C = a.size(2, 0) / N;
+  Workers::get().run(2 * N, [&](int64_t i) {
+    const int64_t which = i / N, head = i % N;
+    keep(a[which] + head * D, T, H, D, a[2 + which] + head * C * D);
+  });
+  *static_cast<int32_t *>(a.data[5]) = T;
+}
+
 // Texts one behind the other: q, k, v (T, H), keys and values (N*C, D), positions (1, T) int32, scale (1,), rows ->
 // context (T, H). k and v are written to slots 0 to rows - 1 of the cache, and a token sees its text up to itself.
 KERNEL(AttentionWithinTexts) {
   const int64_t T = a.rows(7), H = a.size(0, 1), D = a.size(3, 1), N = H / D, C = a.size(3, 0) / N;
   Workers::get().run(N, [&](int64_t head) {
     float *keys = a[3] + head * C * D, *values = a[4] + head * C * D;
-    for (int64_t t = 0; t < T; ++t) {
-      std::copy_n(a[1] + t * H + head * D, D, keys + t * D);
-      std::copy_n(a[2] + t * H + head * D, D, values + t * D);
-    }
+    keep(a[1] + head * D, T, H, D, keys);
+    keep(a[2] + head * D, T, H, D, values);
     attend_within_texts({a[0] + head * D, H}, {keys, D}, {values, D}, a.integers(5), nullptr, T, D, *a[6],
                         a[8] + head * D);
+  });
+}
+
+// Some of those tokens: q (n, H), keys and values (N*C, D), slots and positions (n,) int32, scale (1,), rows -> context
+// (n, H). A token sees its text, which is in the cache, up to itself.
+KERNEL(AttentionOfTokens) {
+  const int64_t n = a.rows(6), H = a.size(0, 1), D = a.size(1, 1), N = H / D, C = a.size(1, 0) / N;
+  Workers::get().run(N, [&](int64_t head) {
+    for (int64_t t = 0; t < n; ++t) {
+      const int64_t position = a.integers(4)[t], begin = (head * C + a.integers(3)[t] - position) * D;
+      const int64_t place = t * H + head * D;
+      attend(a[0] + place, a[1] + begin, a[2] + begin, position + 1, D, *a[5], a[7] + place);
+    }
   });
 }
 
@@ -246,7 +277,7 @@ KERNEL(AttentionOfRows) {
 // x (M, K), w (V, K), targets (M,) int32, rows -> -log softmax(x w^T)[target] (M,). The logits are made and used a tile
 // of the vocabulary at a time: they are never all in memory.
 KERNEL(TargetLosses) {
-  constexpr int64_t WIDTH = 8 * PANEL;
+  constexpr int64_t WIDTH = 6 * PANEL;
   const Input in = take_input(a, 5, 3);
   const int64_t V = a.size(1, 0), M = in.M, tiles = (V + WIDTH - 1) / WIDTH;
   const int32_t *targets = a.integers(2);
@@ -261,8 +292,8 @@ KERNEL(TargetLosses) {
     thread_local std::vector<float> logits;
     const int64_t first = tile * WIDTH, columns = std::min(WIDTH, V - first);
     logits.resize(M * WIDTH);
-    multiply(in.x, {a[1] + first * in.K, true}, M, in.K, logits.data(), WIDTH, 0, columns, zeros(WIDTH, logits.data()),
-             nothing);
+    multiply(in.x, {a[1] + first * in.K, true}, M, in.K, logits.data(), WIDTH, {0, M, 0, columns},
+             zeros(WIDTH, logits.data()), nothing);
     for (int64_t m = 0; m < M; ++m) {
       float *row = &logits[m * WIDTH];
       const int64_t target = targets[m] - first;

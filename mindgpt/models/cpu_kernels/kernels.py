@@ -136,9 +136,12 @@ def out_in_product() -> ops.Custom:
     return _primitive("OutInProduct", lambda x, *rest: (x[0], rest[-2][0]))
 
 
-def three_out_in_products() -> ops.Custom:
-    """x (M, K) [norm], then w (N, K) and b (N,) three times, rows -> three times x w^T + b: (M, N)"""
-    return _primitive("ThreeOutInProducts", lambda x, *rest: ((x[0], rest[-2][0]),) * 3, lambda x, *rest: (x, x, x))
+def out_in_products(count: int) -> ops.Custom:
+    """x (M, K), gamma, beta and eps of its layer norm, then `count` times w (N, K) and b (N,), rows -> as many times
+    norm(x) w^T + b: (M, N)"""
+    if count == 1:
+        return _primitive("OutInProducts", lambda x, *rest: (x[0], rest[-2][0]))
+    return _primitive("OutInProducts", lambda x, *rest: ((x[0], rest[-2][0]),) * count, lambda x, *rest: (x,) * count)
 
 
 def in_out_product() -> ops.Custom:
@@ -190,6 +193,24 @@ def attention_within_texts() -> ops.Custom:
     int32, each token's in its own text, scale (1,), rows -> softmax(scale q K^T) V of each head: (T, H).
     """
     return _primitive("AttentionWithinTexts", lambda q, *rest: q)
+
+
+def keep_keys_and_values() -> ops.Custom:
+    """Texts that lie one behind the other are written to the cache from slot 0 on.
+
+    Takes k, v (T, H), keys and values of a `KeyValueCache` of one row, which are changed in place, rows -> how many
+    tokens were written: (1,) int32.
+    """
+    return _primitive("KeepKeysAndValues", lambda *arrays: (1,), lambda *arrays: ms.int32)
+
+
+def attention_of_tokens() -> ops.Custom:
+    """Some tokens of texts that are in the cache, one behind the other: each attends to its text up to itself.
+
+    Takes q (n, H), keys and values of a `KeyValueCache` of one row, slots (n,) int32, which of its tokens these are,
+    positions (n,) int32, each one's in its own text, scale (1,), rows -> softmax(scale q K^T) V of each head: (n, H).
+    """
+    return _primitive("AttentionOfTokens", lambda q, *rest: q)
 
 
 def attention_of_rows() -> ops.Custom:

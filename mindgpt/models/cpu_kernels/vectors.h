@@ -32,25 +32,29 @@ inline void store(float *to, Vector v) { std::memcpy(to, &v, sizeof v); }
 inline Vector all(float value) { return value - Vector{}; }  // x - 0 is x, bit for bit, and costs nothing
 
 // rows[i][j] <-> rows[j][i], for a square of them: halves of single elements, of pairs, of fours... change places.
+// HALF is a constant so that the compiler unrolls it all: the square then stays in registers.
+template <int HALF = 1>
 inline void transpose(Vector *rows) {
-  for (int half = 1; half < LANES; half *= 2) {
+  if constexpr (HALF < LANES) {
     Integers low, high;  // in the first of two rows, in the second; numbers from LANES on are the second's elements
     for (int lane = 0; lane < LANES; ++lane) {
-      low[lane] = lane & half ? LANES + lane - half : lane;
-      high[lane] = lane & half ? LANES + lane : lane + half;
+      low[lane] = lane & HALF ? LANES + lane - HALF : lane;
+      high[lane] = lane & HALF ? LANES + lane : lane + HALF;
     }
-    for (int i = 0; i < LANES; ++i) {
-      if (i & half) continue;
-      const Vector first = rows[i], second = rows[i + half];
-      rows[i] = __builtin_shuffle(first, second, low);
-      rows[i + half] = __builtin_shuffle(first, second, high);
+    for (int i = 0; i < LANES; i += 2 * HALF) {
+      for (int j = i; j < i + HALF; ++j) {
+        const Vector first = rows[j], second = rows[j + HALF];
+        rows[j] = __builtin_shuffle(first, second, low);
+        rows[j + HALF] = __builtin_shuffle(first, second, high);
+      }
     }
+    transpose<2 * HALF>(rows);
   }
 }
 
-// The sum of a vector's elements, always in the same order.
-template <int N>
-inline float sum_of(const float *values) {
+// f of all N numbers, halves first: f(f(a, c), f(b, d)). f works on vectors and on single numbers.
+template <int N, typename F>
+inline float fold(const float *values, const F &f) {
   if constexpr (N == 1) {
     return values[0];
   } else {
@@ -58,20 +62,30 @@ inline float sum_of(const float *values) {
     Half low, high;
     std::memcpy(&low, values, sizeof low);
     std::memcpy(&high, values + N / 2, sizeof high);
-    low += high;
-    return sum_of<N / 2>(reinterpret_cast<const float *>(&low));
+    low = f(low, high);
+    return fold<N / 2>(reinterpret_cast<const float *>(&low), f);
   }
 }
 
-inline float sum(Vector v) { return sum_of<LANES>(reinterpret_cast<const float *>(&v)); }
+inline float sum(Vector v) {
+  return fold<LANES>(reinterpret_cast<const float *>(&v), [](auto a, auto b) { return a + b; });
+}
+
+inline float highest(Vector v) {
+  return fold<LANES>(reinterpret_cast<const float *>(&v), [](auto a, auto b) { return a > b ? a : b; });
+}
 
 // The sum of f(x[i]), where f works on vectors and on single numbers.
 template <typename F>
 inline float sum(const float *x, int64_t size, const F &f) {
-  Vector total{};
+  constexpr int TOTALS = 4;  // as many sums go on at once: one alone would wait for each addition
+  Vector total[TOTALS] = {};
   int64_t i = 0;
-  for (; i + LANES <= size; i += LANES) total += f(load(x + i));
-  float result = sum(total);
+  for (; i + TOTALS * LANES <= size; i += TOTALS * LANES) {
+    for (int t = 0; t < TOTALS; ++t) total[t] += f(load(x + i + t * LANES));
+  }
+  for (; i + LANES <= size; i += LANES) total[0] += f(load(x + i));
+  float result = sum((total[0] + total[1]) + (total[2] + total[3]));
   for (; i < size; ++i) result += f(x[i]);
   return result;
 }

@@ -4,6 +4,8 @@ Shape letters: M rows, H hidden, F feed-forward width, V vocabulary; B texts of 
 many of the M rows hold anything, (1,) int32.
 """
 
+from collections.abc import Sequence
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -29,20 +31,25 @@ class KernelEmbedding(nn.Cell):
 
 
 class KernelProjections(nn.Cell):
-    """What a block does before its attention: layer norm, queries, keys and values."""
+    """What a block does before its attention: layer norm, and then queries, keys and values, or some of them.
 
-    def __init__(self, block: Block):
+    Args:
+        block: the model's.
+        names: of the linear layers in its attention.
+    """
+
+    def __init__(self, block: Block, names: Sequence[str] = ("dense1", "dense2", "dense3")):
         super().__init__(auto_prefix=False)
         self.norm, self.eps = block.layernorm1, kernels.number(block.layernorm1.eps)
-        self.query, self.key, self.value = block.attention.dense1, block.attention.dense2, block.attention.dense3
-        self.products = kernels.three_out_in_products()
+        self.linears = nn.CellList([getattr(block.attention, name) for name in names], auto_prefix=False)
+        self.products = kernels.out_in_products(len(names))
 
-    def construct(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(M, H) -> (M, H) each"""
-        norm = (self.norm.gamma, self.norm.beta, self.eps)
-        query, key, value = self.query, self.key, self.value
-        weights = (query.weight, query.bias, key.weight, key.bias, value.weight, value.bias)
-        return self.products(x, *norm, *weights, rows)
+    def construct(self, x: Tensor, rows: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(M, H) -> (M, H), one or several"""
+        weights = ()
+        for linear in self.linears:
+            weights += (linear.weight, linear.bias)
+        return self.products(x, self.norm.gamma, self.norm.beta, self.eps, *weights, rows)
 
 
 class KernelBehindAttention(nn.Cell):
