@@ -11,34 +11,13 @@ from mindgpt.generation.cached_model import Graph, KeyValueCache
 from mindgpt.models.cpu_kernels import kernels
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_heads import LMHead
-from mindgpt.models.gpt2.gpt2_modules import Block
 from mindgpt.models.gpt2.kernel_cells import (
+    KernelAttention,
     KernelBehindAttention,
     KernelEmbedding,
     KernelHead,
-    KernelProjections,
     KernelTargetLosses,
 )
-
-
-class KernelAttention(nn.Cell):
-    """The first half of a model's block, without the output projection: tokens attend to what is in the cache, too.
-
-    Args:
-        block: the model's.
-        attend: `kernels.attention_of_next_tokens()` or `kernels.attention_within_texts()`.
-    """
-
-    def __init__(self, block: Block, attend: ops.Custom):
-        super().__init__(auto_prefix=False)
-        self.projections = KernelProjections(block)
-        self.attend = attend
-        self.scale = kernels.number(block.attention.attend.scale)
-
-    def construct(self, x: Tensor, keys: Tensor, values: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
-        """x: (M, H); keys, values: of the cache, (B*N*C, D); positions: (B, T) int32, M = B*T -> (M, H)"""
-        q, k, v = self.projections(x, rows)  # (M, H) each
-        return self.attend(q, k, v, keys, values, positions, self.scale, rows)
 
 
 class KernelModel(Graph):
@@ -47,7 +26,7 @@ class KernelModel(Graph):
     Args:
         backbone: the model's.
         cache: that tokens are written to.
-        attend: as `KernelAttention`'s.
+        attend: the blocks' attention, one of the kernels that write to the cache.
     """
 
     def __init__(self, backbone: GPT2Model, cache: KeyValueCache, attend: ops.Custom):
@@ -94,15 +73,13 @@ class KernelPrefill(KernelModel):
 
     def __init__(self, backbone: GPT2Model, cache: KeyValueCache):
         super().__init__(backbone, cache, kernels.attention_within_texts())
-        self.last_keys_and_values = KernelProjections(backbone.blocks[-1], ("dense2", "dense3"))
-        self.keep = kernels.keep_keys_and_values()
+        self.keep = KernelAttention(backbone.blocks[-1], kernels.keep_keys_and_values(), ("dense2", "dense3"))
 
     def construct(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids, positions: (1, T) int32; rows: (1,) int32, how many tokens there are -> (T, H): the last block's
         input; (1,) int32: how many tokens are in the cache now"""
         x = self.to_last_block(input_ids, positions, rows)
-        k, v = self.last_keys_and_values(x, rows)
-        return x, self.keep(k, v, self.cache.keys[-1], self.cache.values[-1], rows)
+        return x, self.keep(x, self.cache.keys[-1], self.cache.values[-1], rows)
 
 
 class KernelLastBlock(nn.Cell):
@@ -112,9 +89,7 @@ class KernelLastBlock(nn.Cell):
         super().__init__(auto_prefix=False)
         block = backbone.blocks[-1]
         self.keys, self.values = cache.keys[-1], cache.values[-1]
-        self.query = KernelProjections(block, ("dense1",))
-        self.attend = kernels.attention_of_tokens()
-        self.scale = kernels.number(block.attention.attend.scale)
+        self.attention = KernelAttention(block, kernels.attention_of_tokens(), ("dense1",))
         self.behind = KernelBehindAttention(block)
         self.gather = ops.Gather()
 
@@ -122,8 +97,7 @@ class KernelLastBlock(nn.Cell):
         """x: (T, H), from `KernelPrefill`; slots: (n,) int32, which tokens; positions: (n,) int32, each one's in its
         text -> (n, H)"""
         x = self.gather(x, slots, 0)
-        context = self.attend(self.query(x, rows), self.keys, self.values, slots, positions, self.scale, rows)
-        return self.behind(x, context, rows)
+        return self.behind(x, self.attention(x, self.keys, self.values, slots, positions, rows), rows)
 
 
 class KernelLastLogits(Graph):

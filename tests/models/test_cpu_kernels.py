@@ -1,11 +1,10 @@
-"""The C++ kernels for the CPU against NumPy in float64, called as MindSpore calls them."""
+"""The C++ kernels for the CPU against NumPy in float64: products, activations, norms, embeddings and losses."""
 
-import ctypes
+import math
 import mmap
 import os
 import platform
 import re
-import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -14,177 +13,155 @@ import numpy as np
 import pytest
 
 from mindgpt.models.cpu_kernels import kernels
-
-COMPILER = shutil.which(os.environ.get("CXX") or "g++")
-pytestmark = pytest.mark.skipif(
-    platform.system() != "Linux" or COMPILER is None, reason="the kernels need Linux and a C++ compiler"
+from tests.models.kernel_calls import (
+    COMPILER,
+    EPS,
+    ROW_COUNTS,
+    count,
+    for_all_processors,
+    launch,
+    layer_norm,
+    needs_compiler,
+    randoms,
 )
-SOURCE = kernels._SOURCES / "kernels.cpp"
-OPTIONS = {"native": kernels.for_this_processor(), "avx2": "-march=haswell", "sse2": "-march=x86-64"}
-ROW_COUNTS = (1, 2, 3, 7, 8, 9, 17, 40, 600)
+
+pytestmark = needs_compiler
 
 
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    """`libraries(option, threads)`: the kernels built for a processor, each with its own threads."""
-    folder, built, loaded = tmp_path_factory.mktemp("kernels"), {}, {}
-
-    def load(option="native", threads=2):
-        if option not in built:
-            built[option] = folder / f"{option}.so"
-            kernels.compile_kernels([COMPILER, *kernels.OPTIONS, OPTIONS[option], str(SOURCE)], built[option])
-        if (option, threads) not in loaded:
-            copy = shutil.copy(built[option], folder / f"{option}-{threads}.so")  # another file is loaded anew
-            loaded[option, threads] = ctypes.CDLL(copy)
-            loaded[option, threads].SetThreads(threads)
-        return loaded[option, threads]
-
-    return load
+def norm_to(values):
+    """Gamma, beta and eps that make of any row these numbers."""
+    return [np.zeros_like(values), values, EPS]
 
 
-def launch(library, name, inputs, outputs):
-    """Call an entry with arrays, as MindSpore does."""
-    arrays = [*inputs, *outputs]
-    data = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
-    shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
-    pointers = (ctypes.c_void_p * len(arrays))(*map(ctypes.addressof, shapes))
-    assert getattr(library, f"Launch{name}")(len(arrays), data, None, pointers, None, None, None) == 0
-
-
-def randoms(seed, *shapes):
-    generator = np.random.default_rng(seed)
-    return [generator.standard_normal(shape, dtype=np.float32) for shape in shapes]
-
-
-def count(rows):
-    return np.array([rows], np.int32)
-
-
-def product(library, name, x, w, *rest, rows, width):
-    """The output of a product with room for a row more than `rows`, which must stay as it is."""
-    y = np.full((rows + 1, width), 7, np.float32)
-    room = np.concatenate([x, np.ones_like(x[:1])])
-    launch(library, name, [room, w, *rest, count(rows)], [y])
+def behind_attention(library, arguments, *, rows):
+    """The output, which has room for a row more than `rows`, which must stay as it is."""
+    y = np.full((rows + 1, arguments[1].shape[1]), 7, np.float32)
+    launch(library, "BehindAttention", [*arguments, count(rows)], [y])
     assert (y[rows] == 7).all()
     return y[:rows]
 
 
-def gelu(x):
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+def one_more_row(x):
+    return np.concatenate([x, np.ones_like(x[:1])])
 
 
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+def sums(library, x, w, b, residual=None):
+    """x w + b + residual, by the product behind attention: the feed-forward layer is made of zeros."""
+    rows, width = len(x), w.shape[1]
+    residual = np.zeros((rows, width), np.float32) if residual is None else residual
+    none = np.zeros((width, 1), np.float32)
+    layer = [*norm_to(b), none, none[0], count(0), none.T, none[:, 0]]
+    return behind_attention(library, [one_more_row(x), w, b, one_more_row(residual), *layer], rows=rows)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+def activated(library, kind, x):
+    """activation(x) for x (F,), by the feed-forward layer: all but a bias is zeros, or one."""
+    none, one = np.zeros((len(x), len(x)), np.float32), np.eye(len(x), dtype=np.float32)
+    number = count(kernels.ACTIVATIONS.index(kind))
+    rest = [*norm_to(none[0]), none, x, number, one, none[0]]
+    return behind_attention(library, [none[:2], none, none[0], none[:2], *rest], rows=1)[0]
+
+
+def logits(library, x, gamma, beta, w):
+    rows = len(x)
+    y = np.full((rows + 1, len(w)), 7, np.float32)
+    launch(library, "Logits", [one_more_row(x), gamma, beta, EPS, w, count(rows)], [y])
+    assert (y[rows] == 7).all()
+    return y[:rows]
+
+
+@for_all_processors
 @pytest.mark.parametrize(("inner", "outer"), [(64, 96), (50, 131), (129, 48), (1000, 7), (1601, 211)])
 def test_products(libraries, option, inner, outer):
     """Widths that are multiples of all vectors, and of none; more rows than a panel has, and fewer."""
-    if option != "native" and platform.machine() != "x86_64":
-        pytest.skip("for x86")
     library = libraries(option)
-    w, b, s, c = *randoms(1, (inner, outer), (outer,)), *kernels.GATES["gelu"]
-    turned, gate = np.ascontiguousarray(w.T), np.array([s, c], np.float32)
+    w, b, gamma, beta = randoms(1, (inner, outer), (outer,), (inner,), (inner,))
+    w /= np.sqrt(inner)
+    turned = np.ascontiguousarray(w.T)
     for rows in ROW_COUNTS:
-        x, residual = randoms(rows, (rows, inner), (rows + 1, outer))
-        x /= np.sqrt(inner)
-        expected = x.astype(float) @ w
+        x, residual = randoms(rows, (rows, inner), (rows, outer))
         close = {"rtol": 0, "atol": 2e-6 + 4e-7 * inner**0.5}  # numbers of size 5, whose last bit is 4.8e-7
-        np.testing.assert_allclose(
-            product(library, "OutInProduct", x, turned, rows=rows, width=outer), expected, **close
-        )
-        y = product(library, "InOutProduct", x, w, b, rows=rows, width=outer)
-        np.testing.assert_allclose(y, expected + b, **close)
-        y = product(library, "InOutProductPlus", x, w, b, residual, rows=rows, width=outer)
-        np.testing.assert_allclose(y, expected + b + residual[:rows], **close)
-        y = product(library, "GatedInOutProduct", x, w, b, gate, rows=rows, width=outer)
-        np.testing.assert_allclose(y, gelu(expected + b), **close)
+        np.testing.assert_allclose(sums(library, x, w, b), x.astype(float) @ w + b, **close)
+        np.testing.assert_allclose(sums(library, x, w, b, residual), x.astype(float) @ w + b + residual, **close)
+        expected = layer_norm(x, gamma, beta) @ turned.T
+        np.testing.assert_allclose(logits(library, x, gamma, beta, turned), expected, rtol=0, atol=2 * close["atol"])
+
+
+@for_all_processors
+@pytest.mark.parametrize(("hidden", "width"), [(64, 256), (50, 131), (768, 100)])
+@pytest.mark.parametrize("kind", kernels.ACTIVATIONS)
+def test_what_is_behind_attention(libraries, option, hidden, width, kind):
+    """The whole of it: projection, residual, layer norm, feed-forward layer, residual."""
+    w, b, gamma, beta = randoms(2, (hidden, hidden), (hidden,), (hidden,), (hidden,))
+    up, up_bias, down, down_bias = randoms(3, (hidden, width), (width,), (width, hidden), (hidden,))
+    number = count(kernels.ACTIVATIONS.index(kind))
+    for matrix in (w, up, down):
+        matrix /= np.sqrt(len(matrix))
+    for rows in ROW_COUNTS:
+        context, x = randoms(rows, (rows, hidden), (rows, hidden))
+        middle = x + context.astype(float) @ w + b
+        expected = middle + FORMULAS[kind](layer_norm(middle, gamma, beta) @ up + up_bias) @ down + down_bias
+        arguments = [
+            one_more_row(context),
+            w,
+            b,
+            one_more_row(x),
+            gamma,
+            beta,
+            EPS,
+            up,
+            up_bias,
+            number,
+            down,
+            down_bias,
+        ]
+        np.testing.assert_allclose(behind_attention(libraries(option), arguments, rows=rows), expected, atol=1e-5)
 
 
 def test_long_sums(libraries):
     """Of numbers above zero, where roundings pile up: K of GPT-3's feed-forward layer, few rows and many."""
-    x, w = map(np.abs, randoms(11, (32, 12288), (12288, 50)))
+    x, w = map(np.abs, randoms(11, (1, 12288), (12288, 50)))
+    x = np.repeat(x, 32, axis=0)
     expected, no_bias, turned = x.astype(float) @ w, np.zeros(50, np.float32), np.ascontiguousarray(w.T)
     for rows in (1, 32):
         for y in (
-            product(libraries(), "InOutProduct", x[:rows], w, no_bias, rows=rows, width=50),
-            product(libraries(), "OutInProduct", x[:rows], turned, rows=rows, width=50),
+            sums(libraries(), x[:rows], w, no_bias),
+            logits(libraries(), x[:rows], np.zeros_like(x[0]), x[0], turned),
         ):
             np.testing.assert_allclose(y, expected[:rows], rtol=1.5e-6)  # one sum from begin to end is off by 4e-6
 
 
-def layer_norm(x, gamma, beta):
-    x = x.astype(float)
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * gamma + beta
+FORMULAS = {
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu_erf": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))),
+    "fast_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "relu": lambda x: np.maximum(x, 0),
+}
 
 
-EPS = np.array([1e-5], np.float32)
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("products", [1, 2, 3])
-def test_several_products_at_once(libraries, option, products):
-    if option != "native" and platform.machine() != "x86_64":
-        pytest.skip("for x86")
-    for rows in ROW_COUNTS:
-        gamma, beta, *weights = randoms(2, (70,), (70,), *[(90, 70), (90,)] * products)
-        (x,) = randoms(rows, (rows, 70))
-        outputs = [np.empty((rows, 90), np.float32) for _ in range(products)]
-        launch(libraries(option), "OutInProducts", [x, gamma, beta, EPS, *weights, count(rows)], outputs)
-        for y, w, b in zip(outputs, weights[::2], weights[1::2], strict=True):
-            np.testing.assert_allclose(y, layer_norm(x, gamma, beta) @ w.T + b, atol=3e-5)
-
-
-@pytest.mark.parametrize("name", kernels.GATES)
-def test_activations(libraries, name):
-    """One at a time, from far below to far above zero: identity times the numbers."""
-    formulas = {
-        "gelu": gelu,
-        "fast_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
-        "silu": lambda x: x / (1 + np.exp(-x)),
-    }
-    x = np.concatenate([np.linspace(-60, 60, 4001), [-3e38, -1e5, 1e5]]).astype(np.float32)[:, None]
-    y = product(
-        libraries(), "GatedInOutProduct", x, np.ones((1, 1), np.float32), np.zeros(1, np.float32),
-        np.array(kernels.GATES[name], np.float32), rows=len(x), width=1,
-    )  # fmt: skip
+@pytest.mark.parametrize("kind", kernels.ACTIVATIONS)
+def test_activations(libraries, kind):
+    """From far below to far above zero."""
+    x = np.concatenate([np.linspace(-60, 60, 1201), np.linspace(-6, 6, 600), [-3e38, -1e5, 1e5]]).astype(np.float32)
     with np.errstate(over="ignore"):
-        expected = formulas[name](x.astype(float))
-    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-7)
+        expected = FORMULAS[kind](x.astype(float))
+    np.testing.assert_allclose(activated(libraries(), kind, x), expected, rtol=1e-6, atol=5e-7)
 
 
-def test_a_number_that_is_none_stays_one(libraries):
-    x, w, b = np.full((1, 8), np.nan, np.float32), np.ones((8, 5), np.float32), np.zeros(5, np.float32)
-    for gate in kernels.GATES.values():
-        numbers = np.array(gate, np.float32)
-        assert np.isnan(product(libraries(), "GatedInOutProduct", x, w, b, numbers, rows=1, width=5)).all()
+@pytest.mark.parametrize("kind", kernels.ACTIVATIONS)
+def test_a_number_that_is_none_stays_one(libraries, kind):
+    assert np.isnan(activated(libraries(), kind, np.full(5, np.nan, np.float32))).all()
 
 
 @pytest.mark.parametrize("width", [16, 50, 768])
-def test_layer_norm_before_a_product(libraries, width):
-    """Each product takes it; times one, and nothing added, it is what comes out."""
+def test_layer_norm(libraries, width):
+    """Times one, it is what comes out."""
     x, gamma, beta = randoms(3, (20, width), (width,), (width,))
     x = x * 5 + 30
-    expected = layer_norm(x, gamma, beta)
-    norm, one, nothing = [gamma, beta, EPS], np.eye(width, dtype=np.float32), np.zeros(width)
-    bias = nothing.astype(np.float32)
-    open_gate = np.array([1e4, 0], np.float32)  # lets through what is above zero
     for rows in (1, 5, 19):
-        products = {
-            "OutInProduct": ([one], 1),
-            "OutInProducts": ([one, bias] * 3, 3),
-            "InOutProduct": ([one, bias], 1),
-            "GatedInOutProduct": ([one, bias, open_gate], 1),
-        }
-        for name, (weights, outputs) in products.items():
-            ys = [np.full_like(x, 7) for _ in range(outputs)]
-            launch(libraries(), name, [x, *norm, *weights, count(rows)], ys)
-            for y in ys:
-                wanted = np.maximum(expected, 0) if name == "GatedInOutProduct" else expected
-                np.testing.assert_allclose(y[:rows], wanted[:rows], atol=5e-5)
-                assert (y[rows:] == 7).all()
+        y = logits(libraries(), x[:rows], gamma, beta, np.eye(width, dtype=np.float32))
+        np.testing.assert_allclose(y, layer_norm(x[:rows], gamma, beta), atol=5e-5)
 
 
 def test_embedding(libraries):
@@ -217,132 +194,24 @@ def test_rows_of_caches_are_copied(libraries, slots, new_slots, row, first, new_
         np.testing.assert_array_equal(array.reshape(new.shape), new)
 
 
-def heads_of(x, heads):
-    """(T, N*D) -> (N, T, D)"""
-    return x.reshape(len(x), heads, -1).transpose(1, 0, 2)
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize(("heads", "size"), [(2, 64), (3, 20), (1, 5)])
-def test_attention_of_next_tokens(libraries, option, heads, size):
-    """Texts of several lengths, the longest as long as the cache."""
-    if option != "native" and platform.machine() != "x86_64":
-        pytest.skip("for x86")
-    slots, positions = 70, np.array([[0], [1], [15], [16], [69]], np.int32)
-    texts = len(positions)
-    q, k, v = randoms(4, *[(texts, heads * size)] * 3)
-    keys, values = randoms(5, *[(texts * heads * slots, size)] * 2)
-    keys_then, values_then = (cache.reshape(texts, heads, slots, size).copy() for cache in (keys, values))
-    context = np.empty_like(q)
-    scale = np.array([0.3], np.float32)
-    launch(
-        libraries(option), "AttentionOfNextTokens", [q, k, v, keys, values, positions, scale, count(texts)], [context]
-    )
-    for text, (position,) in enumerate(positions):
-        keys_then[text, :, position], values_then[text, :, position] = (
-            new[text].reshape(heads, size) for new in (k, v)
-        )
-        for head in range(heads):
-            seen_keys, seen_values = (
-                cache[text, head, : position + 1].astype(float) for cache in (keys_then, values_then)
-            )
-            weights = softmax(0.3 * seen_keys @ q[text].reshape(heads, size)[head])
-            np.testing.assert_allclose(context[text].reshape(heads, size)[head], weights @ seen_values, atol=2e-6)
-    np.testing.assert_array_equal(keys.reshape(keys_then.shape), keys_then)
-    np.testing.assert_array_equal(values.reshape(values_then.shape), values_then)
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize(("heads", "size"), [(2, 64), (3, 20)])
-@pytest.mark.parametrize("lengths", [(1,), (130,), (3, 1, 50, 9, 8), (17, 100)])
-def test_attention_within_texts(libraries, option, heads, size, lengths):
-    if option != "native" and platform.machine() != "x86_64":
-        pytest.skip("for x86")
-    rows, slots = sum(lengths), 150
-    q, k, v = randoms(6, *[(rows + 2, heads * size)] * 3)
-    keys, values = randoms(7, *[(heads * slots, size)] * 2)
-    before = np.copy(keys), np.copy(values)
-    behind = [cache.reshape(heads, slots, size)[:, rows:].copy() for cache in (keys, values)]
-    positions = np.concatenate([*(np.arange(length) for length in lengths), [0, 0]]).astype(np.int32)[None]
-    context = np.full_like(q, 7)
-    scale = np.array([0.3], np.float32)
-    launch(libraries(option), "AttentionWithinTexts", [q, k, v, keys, values, positions, scale, count(rows)], [context])
-    kept, told = [np.copy(cache) for cache in before], np.zeros(1, np.int32)
-    launch(libraries(option), "KeepKeysAndValues", [k, v, *kept, count(rows)], [told])
-    assert told[0] == rows
-    np.testing.assert_array_equal(kept, [keys, values])
-    some = np.array([rows - 1, 0, rows // 2, rows - 1], np.int32)
-    later = np.full((4, heads * size), 7, np.float32)
-    asked = [q[some], keys, values, some, positions[0, some], scale, count(3)]
-    launch(libraries(option), "AttentionOfTokens", asked, [later])
-    np.testing.assert_allclose(later[:3], context[some[:3]], atol=3e-6)
-    assert (later[3] == 7).all()
-    first = 0
-    for length in lengths:
-        part = slice(first, first + length)
-        q_heads, k_heads, v_heads = (heads_of(x[part].astype(float), heads) for x in (q, k, v))
-        scores = 0.3 * q_heads @ k_heads.transpose(0, 2, 1)
-        scores[:, np.triu(np.ones((length, length), bool), 1)] = -np.inf
-        np.testing.assert_allclose(heads_of(context[part], heads), softmax(scores) @ v_heads, atol=3e-6)
-        first += length
-    assert (context[rows:] == 7).all()
-    for cache, written, kept in zip((keys, values), (k, v), behind, strict=True):
-        cache = cache.reshape(heads, slots, size)
-        np.testing.assert_array_equal(cache[:, :rows], heads_of(written[:rows], heads))
-        np.testing.assert_array_equal(cache[:, rows:], kept)
-
-
-MASKS = {
-    "none": np.ones((3, 61)),
-    "on the right": np.arange(61) < np.array([[61], [40], [1]]),
-    "on the left": np.arange(61) >= np.array([[0], [1], [60]]),
-    "everywhere": np.random.default_rng(0).random((3, 61)) < 0.4,
-}
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("padding", MASKS)
-def test_attention_of_rows(libraries, option, padding):
-    if option != "native" and platform.machine() != "x86_64":
-        pytest.skip("for x86")
-    mask = MASKS[padding].astype(np.int32)
-    (texts, length), heads, size = mask.shape, 3, 20
-    q, k, v = randoms(6, *[(texts * length, heads * size)] * 3)
-    context, scale = np.empty_like(q), np.array([0.3], np.float32)
-    launch(
-        libraries(option), "AttentionOfRows",
-        [q, k, v, mask, np.array([heads], np.int32), scale, count(texts * length)], [context],
-    )  # fmt: skip
-    for text in range(texts):
-        part = slice(text * length, (text + 1) * length)
-        q_heads, k_heads, v_heads = (heads_of(x[part].astype(float), heads) for x in (q, k, v))
-        scores = 0.3 * q_heads @ k_heads.transpose(0, 2, 1)
-        unseen = np.triu(np.ones((length, length), bool), 1) | (mask[text] == 0)
-        scores[:, unseen & ~np.eye(length, dtype=bool)] = -np.inf  # a token sees itself in any case
-        np.testing.assert_allclose(heads_of(context[part], heads), softmax(scores) @ v_heads, atol=3e-6)
-
-
-@pytest.mark.parametrize("option", OPTIONS)
+@for_all_processors
 @pytest.mark.parametrize("words", [1, 49, 384, 1000])
 @pytest.mark.parametrize("spread", [1.0, 60.0])
 def test_losses_of_targets(libraries, option, words, spread):
     """Vocabularies of less than a tile, of one, and of some; logits so far apart that most of their e^x are 0."""
-    if option != "native" and platform.machine() != "x86_64":
-        pytest.skip("for x86")
     w, gamma, beta = randoms(16, (words, 50), (50,), (50,))
     w *= spread / 50**0.5
     for rows in ROW_COUNTS:
         (x,) = randoms(rows, (rows + 1, 50))
         targets = np.random.default_rng(rows).integers(0, words, rows + 1).astype(np.int32)
         targets[:2] = 0, words - 1
-        for norm, values in (([], x.astype(float)), ([gamma, beta, EPS], layer_norm(x, gamma, beta))):
-            logits = values @ w.T
-            highest = logits.max(-1, keepdims=True)
-            expected = np.log(np.exp(logits - highest).sum(-1)) + highest[:, 0] - logits[np.arange(rows + 1), targets]
-            losses = np.full(rows + 1, 7, np.float32)
-            launch(libraries(option), "TargetLosses", [x, *norm, w, targets, count(rows)], [losses])
-            np.testing.assert_allclose(losses[:rows], expected[:rows], rtol=2e-6, atol=2e-6 * spread)
-            assert losses[rows] == 7
+        scores = layer_norm(x, gamma, beta) @ w.T
+        highest = scores.max(-1, keepdims=True)
+        expected = np.log(np.exp(scores - highest).sum(-1)) + highest[:, 0] - scores[np.arange(rows + 1), targets]
+        losses = np.full(rows + 1, 7, np.float32)
+        launch(libraries(option), "TargetLosses", [x, gamma, beta, EPS, w, targets, count(rows)], [losses])
+        np.testing.assert_allclose(losses[:rows], expected[:rows], rtol=2e-6, atol=2e-6 * spread)
+        assert losses[rows] == 7
 
 
 @pytest.mark.parametrize("number", [-1, 5, 2**31 - 1, -(2**31)])
@@ -351,7 +220,7 @@ def test_what_is_in_no_table_is_not_read(libraries, number):
     x, w = randoms(17, (2, 8), (5, 8))
     wrong, right = np.array([4, number], np.int32), np.array([4, 0], np.int32)
     inputs = {
-        "TargetLosses": [[x, w, wrong, count(2)]],
+        "TargetLosses": [[x, x[0], x[1], EPS, w, wrong, count(2)]],
         "Embedding": [[w, w, ids[None], places[None], count(2)] for ids, places in ((wrong, right), (right, wrong))],
     }
     for name, cases in inputs.items():
@@ -360,32 +229,19 @@ def test_what_is_in_no_table_is_not_read(libraries, number):
                 launch(libraries(), name, arrays, [np.zeros((2, 8), np.float32)])
 
 
-def test_a_text_does_not_depend_on_those_before_it(libraries):
-    """To the last bit, and were they not numbers."""
-    scale, contexts = np.array([0.3], np.float32), []
-    for before in (0, 3, 40):
-        q, k, v = (np.concatenate([np.full((before, 20), np.nan, np.float32), x]) for x in randoms(13, *[(90, 20)] * 3))
-        positions = np.concatenate([np.arange(before), np.arange(90)]).astype(np.int32)[None]
-        keys, values, context = np.zeros((130, 20), np.float32), np.zeros((130, 20), np.float32), np.empty_like(q)
-        arguments = [q, k, v, keys, values, positions, scale, count(before + 90)]
-        launch(libraries(), "AttentionWithinTexts", arguments, [context])
-        contexts.append(context[before:])
-    np.testing.assert_array_equal(contexts[0], contexts[1])
-    np.testing.assert_array_equal(contexts[0], contexts[2])
-
-
 def test_a_row_depends_neither_on_the_others_nor_on_the_threads(libraries):
-    """To the last bit: among few rows, and among many."""
+    """To the last bit: among few rows, among many, and among as many as each thread has its own of."""
     w, b = randoms(8, (300, 500), (500,))
+    gamma, beta = randoms(9, (300,), (300,))
     turned = np.ascontiguousarray(w.T)
+    products = (lambda *where: sums(*where, w, b)), (lambda *where: logits(*where, gamma, beta, turned))
     for few, some in ((1, 8), (9, 33), (140, 410)):
-        (x,) = randoms(9, (some, 300))
-        for name, arguments in (("InOutProduct", (w, b)), ("OutInProduct", (turned,))):
-            several = [product(libraries(threads=n), name, x, *arguments, rows=some, width=500) for n in (1, 2, 3)]
+        (x,) = randoms(10, (some, 300))
+        for product in products:
+            several = [product(libraries(threads=n), x) for n in (1, 2, 3)]
             np.testing.assert_array_equal(several[0], several[1])
             np.testing.assert_array_equal(several[0], several[2])
-            alone = product(libraries(threads=2), name, x[:few], *arguments, rows=few, width=500)
-            np.testing.assert_array_equal(alone, several[0][:few])
+            np.testing.assert_array_equal(product(libraries(threads=2), x[:few]), several[0][:few])
 
 
 def threads_of_this_process():
@@ -396,7 +252,7 @@ def test_each_library_has_its_own_threads(libraries):
     """So these tests test what they say: of names that libraries share, the first one's holds for all."""
     library, before = libraries(threads=5), threads_of_this_process()
     (x, w, b) = randoms(12, (2, 200), (200, 300), (300,))
-    product(library, "InOutProduct", x, w, b, rows=2, width=300)
+    sums(library, x, w, b)
     assert threads_of_this_process() == before + 4
 
 
@@ -441,7 +297,7 @@ def test_kernels_that_run_at_the_same_time(libraries):
         (x,) = randoms(seed, (3, 200))
         expected = x.astype(float) @ w + b
         for _ in range(1500):
-            y = product(library, "InOutProduct", x, w, b, rows=3, width=300)
+            y = sums(library, x, w, b)
             if not np.allclose(y, expected, atol=1e-4):
                 failures.append(seed)
                 return
@@ -477,7 +333,7 @@ def test_weights_move_to_huge_pages(libraries):
     w = np.frombuffer(memory, np.float32).reshape(1 << 13, 1 << 10)
     w[:] = np.arange(w.size, dtype=np.float32).reshape(w.shape) % 7
     before, (x,) = pages_of(w), randoms(12, (1, 1 << 10))
-    y = product(libraries(), "OutInProduct", x, w, rows=1, width=len(w))
+    y = logits(libraries(), x, np.zeros_like(x[0]), x[0], w)
     assert pages_of(w) >= before + 1024 * 24  # all but what lies at the edges
     np.testing.assert_allclose(y[0], w.astype(float) @ x[0], atol=2e-3)
     assert (w.reshape(-1) == np.arange(w.size) % 7).all()

@@ -26,7 +26,7 @@ inline Softmax exponentials(float *scores, int64_t count, float scale) {
   const float highest_of_all = highest(highest_of_lane);
   Vector total{};
   for (int64_t i = 0; i < whole; i += LANES) {
-    const Vector e = exponential((load(scores + i) - highest_of_all) * scale);  // behind the last 1e-38: the total is >= 1
+    const Vector e = exponential((load(scores + i) - highest_of_all) * scale);  // behind the last 1e-38; total >= 1
     store(scores + i, e);
     total += e;
   }

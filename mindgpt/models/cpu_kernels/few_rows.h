@@ -74,9 +74,9 @@ inline void add_to(const Vector (&total)[M][R], float *y, int64_t y_step) {
   }
 }
 
-// y += x W for M rows, which lie x_step apart, R vectors of columns and `depth` rows of W, which lie w_step apart; the rows
-// that follow are sent for. The products are added up from 0 on and their sum then to y: what is lost in rounding grows
-// with the depth and the number of such pieces, not with the product of both, which is K.
+// y += x W for M rows, which lie x_step apart, R vectors of columns and `depth` rows of W, which lie w_step apart; the
+// rows that follow are sent for. The products are added up from 0 on and their sum then to y: what is lost in rounding
+// grows with the depth and the number of such pieces, not with the product of both, which is K.
 template <int M, int R>
 inline void outer_products(const float *x, int64_t x_step, const float *w, int64_t w_step, int64_t depth, float *y,
                            int64_t y_step) {
@@ -88,8 +88,8 @@ inline void outer_products(const float *x, int64_t x_step, const float *w, int64
   add_to<M, R>(total, y, y_step);
 }
 
-// Columns first to last of y += x W, with W stored [K, N], R vectors of columns and `piece` rows of W at a time; rows of
-// x lie x_step apart, of y y_step.
+// Columns first to last of y += x W, with W stored [K, N], R vectors of columns and `piece` rows of W at a time; rows
+// of x lie x_step apart, of y y_step.
 template <int M, int R = columns_for(M)>
 void in_out_rows(const float *x, int64_t x_step, const float *w, int64_t K, int64_t N, float *y, int64_t y_step,
                  int64_t first, int64_t last, int64_t piece = DEPTH) {

@@ -29,9 +29,8 @@ from mindspore import Tensor, ops
 
 from mindgpt.runtime.user_cache import user_cache
 
-GATES = {"gelu": (0.7978845608028654, 0.044715), "fast_gelu": (0.851, 0.0), "silu": (0.5, 0.0)}
-"""Activations of the form x * sigmoid(2 s x (1 + c x^2)): their s and c. GELU's tanh form is one, since
-(1 + tanh u) / 2 = sigmoid(2 u)."""
+ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu", "silu", "relu")
+"""Those of `gpt2_modules.Activation`, in the order in which the kernels number them."""
 
 SWITCH = "MINDGPT_CPU_KERNELS"
 _MOST_THREADS = 16  # memory is the limit, and a few cores reach it; not measured on more than two
@@ -122,41 +121,15 @@ def compile_kernels(command: list[str], target: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-# Shape letters: M rows, K width of x, N width of y; B texts, T tokens, H hidden. All arrays are float32 but for
-# `positions` and the last input of every kernel: rows (1,) int32, how many to work on. Other rows come out undefined.
-# x with [norm] may be followed by gamma (K,), beta (K,) and eps (1,): then its layer norm is what is multiplied.
+# Shape letters: M rows, H hidden, F feed-forward width, V vocabulary; B texts, T tokens. All arrays are float32 but for
+# ids, positions, counts and the last input of every kernel: rows (1,) int32, how many to work on. Other rows come out
+# undefined. "Norm" stands for gamma (H,), beta (H,) and eps (1,) of a layer norm; "projections" for x (M, H), its norm,
+# and w (H, H) and b (H,) of queries, keys and values, in this order, or of those that are named, where q is
+# norm(x) w^T + b, and so on.
 
 
 def _primitive(entry: str, shape, dtype=lambda x, *rest: x) -> ops.Custom:
     return ops.Custom(f"{library()}:Launch{entry}", shape, dtype, func_type="aot")
-
-
-def out_in_product() -> ops.Custom:
-    """x (M, K) [norm], w (N, K), rows -> x w^T: (M, N)"""
-    return _primitive("OutInProduct", lambda x, *rest: (x[0], rest[-2][0]))
-
-
-def out_in_products(count: int) -> ops.Custom:
-    """x (M, K), gamma, beta and eps of its layer norm, then `count` times w (N, K) and b (N,), rows -> as many times
-    norm(x) w^T + b: (M, N)"""
-    if count == 1:
-        return _primitive("OutInProducts", lambda x, *rest: (x[0], rest[-2][0]))
-    return _primitive("OutInProducts", lambda x, *rest: ((x[0], rest[-2][0]),) * count, lambda x, *rest: (x,) * count)
-
-
-def in_out_product() -> ops.Custom:
-    """x (M, K) [norm], w (K, N), b (N,), rows -> x w + b: (M, N)"""
-    return _primitive("InOutProduct", lambda x, *rest: (x[0], rest[-2][0]))
-
-
-def gated_in_out_product() -> ops.Custom:
-    """x (M, K) [norm], w (K, N), b (N,), one of `GATES` (2,), rows -> gate(x w + b): (M, N)"""
-    return _primitive("GatedInOutProduct", lambda x, *rest: (x[0], rest[-3][0]))
-
-
-def in_out_product_plus() -> ops.Custom:
-    """x (M, K), w (K, N), b (N,), residual (M, N), rows -> residual + x w + b: (M, N)"""
-    return _primitive("InOutProductPlus", lambda x, w, *rest: (x[0], w[1]))
 
 
 def embedding() -> ops.Custom:
@@ -179,27 +152,27 @@ def copy_row() -> ops.Custom:
 def attention_of_next_tokens() -> ops.Custom:
     """One more token of each of B texts: it is written to the cache, and attends to all of its text there.
 
-    Takes q, k, v (B, H), keys and values of a `KeyValueCache` of B rows, which are changed in place, positions (B, 1)
-    int32, scale (1,), rows -> softmax(scale q K^T) V of each head, over the slots up to the position: (B, H).
+    Takes projections of B rows, scale (1,), keys and values of a `KeyValueCache` of B rows, which are changed in place,
+    positions (B, 1) int32, rows -> softmax(scale q K^T) V of each head, over the slots up to the position: (B, H).
     """
-    return _primitive("AttentionOfNextTokens", lambda q, *rest: q)
+    return _primitive("AttentionOfNextTokens", lambda x, *rest: x)
 
 
 def attention_within_texts() -> ops.Custom:
     """Texts that lie one behind the other: they are written to the cache from slot 0 on, and a token attends to its
     text up to itself.
 
-    Takes q, k, v (T, H), keys and values of a `KeyValueCache` of one row, which are changed in place, positions (1, T)
-    int32, each token's in its own text, scale (1,), rows -> softmax(scale q K^T) V of each head: (T, H).
+    Takes projections of T rows, scale (1,), keys and values of a `KeyValueCache` of one row, which are changed in
+    place, positions (1, T) int32, each token's in its own text, rows -> softmax(scale q K^T) V of each head: (T, H).
     """
-    return _primitive("AttentionWithinTexts", lambda q, *rest: q)
+    return _primitive("AttentionWithinTexts", lambda x, *rest: x)
 
 
 def keep_keys_and_values() -> ops.Custom:
-    """Texts that lie one behind the other are written to the cache from slot 0 on.
+    """Texts that lie one behind the other are written to the cache from slot 0 on, and that is all.
 
-    Takes k, v (T, H), keys and values of a `KeyValueCache` of one row, which are changed in place, rows -> how many
-    tokens were written: (1,) int32.
+    Takes projections of keys and values, keys and values of a `KeyValueCache` of one row, which are changed in place,
+    rows -> how many tokens were written: (1,) int32.
     """
     return _primitive("KeepKeysAndValues", lambda *arrays: (1,), lambda *arrays: ms.int32)
 
@@ -207,23 +180,40 @@ def keep_keys_and_values() -> ops.Custom:
 def attention_of_tokens() -> ops.Custom:
     """Some tokens of texts that are in the cache, one behind the other: each attends to its text up to itself.
 
-    Takes q (n, H), keys and values of a `KeyValueCache` of one row, slots (n,) int32, which of its tokens these are,
-    positions (n,) int32, each one's in its own text, scale (1,), rows -> softmax(scale q K^T) V of each head: (n, H).
+    Takes the projection of n queries, scale (1,), keys and values of a `KeyValueCache` of one row, slots (n,) int32,
+    which of its tokens these are, positions (n,) int32, each one's in its own text, rows -> softmax(scale q K^T) V of
+    each head: (n, H).
     """
-    return _primitive("AttentionOfTokens", lambda q, *rest: q)
+    return _primitive("AttentionOfTokens", lambda x, *rest: x)
 
 
 def attention_of_rows() -> ops.Custom:
     """Texts of one length, side by side: a token attends to itself, and to its text before it where that is no padding.
 
-    Takes q, k, v (B*T, H), mask (B, T) int32, 0 at padding, heads (1,) int32, scale (1,), rows, a multiple of T ->
-    softmax(scale q K^T) V of each head: (B*T, H).
+    Takes projections of B*T rows, scale (1,), mask (B, T) int32, 0 at padding, heads (1,) int32, rows, a multiple of T
+    -> softmax(scale q K^T) V of each head: (B*T, H).
     """
-    return _primitive("AttentionOfRows", lambda q, *rest: q)
+    return _primitive("AttentionOfRows", lambda x, *rest: x)
+
+
+def behind_attention() -> ops.Custom:
+    """What a block does behind its attention.
+
+    Takes context (M, H); w (H, H) and b (H,) of the output projection; x (M, H), the block's input; the second norm;
+    w (H, F) and b (F,), the activation's number in `ACTIVATIONS` (1,) int32, w (F, H) and b (H,) of the feed-forward
+    layer; rows -> the block's output: (M, H)
+    """
+    return _primitive("BehindAttention", lambda context, *rest: context)
+
+
+def logits() -> ops.Custom:
+    """x (M, H), its norm, w (V, H), rows -> norm(x) w^T: (M, V)"""
+    return _primitive("Logits", lambda x, *rest: (x[0], rest[-2][0]))
 
 
 def target_losses() -> ops.Custom:
-    """x (M, K) [norm], w (V, K), targets (M,) int32 in [0, V) or it fails, rows -> -log softmax(x w^T)[target]: (M,)"""
+    """x (M, H), its norm, w (V, H), targets (M,) int32 in [0, V), else it fails, rows -> -log P of each target, where P
+    is softmax(norm(x) w^T): (M,)"""
     return _primitive("TargetLosses", lambda x, *rest: (x[0],))
 
 

@@ -6,13 +6,11 @@
 // Shape letters: M rows, K width of x, N width of y.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 
 #include "few_rows.h"
+#include "huge_pages.h"
+#include "room.h"
 #include "vectors.h"
 
 constexpr int PANEL_VECTORS = ACCUMULATORS == 24 ? 4 : 3;
@@ -176,26 +174,14 @@ class Pieces {
   int64_t size_, n_, k_ = 0, from_ = 0, panel_ = 0;
 };
 
-// Room for two panels, this thread's: on a huge page, so that they lie side by side in the cache, too.
-inline float *room_for_panels() {
-  constexpr size_t PAGE = 2 * 1024 * 1024;
-  static_assert(2 * PANEL_DEPTH * PANEL * sizeof(float) <= PAGE);
-  struct Free {
-    void operator()(float *room) const { std::free(room); }
-  };
-  static thread_local const std::unique_ptr<float, Free> room = [] {
-    void *page = std::aligned_alloc(PAGE, PAGE);
-    madvise(page, PAGE, MADV_HUGEPAGE);
-    return std::unique_ptr<float, Free>(static_cast<float *>(page));
-  }();
-  return room.get();
-}
-
 // A tile of y += x W. For `before` and `after` see `multiply`.
 template <typename Before, typename After>
 inline void multiply_many(const float *x, Weight w, int64_t K, float *y, int64_t N, Tile tile, const Before &before,
                           const After &after) {
-  float *const room = room_for_panels(), *const panels[2] = {room, room + PANEL_DEPTH * PANEL};
+  constexpr int64_t SIZE = PANEL_DEPTH * PANEL;
+  static thread_local Room room(HUGE_PAGE);  // both panels on one page, so that they lie side by side in the cache, too
+  float *const panels[2] = {room.of(2 * SIZE), room.of(2 * SIZE) + SIZE};
+  on_huge_pages(panels[0], 2 * SIZE);
   Pieces piece(w, K, N, tile.first, tile.last, (tile.rows + BLOCK - 1) / BLOCK);  // to be copied
   for (; piece.panel() == 0; piece.advance()) piece.pack(panels[0]);
   Pieces wanted = piece;  // to be sent for

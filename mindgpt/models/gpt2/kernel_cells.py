@@ -30,26 +30,28 @@ class KernelEmbedding(nn.Cell):
         return self.embed(self.words.embedding_table, self.positions.embedding_table, input_ids, positions, rows)
 
 
-class KernelProjections(nn.Cell):
-    """What a block does before its attention: layer norm, and then queries, keys and values, or some of them.
+class KernelAttention(nn.Cell):
+    """The first half of a model's block, without the output projection.
 
     Args:
         block: the model's.
-        names: of the linear layers in its attention.
+        attend: one of the attentions of `kernels`.
+        names: of the linear layers in the block's attention that it takes.
     """
 
-    def __init__(self, block: Block, names: Sequence[str] = ("dense1", "dense2", "dense3")):
+    def __init__(self, block: Block, attend: ops.Custom, names: Sequence[str] = ("dense1", "dense2", "dense3")):
         super().__init__(auto_prefix=False)
         self.norm, self.eps = block.layernorm1, kernels.number(block.layernorm1.eps)
         self.linears = nn.CellList([getattr(block.attention, name) for name in names], auto_prefix=False)
-        self.products = kernels.out_in_products(len(names))
+        self.scale = (kernels.number(block.attention.attend.scale),) if "dense1" in names else ()
+        self.attend = attend
 
-    def construct(self, x: Tensor, rows: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """(M, H) -> (M, H), one or several"""
+    def construct(self, x: Tensor, *rest: Tensor) -> Tensor:
+        """x: (M, H); what the kernel takes behind the scale -> (M, H)"""
         weights = ()
         for linear in self.linears:
             weights += (linear.weight, linear.bias)
-        return self.products(x, self.norm.gamma, self.norm.beta, self.eps, *weights, rows)
+        return self.attend(x, self.norm.gamma, self.norm.beta, self.eps, *weights, *self.scale, *rest)
 
 
 class KernelBehindAttention(nn.Cell):
@@ -60,24 +62,15 @@ class KernelBehindAttention(nn.Cell):
         self.projection = block.attention.projection
         self.norm, self.eps = block.layernorm2, kernels.number(block.layernorm2.eps)
         self.mapping, self.contraction = block.output.mapping, block.output.projection
-        self.activation = block.output.activation
-        self.is_gated = self.activation.kind in kernels.GATES
-        self.gate = kernels.number(*kernels.GATES.get(self.activation.kind, (0.0, 0.0)))
-        self.product = kernels.in_out_product()
-        self.gated_product = kernels.gated_in_out_product()
-        self.product_plus = kernels.in_out_product_plus()
+        self.activation = Tensor([kernels.ACTIVATIONS.index(block.output.activation.kind)], ms.int32)
+        self.finish = kernels.behind_attention()
 
     def construct(self, x: Tensor, context: Tensor, rows: Tensor) -> Tensor:
         """x: (M, H), what went into the block; context: (M, H), of its attention -> (M, H)"""
-        x = self.product_plus(context, self.projection.weight, self.projection.bias, x, rows)
-        return self.product_plus(self.widened(x, rows), self.contraction.weight, self.contraction.bias, x, rows)
-
-    def widened(self, x: Tensor, rows: Tensor) -> Tensor:
-        """(M, H) -> (M, F): the feed-forward layer's first half, behind its layer norm"""
         norm = (self.norm.gamma, self.norm.beta, self.eps)
-        if self.is_gated:
-            return self.gated_product(x, *norm, self.mapping.weight, self.mapping.bias, self.gate, rows)
-        return self.activation(self.product(x, *norm, self.mapping.weight, self.mapping.bias, rows))
+        first = (self.mapping.weight, self.mapping.bias, self.activation)
+        second = (self.contraction.weight, self.contraction.bias)
+        return self.finish(context, self.projection.weight, self.projection.bias, x, *norm, *first, *second, rows)
 
 
 class KernelHead(nn.Cell):
@@ -87,11 +80,11 @@ class KernelHead(nn.Cell):
         super().__init__(auto_prefix=False)
         self.norm, self.eps = backbone.layernorm, kernels.number(backbone.layernorm.eps)
         self.word_embedding = backbone.embedding.word_embedding
-        self.product = kernels.out_in_product()
+        self.logits = kernels.logits()
 
     def construct(self, x: Tensor, rows: Tensor) -> Tensor:
         """(M, H) -> (M, V)"""
-        return self.product(x, self.norm.gamma, self.norm.beta, self.eps, self.word_embedding.embedding_table, rows)
+        return self.logits(x, self.norm.gamma, self.norm.beta, self.eps, self.word_embedding.embedding_table, rows)
 
 
 class KernelTargetLosses(nn.Cell):
@@ -121,9 +114,8 @@ class KernelLosses(nn.Cell):
         backbone = network.backbone
         self.next_tokens = NextTokens()
         self.embed = KernelEmbedding(backbone)
-        self.projections = nn.CellList([KernelProjections(block) for block in backbone.blocks], auto_prefix=False)
-        self.attend = kernels.attention_of_rows()
-        self.scales = tuple(kernels.number(block.attention.attend.scale) for block in backbone.blocks)
+        attend = kernels.attention_of_rows()
+        self.attentions = nn.CellList([KernelAttention(block, attend) for block in backbone.blocks], auto_prefix=False)
         self.behind = nn.CellList([KernelBehindAttention(block) for block in backbone.blocks], auto_prefix=False)
         self.losses = KernelTargetLosses(backbone)
         self.heads = Tensor([backbone.config.num_heads], ms.int32)
@@ -151,10 +143,8 @@ class KernelLosses(nn.Cell):
         positions = Tensor(np.tile(np.arange(tokens, dtype=np.int32), (batch, 1)))
         rows = Tensor(np.array([batch * tokens], np.int32))
         x = self.embed(input_ids, positions, rows)
-        for layer, projections in enumerate(self.projections):
-            q, k, v = projections(x, rows)
-            context = self.attend(q, k, v, mask, self.heads, self.scales[layer], rows)
-            x = self.behind[layer](x, context, rows)
+        for layer, attention in enumerate(self.attentions):
+            x = self.behind[layer](x, attention(x, mask, self.heads, rows), rows)
         return self.sum(self.mul(self.losses(x, targets, rows), weights)), self.sum(weights)
 
 
