@@ -52,15 +52,21 @@ void normalise(const float *x, const float *gamma, const float *beta, float eps,
   for (int64_t i = 0; i < H; ++i) y[i] = (x[i] - mean) * per_deviation * gamma[i] + beta[i];
 }
 
+// Call of_row(m) for each of M rows, on the thread that has the row in a product of many.
+template <typename OfRow>
+void by_rows(int64_t M, const OfRow &of_row) {
+  const int64_t parts = M > ROWS ? Workers::get().count() : 1;
+  Workers::get().run(parts, [&](int64_t part) {
+    for (int64_t m = first_row(part, parts, M); m < first_row(part + 1, parts, M); ++m) of_row(m);
+  });
+}
+
 // Layer norm of rows, by the gamma (K,), beta (K,) and eps (1,) that are number `first` of the arrays and those behind
 // it.
 Rows normed(Rows in, const Arrays &a, int first) {
   float *y = room_for<0>(in.M * in.K);
-  const int64_t parts = in.M > ROWS ? Workers::get().count() : 1;
-  Workers::get().run(parts, [&](int64_t part) {
-    for (int64_t m = first_row(part, parts, in.M); m < first_row(part + 1, parts, in.M); ++m) {
-      normalise(in.x + m * in.K, a[first], a[first + 1], *a[first + 2], in.K, y + m * in.K);
-    }
+  by_rows(in.M, [&](int64_t m) {
+    normalise(in.x + m * in.K, a[first], a[first + 1], *a[first + 2], in.K, y + m * in.K);
   });
   return {y, in.M, in.K};
 }
@@ -142,15 +148,16 @@ ENTRY void SetThreads(int threads) { Workers::wanted() = threads; }
 // word embeddings (V, H), positions' (P, H), ids and positions (B, T) int32, rows -> their sum (B*T, H)
 KERNEL(Embedding) {
   const int64_t H = a.size(0, 1), rows = std::min<int64_t>(*a.integers(4), a.size(2, 0) * a.size(2, 1));
+  const int32_t *ids = a.integers(2), *places = a.integers(3);
   for (int64_t t = 0; t < rows; ++t) {
-    const int64_t id = a.integers(2)[t], place = a.integers(3)[t];
-    if (id < 0 || id >= a.size(0, 0) || place < 0 || place >= a.size(1, 0)) {
-      a.status = NOT_THERE;
-      return;
-    }
-    const float *word = a[0] + id * H, *position = a[1] + place * H;
-    for (int64_t h = 0; h < H; ++h) a[5][t * H + h] = word[h] + position[h];
+    if (ids[t] >= 0 && ids[t] < a.size(0, 0) && places[t] >= 0 && places[t] < a.size(1, 0)) continue;
+    a.status = NOT_THERE;
+    return;
   }
+  by_rows(rows, [&](int64_t t) {
+    const float *word = a[0] + ids[t] * H, *position = a[1] + places[t] * H;
+    for (int64_t h = 0; h < H; ++h) a[5][t * H + h] = word[h] + position[h];
+  });
 }
 
 // One row of a cache, from some slot on, to the front of a row of another, in all layers: keys and values of the source
