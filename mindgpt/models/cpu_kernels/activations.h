@@ -16,7 +16,7 @@ struct Gate {
 
   Vector operator()(Vector x) const {
     const float linear = -2.0f * s, cubic = linear * c;
-    return x / (exponential(x * (x * cubic * x + linear)) + 1.0f);  // x c x, not x x c: where c is 0 so is that
+    return x / (exponential(x * (x * cubic * x + linear)) + 1.0f);  // x c x, not x x c: 0 for all finite x, if c is
   }
 };
 

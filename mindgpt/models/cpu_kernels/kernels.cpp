@@ -20,7 +20,7 @@ namespace {
 constexpr int NOT_THERE = 1;  // an id or a position that is in no table
 
 // What MindSpore hands to a kernel: its arrays and their shapes, of inputs and then of outputs. The last input of every
-// kernel says how many of the rows there are are to be worked on.
+// kernel but CopyRow says how many of the rows there are are to be worked on.
 struct Arrays {
   int count;
   void **data;
@@ -53,7 +53,7 @@ void normalise(const float *x, const float *gamma, const float *beta, float eps,
   for (int64_t i = 0; i < H; ++i) y[i] = (x[i] - mean) * per_deviation * gamma[i] + beta[i];
 }
 
-// Call of_row(m) for each of M rows, on the thread that has the row in a product of many.
+// Call of_row(m) for each of M rows; of many rows, mostly on the thread that has the row in a product, too.
 template <typename OfRow>
 void by_rows(int64_t M, const OfRow &of_row) {
   const int64_t parts = M > ROWS ? Workers::get().count() : 1;

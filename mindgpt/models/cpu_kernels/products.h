@@ -41,7 +41,7 @@ inline int64_t first_row(int64_t part, int64_t parts, int64_t M) {
 
 // The tiles that y is made in.
 //
-// Of many rows each thread has some, which stay in its cache from one product to the next, as long as all threads have
+// Of many rows each thread has some, which mostly stay in its cache from one product to the next, as long as all have
 // enough of them to copy all of W for. Where they have not, and always of few rows, the columns are shared out: in
 // whole panels, and tiles enough for all threads to end together; of many rows not so few that a tile's first panel,
 // which nothing is multiplied meanwhile, counts; of few rows and W [N, K], where a tile is one piece of memory, small

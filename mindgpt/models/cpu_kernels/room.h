@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <new>
 
 // Room for numbers, which grows with what is asked for. What was there is then lost.
 class Room {
@@ -16,6 +17,7 @@ class Room {
       const size_t parts = (count * sizeof(float) + alignment_ - 1) / alignment_;
       room_.reset();
       room_.reset(static_cast<float *>(std::aligned_alloc(alignment_, parts * alignment_)));
+      if (!room_) throw std::bad_alloc();
       count_ = count;
     }
     return room_.get();

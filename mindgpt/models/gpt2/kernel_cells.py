@@ -47,7 +47,7 @@ class KernelAttention(nn.Cell):
         self.attend = attend
 
     def construct(self, x: Tensor, *rest: Tensor) -> Tensor:
-        """x: (M, H); what the kernel takes behind the scale -> (M, H)"""
+        """x: (M, H); what the kernel takes behind projections and scale -> what it gives"""
         weights = ()
         for linear in self.linears:
             weights += (linear.weight, linear.bias)
