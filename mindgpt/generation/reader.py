@@ -43,7 +43,7 @@ def bucket(size: int, smallest: int, largest: int | None = None) -> int:
 def parts_of(*cells: nn.Cell) -> list[nn.Cell | Parameter]:
     """The cells within these, and their parameters."""
     inner = [cell for outer in cells if outer is not None for _, cell in outer.cells_and_names()]
-    return inner + [parameter for cell in inner for parameter in cell.parameters_dict(recurse=False).values()]
+    return inner + [parameter for cell in inner for parameter in cell.get_parameters(expand=False)]
 
 
 class CompiledGraphs:

@@ -9,28 +9,30 @@
 #include "many_rows.h"
 #include "vectors.h"
 
-struct Softmax {
-  float highest, total;
-};
+inline int64_t whole_vectors(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
-// scores <- exp(scale (scores - the highest)) in place, for `count` of them and what is missing to a whole vector, for
-// which there must be room; returns the highest score and the sum of the exponentials. scale > 0.
-inline Softmax exponentials(float *scores, int64_t count, float scale) {
-  const int64_t whole = (count + LANES - 1) / LANES * LANES;
+// The highest of `count` scores; what is missing to a whole vector, for which there must be room, becomes -infinity.
+inline float highest(float *scores, int64_t count) {
+  const int64_t whole = whole_vectors(count);
   std::fill(scores + count, scores + whole, -INFINITY);
   Vector highest_of_lane = all(-INFINITY);
   for (int64_t i = 0; i < whole; i += LANES) {
     const Vector some = load(scores + i);
     highest_of_lane = some > highest_of_lane ? some : highest_of_lane;
   }
-  const float highest_of_all = highest(highest_of_lane);
+  return highest(highest_of_lane);
+}
+
+// scores <- exp(scale (scores - the highest)) in place, for what `highest` went through; returns sums of those, whose
+// sum is that of all. scale > 0.
+inline Vector exponentials(float *scores, int64_t count, float highest, float scale) {
   Vector total{};
-  for (int64_t i = 0; i < whole; i += LANES) {
-    const Vector e = exponential((load(scores + i) - highest_of_all) * scale);  // behind the last 1e-38; total >= 1
+  for (int64_t i = 0; i < whole_vectors(count); i += LANES) {
+    const Vector e = exponential((load(scores + i) - highest) * scale);  // behind the last 1e-38; total >= 1
     store(scores + i, e);
     total += e;
   }
-  return {highest_of_all, sum(total)};
+  return total;
 }
 
 inline void multiply_by(float *values, int64_t count, float factor) {
@@ -43,7 +45,7 @@ inline void attend(const float *q, const float *keys, const float *values, int64
   thread_local std::vector<float> weights;
   weights.assign(count + LANES, 0.0f);
   out_in_rows<1>(q, keys, D, weights.data(), count, 0, count);
-  const float total = exponentials(weights.data(), count, scale).total;
+  const float total = sum(exponentials(weights.data(), count, highest(weights.data(), count), scale));
   std::fill(out, out + D, 0.0f);
   in_out_rows<1>(weights.data(), count, values, count, D, out, D, 0, D);
   multiply_by(out, D, 1.0f / total);
@@ -72,19 +74,28 @@ inline void attend_within_texts(Head q, Head keys, Head values, const int32_t *p
     end = first + 1;  // queries of one text, so that how its sums are added up does not depend on where it lies
     while (end < std::min(rows, first + BLOCK) && positions[end] > 0) ++end;
     const int64_t count = end - first, begin = first - positions[first];
+    for (int64_t t = first; t < std::min(rows, end + BLOCK); ++t) {  // the queries that follow, and room for results
+      const float *sent_for = t < end ? out : q.first;
+      for (int64_t d = 0; d < D; d += LINE) __builtin_prefetch(sent_for + t * q.step + d);
+    }
     for (int64_t p = begin / PANEL; p * PANEL < end; ++p) {
       with_rows<BLOCK>(count, [&](auto m) {
         panel_products<m, PANEL_VECTORS, false>(q.first + first * q.step, q.step, &turned_keys[p * D * PANEL], D,
                                                 &weights[p * PANEL], width);
       });
     }
-    float totals[BLOCK];
+    float highest_of[BLOCK];  // of all queries before the rest: none then waits for another
+    Vector totals[BLOCK];
     for (int64_t t = first; t < end; ++t) {
       float *mine = &weights[(t - first) * width];
       for (int64_t other = begin; seen != nullptr && other < t; ++other) {
         if (seen[other] == 0) mine[other] = -INFINITY;
       }
-      totals[t - first] = exponentials(mine + begin, t + 1 - begin, scale).total;
+      highest_of[t - first] = highest(mine + begin, t + 1 - begin);
+    }
+    for (int64_t t = first; t < end; ++t) {
+      float *mine = &weights[(t - first) * width];
+      totals[t - first] = exponentials(mine + begin, t + 1 - begin, highest_of[t - first], scale);
       std::fill(mine + t + 1, mine + end, 0.0f);
       std::fill_n(out + t * q.step, D, 0.0f);
     }
@@ -92,6 +103,6 @@ inline void attend_within_texts(Head q, Head keys, Head values, const int32_t *p
       in_out_rows<m, PANEL_VECTORS>(&weights[begin], width, values.first + begin * values.step, end - begin,
                                     values.step, out + first * q.step, q.step, 0, D, end - begin);
     });
-    for (int64_t t = first; t < end; ++t) multiply_by(out + t * q.step, D, 1.0f / totals[t - first]);
+    for (int64_t t = first; t < end; ++t) multiply_by(out + t * q.step, D, 1.0f / sum(totals[t - first]));
   }
 }

@@ -86,7 +86,9 @@ auto sum_of_bias(const float *b, const float *residual, int64_t N, float *y) {
       float *to = y + m * N + n;
       std::copy_n(b + n, columns, to);
       if (residual == nullptr) continue;
-      for (int64_t i = 0; i < columns; ++i) to[i] += residual[m * N + n + i];
+      const float *from = residual + m * N + n;
+      for (int64_t i = 0; i < columns; ++i) to[i] += from[i];
+      for (int64_t i = 0; i < columns; i += LINE) __builtin_prefetch(from + rows * N + i);  // for the next rows
     }
   };
 }
@@ -296,6 +298,9 @@ KERNEL(TargetLosses) {
     return;
   }
   on_huge_pages(a[4], in.K * V);
+  struct Softmax {
+    float highest, total;
+  };
   std::vector<Softmax> parts(tiles * M);  // of each tile and row
   std::vector<float> of_targets(M);
   Workers::get().run(tiles, [&](int64_t tile) {
@@ -308,7 +313,8 @@ KERNEL(TargetLosses) {
       float *row = &logits[m * WIDTH];
       const int64_t target = targets[m] - first;
       if (target >= 0 && target < columns) of_targets[m] = row[target];
-      parts[tile * M + m] = exponentials(row, columns, 1.0f);
+      const float most = highest(row, columns);
+      parts[tile * M + m] = {most, sum(exponentials(row, columns, most, 1.0f))};
     }
   });
   for (int64_t m = 0; m < M; ++m) {

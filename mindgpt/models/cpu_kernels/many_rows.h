@@ -1,7 +1,7 @@
 // y += x W of many rows x: W is copied, a panel of columns at a time, into the order in which it is used, and the panel
 // stays in the second-level cache until all rows have been multiplied with it. The next panel is copied piece by piece
-// between the products with this one, and the piece after the next is sent for during them, while the processor has
-// little else to read: so it hardly waits for memory. After Goto & van de Geijn 2008, but that x is not copied.
+// with the products of this one, and the piece after the next is sent for during them, while the processor has little
+// else to read: so it hardly waits for memory. After Goto & van de Geijn 2008, but that x is not copied.
 //
 // Shape letters: M rows, K width of x, N width of y.
 #pragma once
@@ -60,6 +60,25 @@ class Sender {
   int64_t column_;
 };
 
+// Copies whole rows of a panel one after the other, `step` apart in W [K, N].
+struct Copier {
+  const float *from = nullptr;
+  int64_t rows = 0, step = 0;
+  float *to = nullptr;
+
+  void copy(int64_t count) {
+    for (; count > 0 && rows > 0; --count, --rows, from += step, to += PANEL) {
+      for (int i = 0; i < PANEL; i += LANES) store(to + i, load(from + i));
+    }
+  }
+};
+
+// What is done during products for those that follow.
+struct Ahead {
+  Copier copier;
+  Part wanted;
+};
+
 // Copy rows k to last and `columns` columns of W [K, N] to panel[k][n], with zeros behind the last column.
 inline void pack_in_out(const float *w, int64_t N, int64_t k, int64_t last, int64_t columns, float *panel) {
   for (; k < last; ++k) {
@@ -90,38 +109,49 @@ inline void pack_out_in(const float *w, int64_t step, int64_t k, int64_t last, i
 }
 
 // y += x panel, or without ADD y = x panel, for M rows and R vectors of columns. With ADD, what comes next is sent for:
-// y at once, the next M rows of x, and of W what is asked for.
+// y, and the next M rows of x and y.
 template <int M, int R, bool ADD = true>
 inline void panel_products(const float *x, int64_t x_step, const float *panel, int64_t depth, float *y,
-                           int64_t y_step, Part wanted = {}) {
+                           int64_t y_step, Ahead ahead = {}) {
   Vector total[M][R] = {};
   for (int m = 0; ADD && m < M; ++m) {
-    for (int r = 0; r < R; ++r) __builtin_prefetch(y + m * y_step + r * LANES, 1, 3);
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(y + m * y_step + r * LANES, 1, 3);
+      __builtin_prefetch(y + (M + m) * y_step + r * LANES, 0, 2);
+    }
   }
-  Sender sender(wanted);
-  const int64_t at_once = (wanted.lines() * LINE + depth - 1) / depth;
+  Sender sender(ahead.wanted);
+  Copier copier = ahead.copier;
+  const int64_t steps = std::max<int64_t>(1, depth / LINE);
+  const int64_t lines = (ahead.wanted.lines() + steps - 1) / steps, rows = (copier.rows + steps - 1) / steps;
   int64_t k = 0;
   for (; k + LINE <= depth; k += LINE) {
     for (int m = 0; ADD && m < M; ++m) __builtin_prefetch(x + (M + m) * x_step + k, 0, 3);
-    sender.send_for(at_once);
+    sender.send_for(lines);
+    copier.copy(rows);
+#pragma GCC unroll LINE  // 2 % of a product
     for (int i = 0; i < LINE; ++i) add_products<M, R>(x + k + i, x_step, panel + (k + i) * R * LANES, total);
   }
   for (; k < depth; ++k) add_products<M, R>(x + k, x_step, panel + k * R * LANES, total);
-  if constexpr (ADD) return add_to<M, R>(total, y, y_step);
-  for (int m = 0; m < M; ++m) {
-    for (int r = 0; r < R; ++r) store(y + m * y_step + r * LANES, total[m][r]);
+  if constexpr (ADD) {
+    add_to<M, R>(total, y, y_step);
+    copier.copy(copier.rows);
+  } else {
+    for (int m = 0; m < M; ++m) {
+      for (int r = 0; r < R; ++r) store(y + m * y_step + r * LANES, total[m][r]);
+    }
   }
 }
 
 // y += x panel for at most BLOCK rows and the panel's first columns.
 inline void multiply_panel(const float *x, int64_t x_step, const float *panel, int64_t depth, float *y, int64_t y_step,
-                           int64_t M, int64_t columns, Part part = {}) {
+                           int64_t M, int64_t columns, Ahead ahead) {
   with_rows<BLOCK>(M, [&](auto rows) {
     constexpr int R = PANEL_VECTORS;
-    if (columns == PANEL) return panel_products<rows, R>(x, x_step, panel, depth, y, y_step, part);
+    if (columns == PANEL) return panel_products<rows, R>(x, x_step, panel, depth, y, y_step, ahead);
     float whole[rows * PANEL] = {};
     for (int i = 0; i < rows; ++i) std::memcpy(whole + i * PANEL, y + i * y_step, columns * sizeof(float));
-    panel_products<rows, R>(x, x_step, panel, depth, whole, PANEL, part);
+    panel_products<rows, R>(x, x_step, panel, depth, whole, PANEL, ahead);
     for (int i = 0; i < rows; ++i) std::memcpy(y + i * y_step, whole + i * PANEL, columns * sizeof(float));
   });
 }
@@ -144,6 +174,16 @@ class Pieces {
     const int64_t to = std::min(depth(), from_ + size_);
     if (w_.out_in) return pack_out_in(w_.values + n_ * K_ + k_, K_, from_, to, columns(), panel);
     pack_in_out(w_.values + k_ * N_ + n_, N_, from_, to, columns(), panel);
+  }
+
+  // The same, but what can be copied row by row is left to what is returned.
+  Copier begin_to_pack(float *panel) const {
+    if (!w_.out_in && depth() > 0 && columns() == PANEL) {
+      const Part here = part();
+      return {here.first, here.rows, here.step, panel + from_ * PANEL};
+    }
+    pack(panel);
+    return {};
   }
 
   // Where this piece is in W.
@@ -194,15 +234,15 @@ inline void multiply_many(const float *x, Weight w, int64_t K, float *y, int64_t
       const int64_t columns = std::min<int64_t>(PANEL, tile.last - n), end = tile.row + tile.rows;
       for (int64_t m = tile.row; m < end; m += BLOCK) {
         const int64_t rows = std::min<int64_t>(BLOCK, end - m);
-        Part part;
+        Ahead ahead;
         if (piece.panel() == number + 1) {
-          piece.pack(panels[piece.panel() % 2]);
+          ahead.copier = piece.begin_to_pack(panels[piece.panel() % 2]);
           piece.advance();
           wanted.advance();
-          part = wanted.part();
+          ahead.wanted = wanted.part();
         }
         if (k == 0) before(m, rows, n, columns);
-        multiply_panel(x + m * K + k, K, panel, depth, y + m * N + n, N, rows, columns, part);
+        multiply_panel(x + m * K + k, K, panel, depth, y + m * N + n, N, rows, columns, ahead);
         if (k + PANEL_DEPTH >= K) after(m, rows, n, columns);
       }
     }

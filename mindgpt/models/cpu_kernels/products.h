@@ -34,10 +34,8 @@ inline void multiply(const float *x, Weight w, int64_t M, int64_t K, float *y, i
 // For a product whose results are left as they are.
 inline void nothing(int64_t, int64_t, int64_t, int64_t) {}
 
-// The first row of one of so many parts of M rows, in whole blocks.
-inline int64_t first_row(int64_t part, int64_t parts, int64_t M) {
-  return part == parts ? M : M * part / parts / BLOCK * BLOCK;
-}
+// The first row of one of so many parts of M rows.
+inline int64_t first_row(int64_t part, int64_t parts, int64_t M) { return M * part / parts; }
 
 // The tiles that y is made in.
 //
