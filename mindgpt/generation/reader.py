@@ -20,7 +20,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.generation.cached_model import CopyRow, Decode, KeyValueCache
 from mindgpt.generation.kernel_cells import KernelCopyRow, KernelDecode
 from mindgpt.generation.prefill import ChunkedReading, KernelReading, int_tensor
-from mindgpt.models.cpu_kernels import kernels
+from mindgpt.models.alignment import align
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_heads import LMHead
 from mindgpt.models.gpt2.kernel_cells import kernels_fit
@@ -55,8 +55,6 @@ class CompiledGraphs:
         self.head = head
         self.window = backbone.config.max_position_embeddings
         self.by_kernels = kernels_fit(backbone)
-        if self.by_kernels:
-            kernels.align(backbone.get_parameters())
         self._weights = sum(math.prod(weight.shape) for weight in backbone.get_parameters())
         self._compiled_for = parts_of(backbone, head)
         self.cells = [part for part in self._compiled_for if isinstance(part, nn.Cell)]
@@ -196,7 +194,7 @@ class CompiledGraphs:
         heads = self.backbone.blocks[0].attention.num_heads  # of this process, in tensor parallelism a part of them
         cache = KeyValueCache(config.num_layers, heads, config.head_size, dtype, batch, capacity, name)
         if self.by_kernels:
-            kernels.align([*cache.keys, *cache.values])
+            align([*cache.keys, *cache.values])
         return cache
 
 

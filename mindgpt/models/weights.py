@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from mindgpt.config.errors import UserError
+from mindgpt.models.alignment import aligned
 from mindgpt.models.checkpoint_file import CheckpointFile, write_checkpoint
 from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config
 from mindgpt.models.gpt2.weight_names import MindFormersView, hint
@@ -190,7 +191,7 @@ def load_weights(
         if wanted == "bfloat16":  # NumPy has no such type
             value = Tensor.from_numpy(cast(array, "float32", f"{source.path}: {name}")).astype(parameter.dtype)
         else:
-            value = Tensor.from_numpy(cast(array, wanted, f"{source.path}: {name}"))
+            value = Tensor.from_numpy(aligned(cast(array, wanted, f"{source.path}: {name}")))
         parameter.set_data(value)
         report.loaded.append(name)
         if held != wanted:

@@ -8,13 +8,8 @@ import pytest
 from mindspore import Tensor
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
-from mindgpt.config.training import ScaleSenseSection
 from mindgpt.evaluation.perplexity import PerplexityCell, PerplexityMetric
 from mindgpt.models.cpu_kernels.kernels import library
-from mindgpt.train.optimizers import build_optimizer
-from mindgpt.train.schedules import LearningRateTable, learning_rates
-from mindgpt.train.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -157,30 +152,6 @@ def test_the_kernels_see_new_weights(by):
     second = cell(ids)[0].asnumpy()
     assert second != pytest.approx(first, rel=0.01)
     assert second == pytest.approx(PerplexityCell(model)(ids)[0].asnumpy(), rel=1e-6)
-
-
-def test_training_goes_on_as_if_there_had_been_no_evaluation(by):
-    """The kernels move weights to other memory: it must be these that the next step trains."""
-
-    def weights(evaluated_after):
-        none = dict.fromkeys(("embedding_dropout_rate", "hidden_dropout_rate", "attention_dropout_rate"), 0.0)
-        ms.set_seed(1)
-        model = model_with_large_weights(**none).set_train()
-        rates = LearningRateTable(learning_rates(LRScheduleSection(learning_rate=1e-2), 4))
-        optimizer = build_optimizer(OptimizerSection(), model.trainable_params(), rates)
-        step = TrainStep(model, optimizer, ScaleSenseSection(), 1.0).set_train()
-        ids = Tensor(np.random.default_rng(3).integers(0, 23, (2, 8)).astype(np.int32))
-        for number in range(4):
-            if number == evaluated_after:
-                places = [parameter.data_ptr() for parameter in model.get_parameters()]
-                PerplexityCell(model)(ids)
-                moved = [parameter.data_ptr() for parameter in model.get_parameters()] != places
-                assert moved == (by == "kernels")
-            step(ids, Tensor(np.ones((2, 8), np.int32)))
-        return [parameter.asnumpy().copy() for parameter in model.get_parameters()]
-
-    for plain, evaluated in zip(weights(None), weights(2), strict=True):
-        np.testing.assert_array_equal(evaluated, plain)
 
 
 def test_ids_and_labels_of_64_bits(by):

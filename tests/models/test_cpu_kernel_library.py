@@ -7,11 +7,7 @@ import subprocess
 import sys
 import textwrap
 
-import numpy as np
 import pytest
-from mindspore import Parameter, Tensor
-
-from mindgpt.models.cpu_kernels import kernels
 
 pytestmark = pytest.mark.skipif(
     platform.system() != "Linux" or shutil.which(os.environ.get("CXX") or "g++") is None,
@@ -46,19 +42,6 @@ def test_the_library_is_kept_and_built_once(tmp_path):
     made = built.stat().st_mtime_ns
     assert run_python(LIBRARY, MINDGPT_CACHE=str(tmp_path)).stdout == first.stdout
     assert built.stat().st_mtime_ns == made
-
-
-def test_arrays_are_moved_to_whole_cache_lines():
-    room = np.arange(1000, dtype=np.float32)
-    start = -room.ctypes.data % kernels.CACHE_LINE // 4
-    for behind in (0, 1, 4, 15):
-        values = room[start + behind : start + behind + 600].reshape(20, 30)
-        parameter = Parameter(Tensor(np.zeros((20, 30), np.float32)))
-        parameter.set_data(Tensor.from_numpy(values))
-        kernels.align([parameter])
-        assert (parameter.data_ptr() == values.ctypes.data) == (behind == 0)
-        assert parameter.data_ptr() % kernels.CACHE_LINE == 0
-        np.testing.assert_array_equal(parameter.asnumpy(), values)
 
 
 def test_where_there_can_be_no_library(tmp_path):

@@ -23,12 +23,12 @@ inline float highest(float *scores, int64_t count) {
   return highest(highest_of_lane);
 }
 
-// scores <- exp(scale (scores - the highest)) in place, for what `highest` went through; returns sums of those, whose
-// sum is that of all. scale > 0.
-inline Vector exponentials(float *scores, int64_t count, float highest, float scale) {
+// scores <- exp(scale (scores - most)) in place, where most is what `highest` found of them; returns the sum of each
+// lane. scale > 0.
+inline Vector exponentials(float *scores, int64_t count, float most, float scale) {
   Vector total{};
   for (int64_t i = 0; i < whole_vectors(count); i += LANES) {
-    const Vector e = exponential((load(scores + i) - highest) * scale);  // behind the last 1e-38; total >= 1
+    const Vector e = exponential((load(scores + i) - most) * scale);  // behind the last 1e-38; total >= 1
     store(scores + i, e);
     total += e;
   }
@@ -84,7 +84,7 @@ inline void attend_within_texts(Head q, Head keys, Head values, const int32_t *p
                                                 &weights[p * PANEL], width);
       });
     }
-    float highest_of[BLOCK];  // of all queries before the rest: none then waits for another
+    float highest_of[BLOCK];  // found for all queries before exponentials are made: so none waits for another
     Vector totals[BLOCK];
     for (int64_t t = first; t < end; ++t) {
       float *mine = &weights[(t - first) * width];

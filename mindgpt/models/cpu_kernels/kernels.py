@@ -21,13 +21,11 @@ import platform
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import mindspore as ms
-import numpy as np
-from mindspore import Parameter, Tensor, ops
+from mindspore import Tensor, ops
 
 from mindgpt.runtime.user_cache import user_cache
 
@@ -35,9 +33,6 @@ ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu", "silu", "relu")
 """Those of `gpt2_modules.Activation`, in the order in which the kernels number them."""
 
 SWITCH = "MINDGPT_CPU_KERNELS"
-CACHE_LINE = 64
-"""Bytes. Of all processors that these kernels have been tried on."""
-
 _MOST_THREADS = 16  # memory is the limit, and a few cores reach it; not measured on more than two
 _SOURCES = Path(__file__).parent
 OPTIONS = ("-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
@@ -220,21 +215,6 @@ def target_losses() -> ops.Custom:
     """x (M, H), its norm, w (V, H), targets (M,) int32 in [0, V), else it fails, rows -> -log P of each target, where P
     is softmax(norm(x) w^T): (M,)"""
     return _primitive("TargetLosses", lambda x, *rest: (x[0],))
-
-
-def align(parameters: Iterable[Parameter]) -> None:
-    """Move those that do not begin on a cache line to memory that does, with their values.
-
-    Large arrays of the C library begin 16 bytes behind one, and then every vector that a kernel reads lies on two.
-    """
-    for parameter in parameters:
-        if parameter.data_ptr() % CACHE_LINE:
-            values = parameter.asnumpy()
-            room = np.empty(values.nbytes + CACHE_LINE, np.uint8)
-            first = -room.ctypes.data % CACHE_LINE
-            moved = room[first : first + values.nbytes].view(values.dtype).reshape(values.shape)
-            moved[...] = values
-            parameter.set_data(Tensor.from_numpy(moved))
 
 
 def number(*values: float) -> Tensor:

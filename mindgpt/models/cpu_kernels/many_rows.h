@@ -108,8 +108,8 @@ inline void pack_out_in(const float *w, int64_t step, int64_t k, int64_t last, i
   }
 }
 
-// y += x panel, or without ADD y = x panel, for M rows and R vectors of columns. With ADD, what comes next is sent for:
-// y, and the next M rows of x and y.
+// y += x panel, or without ADD y = x panel, for M rows and R vectors of columns. With ADD, y is sent for, and the M rows
+// of x and y behind these; and meanwhile what is asked for `ahead` is done.
 template <int M, int R, bool ADD = true>
 inline void panel_products(const float *x, int64_t x_step, const float *panel, int64_t depth, float *y,
                            int64_t y_step, Ahead ahead = {}) {
@@ -176,7 +176,7 @@ class Pieces {
     pack_in_out(w_.values + k_ * N_ + n_, N_, from_, to, columns(), panel);
   }
 
-  // The same, but what can be copied row by row is left to what is returned.
+  // The same, but a whole panel's piece of W [K, N] is left to what is returned.
   Copier begin_to_pack(float *panel) const {
     if (!w_.out_in && depth() > 0 && columns() == PANEL) {
       const Part here = part();

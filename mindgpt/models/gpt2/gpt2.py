@@ -6,9 +6,11 @@ Shape letters: B batch, L row length as given, T tokens the network sees, H hidd
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindgpt.models.alignment import align
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead, NextTokens
 from mindgpt.models.gpt2.gpt2_modules import (
@@ -45,6 +47,8 @@ class GPT2Model(nn.Cell):
         self.causal = Tensor(np.tril(np.ones((1, 1, positions, positions), np.bool_)))
         self.position_ids = Tensor(np.arange(positions, dtype=np.int32).reshape(1, positions))
         self.reshape = ops.Reshape()
+        if ms.get_context("device_target") == "CPU":
+            align(self.get_parameters())
 
     def construct(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Encode.

@@ -112,7 +112,6 @@ class KernelLosses(nn.Cell):
     def __init__(self, network: GPT2LMHeadModel):
         super().__init__(auto_prefix=False)
         backbone = network.backbone
-        kernels.align(backbone.get_parameters())
         self.next_tokens = NextTokens()
         self.embed = KernelEmbedding(backbone)
         attend = kernels.attention_of_rows()
