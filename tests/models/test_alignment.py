@@ -7,7 +7,8 @@ from mindspore import Parameter, Tensor
 from mindgpt import GPT2Config, GPT2LMHeadModel
 from mindgpt.evaluation.perplexity import PerplexityCell
 from mindgpt.models.alignment import CACHE_LINE, align, aligned
-from mindgpt.models.weights import load_checkpoint_strict, write_checkpoint
+from mindgpt.models.checkpoint_file import write_checkpoint
+from mindgpt.models.weights import load_checkpoint_strict
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
