@@ -181,7 +181,15 @@ def _pipeline_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
 def _recompute_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
     """What MindSpore 2.10 fails to compile."""
     section, interleaves = config.recompute_config, interleaved_parts(config) > 1
-    if not section.recompute or grid.model_parallel == 1:
+    if not section.recompute:
+        return
+    if interleaves and grid.pipeline_stage > 1 and _has_dropout(config):
+        yield (
+            "recompute_config.recompute: with interleaved micro-batches in pipeline stages MindSpore 2.10 cannot keep "
+            "dropout masks, without which gradients would be wrong. Set micro_batch_interleave_num to 1, the dropout "
+            "rates to 0, or use select_recompute instead of recompute"
+        )
+    if grid.model_parallel == 1:
         return
     accumulates = grid.pipeline_stage == 1 and config.runner_config.gradient_accumulation_steps > 1
     slices = section.recompute_slice_activation and not config.parallel_config.use_seq_parallel
@@ -197,6 +205,13 @@ def _recompute_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
             "recompute_config.mp_comm_recompute: with interleaved micro-batches in pipeline stages MindSpore 2.10 "
             "cannot keep results of collectives. Set it to True, or micro_batch_interleave_num to 1"
         )
+
+
+def _has_dropout(config: RunConfig) -> bool:
+    """Whether blocks have dropout in training."""
+    network = config.model.config
+    lora = network.pet_config.lora_dropout if network.pet_config else 0
+    return max(network.hidden_dropout_rate, network.attention_dropout_rate, lora) > 0
 
 
 def working_grids(config: RunConfig, cards: int) -> list[CardGrid]:

@@ -19,7 +19,7 @@ def apply_layout_to_lora(model: PretrainedCell, layout: Layout) -> None:
 
 def _cut(cell: Linear, layout: Layout, by_column: bool) -> None:
     dp, mp, rows = layout.data_parallel, layout.model_parallel, layout.row_cut
-    cut_dropout(cell.lora_dropout, (dp, 1) if by_column else (dp, mp))
+    cut_dropout(cell.lora_dropout, layout, (dp, 1) if by_column else (dp, mp))
     cell.lora_mul.shard(((dp, 1), ()))
     if by_column:
         cell.lora_a_matmul.shard(((dp, 1), (1, 1)))

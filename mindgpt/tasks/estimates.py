@@ -16,7 +16,7 @@ from mindgpt.config.run import RunConfig
 from mindgpt.runtime.compiled_graph import Collective
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-DROPOUT_MASK_BYTES = 1  # a value, as the paper has it
+_VALUES_PER_MASK_BYTE = 8  # a bit for each value, where the paper has a byte
 
 # Tensors of the feed-forward width that the activation keeps for its backward pass as gpt2_modules.Activation writes it
 # out; a fused kernel, as the paper has it, keeps 1.
@@ -58,29 +58,38 @@ def kept_by_block(config: RunConfig) -> int:
     t, rows = grid.model_parallel, config.runner_config.batch_size * network.seq_length
     values = rows * network.hidden_size
     compute, norm = BYTES[network.compute_dtype], BYTES[network.layernorm_compute_type]
-    mask = DROPOUT_MASK_BYTES if network.hidden_dropout_rate else 0
-    norms_and_masks = values * (2 * norm + 2 * mask)
+    norms = values * 2 * norm
     if config.parallel_config.use_seq_parallel:
-        norms_and_masks //= t
+        norms //= t
     inputs_of_columns = values * 2 * compute  # of query, key and value together; of the feed-forward layer
     query_key_value_context = values * 4 * compute
     wide = rows * network.ffn_hidden_size * compute * (1 + _KEPT_BY_ACTIVATION[network.hidden_act])
     attention = _kept_by_attention_kernel(config)
     weights = _weights_of_block(network) * compute
-    return norms_and_masks + inputs_of_columns + (query_key_value_context + wide + attention + weights) // t
+    in_shards = (query_key_value_context + wide + attention + weights) // t
+    return norms + inputs_of_columns + in_shards + _masks_of_block(config)
+
+
+def _masks_of_block(config: RunConfig) -> int:
+    """Bytes of a block's dropout masks on a card. They are kept under every kind of recomputation."""
+    network, t = config.model.config, grid_of(config).model_parallel
+    b, s, a = config.runner_config.batch_size, network.seq_length, network.num_heads
+    residual = 2 * b * s * network.hidden_size // (t if config.parallel_config.use_seq_parallel else 1)
+    values = residual if network.hidden_dropout_rate else 0
+    values += a * b * s * s // t if network.attention_dropout_rate else 0
+    return values // _VALUES_PER_MASK_BYTE
 
 
 def _kept_by_attention_kernel(config: RunConfig) -> int:
-    """What attention keeps apart from query, key, value and context, on all t cards together."""
+    """What attention keeps apart from query, key, value, context and dropout mask, on all t cards together."""
     network = config.model.config
     b, s, a = config.runner_config.batch_size, network.seq_length, network.num_heads
     compute, dropout = BYTES[network.compute_dtype], network.attention_dropout_rate > 0
     if network.use_flash_attention:
-        kept_of_dropout = a * b * s * s // 8 if dropout else 0  # a bit a score
-        return b * s * network.hidden_size * compute + a * b * s * _FLASH_STATISTICS + kept_of_dropout
+        return b * s * network.hidden_size * compute + a * b * s * _FLASH_STATISTICS
     softmax = 4 if network.reorder_and_upcast_attn else BYTES[network.softmax_compute_type]
     cast = compute if dropout or network.compute_dtype != network.softmax_compute_type else 0
-    return a * b * s * s * (softmax + cast + (DROPOUT_MASK_BYTES if dropout else 0))
+    return a * b * s * s * (softmax + cast)
 
 
 def activations_of_stage(config: RunConfig, stage: int, blocks: int) -> int:
@@ -102,7 +111,7 @@ def activations_of_stage(config: RunConfig, stage: int, blocks: int) -> int:
     kept, working = _with_recompute(config, recompute, kept_by_block(config))
     total = micro_batches * blocks * kept + working
     if stage == 0 and network.embedding_dropout_rate:
-        total += micro_batches * rows * network.hidden_size * DROPOUT_MASK_BYTES
+        total += micro_batches * rows * network.hidden_size // _VALUES_PER_MASK_BYTE
     if last:
         norm_bytes = BYTES[network.layernorm_compute_type] + BYTES[network.compute_dtype]
         total += parts * rows * network.hidden_size * norm_bytes
@@ -118,7 +127,8 @@ def _with_recompute(config: RunConfig, recompute: RecomputeSection, block_bytes:
     if recompute.recompute:
         kept = config.runner_config.batch_size * network.seq_length * network.hidden_size * BYTES[network.compute_dtype]
         cut = config.parallel_config.use_seq_parallel or recompute.recompute_slice_activation
-        return kept // (t if cut else 1), block_bytes
+        masks = _masks_of_block(config)
+        return kept // (t if cut else 1) + masks, block_bytes - masks
     if recompute.select_recompute:
         again = _kept_by_attention_kernel(config) // t
         return block_bytes - again, again

@@ -20,6 +20,7 @@ from mindgpt.train.step import AccumulatingTrainStep
 
 _COLLECTIVE = re.compile(r"= (AllReduce|AllGather|ReduceScatter|Send|Receive|AlltoAll)\(")
 _UPDATE = re.compile(r"= (?:PrimFunc_)?AdamWeightDecay\(")
+_MASK = re.compile(r"= (?:PrimFunc_)?(?:DropoutGenMask|Dropout)\(.*?(?:Seed0: I64\((\d+)\), Seed1: I64\((\d+)\)|$)")
 _FLASH = re.compile(r"= (?:PrimFunc_)?FlashAttentionScore\(")
 _LOGITS = re.compile(r"\(<Tensor\[\w+\], \((\d+), (\d+)\)>\)\n.*Fullname with scope: \(Default/.*head-LMHead/MatMul-")
 
@@ -28,7 +29,8 @@ def main() -> None:
     """Print a JSON object.
 
     shapes: of what this card trains, as it holds it; held: of every weight in its graph; holders: of each trained one,
-    the cards with the same part; updates, flash: operators in the graph; logits: the shape that the head computes;
+    the cards with the same part; updates, flash: operators in the graph; masks: the seeds and the cell of each operator
+    that generates a dropout mask; logits: the shape that the head computes;
     flops: of a step's matrix products; collectives: [kind, where] pairs.
     """
     yaml, folder = sys.argv[1:]
@@ -50,21 +52,22 @@ def main() -> None:
                 "held": held,
                 "updates": len(_UPDATE.findall(text)),
                 "flash": len(_FLASH.findall(text)),
+                "masks": [[*match.groups(), scope] for match, scope in matches_with_scope(text, _MASK)],
                 "logits": [int(size) for size in logits.groups()] if (logits := _LOGITS.search(text)) else None,
                 "flops": sum(graph.product_flops * n for graph, n in zip(graphs, times, strict=True)),
-                "collectives": list(collectives(text)),
+                "collectives": [[match[1], scope] for match, scope in matches_with_scope(text, _COLLECTIVE)],
             }
         )
     )
 
 
-def collectives(graph):
-    """(kind, scope) of each; the scope of what keeps equal parameters equal has `Mirror` in it."""
+def matches_with_scope(graph, pattern):
+    """Each operator that matches, and its scope; the scope of what keeps equal parameters equal has `Mirror` in it."""
     lines = graph.splitlines()
     for number, line in enumerate(lines):
-        if match := _COLLECTIVE.search(line):
+        if match := pattern.search(line):
             scope = next(after for after in lines[number:] if "Fullname with scope" in after)
-            yield match[1], scope.split("scope:")[1].strip()
+            yield match, scope.split("scope:")[1].strip()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ ALL_HALF = dict.fromkeys(
 
 
 COPIES = 2 * 12 * H * H  # of a block's weights, which the paper does without
+BIT = 1 / 8  # of a dropout mask for each value, where the paper has a byte
 
 
 @pytest.fixture
@@ -39,30 +40,31 @@ def fused_activation(monkeypatch):
 
 @pytest.mark.parametrize("t", [1, 8])
 def test_a_block_in_half_precision_keeps_what_korthikanti_says(fused_activation, t):
-    """Equation 2, of which equation 1 is the case t = 1."""
-    expected = S * B * H * (10 + 24 / t + 5 * A * S / (H * t)) + COPIES / t
+    """Equation 2, of which equation 1 is the case t = 1: 10 + 24 / t + 5 a s / (h t) with masks of bytes."""
+    expected = S * B * H * (8 + 2 * BIT + 24 / t + (4 + BIT) * A * S / (H * t)) + COPIES / t
     assert estimates.kept_by_block(config(ALL_HALF, model_parallel=t)) == expected
 
 
 def test_sequence_parallel_is_equation_4_but_for_the_gathered_inputs(fused_activation):
     t, gathered = 8, 2 * 2  # two inputs of products, which the paper gathers again, of 2 bytes
-    expected = S * B * H / t * (34 + 5 * A * S / H) + S * B * H * gathered * (1 - 1 / t) + COPIES / t
+    expected = S * B * H / t * (32 + 2 * BIT + (4 + BIT) * A * S / H) + S * B * H * gathered * (1 - 1 / t) + COPIES / t
     assert estimates.kept_by_block(config(ALL_HALF, model_parallel=t, use_seq_parallel=True)) == expected
 
 
 def test_flash_attention_keeps_no_scores(fused_activation):
     plain = estimates.kept_by_block(config(ALL_HALF))
     flash = estimates.kept_by_block(config(ALL_HALF | {"use_flash_attention": True}))
-    assert plain - flash == 5 * A * S * S * B - (S * B * H * 2 + A * S * B * 64 + A * B * S * S // 8)
+    assert plain - flash == 4 * A * S * S * B - (S * B * H * 2 + A * S * B * 64)  # the masks are the same
 
 
-def test_full_recomputation_keeps_the_inputs_of_blocks_and_one_block():
+def test_full_recomputation_keeps_inputs_and_masks_of_blocks_and_one_block():
     full = {"recompute_config": {"recompute": True}}
     block = estimates.kept_by_block(config(ALL_HALF))
     head = B * S * (H * 4 + V * 12)
-    mask = B * S * H
+    mask = B * S * H // 8
+    masks = (2 * B * S * H + A * B * S * S) // 8  # are not recomputed
     kept = estimates.activations_of_stage(config(ALL_HALF, full), 0, LAYERS)
-    assert kept == LAYERS * 2 * S * B * H + block + head + mask
+    assert kept == LAYERS * (2 * S * B * H + masks) + (block - masks) + head + mask
     assert estimates.activations_of_stage(config(ALL_HALF), 0, LAYERS) == LAYERS * block + head + mask
 
 

@@ -169,8 +169,19 @@ def flops_of_step(case: Case, stage: int) -> tuple[int, int]:
     if stage == case["pp"] - 1:
         classifies = case["task"] == "classification"
         head = 2 * HIDDEN * LABELS if classifies else 2 * TOKENS * HIDDEN * classes_of(case)
-    again = {"none": 0, "full": block, "selective": attention, "sliced": block}[case["recompute"]]
+    block_again = block - 2 * TOKENS * 4 * HIDDEN**2 // case["mp"]  # nothing needs the result of the last product
+    again = {"none": 0, "full": block_again, "selective": attention, "sliced": block_again}[case["recompute"]]
     return times * 3 * (blocks * block + head), times * blocks * again
+
+
+def masks_of_step(case: Case, stage: int) -> int:
+    """Operators that generate a dropout mask on a card of a stage: one for each dropout layer, recomputed or not.
+
+    Blocks are compiled once; what is before them once for each part of a step that is not a micro-batch of stages.
+    """
+    of_block = 3 + (6 if case["task"] == "LoRA" else 0)
+    parts = (case["accumulate"] if case["pp"] == 1 else 1) * case["interleave"] if cards_of(case) > 1 else 1
+    return LAYERS // case["pp"] * of_block + (parts if stage == 0 else 0)
 
 
 def classes_of(case: Case) -> int:

@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, lazy_inline, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
-from mindgpt.models.dropout import dropout
+from mindgpt.models.dropout import dropout, mask_generator
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.random_weights import NormalWeights
 from mindgpt.runtime.precision import Precision
@@ -175,7 +175,7 @@ class FlashAttention(nn.Cell):
         options = {"head_num": config.num_heads, "scale_value": scale, "input_layout": "BNSD"}
         self.flash = FlashAttentionScore(keep_prob=1.0, **options)
         self.flash_with_dropout = FlashAttentionScore(keep_prob=1.0 - self.rate, **options)
-        self.draw_mask = ops.DropoutGenMask()
+        self.draw_mask = mask_generator()
         self.reshape = ops.Reshape()
         self.keep = Tensor(1.0 - self.rate, ms.float32)
 

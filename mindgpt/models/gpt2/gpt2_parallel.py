@@ -11,12 +11,14 @@ Here the strategies of MindSpore's semi-automatic parallelism are set: one tuple
 how many parts it is cut.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mindspore import Parameter, nn
 
 from mindgpt.config.execution import RecomputeSection
+from mindgpt.models.dropout import MaskedDropout, seed_shard
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy
@@ -31,6 +33,7 @@ from mindgpt.models.gpt2.gpt2_modules import (
     Linear,
     PlainAttention,
 )
+from mindgpt.runtime.ranks import rank
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class Layout:
     def row_cut(self) -> int:
         """Into how many parts rows are cut between the blocks' products."""
         return self.data_parallel * (self.model_parallel if self.sequence_parallel else 1)
+
+    def shard_number(self, strategy: tuple[int, ...]) -> int:
+        """Which shard of a tensor this rank holds. MindSpore counts shards in the order of ranks; where there are fewer
+        shards than ranks of a stage, neighbours hold the same."""
+        ranks = self.data_parallel * self.model_parallel
+        return rank() % ranks * math.prod(strategy) // ranks
 
     @property
     def mask_cut(self) -> tuple[int, int, int, int]:
@@ -144,7 +153,7 @@ def _cut_embedding(cell: GPT2Embedding, layout: Layout) -> None:
     cell.word_embedding.gather.shard(((mp, 1), (dp, 1)) if layout.vocab_parallel else ((1, 1), (dp, 1)))
     cell.position_embedding.gather.shard(((1, 1), (1, 1)))
     cell.add.shard(((dp, 1, 1), (1, 1, 1)))
-    cut_dropout(cell.dropout, (dp, 1, 1))
+    cut_dropout(cell.dropout, layout, (dp, 1, 1))
 
 
 def _cut_block(block: Block, layout: Layout) -> None:
@@ -156,7 +165,7 @@ def _cut_block(block: Block, layout: Layout) -> None:
     for residual in (block.add1, block.add2):
         residual.shard(((rows, 1), (rows, 1)))
     for dropout in (block.dropout1, block.dropout2):
-        cut_dropout(dropout, (rows, 1))
+        cut_dropout(dropout, layout, (rows, 1))
 
 
 def _cut_layer_norm(cell: LayerNorm, layout: Layout) -> None:
@@ -171,7 +180,7 @@ def _cut_attention(cell: Attention, layout: Layout) -> None:
     if isinstance(cell.attend, FlashAttention):
         cell.attend.flash.shard((heads, heads, heads, layout.mask_cut))
         cell.attend.flash_with_dropout.shard((heads, heads, heads, heads, layout.mask_cut))
-        cell.attend.draw_mask.shard((heads,))
+        cell.attend.draw_mask.shard((heads,))  # MindSpore adds the rank to its seed
         return
     attend: PlainAttention = cell.attend
     attend.scores.shard((heads, heads))
@@ -179,7 +188,7 @@ def _cut_attention(cell: Attention, layout: Layout) -> None:
     attend.mul.shard((heads, ()))
     attend.add.shard((heads, layout.mask_cut))
     attend.softmax.shard((heads,))
-    cut_dropout(attend.dropout, heads)
+    cut_dropout(attend.dropout, layout, heads)
 
 
 def linear_cuts(backbone: GPT2Model) -> Iterator[tuple[Linear, bool]]:
@@ -220,10 +229,11 @@ def _cut_activation(cell: Activation, layout: Layout) -> None:
         operator.shard(((dp, mp), (dp, mp)))
 
 
-def cut_dropout(cell: nn.Cell, strategy: tuple[int, ...]) -> None:
-    """Cut the dropout of a device that has an operator for it."""
-    if isinstance(cell, nn.Dropout):
-        cell.dropout.shard((strategy,))
+def cut_dropout(cell: nn.Cell, layout: Layout, strategy: tuple[int, ...]) -> None:
+    """Shard the dropout of Ascend; each shard has masks of its own."""
+    if isinstance(cell, MaskedDropout):
+        cell.apply_mask.shard((strategy,))
+        seed_shard(cell.draw_mask, layout.shard_number(strategy))
 
 
 def _cut_cross_entropy(cell: CrossEntropy, rows: int, classes: int) -> None:
