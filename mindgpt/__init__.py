@@ -4,9 +4,14 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from mindgpt.io.processes import available_cores, quota_binds
+
 # MindSpore's thread pool and OpenMP's threads share the cores. Waiting OpenMP threads that spin keep MindSpore's from
 # working (docs/performance.md has the figures), and OpenMP reads this only once, when MindSpore is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if quota_binds():
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
+    os.environ.setdefault("RAYON_NUM_THREADS", str(available_cores()))  # the tokenizer's threads
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's own log: errors only, unless the person asked for more
 
 __version__ = "0.1.0"

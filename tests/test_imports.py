@@ -14,6 +14,7 @@ MOST_LINES = 800
 # From the bottom up; a room imports from itself and from lower levels only. Programs are run_mindformer.py and tools/.
 LEVELS = (
     {"config"},
+    {"io"},
     {"data", "runtime"},
     {"models"},
     {"pet"},

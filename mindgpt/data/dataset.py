@@ -1,6 +1,5 @@
 """MindRecord files as a MindSpore dataset that the training or evaluation loop reads."""
 
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from mindspore.mindrecord import FileReader
 from mindgpt.config.errors import UserError
 from mindgpt.data.files import PathLike
 from mindgpt.data.mindrecord import find_mindrecord_files, read_header, reason_of
+from mindgpt.io.processes import available_cores
 
 _ROWS_OF_FINGERPRINT = 16
 
@@ -175,7 +175,7 @@ def build_dataset(
         )
     batches = len(chosen) // (batch_size * num_shards)
     ds.config.set_seed(seed)
-    workers = max(1, min(num_parallel_workers, os.cpu_count() or 1))
+    workers = max(1, min(num_parallel_workers, available_cores()))
     dataset = ds.MindDataset(
         info.files,
         columns_list=list(columns),

@@ -9,14 +9,13 @@ import errno
 import glob
 import json
 import os
-import platform
 import secrets
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from mindgpt.config.errors import UserError
+from mindgpt.io.processes import MACHINE, process_runs
 
 PathLike = str | os.PathLike[str]
 
@@ -24,9 +23,6 @@ DOWNLOADS = Path("checkpoint_download/gpt2")
 """Where MindFormers put what it downloaded, below the working directory."""
 
 LONG_NUMBER = "it holds a number of more digits than Python reads"  # 4300, a guard against slow conversions
-
-# In the names of temporary files: on a shared file system, another machine's process must not be taken for a dead one.
-_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 @contextlib.contextmanager
@@ -52,7 +48,7 @@ def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) 
     make_folder(target.parent)
     stem = f".{target.name[:200]}.tmp-"
     _sweep(target.parent, stem)
-    temporary = target.with_name(f"{stem}{os.getpid()}-{_MACHINE}{secrets.token_hex(4)}")
+    temporary = target.with_name(f"{stem}{os.getpid()}-{MACHINE}{secrets.token_hex(4)}")
     text = {} if "b" in mode else {"encoding": encoding or "utf-8", "newline": ""}
     try:
         # Opened by name with "x", not by mkstemp: the file gets the permissions of the user's umask, not 0600.
@@ -73,22 +69,11 @@ def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) 
 
 def _sweep(folder: Path, stem: str) -> None:
     """Remove the temporary files `<stem><pid>-<machine><random>` of processes of this machine that no longer run."""
-    for file in folder.glob(f"{glob.escape(stem)}*-{_MACHINE}*"):
+    for file in folder.glob(f"{glob.escape(stem)}*-{MACHINE}*"):
         pid = file.name[len(stem) :].split("-")[0]
         if pid.isdecimal() and not process_runs(int(pid)):
             with contextlib.suppress(OSError):
                 file.unlink()
-
-
-def process_runs(pid: int) -> bool:
-    """Whether a process of that number runs on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _about(error: OSError, temporary: Path) -> bool:

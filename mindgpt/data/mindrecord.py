@@ -33,10 +33,10 @@ from mindgpt.data.files import (
     atomic_write,
     make_folder,
     open_to_read,
-    process_runs,
     read_json,
     sync_folder,
 )
+from mindgpt.io.processes import process_runs
 
 try:
     import fcntl

@@ -3,12 +3,13 @@
 MindSpore's `Normal` computes in float64 on one core: over four times as long as this on two.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import mindspore as ms
 import numpy as np
 from mindspore.common.initializer import Initializer
+
+from mindgpt.io.processes import available_cores
 
 PIECE = 2**17
 """Values drawn from one stream. It is part of what a seed means: another size gives other weights."""
@@ -58,7 +59,7 @@ class _DrawnWeights(Initializer):
                     piece[:] = values
 
         # This thread draws too: those of a pool begin on one core, and part only after a few milliseconds.
-        helpers = min(pieces, os.cpu_count() or 1, MOST_THREADS) - 1
+        helpers = min(pieces, available_cores(), MOST_THREADS) - 1
         if helpers < 1:
             fill()
             return

@@ -3,15 +3,16 @@
 import atexit
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 import mindspore as ms
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.execution import ContextSection
+from mindgpt.io.processes import available_cores, quota_binds
 from mindgpt.runtime.kernel_cache import bring_kernels, keep_kernels
 from mindgpt.runtime.ranks import rank, world_size
+from mindgpt.runtime.user_cache import why_nothing_is_kept, work_folder
 
 
 def is_simulated() -> bool:
@@ -38,22 +39,27 @@ def choose_target(wanted: str | None) -> str:
     return wanted or ("Ascend" if ascend_is_there() else "CPU")
 
 
-_LEFT_IN_WORKING_DIRECTORY = ("dsa_transfrom.log", "rank_0", "kernel_meta")  # the first is MindSpore's own spelling
+# What MindSpore and CANN write into the working directory: files and folders by name, and of `rank_<r>`, a name that
+# mindgpt and its users have for checkpoints, only what is in it.
+_LOG, _KERNELS = "dsa_transfrom.log", "kernel_meta"  # the first is MindSpore's own spelling
+_IN_RANK_FOLDER = {"om", "ir_dump", "ir", "graph_cache", "verbose_ir_files", "somas_meta", "trace_code_graph"}
 
 
 def _tidy_up_at_exit(leftovers: Path) -> None:
-    """Move what MindSpore writes into the working directory, and nothing that was there before, to `leftovers`."""
-    written = [path for name in _LEFT_IN_WORKING_DIRECTORY if not (path := Path(name).resolve()).exists()]
+    """Move what MindSpore writes into the working directory to `leftovers`: nothing else, nothing that was there
+    before, and never onto something that is there."""
+    rank_folder = f"rank_{rank()}"
+    written = [path for name in (_LOG, _KERNELS, rank_folder) if not (path := Path(name).resolve()).exists()]
 
     def move() -> None:
         for path in written:
-            target = leftovers / path.name
-            if not path.exists() or target.is_relative_to(path):
+            if not path.exists() or leftovers.is_relative_to(path):
+                continue
+            if path.name == rank_folder and not {entry.name for entry in path.iterdir()} <= _IN_RANK_FOLDER:
                 continue
             leftovers.mkdir(parents=True, exist_ok=True)
-            if target.is_dir():
-                shutil.rmtree(target)
-            shutil.move(path, target)
+            if path.name == _LOG or not (leftovers / path.name).exists():
+                os.replace(path, leftovers / path.name)
 
     atexit.register(move)
 
@@ -61,7 +67,8 @@ def _tidy_up_at_exit(leftovers: Path) -> None:
 def prepare_device(section: ContextSection, output_dir: str | Path, seed: int | None = None) -> list[str]:
     """Set MindSpore's context as the section `context` says; call it before a model is built.
 
-    What MindSpore leaves behind (compiled kernels, dumps of failed compilations, graphs) goes below `output_dir`.
+    What MindSpore compiles goes into a work folder in the user's cache, and is gone with the process but for what is
+    kept there for the next run; dumps of failed compilations go to `output_dir`/compile.
 
     Returns:
         Lines for the person: the device, and what was asked for that this device does otherwise.
@@ -73,7 +80,7 @@ def prepare_device(section: ContextSection, output_dir: str | Path, seed: int | 
     leftovers = Path(output_dir).resolve() / "compile"
     if world_size() > 1:
         leftovers /= f"rank_{rank()}"
-    os.environ.setdefault("MS_COMPILER_CACHE_PATH", str(leftovers))
+    os.environ.setdefault("MS_COMPILER_CACHE_PATH", str(work_folder()))
     os.environ.setdefault("MS_OM_PATH", str(leftovers))
     _tidy_up_at_exit(leftovers)
     # MindSpore's kernel generator prints a line for every kernel unless its own folder is among the allowed ones.
@@ -121,6 +128,13 @@ def _prepare_cpu(section: ContextSection) -> list[str]:
             raise UserError("context.enable_graph_kernel needs the package decorator: pip install decorator")
         fuse = False
     ms.set_context(enable_graph_kernel=fuse)
+    notes = []
+    if quota_binds():
+        ms.set_context(runtime_num_threads=available_cores())
+    if reason := why_nothing_is_kept():
+        notes.append(
+            f"what is compiled is not kept for the next run: {reason}; MINDGPT_CACHE=folder names another place"
+        )
     if fuse:
         compile_dir = Path(os.environ["MS_COMPILER_CACHE_PATH"])
         bring_kernels(compile_dir)
@@ -133,4 +147,6 @@ def _prepare_cpu(section: ContextSection) -> list[str]:
         "jit_config": section.jit_config.jit_level,
     }
     named = [f"context.{key}" for key, value in only_ascend.items() if value is not None]
-    return [f"on CPU, {', '.join(named)} {'has' if len(named) == 1 else 'have'} no effect"] if named else []
+    if named:
+        notes.append(f"on CPU, {', '.join(named)} {'has' if len(named) == 1 else 'have'} no effect")
+    return notes

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from mindgpt.config.errors import UserError, run_program
+from mindgpt.io.processes import available_cores
 from mindgpt.runtime.failure_report import ended, errors_in, is_consequence, last_lines
 
 REPO = Path(__file__).resolve().parents[2]
@@ -251,7 +252,7 @@ def _share_of_cores(job: Job) -> dict[str, str]:
     """On a machine that computes on its processor, processes that each take all cores would be in each other's way."""
     if "OMP_NUM_THREADS" in os.environ or Path("/dev/davinci_manager").exists():
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // job.local_workers))}
+    return {"OMP_NUM_THREADS": str(max(1, available_cores() // job.local_workers))}
 
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -101,7 +101,8 @@ def test_the_second_run_compiles_nothing(tmp_path, cache, repo):
         if output == "one":
             first = kept
     assert first and kept == first
-    compiled, brought = (tmp_path / run / "compile" / FOLDER for run in ("one", "two"))
-    assert {path.name for path in brought.iterdir()} == {path.name for path in compiled.iterdir()}
-    # The log that the kernel generator leaves when it works is there after the first run only.
-    assert not any((tmp_path / "two" / "compile").glob("dsa_transfrom.log"))
+    # The log that the kernel generator leaves when it works is there after the first run only, and no kernel is.
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/compile/*")) == [
+        "one/compile/dsa_transfrom.log"
+    ]
+    assert not list((cache.parent / "work").iterdir())

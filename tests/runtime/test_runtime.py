@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -48,24 +49,35 @@ import mindspore as ms
 from mindgpt.config.execution import ContextSection
 from mindgpt.runtime.device import prepare_device
 from pathlib import Path
-Path("kernel_meta").mkdir()
+Path("kernel_meta").mkdir(exist_ok=True)
 notes = prepare_device(ContextSection(**json.loads(sys.argv[1])), "output", seed=5)
-Path("rank_0", "dump").mkdir(parents=True)
+Path("rank_0", sys.argv[2]).mkdir(parents=True)
 Path("mine.txt").write_text("")
 names = ("device_target", "mode", "enable_graph_kernel", "save_graphs")
 print(json.dumps([notes, {name: ms.get_context(name) for name in names}, ms.get_seed()]))
 """
 
 
-def test_a_prepared_process_and_what_it_leaves(repo, tmp_path):
-    """In a process of its own, since the settings are the process's: the context, the notes, and a tidy folder."""
+@pytest.fixture
+def prepared(repo, tmp_path):
+    """A process of its own, since the settings are a process's, in whose working directory `rank_0/<name>` is made:
+    `prepared(section, name)` -> what it prints."""
+
+    def run(section, name):
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MS_")}
+        done = subprocess.run(
+            [sys.executable, "-c", _PREPARED, section, name], cwd=tmp_path, env=environment | {"PYTHONPATH": str(repo)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_a_prepared_process_and_what_it_leaves(prepared, tmp_path):
+    """The context, the notes, and a tidy folder."""
     section = '{"mode": 1, "max_device_memory": "8GB", "memory_optimize_level": "O0"}'
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MS_")}
-    done = subprocess.run(
-        [sys.executable, "-c", _PREPARED, section], cwd=tmp_path, env=environment | {"PYTHONPATH": str(repo)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    notes, context, seed = json.loads(done.stdout)
+    notes, context, seed = prepared(section, "om")
     assert notes == [
         "device: CPU",
         "on CPU, context.max_device_memory, context.memory_optimize_level have no effect",
@@ -74,7 +86,19 @@ def test_a_prepared_process_and_what_it_leaves(repo, tmp_path):
     assert seed == 5
     # What MindSpore leaves where it runs is moved; what was there before, or is not MindSpore's, stays.
     assert sorted(os.listdir(tmp_path)) == ["kernel_meta", "mine.txt", "output"]
-    assert (tmp_path / "output" / "compile" / "rank_0" / "dump").is_dir()
+    assert (tmp_path / "output" / "compile" / "rank_0" / "om").is_dir()
+
+
+def test_a_folder_of_checkpoints_is_not_taken_for_mindspores(prepared, tmp_path):
+    """`directory: ./` puts checkpoints into ./rank_0, where MindSpore has its dumps (field report R4)."""
+    section = '{"device_target": "CPU"}'
+    prepared(section, "gpt2_rank_0-1_1.ckpt")
+    assert os.listdir(tmp_path / "rank_0") == ["gpt2_rank_0-1_1.ckpt"]
+    shutil.rmtree(tmp_path / "rank_0")
+    for name in ("om", "ir"):  # nor is what was moved replaced
+        prepared(section, name)
+        assert os.listdir(tmp_path / "output" / "compile" / "rank_0") == ["om"]
+    assert os.listdir(tmp_path / "rank_0") == ["ir"]
 
 
 def test_fusion_asked_for_needs_its_package(monkeypatch):

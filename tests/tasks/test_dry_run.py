@@ -148,7 +148,7 @@ def test_plain_data_parallel_sums_every_gradient_once(toy, plan):
 @pytest.mark.needs_ascend
 def test_every_kind_of_stage_is_compiled_and_recomputation_obeyed(toy, plan):
     """7 blocks on 4 stages are 1, 2, 2 and 2. A stage holds 4, 3, 2 and 1 micro-batches, with recomputation the inputs
-    and dropout masks of their blocks: 4, 6, 4 and 2, and one block whole. So the second is the fullest of the middle."""
+    and masks of their blocks: 4, 6, 4 and 2, and one block whole. So the second is the fullest of the middle ones."""
     file = toy(
         {"num_layers": 7, "embedding_dropout_rate": 0.0},
         parallel_config={"pipeline_stage": 4, "micro_batch_num": 5},

@@ -27,6 +27,7 @@ from pathlib import Path
 import mindspore as ms
 from mindspore import Tensor, ops
 
+from mindgpt.io.processes import available_cores
 from mindgpt.runtime.user_cache import user_cache
 
 ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu", "silu", "relu")
@@ -86,8 +87,8 @@ def for_this_processor() -> str:
 
 
 def _threads() -> int:
-    """As many as this process may use cores, but at most `OMP_NUM_THREADS`, which MindSpore hides from C++."""
-    count = len(os.sched_getaffinity(0))
+    """As many as there are cores for this process, but at most `OMP_NUM_THREADS`, which MindSpore hides from C++."""
+    count = available_cores()
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         count = min(count, int(asked))

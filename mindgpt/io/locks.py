@@ -1,0 +1,80 @@
+"""A lock on a name, held by one process at a time, that ends with its process however that ends."""
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None
+
+_HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
+
+
+class Lock:
+    """A file that is locked as long as this object is not released. Two locks of one process on one file are one lock.
+
+    Attributes:
+        path: the file; it holds who has the lock, as JSON with the keys `pid`, `machine` and `since`.
+    """
+
+    def __init__(self, path: Path, descriptor: int | None):
+        self.path = path
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Remove the file, and let others have the lock."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def try_lock(path: Path) -> Lock | None:
+    """Lock a file, which is made if it is missing; None if another process has it.
+
+    The lock is one of POSIX (`fcntl`): it ends when its process does, is not inherited by children, and works on most
+    network file systems. On a file system without locks nothing is locked.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD_BY_ANOTHER:
+                os.close(descriptor)
+                return None
+        if _is_still(path, descriptor):  # else its last holder has removed it in the meantime
+            break
+        os.close(descriptor)
+    holder = {"pid": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps(holder).encode())
+    return Lock(path, descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def holder_of(path: Path) -> str:
+    """Who has a lock, in words: "process 123 on node7, since 2026-01-31 12:00:00"."""
+    try:
+        holder: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['machine']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,74 @@
+"""What a process may use of its machine, and whether another process still runs."""
+
+import os
+import platform
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+"""A short name of this machine: on a shared file system, a process of another one must not be taken for a dead one."""
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_GROUPS_OF_PROCESS = Path("/proc/self/cgroup")
+
+
+def process_runs(pid: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, and the CPU quota of its container (`docker run --cpus=2`).
+
+    With more threads than the quota pays for, threads that wait by spinning use it up, and all are throttled.
+    """
+    quotas = [round(quota) for folder in _cgroup_folders() if (quota := _quota(folder)) is not None]
+    return max(1, min([_affinity(), *quotas]))
+
+
+def quota_binds() -> bool:
+    """Whether the quota allows fewer cores than the affinity, which is all that most libraries look at."""
+    return available_cores() < _affinity()
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cgroup_folders() -> Iterator[Path]:
+    """Where the limits of this process may stand: the root, which in a container is its own, and the process's groups
+    with those above them (version 2, and the controller `cpu` of version 1)."""
+    yield from (_CGROUPS, _CGROUPS / "cpu", _CGROUPS / "cpu,cpuacct")
+    try:
+        lines = _GROUPS_OF_PROCESS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:  # "0::/user.slice/x.scope", "4:cpu,cpuacct:/docker/1234"
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = Path(path.lstrip("/"))
+        for part in (group, *group.parents):
+            yield _CGROUPS / controllers / part
+
+
+def _quota(folder: Path) -> float | None:
+    """Cores that a control group allows, or None for no limit."""
+    try:
+        limit, period = (folder / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            limit, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return None
+    try:
+        return int(limit) / int(period) if int(limit) > 0 else None
+    except (ValueError, ZeroDivisionError):  # "max"
+        return None
