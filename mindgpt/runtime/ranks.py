@@ -9,9 +9,18 @@ def rank() -> int:
     """The number of this process, from 0.
 
     Raises:
-        UserError: RANK_ID is not a number from 0.
+        UserError: RANK_ID is not a number from 0, or not below the number of processes.
     """
-    return _number("RANK_ID", default=0, lowest=0)
+    number, size = _number("RANK_ID", default=0, lowest=0), world_size()
+    if number >= size:
+        processes = f"{size} process{'es' if size > 1 else ''}"
+        raise UserError(
+            f"the environment variable RANK_ID is {number}, but there {'are' if size > 1 else 'is'} {processes} "
+            "(MS_WORKER_NUM). It is left over from another shell, or set by a launcher that mindgpt does not work "
+            "with, such as a rank table's. For a run of one process: unset RANK_ID. For several: "
+            "scripts/msrun_launcher.sh or MindSpore's msrun, which set both."
+        )
+    return number
 
 
 def world_size() -> int:

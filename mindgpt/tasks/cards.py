@@ -9,6 +9,7 @@ from mindspore import Parameter, Tensor, nn
 
 from mindgpt.config.layout import cuts_vocabulary, grid_of, shards_optimizer
 from mindgpt.config.run import RunConfig
+from mindgpt.config.training import ScaleSenseSection
 from mindgpt.models.gpt2.gpt2_parallel import (
     Layout,
     apply_layout,
@@ -24,6 +25,9 @@ from mindgpt.train.micro_batch_step import InterleavedNetwork, MicroBatchTrainSt
 from mindgpt.train.optimizers import build_optimizer
 from mindgpt.train.schedules import LearningRateTable
 from mindgpt.train.step import AccumulatingTrainStep, TrainStep
+
+_HIGHEST_START = 2.0**16
+"""Of a dynamic loss scale. The largest float16 is just below; MindFormers' YAMLs start at 2^32, and waste steps."""
 
 
 def is_cut(config: RunConfig, target: str) -> bool:
@@ -84,17 +88,37 @@ def lay_out(config: RunConfig, model: PretrainedCell, layout: Layout, stage: int
 
 def train_step(config: RunConfig, model: nn.Cell, optimizer: nn.Optimizer, cut: bool) -> nn.Cell:
     """The step of a run. cut: whether the model is laid out over cards."""
-    wrapper, section = config.runner_wrapper, config.parallel_config
+    wrapper, section, loss_scale = config.runner_wrapper, config.parallel_config, first_loss_scale(config)
     clip = wrapper.max_grad_norm if wrapper.use_clip_grad else None
     batches = config.runner_config.gradient_accumulation_steps
     if cut and config.micro_batch_interleave_num > 1:
         model = InterleavedNetwork(model, config.micro_batch_interleave_num)
     if cut and section.pipeline_stage > 1:
-        return MicroBatchTrainStep(model, optimizer, wrapper.scale_sense, clip, section.micro_batch_num)
+        return MicroBatchTrainStep(model, optimizer, loss_scale, clip, section.micro_batch_num)
     if batches > 1:
         kind = MicroBatchTrainStep if cut else AccumulatingTrainStep
-        return kind(model, optimizer, wrapper.scale_sense, clip, batches)
-    return TrainStep(model, optimizer, wrapper.scale_sense, clip)
+        return kind(model, optimizer, loss_scale, clip, batches)
+    return TrainStep(model, optimizer, loss_scale, clip)
+
+
+def first_loss_scale(config: RunConfig) -> ScaleSenseSection:
+    """The loss scale, which starts no higher than `_HIGHEST_START` where it may fall and gradients are float16."""
+    section, network = config.runner_wrapper.scale_sense, config.model.config
+    in_half = "float16" in (network.compute_dtype, network.param_init_type)
+    if section.type != "dynamic" or not in_half or section.loss_scale_value <= _HIGHEST_START:
+        return section
+    return section.model_copy(update={"loss_scale_value": _HIGHEST_START})
+
+
+def loss_scale_note(config: RunConfig) -> str | None:
+    """A line for the person, if the loss scale starts lower than asked for."""
+    asked, first = config.runner_wrapper.scale_sense.loss_scale_value, first_loss_scale(config).loss_scale_value
+    if first == asked:
+        return None
+    return (
+        f"loss scale: starts at {first:g}, not at {asked:g}: float16 gradients overflow there, and every step would be "
+        "skipped until it has fallen"
+    )
 
 
 def holds_parts(config: RunConfig) -> bool:

@@ -21,12 +21,13 @@ from mindgpt.runtime.device import is_simulated
 from mindgpt.runtime.interrupts import last_words
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.callbacks import RunCallbacks
-from mindgpt.tasks.cards import build_step, compile_cut, cut_of, holds_parts, zeros_for
+from mindgpt.tasks.cards import build_step, compile_cut, cut_of, holds_parts, loss_scale_note, zeros_for
 from mindgpt.tasks.datasets import reading, rows_a_step, training_data
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.labelled_data import labelled_training_data
 from mindgpt.tasks.models import build_model
 from mindgpt.tasks.session import keep_config
+from mindgpt.train.callbacks import StepMeter, what_overflowed
 from mindgpt.train.optimizers import decay_groups, state_line
 from mindgpt.train.progress import Progress
 from mindgpt.train.resume import (
@@ -77,6 +78,8 @@ def train(config: RunConfig) -> None:
     say(state_line(step.optimizer))
     say(decay_groups(step.optimizer.parameters, config.optimizer.weight_decay))
     say(rates_line(config.lr_schedule, rates))
+    if note := loss_scale_note(config):
+        say(note)
     say(
         f"training: {progress.epochs} epoch(s) of {progress.steps_per_epoch} steps, batch {_rows(config)} rows of "
         f"{_row_lengths(config, dataset)} tokens; {'compiled' if model_is_cut() else 'compiling first'}"
@@ -89,6 +92,18 @@ def train(config: RunConfig) -> None:
     finally:
         callbacks.close()
     callbacks.close_with_table(config_file, time.monotonic() - began)
+    _check_that_a_step_counted(callbacks.meter)
+
+
+def _check_that_a_step_counted(meter: StepMeter) -> None:
+    """Raise a UserError for a run that has changed nothing, which must not end like one that has trained."""
+    if meter.all_skipped:
+        raise UserError(
+            f"no step changed the weights: {what_overflowed(meter.record)} not finite in each of {meter.skipped} "
+            f"steps, the last at loss scale {meter.record['loss_scale']:g}. Train for more steps if the loss scale was "
+            "still falling, or start lower with runner_wrapper.scale_sense.loss_scale_value; else lower the learning "
+            "rate, and look at the data and at the weights the run began with."
+        )
 
 
 def _stop_after_compiling(config: RunConfig, step: nn.Cell, callbacks: RunCallbacks, done: int) -> None:

@@ -25,6 +25,7 @@ class StepMeter(Callback):
         record: about the last step: step, epoch, loss, learning rate, global gradient norm, loss scale, whether it was
             skipped (something was not finite and nothing changed), tokens per second. Empty before the first step.
         steps, skipped: how many this process has run, and how many of them changed nothing.
+        all_skipped: whether no step has changed anything; False before the first.
         first_seconds: duration of the first step, which compiles, in seconds.
     """
 
@@ -33,7 +34,7 @@ class StepMeter(Callback):
         self.progress = progress
         self.tokens_per_step = tokens_per_step
         self.record: dict[str, Any] = {}
-        self.steps = self.skipped = 0
+        self.steps = self.skipped = self._reports = 0
         self.first_seconds = 0.0
         self._steady_seconds = 0.0
         self._steady_steps = 0
@@ -60,6 +61,7 @@ class StepMeter(Callback):
             self.first_seconds = seconds
         self.steps += steps
         self.skipped += skipped
+        self._reports += 1
         self.record = {
             "step": step,
             "epoch": self.progress.epoch(step),
@@ -70,6 +72,10 @@ class StepMeter(Callback):
             "skipped": skipped,
             "tokens_per_second": round(steps * self.tokens_per_step / seconds, 1),
         }
+
+    @property
+    def all_skipped(self) -> bool:
+        return 0 < self._reports == self.skipped
 
     @property
     def tokens(self) -> int:
@@ -125,7 +131,11 @@ class LossMonitor(Callback):
         return mean * (self.progress.total_steps - step)
 
     def _line(self, record: dict[str, Any], first: bool, seconds_left: float | None) -> str:
-        loss = "not finite, step skipped" if record["skipped"] else f"{record['loss']:.4f}"
+        loss = f"{record['loss']:.4f}" if math.isfinite(record["loss"]) else "not finite"
+        if record["skipped"]:
+            loss += (
+                f" ({what_overflowed(record)} not finite, step skipped)" if loss != "not finite" else ", step skipped"
+            )
         norm = f"{record['grad_norm']:.3f}" if math.isfinite(record["grad_norm"]) else "not finite"
         scale = "" if record["loss_scale"] == 1.0 else f", scale {record['loss_scale']:g}"
         left = "" if seconds_left is None else f", {duration(seconds_left)} left"
@@ -177,10 +187,16 @@ class SkippedSteps(Callback):
         raise UserError(
             f"training stopped at step {step} (epoch {record['epoch']}, batch {progress.step_in_epoch(step)} of "
             f"{progress.steps_per_epoch}): loss or gradients were not finite in {self._in_a_row} steps in a row, last "
-            f"with loss {record['loss']} at loss scale {record['loss_scale']:g}. None of these steps changed the "
-            "weights. Lower the learning rate, look at the data of these batches and at the weights the run began "
-            "with, or, if the loss scale is still falling, raise runner_wrapper.max_skipped_steps."
+            f"the {what_overflowed(record)}, with loss {record['loss']} at loss scale {record['loss_scale']:g}. None "
+            "of these steps changed the weights. Lower the learning rate, look at the data of these batches and at the "
+            "weights the run began with, or, if the loss scale is still falling, raise "
+            "runner_wrapper.max_skipped_steps."
         )
+
+
+def what_overflowed(record: Mapping[str, Any]) -> str:
+    """What of a skipped step was not finite: "loss", or "gradients" if the loss was."""
+    return "gradients" if math.isfinite(record["loss"]) else "loss"
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mindgpt.train.callbacks import StepMeter, duration
+from mindgpt.train.callbacks import StepMeter, duration, what_overflowed
 from mindgpt.train.evaluation_callback import EvaluationCallback, when
 
 
@@ -28,10 +28,12 @@ def closing_table(
     if evaluation is not None and evaluation.best.score is not None:
         rows[f"best {evaluation.metric}"] = f"{evaluation.best.score:.4f} ({when(evaluation.best.step)})"
     if meter.skipped:
-        rows["skipped"] = f"{meter.skipped} steps were not finite and changed nothing"
+        rows["skipped"] = f"{meter.skipped} steps were not finite and changed nothing (last: {what_overflowed(last)})"
     rows |= {name: str(path) for name, path in files.items()}
     width = max(map(len, rows))
     heading = "training done" if last["step"] == total else "training ended"
+    if meter.all_skipped:
+        heading = "training ended, and the weights are those it began with"
     return "\n".join([f"{heading}:", *(f"  {name.ljust(width)}  {value}" for name, value in rows.items())])
 
 

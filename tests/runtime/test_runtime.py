@@ -118,6 +118,16 @@ def test_without_a_cluster_this_is_the_only_process(monkeypatch, capsys):
     assert capsys.readouterr().out == "hello\n"
 
 
+@pytest.mark.parametrize(("number", "size"), [("1", None), ("7", None), ("2", "2")])
+def test_a_rank_beyond_the_processes_is_refused(monkeypatch, number, size):
+    """It would be silent, and its work lost (field report R6)."""
+    monkeypatch.setenv("RANK_ID", number)
+    monkeypatch.delenv("MS_SIMULATION_LEVEL", raising=False)
+    monkeypatch.setenv("MS_WORKER_NUM", size) if size else monkeypatch.delenv("MS_WORKER_NUM", raising=False)
+    with pytest.raises(UserError, match=f"RANK_ID is {number}, but .*unset RANK_ID.*msrun_launcher"):
+        ranks.say("nobody would see this")
+
+
 def test_only_rank_0_speaks(monkeypatch, capsys):
     monkeypatch.setenv("RANK_ID", "3")
     monkeypatch.setenv("MS_WORKER_NUM", "4")

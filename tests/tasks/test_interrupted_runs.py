@@ -42,7 +42,7 @@ def test_a_run_without_a_finite_loss_stops_and_changes_nothing(program, toy, tra
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: training stopped at step 3 (epoch 1, batch 3 of 10): loss or gradients were")
-    assert "not finite in 3 steps in a row, last with loss nan at loss scale 1." in done.stderr
+    assert "not finite in 3 steps in a row, last the loss, with loss nan at loss scale 1." in done.stderr
     assert "Lower the learning rate" in done.stderr
     after = checksums(tmp_path / "output")
     assert {name: after[name] for name in before} == before
@@ -54,17 +54,22 @@ def test_a_run_without_a_finite_loss_stops_and_changes_nothing(program, toy, tra
     assert not any(saved.read(name).any() for name in moments)
 
 
-def test_skipped_steps_are_logged_and_counted(succeed, toy, poisoned, tmp_path):
-    console = succeed(
+def test_a_run_in_which_no_step_counted_does_not_end_like_one_that_trained(program, toy, poisoned, tmp_path):
+    done = program(
         "run_mindformer.py", "--config", toy.yaml, "--train_dataset_dir", toy.train, "--load_checkpoint", poisoned,
         "--num_samples", 40, "--epochs", 1, cwd=tmp_path,
     )  # fmt: skip
+    console = done.stdout
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no step changed the weights: loss not finite in each of 5 steps, the last at")
+    assert done.stderr.count("\n") == 1
+    assert "training ended, and the weights are those it began with:" in console
     records = [json.loads(line) for line in (tmp_path / "output" / "log" / "train.jsonl").read_text().splitlines()]
     assert [(record["step"], record["loss"], record["grad_norm"], record["skipped"]) for record in records] == [
         (step, None, None, True) for step in range(1, 6)
     ]
     assert console.count("loss not finite, step skipped, lr ") == 5
-    assert re.search(r"^  skipped +5 steps were not finite and changed nothing$", console, re.MULTILINE)
+    assert re.search(r"^  skipped +5 steps were not finite and changed nothing \(last: loss\)$", console, re.MULTILINE)
     assert re.search(r"^  loss +nan \(step 5\)$", console, re.MULTILINE)
     assert (tmp_path / "output" / "plot.png").exists() is (importlib.util.find_spec("matplotlib") is not None)
 

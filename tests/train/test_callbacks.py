@@ -50,6 +50,7 @@ def test_lines_and_log(drive, tmp_path, capsys):
     drive.step(meter, monitor, loss=6.5, seconds=2)
     drive.step(meter, monitor, loss=float("inf"), norm=float("nan"), skipped=True, scale=65536, seconds=2)
     drive.step(meter, monitor, loss=5.0, scale=32768, rate=0.5, norm=12.0, seconds=10)
+    drive.step(meter, monitor, loss=5.0, norm=float("inf"), skipped=True, scale=32768, seconds=2)
     monitor.close()
     assert capsys.readouterr().out.splitlines() == [
         "epoch 1/2, step 1/6: loss 7.2500, lr 1.000e-03, grad norm 0.500, 20 tokens/s (compiling included)",
@@ -57,14 +58,16 @@ def test_lines_and_log(drive, tmp_path, capsys):
         "epoch 1/2, step 3/6: loss not finite, step skipped, lr 1.000e-03, grad norm not finite, scale 65536, "
         "500 tokens/s, 6s left",
         "epoch 2/2, step 4/6: loss 5.0000, lr 5.000e-01, grad norm 12.000, scale 32768, 100 tokens/s, 9s left",
+        "epoch 2/2, step 5/6: loss 5.0000 (gradients not finite, step skipped), lr 1.000e-03, grad norm not finite, "
+        "scale 32768, 500 tokens/s, 4s left",
     ]
     records = [json.loads(line) for line in (tmp_path / "log" / "train.jsonl").read_text().splitlines()]
-    assert [record["loss"] for record in records] == [7.25, 6.5, None, 5.0]
-    assert [record["grad_norm"] for record in records] == [0.5, 0.5, None, 12.0]
-    assert [record["skipped"] for record in records] == [False, False, True, False]
-    assert [record["loss_scale"] for record in records] == [1, 1, 65536, 32768]
-    assert [record["epoch"] for record in records] == [1, 1, 1, 2]
-    assert [record["tokens_per_second"] for record in records] == [20, 500, 500, 100]
+    assert [record["loss"] for record in records] == [7.25, 6.5, None, 5.0, 5.0]
+    assert [record["grad_norm"] for record in records] == [0.5, 0.5, None, 12.0, None]
+    assert [record["skipped"] for record in records] == [False, False, True, False, True]
+    assert [record["loss_scale"] for record in records] == [1, 1, 65536, 32768, 32768]
+    assert [record["epoch"] for record in records] == [1, 1, 1, 2, 2]
+    assert [record["tokens_per_second"] for record in records] == [20, 500, 500, 100, 500]
 
 
 def test_an_earlier_log_stays_until_the_first_step_is_done(drive, tmp_path):
@@ -128,11 +131,11 @@ def test_only_skipped_steps_in_a_row_end_a_run(drive):
     guard = SkippedSteps(meter, most_in_a_row=2)
     for skipped in (True, False, True, False, True):
         drive.step(meter, guard, skipped=skipped)
-    assert meter.skipped == 3
+    assert meter.skipped == 3 and not meter.all_skipped
     with pytest.raises(UserError) as error:
         drive.step(meter, guard, loss=float("nan"), skipped=True, scale=4.0)
     assert "training stopped at step 6 (epoch 2, batch 3 of 3)" in str(error.value)
-    assert "2 steps in a row, last with loss nan at loss scale 4." in str(error.value)
+    assert "2 steps in a row, last the loss, with loss nan at loss scale 4." in str(error.value)
     assert "runner_wrapper.max_skipped_steps" in str(error.value)
 
 
