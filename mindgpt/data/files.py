@@ -7,6 +7,7 @@ or `read_json`, so a wrong path, a broken byte or a typo ends in one sentence, n
 import contextlib
 import errno
 import glob
+import itertools
 import json
 import os
 import secrets
@@ -80,6 +81,27 @@ def _about(error: OSError, temporary: Path) -> bool:
     """Whether the error comes from writing this file, rather than from other work done inside the `with` block."""
     full_disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
     return error.errno in full_disk or error.filename == str(temporary)
+
+
+def set_aside(path: PathLike) -> Path | None:
+    """Give a file that is in the way of a new one the name `<stem>-<n><suffix>`, with the first n that is free.
+
+    Returns:
+        The new name, or None if there was no file.
+
+    Raises:
+        UserError: it cannot be renamed.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
+    target = next(name for name in numbered if not name.exists())
+    try:
+        os.rename(path, target)
+    except OSError as error:
+        raise UserError(f"Cannot rename {path} to {target}: {error.strerror}.") from error
+    return target
 
 
 def make_folder(folder: PathLike) -> None:

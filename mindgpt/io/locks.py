@@ -18,7 +18,7 @@ _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 
 
 class Lock:
-    """A file that is locked as long as this object is not released. Two locks of one process on one file are one lock.
+    """A file that is locked as long as this object is not released.
 
     Attributes:
         path: the file; it holds who has the lock, as JSON with the keys `pid`, `machine` and `since`.
@@ -38,10 +38,10 @@ class Lock:
 
 
 def try_lock(path: Path) -> Lock | None:
-    """Lock a file, which is made if it is missing; None if another process has it.
+    """Lock a file, which is made if it is missing; None if it is locked already.
 
-    The lock is one of POSIX (`fcntl`): it ends when its process does, is not inherited by children, and works on most
-    network file systems. On a file system without locks nothing is locked.
+    The system's lock (`flock`) ends with the process, however that ends; programs that it starts do not inherit it. On a
+    file system without locks nothing is locked.
 
     Raises:
         OSError: the file cannot be made.
@@ -50,7 +50,7 @@ def try_lock(path: Path) -> Lock | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if fcntl is not None:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _HELD_BY_ANOTHER:
                 os.close(descriptor)

@@ -1,6 +1,12 @@
-"""The names in a run's output folder: `checkpoint/rank_<r>/<prefix>_rank_<r>-<epoch>_<step>.ckpt`."""
+"""The names in a run's output folder: `checkpoint/rank_<r>/<prefix>_rank_<r>-<epoch>_<step>.ckpt`.
+
+Several runs may have written into one folder. `meta.json` lists the checkpoints of the last of them, so that the newest
+is that of the last run, not the one of the highest step. MindFormers writes a file of this name too, with the last
+checkpoint alone. Where there is none, all count as of one run.
+"""
 
 import itertools
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -8,8 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mindgpt.config.errors import UserError
+from mindgpt.data.files import atomic_write
 
 _EPOCH_AND_STEP = re.compile(r"-(\d+)_(\d+)(-network|-trainable)?\.ckpt$")
+RECORD = "meta.json"
 _RANK_FOLDER = re.compile(r"rank_(\d+)$")
 
 
@@ -32,10 +40,49 @@ def step_of(file: Path) -> Step | None:
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
     """The checkpoints of a run's folder `checkpoint/rank_<r>`, or of those beside it, the newest last.
 
-    By epoch and step, not by name, and not by the time of writing, which copying changes.
+    Those of the last run come after all others; among them by epoch and step, not by name, and not by the time of
+    writing, which copying changes.
     """
-    numbered = [(step_of(file), file) for file in Path(folder).glob("*.ckpt")]
-    return [file for _, file in sorted((step, file) for step, file in numbered if step)]
+    of_last_run = set(files_of_last_run(folder))
+    numbered = [(file.name in of_last_run, step_of(file), file) for file in Path(folder).glob("*.ckpt")]
+    return [file for _, step, file in sorted(entry for entry in numbered if entry[1]) if step]
+
+
+def files_of_last_run(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of the last run's checkpoints that are there; empty if nothing tells which these are."""
+    try:
+        record = json.loads(Path(folder, RECORD).read_bytes())
+        names = [*record.get("files", ()), record["last_ckpt_file"]]
+        return [name for name in dict.fromkeys(map(os.path.basename, names)) if Path(folder, name).is_file()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def record_checkpoints(folder: Path, files: Sequence[Path]) -> None:
+    """Note which checkpoints in a folder are of the run that is going on, the newest last.
+
+    Raises:
+        UserError: the note cannot be written.
+    """
+    step = step_of(files[-1])
+    names = [file.name for file in files]
+    record = {"last_epoch": step.epoch, "last_step": step.step, "last_ckpt_file": names[-1], "files": names}
+    with atomic_write(folder / RECORD, "w") as file:
+        file.write(json.dumps(record, indent=2) + "\n")
+
+
+def free_stem(folders: Sequence[Path], stem: str) -> str:
+    """`stem`, or if checkpoints in one of the folders begin with it `stem_1`, `stem_2`...: a run replaces no file of
+    another. MindSpore names them so, too."""
+    taken = {stem_of(file) for folder in folders for file in folder.glob("*.ckpt")}
+    candidates = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(1)))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def stem_of(file: Path) -> str | None:
+    """The name of a checkpoint before `-<epoch>_<step>`, or None for a name of another kind."""
+    match = _EPOCH_AND_STEP.search(file.name)
+    return file.name[: match.start()] if match else None
 
 
 def rank_folders(folder: Path) -> dict[int, Path]:
@@ -78,13 +125,14 @@ def choose_files(folders: Sequence[Path], step: Step | None = None) -> list[Path
 
 
 def by_step(folder: Path) -> dict[Step, Path]:
-    """The checkpoints in a folder `rank_<r>`, by step.
+    """The checkpoints in a folder `rank_<r>`, by step; of the last run, if it is known which these are.
 
     Raises:
         UserError: two are of one step.
     """
     found: dict[Step, Path] = {}
-    for file in checkpoints_in(folder):
+    files = [Path(folder, name) for name in files_of_last_run(folder)]
+    for file in [file for file in files if step_of(file)] or checkpoints_in(folder):
         step = step_of(file)
         if step in found:
             raise UserError(f"{folder}: {found[step].name} and {file.name} are of one step. Move one of them away.")

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mindgpt.config.command_line import config_from_command_line
+from mindgpt.config.command_line import CommandLine, config_from_command_line
 from mindgpt.config.errors import run_program
 from mindgpt.runtime.interrupts import end_on_interrupt
+from mindgpt.runtime.ranks import say
+from mindgpt.tasks.output_folder import held_output_folder
 
 
 def main() -> NoReturn:
@@ -23,8 +25,12 @@ def run(argv: Sequence[str] | None = None) -> None:
         UserError: the command line, the YAML, or a file they name is wrong.
     """
     command = config_from_command_line(argv)
+    with held_output_folder(command.config):
+        _run_mode(command)
+
+
+def _run_mode(command: CommandLine) -> None:
     config = command.config
-    from mindgpt.runtime.ranks import say
     from mindgpt.tasks.session import prepare
 
     for note in command.notes:

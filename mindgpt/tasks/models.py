@@ -14,7 +14,7 @@ from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.models.resizing import POSITIONS, TOKENS, resized
-from mindgpt.models.run_folder import rank_folders
+from mindgpt.models.run_folder import checkpoints_in, files_of_last_run, rank_folders
 from mindgpt.models.sharded_checkpoint import holds_slices
 from mindgpt.models.weights import Weights, load_weights, open_weights
 from mindgpt.pet.names import SCORE
@@ -190,6 +190,13 @@ def newest_in(folder: Path) -> Path:
         newest = last_checkpoint(candidates)
     except UserError:
         return folder
+    if of_last_run := files_of_last_run(candidates):
+        others = len(checkpoints_in(candidates)) - len(of_last_run)
+        say(
+            f"weights: the newest in {candidates} is {newest.name}"
+            + (f", of the last run; {others} of earlier runs are there too" if others else "")
+        )
+        return newest
     say(f"weights: the newest in {candidates} is {newest.name}")
     written_last = max(candidates.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
     if written_last != newest:

@@ -1,7 +1,5 @@
 """What every run mode does around its job: refuse what is not there, prepare the device, keep the configuration."""
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.execution import ParallelConfigSection, ParallelSection, StrategyCheckpointSection
 from mindgpt.config.loader import dump_config
 from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write
+from mindgpt.data.files import atomic_write, read_text, set_aside
 from mindgpt.runtime.collectives import join_cut, join_data_parallel, join_tensor_parallel
 from mindgpt.runtime.device import choose_target, prepare_device
 from mindgpt.runtime.precision import replaced_on_cpu
@@ -27,7 +25,6 @@ def prepare(config: RunConfig) -> None:
         UserError: the configuration asks for something mindgpt does not do yet, the device is not there, or the layout
             does not fit the processes.
     """
-    _check_output_folder(Path(config.output_dir))
     target = choose_target(config.context.device_target)
     problems = [*_not_there(config), *layout_problems(config, target)]
     if problems:
@@ -49,19 +46,6 @@ def prepare(config: RunConfig) -> None:
         say(note)
 
 
-def _check_output_folder(folder: Path) -> None:
-    """Raise `UserError` now, not after the work, if nothing can be written there. Leaves nothing behind."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"output_dir: {there} is a file, and no folder; name another with --output_dir")
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=".mindgpt-", dir=there))
-    except OSError as error:
-        raise UserError(
-            f"output_dir: cannot write into the folder {there} ({error.strerror}); name another with --output_dir"
-        ) from error
-
-
 def keep_config(config: RunConfig) -> Path:
     """Write the resolved configuration, every default filled in, to `<output_dir>/<run_mode>_config.yaml`.
 
@@ -71,8 +55,11 @@ def keep_config(config: RunConfig) -> Path:
     path = Path(config.output_dir) / f"{config.run_mode}_config.yaml"
     if rank() != 0:
         return path
+    text = dump_config(config)
+    if config.run_mode in ("train", "finetune") and path.exists() and read_text(path) != text:
+        set_aside(path)  # of an earlier run, whose checkpoints and logs stay, too
     with atomic_write(path, "w") as file:
-        file.write(dump_config(config))
+        file.write(text)
     return path
 
 

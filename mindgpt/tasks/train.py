@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.train import Callback, Model
 
-from mindgpt.config.callbacks import CheckpointMonitorSection, SummaryMonitorSection
+from mindgpt.config.callbacks import SummaryMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.config.section import Section
@@ -26,6 +26,7 @@ from mindgpt.tasks.datasets import reading, rows_a_step, training_data
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.labelled_data import labelled_training_data
 from mindgpt.tasks.models import build_model
+from mindgpt.tasks.output_folder import checkpoint_folder, earlier_run_note
 from mindgpt.tasks.session import keep_config
 from mindgpt.train.callbacks import StepMeter, what_overflowed
 from mindgpt.train.optimizers import decay_groups, state_line
@@ -74,6 +75,8 @@ def train(config: RunConfig) -> None:
     if model_is_cut() and (config.only_save_strategy or is_simulated()):
         _stop_after_compiling(config, step, callbacks, 0 if point is None else point.step)
         return
+    if point is None and (note := earlier_run_note(config)):
+        say(note)
     say(trained_values(model.get_parameters()))
     say(state_line(step.optimizer))
     say(decay_groups(step.optimizer.parameters, config.optimizer.weight_decay))
@@ -148,8 +151,7 @@ def _resume_point(config: RunConfig, plan: dict[str, Any]) -> ResumePoint | None
     """The checkpoint to go on from, or None: of this output folder, or of the one that `load_checkpoint` names."""
     if not config.resume_training:
         return None
-    monitors = [section for section in config.callbacks if isinstance(section, CheckpointMonitorSection)]
-    own = Path(monitors[0].directory if monitors and monitors[0].directory else Path(config.output_dir) / "checkpoint")
+    own = checkpoint_folder(config)
     named = Path(config.load_checkpoint) if config.load_checkpoint else None
     if holds_parts(config):
         folders = [own, *([named] if named else [])]

@@ -9,9 +9,9 @@ from mindspore import nn
 
 from mindgpt.config.errors import UserError
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.run_folder import checkpoints_in
+from mindgpt.models.run_folder import free_stem, record_checkpoints
 from mindgpt.models.weights import save_checkpoint
-from mindgpt.runtime.ranks import say
+from mindgpt.train.checkpoints import files_to_continue
 from mindgpt.train.progress import Progress
 
 # Metrics by which a run may be judged, and whether more of them is better. The first that an evaluation returns is the
@@ -121,37 +121,31 @@ class BestCheckpoint:
         self.config = config
         self.written: Path | None = None
         self._own: list[Path] = []  # what the run wrote and has not deleted
+        self._named = False  # whether the stem is that of this run's files
 
     def restore(self) -> None:
-        """For a resumed run: the files of its name are its own, and the next best replaces them."""
-        self._own = [path for path in checkpoints_in(self.folder) if path.name.startswith(f"{self.stem}-")]
+        """For a resumed run: what the last run wrote is its own, and the next best replaces it."""
+        self._own, self.stem = files_to_continue(self.folder, self.stem)
+        self._named = True
 
     def save(self, step: int) -> Path:
         """Write the weights as they are after `step`, then delete what was this run's best before.
 
         A kill at any instant leaves a whole file, and of two of this run the newer is the better one. Other runs' files
-        stay; a line says so. Before the first step the name ends in `-0_0`. Returns the path.
+        stay, under other names. Before the first step the name ends in `-0_0`. Returns the path.
 
         Raises:
             UserError: it cannot be written.
         """
+        if not self._named:
+            self.stem, self._named = free_stem([self.folder], self.stem), True
         epoch, in_epoch = self.progress.epoch(step), self.progress.step_in_epoch(step)
         path = self.folder / f"{self.stem}-{epoch}_{in_epoch}.ckpt"
         self.config.save_pretrained(self.folder, type(self.model).__name__)
         save_checkpoint(path, {**self.model.parameters_dict(), "epoch_num": epoch, "step_num": step})
+        record_checkpoints(self.folder, [path])
         for file in self._own:
             if file != path:
                 file.unlink(missing_ok=True)
-        if self.written is None:
-            self._say_others(path)
         self.written, self._own = path, [path]
         return path
-
-    def _say_others(self, path: Path) -> None:
-        others = [file.name for file in checkpoints_in(self.folder) if file != path]
-        if others:
-            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            say(
-                f"note: {self.folder} holds checkpoints of other runs, which stay: {others[0]}{more}. To load the best "
-                "of this run, name its file, not the folder"
-            )

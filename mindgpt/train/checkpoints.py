@@ -12,7 +12,13 @@ from mindgpt.config.callbacks import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.data.files import make_folder
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.run_folder import checkpoints_in
+from mindgpt.models.run_folder import (
+    checkpoints_in,
+    files_of_last_run,
+    free_stem,
+    record_checkpoints,
+    stem_of,
+)
 from mindgpt.models.weights import save_checkpoint
 from mindgpt.train.progress import Progress
 
@@ -23,7 +29,9 @@ class CheckpointMonitor(Callback):
     """Writes `<prefix>_rank_<r>-<epoch>_<step>.ckpt`, each whole or not at all, and deletes the oldest.
 
     `step` counts within the epoch, as MindFormers does it. With the weights go the optimizer's state, the loss scale
-    and the counters; `config.json` lies beside them, so that `from_pretrained` opens any of them.
+    and the counters; `config.json` lies beside them, so that `from_pretrained` opens any of them, and `meta.json`,
+    which lists those of this run. Files of other runs are never replaced: where there are some, the names of this run
+    are `<prefix>_rank_<r>_1-...`.
 
     Args:
         section: when to save and what to keep.
@@ -60,6 +68,9 @@ class CheckpointMonitor(Callback):
         self.base = Path(section.directory or Path(output_dir) / "checkpoint")
         self.folder = self.base / f"rank_{rank}"
         self._stem = f"{section.prefix}_rank_{rank}"
+        self._extra_folders = {
+            kind: self.base.parent / f"checkpoint_{kind}" / f"rank_{rank}" for kind in ("network", "trainable")
+        }
         self.written: list[Path] = []
         self._last_step = 0
         self._last_time = time.monotonic()
@@ -69,7 +80,9 @@ class CheckpointMonitor(Callback):
         make_folder(self.folder)
         self._last_step = run_context.original_args().cur_step_num
         if self._last_step:  # resumed: what the run had written before is among the files to keep or to delete
-            self.written = [path for path in checkpoints_in(self.folder) if path.name.startswith(f"{self._stem}-")]
+            self.written, self._stem = files_to_continue(self.folder, self._stem)
+        else:
+            self._stem = free_stem([self.folder, *self._extra_folders.values()], self._stem)
 
     def on_train_step_end(self, run_context: RunContext) -> None:
         step = run_context.original_args().cur_step_num
@@ -96,34 +109,44 @@ class CheckpointMonitor(Callback):
         save_checkpoint(path, {**parameters, **counters, **self.state(step)})
         of_model = self.model.parameters_dict()
         weights = {key: p for key, p in parameters.items() if key in of_model}
-        self._save_extra("checkpoint_network", self.section.save_network_params, f"{name}-network", weights)
+        self._save_extra("network", self.section.save_network_params, name, weights)
         trained = {key: p for key, p in weights.items() if p.requires_grad}
-        self._save_extra("checkpoint_trainable", self.section.save_trainable_params, f"{name}-trainable", trained)
+        self._save_extra("trainable", self.section.save_trainable_params, name, trained)
         self._last_step, self._last_time = step, time.monotonic()
         self._keep_the_last(path)
         return path
 
-    def _save_extra(self, folder: str, wanted: bool, name: str, parameters: Mapping[str, Parameter]) -> None:
+    def _save_extra(self, kind: str, wanted: bool, name: str, parameters: Mapping[str, Parameter]) -> None:
         """The weights without the optimizer's state, as MindFormers puts them beside the checkpoint folder."""
         if not wanted:
             return
-        target = self.base.parent / folder / f"rank_{self.rank}"
+        target = self._extra_folders[kind]
         self.config.save_pretrained(target, type(self.model).__name__)
-        save_checkpoint(target / f"{name}.ckpt", parameters)
+        save_checkpoint(target / f"{name}-{kind}.ckpt", parameters)
 
     def _keep_the_last(self, path: Path) -> None:
-        self.written = [file for file in self.written if file != path] + [path]
-        while self.limit and len(self.written) > self.limit:
-            oldest = self.written.pop(0)
-            for file in self._files_of(oldest):
-                file.unlink(missing_ok=True)
+        """Note what this run keeps, then delete the rest of what it has written: killed at any instant, the folder has
+        a note of whole files."""
+        written = [file for file in self.written if file != path] + [path]
+        surplus = max(0, len(written) - self.limit) if self.limit else 0
+        outdated, self.written = written[:surplus], written[surplus:]
+        record_checkpoints(self.folder, self.written)
+        for kind, folder in self._extra_folders.items():
+            if kept := [file for one in self.written if (file := folder / f"{one.stem}-{kind}.ckpt").exists()]:
+                record_checkpoints(folder, kept)
+        for file in outdated:
+            extra = (folder / f"{file.stem}-{kind}.ckpt" for kind, folder in self._extra_folders.items())
+            for each in (file, *extra):
+                each.unlink(missing_ok=True)
 
-    def _files_of(self, path: Path) -> list[Path]:
-        beside = self.base.parent
-        return [path] + [
-            beside / f"checkpoint_{kind}" / f"rank_{self.rank}" / f"{path.stem}-{kind}.ckpt"
-            for kind in ("network", "trainable")
-        ]
+
+def files_to_continue(folder: Path, stem: str) -> tuple[list[Path], str]:
+    """For a run that is resumed: the checkpoints that it has written into a folder, and how their names begin. Where
+    nothing tells which these are, those whose names begin with `stem`."""
+    if names := files_of_last_run(folder):
+        files = [folder / name for name in names]
+        return files, stem_of(files[-1]) or stem
+    return [path for path in checkpoints_in(folder) if path.name.startswith(f"{stem}-")], stem
 
 
 def parameters_of_step(step: nn.Cell) -> Mapping[str, Parameter]:

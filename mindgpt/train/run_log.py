@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import atomic_write, make_folder, read_lines
-from mindgpt.runtime.ranks import rank
+from mindgpt.data.files import atomic_write, make_folder, read_lines, set_aside
+from mindgpt.runtime.ranks import rank, say
 
 
 class RunLog:
@@ -16,9 +16,9 @@ class RunLog:
     is written, so a run that is killed leaves its log.
 
     Args:
-        path: the file; an older one stays until the first record, which replaces it unless `begin` continues it.
-        outdated: a log that this run does not write; an older one goes when `path` is replaced, since it would be taken
-            for a log of this run.
+        path: the file. One of an earlier run is renamed at the first record, unless `begin` continues it.
+        outdated: a log that this run does not write; one of an earlier run is renamed along with that of `path`, since
+            it would be taken for a log of this run.
     """
 
     def __init__(self, path: Path, outdated: Path | None = None):
@@ -48,12 +48,17 @@ class RunLog:
         if rank() != 0:
             return
         if self._file is None:
+            if self._mode == "w":
+                self._set_aside_earlier()
             self._file = open(self.path, self._mode, encoding="utf-8")  # noqa: SIM115 (closed by `close`)
-            if self._mode == "w" and self.outdated is not None:
-                self.outdated.unlink(missing_ok=True)
             self._mode = "a"
         self._file.write(_line(record))
         self._file.flush()
+
+    def _set_aside_earlier(self) -> None:
+        for path in (self.path, self.outdated):
+            if path is not None and (kept := set_aside(path)):
+                say(f"the log of an earlier run is kept as {kept}")
 
     def close(self) -> None:
         """Close the file, if it is open."""

@@ -79,6 +79,7 @@ def test_an_earlier_log_stays_until_the_first_step_is_done(drive, tmp_path):
     assert (tmp_path / "train.jsonl").read_text() == "of an earlier run\n"
     drive.step(meter, monitor)
     assert json.loads((tmp_path / "train.jsonl").read_text())["step"] == 1  # there at once, for whoever watches
+    assert (tmp_path / "train-1.jsonl").read_text() == "of an earlier run\n"
 
 
 def test_a_resumed_run_continues_the_log(drive, tmp_path):
@@ -140,7 +141,7 @@ def test_only_skipped_steps_in_a_row_end_a_run(drive):
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_a_log_that_this_run_does_not_write_goes_with_the_older_run(drive, tmp_path, resumed):
+def test_a_log_that_this_run_does_not_write_is_renamed_with_the_older_run(drive, tmp_path, resumed):
     """Else the plot would show the evaluations of one run with the steps of another."""
     log, outdated = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
     log.write_text('{"step": 1}\n')
@@ -153,3 +154,4 @@ def test_a_log_that_this_run_does_not_write_goes_with_the_older_run(drive, tmp_p
     drive.step(meter, monitor)
     monitor.close()
     assert outdated.exists() is resumed
+    assert (tmp_path / "eval-1.jsonl").exists() is not resumed

@@ -1,5 +1,6 @@
 """When checkpoints are written, what is kept, and what a killed writer leaves behind."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from mindspore import Parameter, Tensor, nn
 
 from mindgpt.config.callbacks import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
-from mindgpt.data import files
+from mindgpt.io.processes import MACHINE
 from mindgpt.models.checkpoint_file import CheckpointFile
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.run_folder import Step as StepNumber
+from mindgpt.models.run_folder import by_step
 from mindgpt.models.weights import save_checkpoint
 from mindgpt.train import checkpoints
-from mindgpt.train.checkpoints import CheckpointMonitor, last_checkpoint
+from mindgpt.train.checkpoints import CheckpointMonitor, files_to_continue, last_checkpoint
 from mindgpt.train.progress import Progress
 
 
@@ -44,14 +47,14 @@ class Step(nn.Cell):
 def monitor(tmp_path):
     """A function that runs a training of 2 epochs of 5 steps under a monitor; it returns the names that are left."""
 
-    def run(steps=10, ended=True, rank=0, in_parts=False, **settings):
+    def run(steps=10, ended=True, rank=0, in_parts=False, begin=0, **settings):
         network = Network()
         section = CheckpointMonitorSection(prefix="x", **settings)
         config = GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=10, seq_length=4)
         callback = CheckpointMonitor(
             section, Progress(2, 5), tmp_path / "output", network, config, rank, in_parts=in_parts
         )
-        state = SimpleNamespace(cur_step_num=0, train_network=Step(network))
+        state = SimpleNamespace(cur_step_num=begin, train_network=Step(network))
         context = SimpleNamespace(original_args=lambda: state)
         callback.on_train_begin(context)
         for _ in range(steps):
@@ -79,7 +82,7 @@ def test_the_end_is_not_saved_twice_and_the_oldest_go(monitor, tmp_path):
     for kind in ("network", "trainable"):
         folder = tmp_path / "output" / f"checkpoint_{kind}" / "rank_0"
         kept = {f"x_rank_0-{number}-{kind}.ckpt" for number in ("2_1", "2_3", "2_5")}
-        assert {file.name for file in folder.iterdir()} == kept | {"config.json"}
+        assert {file.name for file in folder.iterdir()} == kept | {"config.json", "meta.json"}
 
 
 def test_of_a_cut_model_the_last_whole_one_outlives_the_writing_of_the_next(monitor):
@@ -168,9 +171,58 @@ def test_the_next_writer_sweeps_what_a_killed_one_left(repo, tmp_path):
     (other,) = left - {mine}
     dead = mine.split("tmp-")[1].split("-")[0]
     alive = mine.replace(f"tmp-{dead}-", f"tmp-{os.getpid()}-")
-    elsewhere = mine.replace(files._MACHINE, "00000000")  # the number of a process of another machine says nothing
+    elsewhere = mine.replace(MACHINE, "00000000")  # the number of a process of another machine says nothing
     for name in (alive, elsewhere):
         (tmp_path / name).write_text("being written")
     save_checkpoint(path, {"free": np.zeros(3, np.float32)})
     assert {file.name for file in tmp_path.iterdir()} == {path.name, other, alive, elsewhere}
     assert CheckpointFile(path).read("free").tolist() == [0, 0, 0]
+
+
+# ---- several runs in one folder --------------------------------------------------------------------------------------
+
+
+def test_a_shorter_run_in_a_used_folder_replaces_nothing_and_is_the_newest(monitor, tmp_path):
+    folder = tmp_path / "output" / "checkpoint" / "rank_0"
+    longer = monitor(save_checkpoint_steps=5, keep_checkpoint_max=0)
+    before = {name: (folder / name).read_bytes() for name in longer}
+    both = monitor(steps=5, save_checkpoint_steps=2, keep_checkpoint_max=1)
+    assert both == sorted([*longer, "x_rank_0_1-1_5.ckpt"])
+    assert {name: (folder / name).read_bytes() for name in longer} == before
+    assert last_checkpoint(folder).name == "x_rank_0_1-1_5.ckpt"
+    assert list(by_step(folder)) == [StepNumber(1, 5)]
+    network = folder.parents[1] / "checkpoint_network" / "rank_0"
+    assert last_checkpoint(network).name == "x_rank_0_1-1_5-network.ckpt"
+    record = json.loads((folder / "meta.json").read_text())
+    assert record == {
+        "last_epoch": 1, "last_step": 5, "last_ckpt_file": "x_rank_0_1-1_5.ckpt", "files": ["x_rank_0_1-1_5.ckpt"]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"last_ckpt_file": 3}', '{"last_ckpt_file": "gone.ckpt"}'])
+def test_without_a_usable_note_all_checkpoints_count_as_of_one_run(tmp_path, content):
+    for name in ("x_rank_0-2_1.ckpt", "x_rank_0-10_1.ckpt"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "meta.json").write_text(content)
+    assert last_checkpoint(tmp_path).name == "x_rank_0-10_1.ckpt"
+
+
+def test_mindformers_note_is_obeyed(tmp_path):
+    """It holds the last checkpoint alone, maybe with its path on another machine."""
+    for name in ("x_rank_0-2_1.ckpt", "x_rank_0-10_1.ckpt"):
+        (tmp_path / name).write_text("")
+    note = {"last_epoch": 2, "last_step": 1, "last_ckpt_file": "/cache/output/x_rank_0-2_1.ckpt"}
+    (tmp_path / "meta.json").write_text(json.dumps(note))
+    assert last_checkpoint(tmp_path).name == "x_rank_0-2_1.ckpt"
+
+
+def test_a_resumed_run_goes_on_under_its_names_and_deletes_its_own_alone(monitor, tmp_path):
+    folder = tmp_path / "output" / "checkpoint" / "rank_0"
+    monitor(save_checkpoint_steps=5)
+    monitor(steps=4, ended=False, save_checkpoint_steps=2, keep_checkpoint_max=2)
+    assert files_to_continue(folder, "x_rank_0") == (
+        [folder / "x_rank_0_1-1_2.ckpt", folder / "x_rank_0_1-1_4.ckpt"],
+        "x_rank_0_1",
+    )
+    left = monitor(begin=4, steps=6, save_checkpoint_steps=2, keep_checkpoint_max=2)
+    assert left == sorted([*names("1_5", "2_5"), "x_rank_0_1-2_3.ckpt", "x_rank_0_1-2_5.ckpt"])

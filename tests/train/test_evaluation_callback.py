@@ -78,7 +78,9 @@ def test_when_it_is_evaluated(tmp_path, capsys, every_steps, every_epochs, steps
     run.to_the_end()
     records = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
     assert records == [{"step": step, "loss": step + 0.5} for step in steps]
-    lines = capsys.readouterr().out.splitlines()
+    assert (tmp_path / "eval-1.jsonl").read_text() == "of an earlier run\n"
+    kept, *lines = capsys.readouterr().out.splitlines()
+    assert kept == f"the log of an earlier run is kept as {tmp_path}/eval-1.jsonl"
     assert lines[0] == "evaluation before training: loss 0.5000"
     assert lines[-1] == "evaluation after step 6: loss 6.5000"
     assert len(lines) == len(steps)
@@ -204,7 +206,7 @@ class Network(nn.Cell):
         self.weight = Parameter(Tensor([0.0, 0.5], ms.float32), name="weight")
 
 
-def test_the_weights_of_the_best_step_are_kept_beside_the_others(scripted, tmp_path, capsys):
+def test_the_weights_of_the_best_step_are_kept_beside_the_others(scripted, tmp_path):
     """Checkpoints every step, one of them kept: the best is none of their business, nor they its."""
     network, progress = Network(), Progress(1, 5)
     other = tmp_path / "checkpoint_best" / "rank_0" / "x_rank_0-7_9.ckpt"  # the best of an earlier run: not ours
@@ -224,12 +226,12 @@ def test_the_weights_of_the_best_step_are_kept_beside_the_others(scripted, tmp_p
         names.append(sorted(file.name for file in other.parent.glob("x*.ckpt") if file != other))
 
     run.to_the_end(step)
-    assert names == [["x_rank_0-0_0.ckpt"], ["x_rank_0-1_1.ckpt"], *[["x_rank_0-1_2.ckpt"]] * 3]
+    assert names == [["x_rank_0_1-0_0.ckpt"], ["x_rank_0_1-1_1.ckpt"], *[["x_rank_0_1-1_2.ckpt"]] * 3]
     assert sorted(file.name for file in other.parent.iterdir()) == [
-        "config.json", "mine.ckpt", "x_rank_0-1_2.ckpt", other.name
+        "config.json", "meta.json", "mine.ckpt", other.name, "x_rank_0_1-1_2.ckpt"
     ]  # fmt: skip
     assert other.read_text() == "old"
-    assert capsys.readouterr().out.count(f"holds checkpoints of other runs, which stay: {other.name}. ") == 1
+    assert last_checkpoint(other.parent) == keep.written  # though the other is of a later step
     best = CheckpointFile(keep.written)
     assert {name: best.read(name).tolist() for name in best.entries} == {
         "weight": [2, 0.5], "epoch_num": 1, "step_num": 2,

@@ -22,7 +22,7 @@ def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
     assert [record["step"] for record in read_log(log.path)] == [1, 2]
 
 
-def test_a_new_run_replaces_and_a_resumed_one_continues(tmp_path):
+def test_a_new_run_keeps_the_earlier_log_and_a_resumed_one_continues_it(tmp_path):
     path = tmp_path / "train.jsonl"
     write(path, {"step": 1}, {"step": 2}, {"step": 3})
     resumed = RunLog(path)
@@ -35,6 +35,11 @@ def test_a_new_run_replaces_and_a_resumed_one_continues(tmp_path):
     assert len(read_log(path)) == 3
     other.write({"step": 9})
     assert read_log(path) == [{"step": 9}]
+    assert [record["step"] for record in read_log(tmp_path / "train-1.jsonl")] == [1, 2, 3]
+    third = RunLog(path)
+    third.begin()
+    third.write({"step": 1})
+    assert read_log(tmp_path / "train-2.jsonl") == [{"step": 9}]
     lost = RunLog(tmp_path / "lost.jsonl")
     lost.begin(after_step=5)
     lost.write({"step": 6})

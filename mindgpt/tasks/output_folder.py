@@ -1,0 +1,95 @@
+"""The output folder of a run: whether it can be written, one run at a time, and what an earlier run left there.
+
+Loads no MindSpore: what is wrong with the folder is said at once.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mindgpt.config.callbacks import CheckpointMonitorSection
+from mindgpt.config.errors import UserError
+from mindgpt.config.run import RunConfig
+from mindgpt.io.locks import Lock, holder_of, try_lock
+from mindgpt.models.run_folder import checkpoints_in, rank_folders
+from mindgpt.runtime.interrupts import last_words
+from mindgpt.runtime.ranks import rank
+
+_KINDS = {"train": "training", "finetune": "training", "eval": "evaluation", "predict": "prediction"}
+
+
+@contextlib.contextmanager
+def held_output_folder(config: RunConfig) -> Iterator[None]:
+    """For the block, no other run of this kind writes into the output folder. An evaluation may, beside a training.
+
+    A folder that did not exist and holds nothing afterwards is removed again.
+
+    Raises:
+        UserError: the folder cannot be written, or another run of this kind is writing there.
+    """
+    folder, kind = Path(config.output_dir), _KINDS[config.run_mode]
+    _check_can_be_written(folder)
+    if rank() != 0:  # rank 0 writes what all have in common
+        yield
+        return
+    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder, kind)
+    try:
+        with last_words(lock.release):
+            yield
+    finally:
+        lock.release()
+        for path in missing:
+            with contextlib.suppress(OSError):  # it holds something
+                path.rmdir()
+
+
+def _check_can_be_written(folder: Path) -> None:
+    """Raise `UserError` now, not after the work, if nothing can be written there. Leaves nothing behind."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"output_dir: {there} is a file, and no folder; name another with --output_dir")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".mindgpt-", dir=there))
+    except OSError as error:
+        raise UserError(
+            f"output_dir: cannot write into the folder {there} ({error.strerror}); name another with --output_dir"
+        ) from error
+
+
+def _lock(folder: Path, kind: str) -> Lock:
+    path = folder / f".{kind}.lock"
+    try:
+        lock = try_lock(path)
+    except OSError as error:
+        raise UserError(
+            f"output_dir: cannot write {path} ({error.strerror}); name another with --output_dir"
+        ) from error
+    if lock is None:
+        raise UserError(
+            f"output_dir: another {kind} is writing into {folder} ({holder_of(path)}). Name another folder with "
+            "--output_dir, or wait until it has ended."
+        )
+    return lock
+
+
+def earlier_run_note(config: RunConfig) -> str | None:
+    """A line for a new training, if its folders hold an earlier one: what stays there, and what the newest will be."""
+    folder, checkpoints = Path(config.output_dir), checkpoint_folder(config)
+    found = [file for ranks in rank_folders(checkpoints).values() for file in checkpoints_in(ranks)]
+    if not found and not (folder / "log" / "train.jsonl").exists():
+        return None
+    return (
+        f"note: {folder} holds an earlier run ({len(found)} checkpoints), which stays: its logs are renamed, and the "
+        "checkpoints of this run get names of their own. From the first of these on, --load_checkpoint "
+        f"{checkpoints} and --resume_training mean this run"
+    )
+
+
+def checkpoint_folder(config: RunConfig) -> Path:
+    """Where a training writes its checkpoints, in a folder `rank_<r>` for each rank."""
+    monitor = next((section for section in config.callbacks if isinstance(section, CheckpointMonitorSection)), None)
+    return Path(monitor.directory if monitor and monitor.directory else Path(config.output_dir) / "checkpoint")
