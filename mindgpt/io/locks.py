@@ -40,8 +40,8 @@ class Lock:
 def try_lock(path: Path) -> Lock | None:
     """Lock a file, which is made if it is missing; None if it is locked already.
 
-    The system's lock (`flock`) ends with the process, however that ends; programs that it starts do not inherit it. On a
-    file system without locks nothing is locked.
+    The system's lock (`flock`) ends with the process, however that ends; programs that it starts do not inherit it. On
+    a file system without locks nothing is locked.
 
     Raises:
         OSError: the file cannot be made.
