@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from mindgpt.models.dropout import HashedDropout, StepKey
+from mindgpt import GPT2Config, GPT2LMHeadModel
+from mindgpt.config.execution import RecomputeSection
+from mindgpt.config.training import ScaleSenseSection
+from mindgpt.models.dropout import HashedDropout, MaskedDropout, StepKey, mask_generator
+from mindgpt.models.gpt2.gpt2_parallel import Layout, apply_recompute, cut_dropout
+from mindgpt.train.optimizers import AdamW
+from mindgpt.train.schedules import LearningRateTable
+from mindgpt.train.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -139,3 +146,46 @@ def test_no_mask_is_another_one_moved():
         for second in spectra[i + 1 :]:
             correlation = np.fft.irfft2(first * np.conj(second)) / signs[0].size
             assert np.abs(correlation).max() < 7 / np.sqrt(signs[0].size)
+
+
+@pytest.mark.parametrize("recompute", [{"recompute": True}, {"select_recompute": True}], ids=str)
+def test_recomputation_changes_no_gradient(recompute):
+    """Three steps of a network with much dropout: another mask in the backward pass would show in the norm."""
+
+    def steps(section):
+        ms.set_seed(0)
+        sizes = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "vocab_size": 31, "seq_length": 8}
+        rates = dict.fromkeys(("hidden_dropout_rate", "attention_dropout_rate", "embedding_dropout_rate"), 0.4)
+        model = GPT2LMHeadModel(GPT2Config(**sizes, **rates))
+        apply_recompute(model.backbone, RecomputeSection(**section))
+        optimizer = AdamW(model.trainable_params(), LearningRateTable(np.full(3, 0.01)))
+        step = TrainStep(model, optimizer, ScaleSenseSection(), None).set_train()
+        rows = np.random.default_rng(0).integers(0, 31, (3, 4, 9)).astype(np.int32)
+        outputs = [step(Tensor(batch)) for batch in rows]
+        return [(loss.asnumpy().item(), norm.asnumpy().item()) for loss, _, _, _, norm in outputs]
+
+    np.testing.assert_allclose(steps(recompute), steps({}), rtol=1e-5)
+
+
+def test_shards_of_a_tensor_have_masks_of_their_own_and_copies_the_same(monkeypatch):
+    """4 ranks, data_parallel 2 x model_parallel 2: MindSpore gives neighbours what is sharded least."""
+
+    def seeds(rank, strategy):
+        monkeypatch.setenv("RANK_ID", str(rank))
+        monkeypatch.setenv("MS_WORKER_NUM", "8")
+        ms.set_seed(1)
+        cell = MaskedDropout(0.1)
+        cut_dropout(cell, Layout(data_parallel=2, model_parallel=2), strategy)
+        return cell.draw_mask.Seed0, cell.draw_mask.Seed1
+
+    by_rows = [seeds(rank, (2, 1)) for rank in range(4)]
+    assert by_rows[0] == by_rows[1] != by_rows[2] == by_rows[3]
+    assert len({seeds(rank, (2, 2, 1, 1)) for rank in range(4)}) == 4
+    assert seeds(5, (2, 2, 1, 1)) == seeds(1, (2, 2, 1, 1))  # of the second pipeline stage, whose cells are others
+
+
+def test_a_mask_generator_is_never_recomputed_and_every_one_has_its_seed():
+    ms.set_seed(0)
+    generators = [mask_generator() for _ in range(3)]
+    assert len({(one.Seed0, one.Seed1) for one in generators}) == 3
+    assert all(one.get_attr_dict()["recompute"] is False for one in generators)

@@ -75,7 +75,7 @@ def test_the_best_checkpoint_is_that_step_s_bit_for_bit_and_reaches_its_score(st
     best = min(records(output, "eval.jsonl"), key=lambda result: result["PPL"])
     number = f"{(best['step'] - 1) // 10 + 1}_{(best['step'] - 1) % 10 + 1}"
     folder = output / "checkpoint_best" / "rank_0"
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", f"toy_rank_0-{number}.ckpt"]
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "meta.json", f"toy_rank_0-{number}.ckpt"]
     kept = CheckpointFile(folder / f"toy_rank_0-{number}.ckpt")
     network = output / "checkpoint_network" / "rank_0"
     same_step = CheckpointFile(network / f"toy_rank_0-{number}-network.ckpt")

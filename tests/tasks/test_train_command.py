@@ -41,9 +41,12 @@ def test_a_run_leaves_what_it_should_and_nothing_else(trained):
         "log/eval.jsonl",
         *(["plot.png"] if importlib.util.find_spec("matplotlib") else []),
         "checkpoint_best/rank_0/config.json",
+        "checkpoint_best/rank_0/meta.json",
         "checkpoint_best/rank_0/toy_rank_0-2_10.ckpt",
         "checkpoint/rank_0/config.json",
+        "checkpoint/rank_0/meta.json",
         "checkpoint_network/rank_0/config.json",
+        "checkpoint_network/rank_0/meta.json",
         *(f"checkpoint/rank_0/toy_rank_0-{step}.ckpt" for step in kept),
         *(f"checkpoint_network/rank_0/toy_rank_0-{step}-network.ckpt" for step in kept),
     }
