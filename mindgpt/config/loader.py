@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from mindgpt.config.callbacks import CALLBACKS, EffectlessCallback
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.config.section import Section, dotted, problems_of, shown
@@ -168,19 +169,26 @@ def _located(file: YamlFile, typed: Mapping[Location, str], where: Location, wha
     return line, f"{file.path}:{line}: {dotted(where)}: {what}"
 
 
+def _ignored_of_callback(item: Any, above: Location) -> Iterator[str]:
+    """As `_ignored_keys`, of an item of the lists of callbacks."""
+    kind = CALLBACKS.get(item["type"]) if isinstance(item, dict) else None
+    if kind is None:
+        return
+    if issubclass(kind, EffectlessCallback):
+        yield f"{dotted(above)} ({item['type']})"
+    else:
+        yield from (dotted((*above, key)) for key in item if key in kind.ignored)
+
+
 def _ignored_keys(section: Section, values: Mapping[str, Any], above: Location) -> Iterator[str]:
     """The dotted names of the keys among `values` that are accepted without effect."""
-    if values and not type(section).model_fields:
-        yield dotted(above)
-        return
     for key, value in values.items():
         location = (*above, key)
         if key in section.ignored:
             yield dotted(location)
         elif key in ("callbacks", "eval_callbacks") and isinstance(value, list):
             for index, item in enumerate(value):
-                if isinstance(item, dict) and item.get("type") == "ObsMonitor":
-                    yield f"{dotted((*location, index))} (ObsMonitor)"
+                yield from _ignored_of_callback(item, (*location, index))
         elif isinstance(value, dict):
             name = next(
                 (name for name, field in type(section).model_fields.items() if key == (field.alias or name)), ""

@@ -1,15 +1,18 @@
 """The sections about training and judging that have no file of their own: loss scale, metric, trainer."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from mindgpt.config.section import (
+    ANY_VALUE,
     Count,
     Number,
     Positive,
     Section,
     one_of,
+    only,
     refuse,
 )
 
@@ -60,6 +63,25 @@ class RunnerWrapperSection(Section):
     max_grad_norm: Positive = 1.0
     max_skipped_steps: Count = 20
 
+    ignored: ClassVar = {
+        "enable_check_overflow": ANY_VALUE,  # overflow is always looked for
+        "local_norm": only(False, reason="norms of single parameters are not recorded"),
+        "calculate_per_token_loss": only(False, reason="the loss is the mean over the tokens of a micro-batch"),
+        "sens": only(1, 1.0, reason="the key is scale_sense, a number or a group of keys"),
+    }
+
+    @classmethod
+    def translated(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """MindFormers' manual has `use_clip_grad` inside `scale_sense`."""
+        inner = data.get("scale_sense")
+        if not isinstance(inner, Mapping) or "use_clip_grad" not in inner:
+            return data
+        rest = {key: value for key, value in inner.items() if key != "use_clip_grad"}
+        clips = inner["use_clip_grad"]
+        if data.get("use_clip_grad", clips) != clips:
+            refuse([("scale_sense.use_clip_grad", "differs from runner_wrapper.use_clip_grad; keep one of the two")])
+        return {**data, "scale_sense": rest, "use_clip_grad": clips}
+
 
 class MetricSection(Section):
     """`metric`: what an evaluation reports. `type` follows from `trainer.type` where it is absent."""
@@ -85,3 +107,15 @@ class TrainerSection(Section):
     def complete(self) -> None:
         if self.class_weights is not None and self.type != "TextClassificationTrainer":
             refuse([("class_weights", f"has no effect with the type {self.type!r}")])
+
+
+class TensorBoardSection(Section):
+    """`tensorboard`: the other place where MindFormers has the folder of a `SummaryMonitor`."""
+
+    tensorboard_dir: str = ""
+
+    ignored: ClassVar = {
+        "tensorboard_queue_size": ANY_VALUE,
+        "log_loss_scale_to_tensorboard": ANY_VALUE,  # loss scale and speed are always among the scalars
+        "log_timers_to_tensorboard": ANY_VALUE,
+    }
