@@ -153,7 +153,7 @@ class RunnerConfigSection(Section):
         "initial_epoch": only(0, reason="resume_training: True goes on where a run stopped"),
         "has_trained_epoches": only(0, reason="resume_training: True goes on where a run stopped"),
         "has_trained_steps": only(0, reason="resume_training: True goes on where a run stopped"),
-        "per_epoch_size": only(-1, 0, reason="the name is sink_size"),
+        "per_epoch_size": ANY_VALUE,  # the steps that a card is handed at once
     }
 
     @field_validator("sink_size")

@@ -156,9 +156,7 @@ class GPT2Section(GenerationSection):
     ignored: ClassVar = {
         "use_prompt_flash_attention": only(False, reason="the key is use_flash_attention"),
         "use_incre_flash_attention": only(False, reason="the key is use_flash_attention"),
-        "post_layernorm_residual": only(
-            False, reason="a block adds its input as it was before layer normalization"
-        ),
+        "post_layernorm_residual": only(False, reason="a block adds its input as it was before layer normalization"),
         "unk_token_id": ANY_VALUE,  # byte-level tokens have no unknown
         "offset": only(0, reason="layers are shared out evenly over pipeline stages"),
         "layers_per_stage": only(reason="layers are shared out evenly over pipeline stages"),

@@ -48,6 +48,12 @@ class ScaleSenseSection(Section):
             self.scale_window = self.scale_window or 1000
 
 
+_TRAIN_STEPS = {
+    "MFTrainOneStepCell": "MFTrainOneStepCell",
+    "MFPipelineWithLossScaleCell": "MFTrainOneStepCell",  # what early releases wrote for pipeline stages
+}
+
+
 def _static_scale(value: Any) -> Any:
     """A bare number is a static scale."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -57,7 +63,7 @@ def _static_scale(value: Any) -> Any:
 class RunnerWrapperSection(Section):
     """`runner_wrapper`: the train-step cell. `max_skipped_steps` non-finite steps in a row end the run."""
 
-    type: Literal["MFTrainOneStepCell"] = "MFTrainOneStepCell"
+    type: Annotated[str, one_of(_TRAIN_STEPS)] = "MFTrainOneStepCell"
     scale_sense: Annotated[ScaleSenseSection, BeforeValidator(_static_scale)] = Field(default_factory=ScaleSenseSection)
     use_clip_grad: bool = True
     max_grad_norm: Positive = 1.0
