@@ -147,7 +147,8 @@ def test_files_based_on_each_other_are_refused(tree):
     path = tree({"configs/gpt2/model/gpt2.yaml": "base_config: [../run.yaml]\n"})
     base = path.parent / "model/gpt2.yaml"
     assert complaint(path) == [
-        f"{path}:1: base_config: {base}:1: base_config: {base.parent}/../run.yaml is based on this file, or is this file"
+        f"{path}:1: base_config: {base}:1: base_config: {base.parent}/../run.yaml is based on this file, or is this "
+        "file"
     ]
 
 
