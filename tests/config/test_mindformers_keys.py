@@ -1,7 +1,7 @@
 """Every key that MindFormers 1.5 documents, beyond those of its GPT-2 YAMLs: obeyed, harmless, or refused in words.
 
-The tables hold the keys of its manual (the appendix on configuration files), of its template of all sections, and of the
-classes that a YAML names. `test_the_tables_are_complete` holds them against the sections, so that a key cannot be
+The tables hold the keys of its manual (the appendix on configuration files), of its template of all sections, and of
+the classes that a YAML names. `test_the_tables_are_complete` holds them against the sections, so that a key cannot be
 accepted without a line here.
 """
 
