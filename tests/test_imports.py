@@ -11,7 +11,7 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 MOST_LINES = 800
 
-# From the bottom up; a room imports from itself and from lower levels only. Programs are those at the top and in tools/.
+# From the bottom up; a room imports from itself and from lower levels only. Programs: at the top and in tools/.
 LEVELS = (
     {"config"},
     {"data", "runtime"},

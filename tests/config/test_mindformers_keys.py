@@ -5,9 +5,11 @@ the classes that a YAML names. `test_the_tables_are_complete` holds them against
 accepted without a line here.
 """
 
+import re
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 from mindgpt.config import UserError, load_config
 from mindgpt.config.callbacks import CALLBACKS, REFUSED, EffectlessCallback
@@ -23,7 +25,7 @@ from mindgpt.config.execution import (
 from mindgpt.config.model import GPT2Section, PetSection
 from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
 from mindgpt.config.run import RunConfig
-from mindgpt.config.section import Section
+from mindgpt.config.section import ANY_VALUE, Section
 from mindgpt.config.training import RunnerWrapperSection, TensorBoardSection
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
 
@@ -561,3 +563,46 @@ def test_the_keywords_of_mindformers_class(key, values):
         with pytest.raises(UserError) as caught:
             GPT2Config(**{key: refused.value})
         assert refused.words in str(caught.value)
+
+
+# ---- docs/mindformers.md ---------------------------------------------------------------------------------------------
+
+
+def documented_rows(repo):
+    """The table of keys: (sections, keys without effect or None for every other key, key -> what is in brackets)."""
+    page = (repo / "docs" / "mindformers.md").read_text(encoding="utf-8")
+    table = page.split("| section | without effect |", 1)[1].split("\n\n", 1)[0]
+    for line in table.splitlines()[2:]:
+        where, free, only = line.strip("| ").split(" | ")
+        names = [""] if where == "top level" else re.findall(r"`([^`]+)`", where)
+        every = free == "every other key"
+        keys = dict(re.findall(r"`(\w+)` \(([^)]+)\)", only))
+        yield names, None if every else set(re.findall(r"`(\w+)`", free)), keys
+
+
+def rules_of(name):
+    if name in CALLBACKS:
+        return CALLBACKS[name].ignored
+    name = {"train_dataset": "eval_dataset", "*_dataset.data_loader": "eval_dataset.data_loader"}.get(name, name)
+    if name in SECTIONS:
+        return SECTIONS[name].ignored
+    above, _, key = name.rpartition(".")
+    return SECTIONS[above].ignored[key].ignored
+
+
+def test_the_page_has_every_key_and_its_value(repo):
+    seen = set()
+    for names, free, only in documented_rows(repo):
+        for name in names:
+            seen.add(name)
+            rules = {key: rule for key, rule in rules_of(name).items() if not isinstance(rule, type)}
+            rules |= {key: rule for key, rule in rules_of(name).items() if key in only}
+            if free is not None:
+                assert free == {key for key, rule in rules.items() if rule is ANY_VALUE}, name
+            assert set(only) == {key for key, rule in rules.items() if rule is not ANY_VALUE}, name
+            for key, text in only.items():
+                if text.startswith("`"):
+                    value = yaml.safe_load(text.split("`")[1])
+                    assert rules[key].problem(value) is None, f"{name}.{key}"
+    tables = {name for name in HARMLESS if name != "eval_dataset.data_loader"}
+    assert seen == {*tables, *SAME_KEYS, "train_dataset", "*_dataset.data_loader"}
