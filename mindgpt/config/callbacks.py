@@ -14,8 +14,15 @@ from mindgpt.config.section import (
     Section,
     nearest,
     one_of,
+    only,
     refuse,
     shown,
+)
+from mindgpt.config.unsupported import ONE_EXPERT, MoESection
+
+LAST_WHOLE = (
+    "a run that ends early leaves its last checkpoint, whole; save_checkpoint_steps or save_checkpoint_seconds say how "
+    "much may be lost"
 )
 
 
@@ -24,6 +31,26 @@ class LossMonitorSection(Section):
 
     type: Annotated[str, one_of({"MFLossMonitor": "MFLossMonitor", "LossMonitor": "MFLossMonitor"})] = "MFLossMonitor"
     per_print_times: Count = 1
+
+    ignored: ClassVar = dict.fromkeys(  # the run knows these about itself
+        (
+            "learning_rate",
+            "micro_batch_num",
+            "micro_batch_interleave_num",
+            "origin_epochs",
+            "dataset_size",
+            "initial_epoch",
+            "initial_step",
+            "global_batch_size",
+            "gradient_accumulation_steps",
+        ),
+        ANY_VALUE,
+    ) | {
+        "check_for_nan_in_loss_and_grad": only(
+            False, reason="runner_wrapper.max_skipped_steps: 1 ends a run at its first step that is not finite"
+        ),
+        "calculate_per_token_loss": only(False, reason="the loss is the mean over the tokens of a micro-batch"),
+    }
 
 
 class CheckpointMonitorSection(Section):
@@ -45,6 +72,24 @@ class CheckpointMonitorSection(Section):
     async_save: bool = False
     save_network_params: bool = True
     save_trainable_params: bool = False
+
+    ignored: ClassVar = {
+        "checkpoint_format": only(
+            "ckpt",
+            reason="a run writes .ckpt; mindgpt/models/gpt2/convert_weight.py --reversed makes safetensors of it",
+        ),
+        "remove_redundancy": only(False, reason="each process writes all that it holds"),
+        "exception_save": only(False, reason=LAST_WHOLE),
+        "keep_checkpoint_per_n_minutes": only(
+            0, reason="save_checkpoint_seconds and keep_checkpoint_max say what is written and what is kept"
+        ),
+        "enc_key": only("", reason="checkpoints are not encrypted; encrypt the folder"),
+        "enc_mode": ANY_VALUE,
+        "config": only({}, reason="write the keys of a CheckpointConfig as keys of the callback"),
+        "saved_network": only(reason="save_network_params and save_trainable_params say what else is written"),
+        "append_info": ANY_VALUE,  # epoch, step and loss scale are always written
+        "global_batch_size": ANY_VALUE,
+    }
 
     def complete(self) -> None:
         if "/" in self.prefix or "\\" in self.prefix:
@@ -113,12 +158,55 @@ class SummaryMonitorSection(Section):
     }
 
 
-class ObsMonitorSection(Section):
-    """MindFormers' upload to Huawei's cloud: accepted with whatever it holds, and without effect."""
+class EffectlessCallback(Section):
+    """A callback of MindFormers that is accepted and has no effect."""
+
+    type: str
+
+
+class ObsMonitorSection(EffectlessCallback):
+    """Upload to Huawei's cloud, with whatever it holds."""
 
     model_config = ConfigDict(extra="ignore")
 
-    type: Literal["ObsMonitor"] = "ObsMonitor"
+
+class TimeMonitorSection(EffectlessCallback):
+    """MindSpore's duration of a step, which is in every line about a step anyway."""
+
+    ignored: ClassVar = {"data_size": ANY_VALUE, "data_time": ANY_VALUE}
+
+
+class StopAtStepSection(EffectlessCallback):
+    """MindFormers' `TrainCallBack`: ends a run at a step."""
+
+    ignored: ClassVar = {
+        "stop_step": only(0, -1, reason="epochs and train_dataset.num_samples say how long a run is"),
+    }
+
+
+class ExpertsSection(EffectlessCallback):
+    """What MindFormers' callbacks about experts are told; of one expert there is nothing to say."""
+
+    ignored: ClassVar = dict.fromkeys(
+        (
+            "topk_bias_update_rate",
+            "num_layers",
+            "mtp_depth",
+            "micro_batch_num",
+            "gradient_accumulation_steps",
+            "capacity_factor",
+            "hidden_size",
+            "ffn_hidden_size",
+            "expert_parallel",
+            "model_parallel",
+            "save_checkpoint_steps",
+        ),
+        ANY_VALUE,
+    ) | {
+        "expert_num": only(1, reason=ONE_EXPERT),
+        "balance_via_topk_bias": only(False, reason=ONE_EXPERT),
+        "moe_config": MoESection,
+    }
 
 
 CALLBACKS: dict[str, type[Section]] = {
@@ -129,7 +217,19 @@ CALLBACKS: dict[str, type[Section]] = {
     "EvalCallBack": EvalCallBackSection,
     "SummaryMonitor": SummaryMonitorSection,
     "ObsMonitor": ObsMonitorSection,
+    "TimeMonitor": TimeMonitorSection,
+    "TrainCallBack": StopAtStepSection,
+    "ColdHotExpertMonitor": ExpertsSection,
+    "TopkBiasBalanceCallback": ExpertsSection,
+    "MoEDropRateCallback": ExpertsSection,
 }
+REFUSED = {
+    "ProfileMonitor": "profiling is not in this version; start the run under MindSpore's own profiler",
+    "TrainingStateMonitor": "norms of single parameters are not recorded; log/train.jsonl has the global gradient norm",
+    "StressDetectCallBack": "mindgpt does not test the hardware; use Ascend's own tools before the run",
+}
+"""Types of callbacks that ask for something, each with the reason or the way out."""
+
 EVAL_CALLBACKS: dict[str, type[Section]] = {"ObsMonitor": ObsMonitorSection}
 
 
@@ -142,6 +242,8 @@ def _item_of(classes: Mapping[str, type[Section]]) -> BeforeValidator:
         if not isinstance(value, Mapping):
             raise ValueError(f"must be a group of keys with a type, not {shown(value)}")
         name = value.get("type")
+        if name in REFUSED:
+            raise ValueError(f"{name} is not in mindgpt: {REFUSED[name]}")
         if name not in classes:
             hint = nearest(name, classes) if isinstance(name, str) else f"known are: {', '.join(classes)}"
             raise ValueError(f"type {shown(name)} is not known; {hint}")

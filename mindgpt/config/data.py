@@ -1,21 +1,50 @@
 """The sections about data: datasets, tokenizer, processor."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mindgpt.config.section import ANY_VALUE, Count, Section, refuse
+from mindgpt.config.section import ANY_VALUE, Count, Section, one_of, only, refuse, shown
 
 Column = Annotated[str, BeforeValidator(lambda name: "attention_mask" if name == "input_mask" else name)]
 """A column's name; early releases of MindFormers called the mask `input_mask`."""
 
 
+_PREPARED = "the data sets are MindRecord files: tools/dataset_preprocess makes them of texts, tables and JSON"
+
+
+def _mind_record(value: Any) -> Any:
+    if value != "MindDataset":
+        raise ValueError(f"must be 'MindDataset', not {shown(value)}: {_PREPARED}")
+    return value
+
+
 class DataLoaderSection(Section):
     """`*_dataset.data_loader`. `dataset_dir` is a MindRecord file or a folder of which every `*mindrecord` is read."""
 
-    type: Literal["MindDataset"] = "MindDataset"
+    type: Annotated[Literal["MindDataset"], BeforeValidator(_mind_record)] = "MindDataset"
     dataset_dir: str = ""
     shuffle: bool | None = None
+
+    ignored: ClassVar = {
+        "dataset_files": only("", [], reason="the key is dataset_dir, a file or a folder"),
+        "columns_list": only([], reason="the key is input_columns, of the section above"),
+        "num_samples": only(reason="the key is num_samples, of the section above"),
+        "num_parallel_workers": ANY_VALUE,
+        "num_shards": ANY_VALUE,  # the processes of a run share out the rows
+        "shard_id": ANY_VALUE,
+        "sampler": only(reason="rows are read in order or shuffled; see shuffle"),
+        "padded_sample": only(reason="rows are padded as they are read"),
+        "num_padded": only(0, reason="rows are padded as they are read"),
+        "cache": only(reason="rows are not cached"),
+    }
+
+
+_COLUMNS = "columns keep their names, which are among input_ids, attention_mask and labels"
+
+
+def _are_columns(value: Any) -> bool:
+    return isinstance(value, list) and set(map(str, value)) <= {"input_ids", "attention_mask", "input_mask", "labels"}
 
 
 class DatasetSection(Section):
@@ -37,7 +66,31 @@ class DatasetSection(Section):
     num_samples: Count | None = None
     num_buckets: Count | None = None
 
-    ignored: ClassVar = {"numa_enable": ANY_VALUE, "tokenizer": ANY_VALUE}
+    ignored: ClassVar = dict.fromkeys(
+        (
+            "numa_enable",
+            "tokenizer",
+            "seed",  # the run's seed shuffles
+            "auto_tune",
+            "filepath_prefix",
+            "autotune_per_step",
+            "profile",
+            "ignore_pad_token_for_loss",
+        ),
+        ANY_VALUE,
+    ) | {
+        "output_columns": only(allows=lambda value: _are_columns(value), reason=_COLUMNS),
+        "column_order": only(allows=lambda value: _are_columns(value), reason=_COLUMNS),
+        "transforms": only([], reason="rows are used as the data set has them"),
+        "dynamic_batch": only(False, reason="rows of one length make a batch; classification has num_buckets"),
+        "eod_reset": only(False, reason="positions and attention go on across the end of a text"),
+        "eod_token_id": ANY_VALUE,
+        "token_monitor": only(False, reason="tokens are not counted while they are read"),
+        "token_monitor_config": ANY_VALUE,
+        "mask_policy": only(reason="mindgpt reads text only"),
+        "mixup_op": only(reason="mindgpt reads text only"),
+        "text_transforms": only(reason="rows are used as the data set has them"),
+    }
     for_training: ClassVar = False
 
     def complete(self) -> None:
@@ -73,7 +126,9 @@ class TokenizerSection(Section):
     These are either `vocab_file` and `merges_file` together, or `tokenizer_file` alone.
     """
 
-    type: Literal["GPT2Tokenizer"] = "GPT2Tokenizer"
+    type: Annotated[str, one_of({"GPT2Tokenizer": "GPT2Tokenizer", "GPT2TokenizerFast": "GPT2Tokenizer"})] = (
+        "GPT2Tokenizer"
+    )
     path: str = ""
     vocab_file: str = ""
     merges_file: str = ""
@@ -82,6 +137,21 @@ class TokenizerSection(Section):
     bos_token: str = "<|endoftext|>"
     eos_token: str = "<|endoftext|>"
     pad_token: str = "<|endoftext|>"
+
+    ignored: ClassVar = {
+        "max_length": ANY_VALUE,  # model.model_config.seq_length counts
+        "model_max_length": ANY_VALUE,
+        "padding_side": ANY_VALUE,  # of no effect on what is computed
+        "truncation_side": ANY_VALUE,
+        "clean_up_tokenization_spaces": only(False, reason="texts are what their tokens say"),
+        "add_special_tokens": ANY_VALUE,
+        "add_prefix_space": only(False, reason="begin the prompt with a space instead"),
+        "add_bos_token": only(False, reason="begin the prompt with the token's text instead"),
+        "add_eos_token": only(False, reason="a prompt that is at its end is not continued"),
+        "additional_special_tokens": only([], reason="special tokens are those of the tokenizer's files"),
+        "chat_template": only("", reason="write the prompt out as the model has learnt it"),
+        "errors": only("replace", reason="bytes that are no UTF-8 become U+FFFD"),
+    }
 
     def complete(self) -> None:
         if bool(self.vocab_file) != bool(self.merges_file):
@@ -96,4 +166,12 @@ class ProcessorSection(Section):
 
     type: Literal["GPT2Processor"] = "GPT2Processor"
     return_tensors: Literal["ms"] = "ms"
+
+    ignored: ClassVar = {
+        "max_length": ANY_VALUE,  # model.model_config.seq_length counts
+        "padding": ANY_VALUE,
+        "add_special_tokens": ANY_VALUE,
+        "image_processor": only(reason="mindgpt reads text only"),
+        "audio_processor": only(reason="mindgpt reads text only"),
+    }
     tokenizer: TokenizerSection = Field(default_factory=TokenizerSection)

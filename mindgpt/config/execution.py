@@ -1,11 +1,13 @@
 """The sections about where and how a job runs: device, epochs and batches, parallel layout, recomputation."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from mindgpt.config.section import ANY_VALUE, Count, CountOrZero, Section, one_of, shown
+from mindgpt.config.section import ANY_VALUE, Count, CountOrZero, Section, one_of, only, refuse, shown
+from mindgpt.config.unsupported import AscendConfigSection, ParallelOptimizerSection, PipelineConfigSection
 
 _MEMORY_SIZE = re.compile(r"\d+(\.\d+)?GB")
 _PARALLEL_MODES = {
@@ -23,9 +25,14 @@ class JitConfigSection(Section):
 
     jit_level: JitLevel | None = None
 
+    ignored: ClassVar = {"exc_mode": ANY_VALUE, "jit_syntax_level": ANY_VALUE, "infer_boost": ANY_VALUE}
+
 
 class ContextSection(Section):
-    """`context`: the device and MindSpore's settings on it. None leaves a setting to MindSpore or to our runtime."""
+    """`context`: the device and MindSpore's settings on it. None leaves a setting to MindSpore or to our runtime.
+
+    `deterministic` is MindSpore's "ON" or "OFF" as a bool. Threads, caches and dumps of MindSpore are not set here.
+    """
 
     mode: Literal[0, 1] = 0
     device_target: Literal["Ascend", "CPU"] | None = None
@@ -36,8 +43,74 @@ class ContextSection(Section):
     memory_optimize_level: Literal["O0", "O1"] | None = None
     enable_graph_kernel: bool | None = None
     graph_kernel_flags: str | None = None
-    save_graphs: bool = False
+    save_graphs: bool | Literal[0, 1, 2, 3] = False
     save_graphs_path: str = "./graph"
+    deterministic: bool = False
+
+    ignored: ClassVar = dict.fromkeys(
+        (
+            "affinity_cpu_list",
+            "mempool_block_size",
+            "variable_memory_max_size",
+            "graph_memory_max_size",
+            "runtime_num_threads",
+            "inter_op_parallel_num",
+            "infer_boost",
+            "op_timeout",
+            "save_dump_path",
+            "reserve_class_name_in_scope",
+            "pynative_synchronize",
+            "enable_reduce_precision",
+            "check_bprop",
+            "grad_for_scalar",
+            "enable_compile_cache",  # mindgpt keeps compiled graphs itself
+            "compile_cache_path",
+            "disable_format_transform",
+            "jit_syntax_level",
+            "gpu_config",
+            "debug_level",
+            "exec_order",
+            "env_config_path",
+        ),
+        ANY_VALUE,
+    ) | {
+        "ascend_config": AscendConfigSection,
+        "enable_dump": only(False, reason="MindSpore's environment variable MINDSPORE_DUMP_CONFIG switches dumps on"),
+        "print_file_path": only("", reason="nothing is printed from within a graph"),
+        "precompile_only": only(False, reason="tools/dry_run.py checks a run without starting it"),
+        "memory_offload": only(
+            "OFF", False, reason="mindgpt keeps everything on the card; recompute_config saves memory"
+        ),
+        "support_binary": only(False, reason="mindgpt runs from its sources"),
+    }
+
+    @classmethod
+    def translated(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """`jit_level` may stand here as well as in `jit_config`."""
+        level, inner = data.get("jit_level"), data.get("jit_config") or {}
+        if level is None or not isinstance(inner, Mapping):
+            return {key: value for key, value in data.items() if key != "jit_level"}
+        if inner.get("jit_level", level) != level:
+            refuse([("jit_level", f"differs from jit_config.jit_level, {shown(inner['jit_level'])}; keep one")])
+        kept = {key: value for key, value in data.items() if key != "jit_level"}
+        return kept | {"jit_config": {**inner, "jit_level": level}}
+
+    @field_validator("deterministic", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        """YAML reads a bare ON as True."""
+        if isinstance(value, str) and value.upper() in ("ON", "OFF"):
+            return value.upper() == "ON"
+        if not isinstance(value, bool):
+            raise ValueError(f"must be ON or OFF, not {shown(value)}")
+        return value
+
+    @field_validator("save_graphs", mode="before")
+    @classmethod
+    def _is_a_level(cls, value: Any) -> Any:
+        if not isinstance(value, bool) and value not in (0, 1, 2, 3):
+            raise ValueError(f"must be True, False or a level from 0 to 3, not {shown(value)}")
+        return value
 
     @field_validator("mode", mode="before")
     @classmethod
@@ -73,6 +146,16 @@ class RunnerConfigSection(Section):
     sink_size: Annotated[int, Field(ge=-1)] = 1
     gradient_accumulation_steps: Count = 1
 
+    ignored: ClassVar = {
+        "num_classes": ANY_VALUE,  # of pictures, as the next
+        "image_size": ANY_VALUE,
+        "stop_step": only(0, -1, reason="epochs and train_dataset.num_samples say how long a run is"),
+        "initial_epoch": only(0, reason="resume_training: True goes on where a run stopped"),
+        "has_trained_epoches": only(0, reason="resume_training: True goes on where a run stopped"),
+        "has_trained_steps": only(0, reason="resume_training: True goes on where a run stopped"),
+        "per_epoch_size": ANY_VALUE,  # the steps that a card is handed at once
+    }
+
     @field_validator("sink_size")
     @classmethod
     def _not_zero(cls, value: int) -> int:
@@ -107,7 +190,47 @@ class ParallelSection(Section):
     strategy_ckpt_save_file: str = "./ckpt_strategy.ckpt"
     strategy_ckpt_config: StrategyCheckpointSection | None = None
 
-    ignored: ClassVar = {"search_mode": ANY_VALUE}
+    ignored: ClassVar = dict.fromkeys(
+        (
+            "search_mode",
+            "auto_parallel_search_mode",
+            "device_num",  # the launcher says how many processes there are, and which one this is
+            "global_rank",
+            "parameter_broadcast",  # processes begin equal, which is checked
+            "gradient_fp32_sync",
+            "enable_alltoall",
+            "all_reduce_fusion_config",
+            "comm_fusion",
+            "force_fp32_communication",
+            "pipeline_result_broadcast",
+            "group_ckpt_save_file",
+        ),
+        ANY_VALUE,
+    ) | {
+        "parallel_optimizer_config": ParallelOptimizerSection,
+        "pipeline_config": PipelineConfigSection,
+        "dataset_strategy": only(
+            "full_batch",
+            "data_parallel",
+            allows=lambda value: _shards_rows_only(value),
+            reason="only the rows of a batch are shared out: lists such as [[8, 1], [8, 1]]",
+        ),
+        "pipeline_stages": only(1, reason="the key is parallel_config.pipeline_stage"),
+        "grad_accumulation_step": only(1, reason="the key is runner_config.gradient_accumulation_steps"),
+        "strategy_ckpt_load_file": only(
+            "",
+            reason="the layout of a run is what parallel_config says; for that of load_checkpoint there is "
+            "src_strategy_path_or_dir",
+        ),
+        "auto_pipeline": only(False, reason="layers are shared out evenly over pipeline stages"),
+    }
+
+
+def _shards_rows_only(value: Any) -> bool:
+    """Whether a `dataset_strategy` shares out the rows of each column, and nothing else of it."""
+    return isinstance(value, list) and all(
+        isinstance(column, list) and column and all(parts == 1 for parts in column[1:]) for column in value
+    )
 
 
 class ParallelConfigSection(Section):
@@ -122,25 +245,41 @@ class ParallelConfigSection(Section):
     optimizer_shard: bool | None = None
     gradient_aggregation_group: Count = 4
 
-    ignored: ClassVar = {"expert_parallel": 1, "context_parallel": 1}
+    ignored: ClassVar = {
+        "expert_parallel": only(1, reason="mindgpt has no mixture of experts"),
+        "context_parallel": only(1, reason="a sequence is not sharded over cards; use_seq_parallel saves memory"),
+        "context_parallel_algo": ANY_VALUE,  # without context_parallel these two mean nothing
+        "ulysses_degree_in_cp": ANY_VALUE,
+        "seq_split_num": only(1, reason="pipeline stages take whole sequences; micro_batch_num divides a batch"),
+        "mem_coeff": ANY_VALUE,  # of the automatic search for a layout
+    }
+
+
+_ONE_ANSWER = "must be True or False, for all blocks alike: layers of single stages cannot be chosen"
+
+
+def _for_all_blocks(value: Any) -> Any:
+    if isinstance(value, list | tuple | dict):
+        raise ValueError(f"{_ONE_ANSWER}; not {shown(value)}")
+    return value
+
+
+Recompute = Annotated[bool, BeforeValidator(_for_all_blocks)]
 
 
 class RecomputeSection(Section):
     """`recompute_config`: which activations are computed again in the backward pass rather than kept."""
 
-    recompute: bool = False
-    select_recompute: bool = False
-    parallel_optimizer_comm_recompute: bool = False
-    mp_comm_recompute: bool = True
-    recompute_slice_activation: bool = False
-
-
-class MoESection(Section):
-    """`moe_config`: mixture of experts, which mindgpt does not do. One expert is the plain network."""
+    recompute: Recompute = False
+    select_recompute: Recompute = False
+    parallel_optimizer_comm_recompute: Recompute = False
+    mp_comm_recompute: Recompute = True
+    recompute_slice_activation: Recompute = False
 
     ignored: ClassVar = {
-        "expert_num": 1,
-        "capacity_factor": ANY_VALUE,
-        "aux_loss_factor": ANY_VALUE,
-        "num_experts_chosen": 1,
+        "select_comm_recompute": only(False, [], {}, reason="the key is mp_comm_recompute, for all blocks alike"),
+        "select_recompute_exclude": only(False, [], {}, reason="single operators cannot be left out of recomputation"),
+        "select_comm_recompute_exclude": only(
+            False, [], {}, reason="single operators cannot be left out of recomputation"
+        ),
     }

@@ -1,7 +1,7 @@
 """From a YAML file and overrides to a `RunConfig`, and back to YAML.
 
-The steps: read the file with its line numbers, replace MindFormers' `dataset_config` aliases, put the overrides in,
-validate, and report every problem of the file at once as `FILE:LINE: section.key: what is wrong`.
+The steps: read the file with its line numbers and what it is based on, replace MindFormers' `dataset_config` aliases,
+put the overrides in, validate, and report every problem at once as `FILE:LINE: section.key: what is wrong`.
 """
 
 import typing
@@ -12,10 +12,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from mindgpt.config.base_files import read_with_bases
+from mindgpt.config.callbacks import CALLBACKS, EffectlessCallback
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.config.section import Section, dotted, problems_of, shown
-from mindgpt.config.yaml_file import Location, YamlFile, read_yaml
+from mindgpt.config.yaml_file import Location, YamlFile
 
 _DATASETS = ("train_dataset", "eval_dataset")
 
@@ -36,9 +38,8 @@ def load_config(
     Raises:
         UserError: the file cannot be read, or anything in it is wrong: all problems at once, one a line.
     """
-    file = read_yaml(path)
-    problems = [(line, f"{path}:{line}: {dotted(where)}: {what}") for line, where, what in file.problems]
-    problems += [(line, f"{path}:{line}: {what}") for line, what in _replace_dataset_aliases(file)]
+    file, problems = read_with_bases(path)
+    problems += _replace_dataset_aliases(file)
     typed: dict[Location, str] = {}
     for key, value in (overrides or {}).items():
         origin = (origins or {}).get(key, key)
@@ -84,7 +85,7 @@ _PlainDumper.add_representer(str, _represent_text)
 def _replace_dataset_aliases(file: YamlFile) -> Iterator[tuple[int, str]]:
     """Move `train_dataset_task.dataset_config` to `train_dataset`, of which MindFormers' files make it an alias.
 
-    Yields (line, problem) where both are given and differ.
+    Yields a problem, as `_placed` gives it, where both are given and differ.
     """
     for section in _DATASETS:
         task = file.value.get(f"{section}_task")
@@ -96,13 +97,10 @@ def _replace_dataset_aliases(file: YamlFile) -> Iterator[tuple[int, str]]:
             continue
         if file.value.get(section) is None:
             file.value[section] = content
-            moved = {location: line for location, line in file.lines.items() if location[:2] == where}
-            file.lines |= {(section, *location[2:]): line for location, line in moved.items()}
+            for table in (file.lines, file.sources):
+                table |= {(section, *place[2:]): entry for place, entry in table.items() if place[:2] == where}
         elif file.value[section] != content:
-            yield (
-                file.line_of(where),
-                f"{dotted(where)}: differs from the section {section}; write it once, as {section}",
-            )
+            yield _placed(file, where, f"differs from the section {section}; write it once, as {section}")
 
 
 def _override_location(key: str) -> Location:
@@ -164,23 +162,35 @@ def _located(file: YamlFile, typed: Mapping[Location, str], where: Location, wha
         if where[: len(location)] == location or (location[: len(where)] == where and where not in file.lines):
             key = "" if origin == dotted(where) else f" {dotted(where)}:"
             return 0, f"command line: {origin}:{key} {what}"
+    return _placed(file, where, what)
+
+
+def _placed(file: YamlFile, where: Location, what: str) -> tuple[int, str]:
+    """A problem as (line to sort by, text)."""
     line = file.line_of(where)
-    return line, f"{file.path}:{line}: {dotted(where)}: {what}"
+    return line, f"{file.source_of(where)}:{line}: {dotted(where)}: {what}"
+
+
+def _ignored_of_callback(item: Any, above: Location) -> Iterator[str]:
+    """As `_ignored_keys`, of an item of the lists of callbacks."""
+    kind = CALLBACKS.get(item["type"]) if isinstance(item, dict) else None
+    if kind is None:
+        return
+    if issubclass(kind, EffectlessCallback):
+        yield f"{dotted(above)} ({item['type']})"
+    else:
+        yield from (dotted((*above, key)) for key in item if key in kind.ignored)
 
 
 def _ignored_keys(section: Section, values: Mapping[str, Any], above: Location) -> Iterator[str]:
     """The dotted names of the keys among `values` that are accepted without effect."""
-    if values and not type(section).model_fields:
-        yield dotted(above)
-        return
     for key, value in values.items():
         location = (*above, key)
         if key in section.ignored:
             yield dotted(location)
         elif key in ("callbacks", "eval_callbacks") and isinstance(value, list):
             for index, item in enumerate(value):
-                if isinstance(item, dict) and item.get("type") == "ObsMonitor":
-                    yield f"{dotted((*location, index))} (ObsMonitor)"
+                yield from _ignored_of_callback(item, (*location, index))
         elif isinstance(value, dict):
             name = next(
                 (name for name, field in type(section).model_fields.items() if key == (field.alias or name)), ""

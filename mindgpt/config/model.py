@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from mindgpt.config.generation import GenerationSection, contradictions, ids_outside
+from mindgpt.config.generation import KNOWN_ELSEWHERE, GenerationSection, contradictions, ids_outside
 from mindgpt.config.section import (
     ANY_VALUE,
     Count,
@@ -16,8 +16,10 @@ from mindgpt.config.section import (
     Positive,
     Section,
     one_of,
+    only,
     refuse,
 )
+from mindgpt.config.unsupported import is_one_card, is_one_expert
 
 ACTIVATIONS = {
     "gelu": "gelu",  # the tanh form, as OpenAI and MindFormers mean it
@@ -75,7 +77,17 @@ class PetSection(Section):
     bias: Literal["none", "lora_only"] = "none"
     adapter: str = ""
 
-    ignored: ClassVar = {"in_channels": ANY_VALUE, "out_channels": ANY_VALUE}  # every layer knows its own
+    ignored: ClassVar = {
+        "in_channels": ANY_VALUE,  # every layer knows its own
+        "out_channels": ANY_VALUE,
+        "param_init_type": ANY_VALUE,  # those of the model count
+        "compute_dtype": ANY_VALUE,
+        "lora_a_init": only("normal", reason="A begins with small random numbers"),
+        "lora_b_init": only("zero", "zeros", reason="B begins with zeros, so that training begins with the base model"),
+        "exclude_layers": only("", [], reason="target_modules sees a layer's whole path, and can leave layers out"),
+        "freeze_include": only([], reason="all weights of the base model are frozen"),
+        "freeze_exclude": only([], reason="all weights of the base model are frozen"),
+    }
 
     @property
     def scaling(self) -> float:
@@ -141,10 +153,41 @@ class GPT2Section(GenerationSection):
 
     pet_config: PetSection | None = None
 
-    ignored: ClassVar = {"use_prompt_flash_attention": False, "post_layernorm_residual": False}
+    ignored: ClassVar = {
+        "use_prompt_flash_attention": only(False, reason="the key is use_flash_attention"),
+        "use_incre_flash_attention": only(False, reason="the key is use_flash_attention"),
+        "post_layernorm_residual": only(False, reason="a block adds its input as it was before layer normalization"),
+        "unk_token_id": ANY_VALUE,  # byte-level tokens have no unknown
+        "offset": only(0, reason="layers are shared out evenly over pipeline stages"),
+        "layers_per_stage": only(reason="layers are shared out evenly over pipeline stages"),
+        "is_dynamic": ANY_VALUE,  # of the key/value cache, which needs none of these three
+        "block_size": ANY_VALUE,
+        "num_blocks": ANY_VALUE,
+        "parallel_config": only(allows=is_one_card, reason="it is a section of the YAML of its own"),
+        "moe_config": only(allows=is_one_expert, reason="mindgpt has no mixture of experts"),
+        "return_dict_in_generate": only(False, reason=KNOWN_ELSEWHERE["return_dict_in_generate"]),
+        "output_scores": only(False, reason=KNOWN_ELSEWHERE["output_scores"]),
+        "output_logits": only(False, reason=KNOWN_ELSEWHERE["output_logits"]),
+        "tie_word_embeddings": only(True, reason="the head is the token embedding"),
+        "is_encoder_decoder": only(False, reason="GPT-2 is a decoder"),
+        "is_sample_acceleration": ANY_VALUE,
+        "name_or_path": ANY_VALUE,
+        "mindformers_version": ANY_VALUE,
+        "tokenizer_class": ANY_VALUE,
+        "architectures": ANY_VALUE,
+        "rl_config": only(reason="mindgpt has no reinforcement learning"),
+    }
     other_names: ClassVar = {
         "embedding_dropout_prob": "embedding_dropout_rate",
-        "n_embd": "hidden_size",
+        "max_length": "max_decode_length",
+        "embedding_size": "hidden_size",  # from here on, of MindFormers 0.3
+        "dropout_prob": "embedding_dropout_rate",
+        "hidden_dropout_prob": "hidden_dropout_rate",
+        "attention_probs_dropout_prob": "attention_dropout_rate",
+        "layernorm_dtype": "layernorm_compute_type",
+        "softmax_dtype": "softmax_compute_type",
+        "eos_token": "eos_token_id",
+        "n_embd": "hidden_size",  # from here on, of Hugging Face
         "n_layer": "num_layers",
         "n_head": "num_heads",
         "n_positions": "max_position_embeddings",

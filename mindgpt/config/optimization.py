@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from mindgpt.config.section import (
+    ANY_VALUE,
     Count,
     CountOrZero,
     Fraction,
@@ -18,6 +19,7 @@ from mindgpt.config.section import (
     Positive,
     Section,
     one_of,
+    only,
     refuse,
     shown,
 )
@@ -120,6 +122,12 @@ class LRScheduleSection(Section):
     decay_start_steps: CountOrZero | None = None
     decay_start_ratio: Fraction | None = None
 
+    ignored: ClassVar = {
+        "warmup_epochs": only(0, reason="give warmup_steps, or warmup_ratio as a fraction of all steps"),
+        "decay_steps": only(reason="the cool-down is given by decay_start_steps or decay_start_ratio"),
+        "decay_ratio": only(reason="the cool-down is given by decay_start_steps or decay_start_ratio"),
+    }
+
     def complete(self) -> None:
         problems = _take_up(self, SCHEDULE_KEYS, "schedule")
         if self.lr_end is not None and self.lr_end > self.learning_rate:
@@ -141,9 +149,6 @@ class LRScheduleSection(Section):
             problems.append(("warmup_ratio", "and warmup_steps are both set; keep one of the two"))
         if self.total_steps != -1 and self.total_steps < 1:
             problems.append(("total_steps", f"must be -1 (taken from the data) or at least 1, not {self.total_steps}"))
-        elif self.total_steps != -1 and (self.warmup_steps or 0) > self.total_steps:
-            message = f"must be at most total_steps {self.total_steps}, not {self.warmup_steps}"
-            problems.append(("warmup_steps", message))
         return problems
 
     def _noam_problems(self) -> list[tuple[str, str]]:
@@ -195,7 +200,16 @@ class OptimizerSection(Section):
     min_dim_size_to_factor: Count | None = None
 
     other_names: ClassVar = {"use_nesterov": "nesterov"}
-    ignored: ClassVar = {"compression": False, "dampening": 0.0, "loss_scale": 1.0}
+    ignored: ClassVar = {
+        "compression": only(False, reason="the state is kept in float32"),
+        "dampening": only(0.0, 0, reason="sgd has momentum without dampening"),
+        "loss_scale": only(1.0, 1, reason="the key is runner_wrapper.scale_sense"),
+        "use_fused": ANY_VALUE,
+        "offload": only(False, reason="the state is kept on the card; optimizer_shard shares it out"),
+        "swap": only(False, reason="the state is kept on the card; optimizer_shard shares it out"),
+        "amsgrad": only(False, reason="the second moment is adamw's own"),
+        "maximize": only(False, reason="the loss is minimized"),
+    }
 
     @classmethod
     def translated(cls, data: dict[str, Any]) -> dict[str, Any]:

@@ -6,17 +6,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from mindgpt.config.callbacks import (
+    LAST_WHOLE,
     Callback,
     CheckpointMonitorSection,
+    EffectlessCallback,
     EvalCallback,
     EvalCallBackSection,
     LossMonitorSection,
-    ObsMonitorSection,
+    SummaryMonitorSection,
 )
 from mindgpt.config.data import DatasetTaskSection, EvalDatasetSection, ProcessorSection, TrainDatasetSection
 from mindgpt.config.execution import (
     ContextSection,
-    MoESection,
     ParallelConfigSection,
     ParallelSection,
     RecomputeSection,
@@ -24,12 +25,14 @@ from mindgpt.config.execution import (
 )
 from mindgpt.config.model import ModelSection
 from mindgpt.config.optimization import NO_RATE_WITH_RELATIVE_STEP, LRScheduleSection, OptimizerSection
-from mindgpt.config.section import ANY_VALUE, Count, Section, refuse, shown
+from mindgpt.config.section import ANY_VALUE, Count, Section, only, refuse, shown
 from mindgpt.config.training import (
     MetricSection,
     RunnerWrapperSection,
+    TensorBoardSection,
     TrainerSection,
 )
+from mindgpt.config.unsupported import KernelLaunchGroupSection, MoESection, MonitorSection, SwapSection
 
 _ARCH_OF_TRAINER = {
     "CausalLanguageModelingTrainer": "GPT2LMHeadModel",
@@ -47,12 +50,20 @@ _DATASET_OF_TRAINER = {
     "TextClassificationTrainer": "TextClassificationDataset",
 }
 
+_WITHOUT_COPIES = (
+    "slices without their copies on other cards are not read. Save with remove_redundancy: False, or merge them first "
+    "with the release that wrote them"
+)
+_OF_LATER_RELEASES = "checkpoint folders of MindFormers 1.7 and later are not read; save with use_legacy_format: True"
+
 
 class RunConfig(Section):
     """One job. Made by `load_config`; every section is there, and every default is filled in.
 
     After validation `runner_config.batch_size` has a value; `lr_schedule` has one if a learning rate is given anywhere;
-    `callbacks` holds what runs (`ObsMonitor` is gone), with an `EvalCallBack` among it exactly if `do_eval` is True.
+    `callbacks` holds what runs (`ObsMonitor` and the like are gone), with an `EvalCallBack` among it exactly if
+    `do_eval` is True, and a `SummaryMonitor` if `tensorboard` names a folder. `train_precision_sync` and
+    `infer_precision_sync` set `context.deterministic`, `predict_batch_size` sets `model.model_config.batch_size`.
     `resize_embeddings` lets `load_checkpoint` have other numbers of positions or tokens than `model.model_config`.
     """
 
@@ -86,13 +97,16 @@ class RunConfig(Section):
     do_eval: bool | None = None
     eval_step_interval: int | None = None
     eval_epoch_interval: int | None = None
+    tensorboard: TensorBoardSection | None = None
+    predict_batch_size: Count | None = None
+    train_precision_sync: bool | None = None
+    infer_precision_sync: bool | None = None
 
     context: ContextSection = Field(default_factory=ContextSection)
     use_parallel: bool = False
     parallel: ParallelSection = Field(default_factory=ParallelSection)
     parallel_config: ParallelConfigSection = Field(default_factory=ParallelConfigSection)
     micro_batch_interleave_num: Count = 1
-    moe_config: MoESection = Field(default_factory=MoESection, exclude=True)
     recompute_config: RecomputeSection = Field(default_factory=RecomputeSection)
 
     profile: bool = False
@@ -102,15 +116,48 @@ class RunConfig(Section):
     profile_communication: bool = False
     profile_memory: bool = True
 
-    ignored: ClassVar = {
-        "remote_save_url": ANY_VALUE,
-        "auto_tune": ANY_VALUE,
-        "filepath_prefix": ANY_VALUE,
-        "autotune_per_step": ANY_VALUE,
-        "layer_scale": False,
-        "layer_decay": ANY_VALUE,
-        "lr_scale": False,
-        "lr_scale_factor": ANY_VALUE,
+    other_names: ClassVar = {"resume_or_finetune_checkpoint": "load_checkpoint"}  # until MindFormers 0.6
+    ignored: ClassVar = dict.fromkeys(
+        (
+            "remote_save_url",
+            "aicc_config",
+            "auto_tune",
+            "filepath_prefix",
+            "autotune_per_step",
+            "layer_decay",
+            "lr_scale_factor",
+            "load_ckpt_async",
+            "exclude_cann_cpu",
+            "postprocess_use_numpy",
+            "print_separate_loss",
+            "save_file",  # predictions are in output_dir
+            "profile_level",  # how to profile, which `profile: True` asks for
+            "profiler_level",
+            "profile_rank_ids",
+            "profile_pipeline",
+            "profile_output",
+            "with_stack",
+            "data_simplification",
+            "mstx",
+        ),
+        ANY_VALUE,
+    ) | {
+        "moe_config": MoESection,
+        "swap_config": SwapSection,
+        "monitor_config": MonitorSection,
+        "kernel_launch_group": KernelLaunchGroupSection,
+        "layer_scale": only(False, reason="all layers learn at the same rate"),
+        "lr_scale": only(False, reason="write the learning rate itself into lr_schedule.learning_rate"),
+        "load_ckpt_format": only("ckpt", "safetensors", "", reason="weights are .ckpt or .safetensors, as the file is"),
+        "remove_redundancy": only(False, reason=_WITHOUT_COPIES),
+        "ckpt_use_legacy_format": only(True, reason=_OF_LATER_RELEASES),
+        "use_legacy_format": only(True, reason=_OF_LATER_RELEASES),
+        "use_legacy": only(True, reason="MindFormers' newer model code has no GPT-2"),
+        "use_graceful_exit": only(False, reason=LAST_WHOLE),
+        "ignore_data_skip": only(False, reason="a run that is resumed goes on where it stopped in the data"),
+        "data_skip_steps": only(0, reason="a run that is resumed goes on where it stopped in the data"),
+        "input_data": only("", [], reason="name prompts, or files of them, with --predict_data"),
+        "adapter_id": only("", reason="one adapter at a time: model.model_config.pet_config.adapter, or --adapter"),
     }
 
     @field_validator("resume_training", mode="before")
@@ -123,7 +170,7 @@ class RunConfig(Section):
     @field_validator("callbacks", "eval_callbacks")
     @classmethod
     def _without_effectless(cls, value: list[Section]) -> list[Section]:
-        return [callback for callback in value if not isinstance(callback, ObsMonitorSection)]
+        return [callback for callback in value if not isinstance(callback, EffectlessCallback)]
 
     def complete(self) -> None:
         refuse([*self._task_problems(), *self._training_problems()])
@@ -136,6 +183,18 @@ class RunConfig(Section):
         for task in (self.train_dataset_task, self.eval_dataset_task):
             task.type = _DATASET_OF_TRAINER[self.trainer.type]
         self._agree_on_evaluation()
+        self._agree_on_tensorboard()
+        trains = self.run_mode in ("train", "finetune")
+        if self.train_precision_sync if trains else self.infer_precision_sync:
+            self.context.deterministic = True
+        if self.predict_batch_size is not None:
+            self.model.config.batch_size = self.predict_batch_size
+
+    def _agree_on_tensorboard(self) -> None:
+        """The section `tensorboard` and a SummaryMonitor among the callbacks mean the same."""
+        folder = self.tensorboard.tensorboard_dir if self.tensorboard else ""
+        if folder and not any(isinstance(callback, SummaryMonitorSection) for callback in self.callbacks):
+            self.callbacks = [*self.callbacks, SummaryMonitorSection(summary_dir=folder)]
 
     def _agree_on_evaluation(self) -> None:
         """An EvalCallBack among the callbacks and `do_eval: True` mean the same; let both stand."""
@@ -157,6 +216,9 @@ class RunConfig(Section):
                     f"{given!r} does not fit trainer.type {self.trainer.type!r}, which needs {rows!r}",
                 )
         yield from self._classification_problems()
+        inner = self.model.config.batch_size
+        if self.predict_batch_size is not None and inner not in (None, self.predict_batch_size):
+            yield "predict_batch_size", f"differs from model.model_config.batch_size, {inner}; keep one of the two"
         if self.profile and self.profile_stop_step < self.profile_start_step:
             yield "profile_stop_step", f"must be at least profile_start_step {self.profile_start_step}"
 

@@ -8,7 +8,8 @@ reported together; `problems_of` takes them out of the `ValidationError`.
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -23,10 +24,47 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 ANY_VALUE = object()
-"""In `Section.ignored`: the key may have any value. Otherwise the one value that we can honour by doing nothing."""
+"""In `Section.ignored`: the key may have any value; it changes speed or memory, or something that is not there."""
+
+
+@dataclass(frozen=True)
+class Only:
+    """In `Section.ignored`: the values that can be honoured by doing nothing, and what to say to any other.
+
+    Attributes:
+        values: the allowed values; the first is named in messages. null is always allowed.
+        reason: why no other is, or the way out; the end of a sentence.
+        allows: a test for further allowed values.
+    """
+
+    values: tuple[Any, ...]
+    reason: str
+    allows: Callable[[Any], bool] = lambda value: False
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a value, or None."""
+        if value is None or self.allows(value) or any(_equal(value, allowed) for allowed in self.values):
+            return None
+        allowed = f"only {self.values[0]!r} is allowed" if self.values else "it must be empty"
+        return f"{allowed}, not {shown(value)}: {self.reason}"
+
+
+def only(*values: Any, reason: str, allows: Callable[[Any], bool] = lambda value: False) -> Only:
+    """An `Only`, in one line of a table."""
+    return Only(values, reason, allows)
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """Equality for which True is no 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
 
 _PROBLEM = "config"  # the pydantic error type of a problem that is already in our words
 _EXPONENT_WITHOUT_DOT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+
+_HINTS_EVERYWHERE = {
+    "auto_register": "mindgpt has no registry of outside classes; import mindgpt from your own program instead",
+}
 
 _WORDING = {
     "missing": "is missing",
@@ -67,10 +105,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
+def nearest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
+    """The end of a sentence about an unknown name: the nearest of the names `known` and `also`, or all of `known`."""
     known = list(known)
-    by_lower_case = {candidate.lower(): candidate for candidate in known}
+    by_lower_case = {candidate.lower(): candidate for candidate in [*also, *known]}
     match = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
     return f"did you mean {by_lower_case[match[0]]!r}?" if match else f"known are: {', '.join(known)}"
 
@@ -112,7 +150,7 @@ class Section(BaseModel):
     """Other accepted spellings of a key, each with our own. Two spellings may stand side by side if they agree."""
 
     ignored: ClassVar[Mapping[str, Any]] = {}
-    """Accepted keys that have no effect here, each with its only allowed value or `ANY_VALUE`."""
+    """Accepted keys without effect here, each with `ANY_VALUE`, an `Only`, or the class of a section of such keys."""
 
     hints: ClassVar[Mapping[str, str]] = {}
     """Keys that people know from elsewhere and that are refused here, each with the reason or the way out."""
@@ -158,11 +196,21 @@ class Section(BaseModel):
     def _without_ignored(cls, data: Mapping[str, Any], problems: list[InitErrorDetails]) -> dict[str, Any]:
         kept = {}
         for key, value in data.items():
-            if key not in cls.ignored:
+            rule = cls.ignored.get(key)
+            if rule is None:
                 kept[key] = value
-            elif cls.ignored[key] is not ANY_VALUE and value is not None and value != cls.ignored[key]:
-                message = f"mindgpt does not do this: only {cls.ignored[key]!r} is allowed, not {shown(value)}"
-                problems.append(_problem((key,), message, value))
+            elif isinstance(rule, Only):
+                if message := rule.problem(value):
+                    problems.append(_problem((key,), message, value))
+            elif rule is ANY_VALUE or value is None:
+                continue
+            elif not isinstance(value, Mapping):
+                problems.append(_problem((key,), _WORDING["dict_type"].format(value=shown(value)), value))
+            else:
+                try:
+                    rule.model_validate(value)
+                except ValidationError as error:
+                    problems += [_problem((key, *where), what, value) for where, what in problems_of(error)]
         return kept
 
     @classmethod
@@ -197,7 +245,8 @@ def _worded(cls: type[Section], details: Mapping[str, Any]) -> str:
         return str(context["error"])
     if kind == "extra_forbidden":
         name = str(details["loc"][-1])
-        return f"unknown key; {cls.hints.get(name) or nearest(name, cls.known_keys())}"
+        hint = cls.hints.get(name) or _HINTS_EVERYWHERE.get(name)
+        return f"unknown key; {hint or nearest(name, cls.known_keys() or cls.ignored, cls.ignored)}"
     if kind in _WORDING:
         return _WORDING[kind].format(value=shown(details["input"]), **context)
     return f"{details['msg']}, not {shown(details['input'])}"

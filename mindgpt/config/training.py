@@ -1,15 +1,18 @@
 """The sections about training and judging that have no file of their own: loss scale, metric, trainer."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from mindgpt.config.section import (
+    ANY_VALUE,
     Count,
     Number,
     Positive,
     Section,
     one_of,
+    only,
     refuse,
 )
 
@@ -45,6 +48,12 @@ class ScaleSenseSection(Section):
             self.scale_window = self.scale_window or 1000
 
 
+_TRAIN_STEPS = {
+    "MFTrainOneStepCell": "MFTrainOneStepCell",
+    "MFPipelineWithLossScaleCell": "MFTrainOneStepCell",  # what early releases wrote for pipeline stages
+}
+
+
 def _static_scale(value: Any) -> Any:
     """A bare number is a static scale."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -54,11 +63,30 @@ def _static_scale(value: Any) -> Any:
 class RunnerWrapperSection(Section):
     """`runner_wrapper`: the train-step cell. `max_skipped_steps` non-finite steps in a row end the run."""
 
-    type: Literal["MFTrainOneStepCell"] = "MFTrainOneStepCell"
+    type: Annotated[str, one_of(_TRAIN_STEPS)] = "MFTrainOneStepCell"
     scale_sense: Annotated[ScaleSenseSection, BeforeValidator(_static_scale)] = Field(default_factory=ScaleSenseSection)
     use_clip_grad: bool = True
     max_grad_norm: Positive = 1.0
     max_skipped_steps: Count = 20
+
+    ignored: ClassVar = {
+        "enable_check_overflow": ANY_VALUE,  # overflow is always looked for
+        "local_norm": only(False, reason="norms of single parameters are not recorded"),
+        "calculate_per_token_loss": only(False, reason="the loss is the mean over the tokens of a micro-batch"),
+        "sens": only(1, 1.0, reason="the key is scale_sense, a number or a group of keys"),
+    }
+
+    @classmethod
+    def translated(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """MindFormers' manual has `use_clip_grad` inside `scale_sense`."""
+        inner = data.get("scale_sense")
+        if not isinstance(inner, Mapping) or "use_clip_grad" not in inner:
+            return data
+        rest = {key: value for key, value in inner.items() if key != "use_clip_grad"}
+        clips = inner["use_clip_grad"]
+        if data.get("use_clip_grad", clips) != clips:
+            refuse([("scale_sense.use_clip_grad", "differs from runner_wrapper.use_clip_grad; keep one of the two")])
+        return {**data, "scale_sense": rest, "use_clip_grad": clips}
 
 
 class MetricSection(Section):
@@ -85,3 +113,15 @@ class TrainerSection(Section):
     def complete(self) -> None:
         if self.class_weights is not None and self.type != "TextClassificationTrainer":
             refuse([("class_weights", f"has no effect with the type {self.type!r}")])
+
+
+class TensorBoardSection(Section):
+    """`tensorboard`: the other place where MindFormers has the folder of a `SummaryMonitor`."""
+
+    tensorboard_dir: str = ""
+
+    ignored: ClassVar = {
+        "tensorboard_queue_size": ANY_VALUE,
+        "log_loss_scale_to_tensorboard": ANY_VALUE,  # loss scale and speed are always among the scalars
+        "log_timers_to_tensorboard": ANY_VALUE,
+    }

@@ -27,12 +27,21 @@ class YamlFile:
     value: dict[str, Any] = field(default_factory=dict)
     lines: dict[Location, int] = field(default_factory=dict)
     problems: list[tuple[int, Location, str]] = field(default_factory=list)
+    sources: dict[Location, Path] = field(default_factory=dict)
+    """Where a location comes from if it is not from `path`: see `mindgpt.config.base_files`."""
 
     def line_of(self, location: Location) -> int:
         """The line of `location`, or of the nearest thing above it that is in the file."""
+        return self.lines.get(self._written(location), 1)
+
+    def source_of(self, location: Location) -> Path:
+        """The file of `location`."""
+        return self.sources.get(self._written(location), self.path)
+
+    def _written(self, location: Location) -> Location:
         while location and location not in self.lines:
             location = location[:-1]
-        return self.lines.get(location, 1)
+        return location
 
 
 def read_yaml(path: str | Path) -> YamlFile:

@@ -91,7 +91,7 @@ def prepare_device(section: ContextSection, output_dir: str | Path, seed: int | 
     if section.max_call_depth is not None:
         ms.set_recursion_limit(section.max_call_depth)
     if section.save_graphs:
-        ms.set_context(save_graphs=True, save_graphs_path=section.save_graphs_path)
+        ms.set_context(save_graphs=section.save_graphs, save_graphs_path=section.save_graphs_path)
     notes = [f"device: {target}"]
     notes += _prepare_ascend(section) if target == "Ascend" else _prepare_cpu(section)
     if seed is not None:
@@ -117,6 +117,8 @@ def _prepare_ascend(section: ContextSection) -> list[str]:
         ms.set_context(enable_graph_kernel=section.enable_graph_kernel)
     if section.graph_kernel_flags is not None:
         ms.set_context(graph_kernel_flags=section.graph_kernel_flags)
+    if section.deterministic:
+        ms.set_deterministic(True)
     return []
 
 
@@ -145,6 +147,7 @@ def _prepare_cpu(section: ContextSection) -> list[str]:
         "max_device_memory": section.max_device_memory,
         "memory_optimize_level": section.memory_optimize_level,
         "jit_config": section.jit_config.jit_level,
+        "deterministic": section.deterministic or None,
     }
     named = [f"context.{key}" for key, value in only_ascend.items() if value is not None]
     if named:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mindspore as ms
 
+from mindgpt.config.callbacks import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.data.files import DOWNLOADS
@@ -109,12 +110,18 @@ def weights_path(config: RunConfig) -> Path | None:
     """The file or folder of weights that a run starts from, or None to start from scratch.
 
     `load_checkpoint` goes before `model.model_config.checkpoint_name_or_path`. A bare model name, which MindFormers
-    downloaded, is looked for in `./checkpoint_download/gpt2`. A folder of a run's checkpoints means the newest one.
+    downloaded, is looked for in `./checkpoint_download/gpt2`. A folder of a run's checkpoints means the newest one. An
+    evaluation or prediction for which none are named takes those in its own output folder, and says so.
 
     Raises:
         UserError: what is named is not there, or nothing is named and the run mode needs weights.
     """
     named = config.load_checkpoint or config.model.config.checkpoint_name_or_path
+    own = None if _trains(config) else _checkpoints_in_output_folder(config)
+    if own is not None and _names_no_weights_of_this_kind(config, named):
+        what = f"{named} has no classification head" if named else "none are named"
+        say(f"weights: {what}, so those of the run in this output folder are used (--load_checkpoint names others)")
+        return newest_in(own)
     if not named:
         if config.run_mode == "train":
             return None
@@ -135,10 +142,28 @@ def weights_path(config: RunConfig) -> Path | None:
     if config.run_mode == "train":
         say(f"weights: {named} is not in {DOWNLOADS}, and nothing is downloaded")
         return None
+    hint = f" A run has left some in this output folder: --load_checkpoint {own}" if own else ""
     raise UserError(
         f"load_checkpoint: {named} is a model name, and there is no {downloaded}. mindgpt downloads nothing: put the "
         "file there, or name your own with --load_checkpoint. convert_weight.py makes one of Hugging Face weights."
+        f"{hint}"
     )
+
+
+def _checkpoints_in_output_folder(config: RunConfig) -> Path | None:
+    """The folder of checkpoints that an earlier run with these settings has left, or None."""
+    monitors = [section for section in config.callbacks if isinstance(section, CheckpointMonitorSection)]
+    named = monitors[0].directory if monitors else ""
+    folder = Path(named or Path(config.output_dir) / "checkpoint")
+    return folder if any(checkpoints_in(ranks) for ranks in rank_folders(folder).values()) else None
+
+
+def _names_no_weights_of_this_kind(config: RunConfig, named: str) -> bool:
+    """Whether no weights are named, or for a classifier only a model: those that have names are language models."""
+    if not named:
+        return True
+    classifies = config.trainer.type == "TextClassificationTrainer"
+    return classifies and _is_model_name(named) and not Path(named).exists()
 
 
 def _strategy(config: RunConfig, path: Path) -> str | None:

@@ -48,7 +48,7 @@ def _constant_with_cooldown(steps: _Steps, section: LRScheduleSection) -> np.nda
     """1, then straight down over the last steps of the run (Hägele et al. 2024)."""
     ratio = section.decay_start_ratio
     start = section.decay_start_steps if ratio is None else int(ratio * steps.total)
-    if not steps.warmup <= start <= steps.total:
+    if steps.warmup < steps.total and not steps.warmup <= start <= steps.total:
         raise UserError(
             f"lr_schedule: the cool-down would begin at step {start}, but the warm-up ends at {steps.warmup} and the "
             f"run at {steps.total}. Set decay_start_steps or decay_start_ratio in between."
@@ -77,18 +77,14 @@ def learning_rates(section: LRScheduleSection, steps: int) -> np.ndarray:
 
     Returns:
         (steps,) float64: from `warmup_lr_init` straight up to `learning_rate` in the warm-up, then down by the type.
-        `noam` alone is one formula from the first step on.
+        `noam` alone is one formula from the first step on. A warm-up longer than the run never gets to the top.
 
     Raises:
-        UserError: the warm-up is longer than the run, or the cool-down does not fit into it.
+        UserError: the cool-down does not fit into the run.
     """
     total = steps if section.total_steps == -1 else section.total_steps
     ratio = section.warmup_ratio
     warmup = section.warmup_steps if ratio is None else int(ratio * total)
-    if warmup > total:
-        raise UserError(
-            f"lr_schedule.warmup_steps is {warmup}, but the run has only {total} steps. Lower it, or set warmup_ratio."
-        )
     plan = _Steps(np.minimum(np.arange(steps, dtype=np.float64), total), warmup, total)
     if section.type == "noam":
         return section.learning_rate * _noam(plan)
@@ -129,10 +125,21 @@ def rates_of_run(schedule: LRScheduleSection | None, optimizer: OptimizerSection
 
 
 def rates_line(schedule: LRScheduleSection | None, rates: np.ndarray) -> str:
-    """One line for the person: how high the rate gets and when, and where it ends."""
+    """For the person: how high the learning rate gets and when, where it ends, and whether the warm-up is too long."""
     name = "AdaFactor's relative step" if schedule is None else schedule.type
     peak = int(rates.argmax())
-    return f"learning rate: {name}, highest {rates[peak]:.3g} at step {peak + 1}, {rates[-1]:.3g} at the end"
+    line = f"learning rate: {name}, highest {rates[peak]:.3g} at step {peak + 1}, {rates[-1]:.3g} at the end"
+    warmup = 0 if schedule is None else schedule.warmup_steps or 0
+    steps, given = len(rates), -1 if schedule is None else schedule.total_steps
+    rising = steps if given == -1 else min(steps, given)
+    if warmup <= rising:
+        return line
+    top = schedule.learning_rate * (warmup**-0.5 if schedule.type == "noam" else 1.0)
+    whose = "the run has" if rising == steps else "lr_schedule.total_steps gives it"
+    return (
+        f"{line}\nwarning: lr_schedule.warmup_steps is {warmup}, and {whose} {rising} steps: the learning rate never "
+        f"reaches its top, {top:.3g}. Lower warmup_steps, or set warmup_ratio instead."
+    )
 
 
 class LearningRateTable(nn.learning_rate_schedule.LearningRateSchedule):

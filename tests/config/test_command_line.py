@@ -181,7 +181,6 @@ def test_what_is_refused(run, mode, argv, words):
         (["--num_beams", "2"], "write --options model.model_config.num_beams=VALUE"),
         (["--max_length=7"], "write --options model.model_config.max_decode_length=VALUE"),
         (["--options", "num_beams=2"], "--options num_beams: the key is model.model_config.num_beams"),
-        (["--options", "model.model_config.max_length=7"], "unknown key; the name is max_decode_length here"),
         (["--options", "model.model_config.stop_sequence=x"], "unknown key; the name is stop_strings"),
     ],
 )

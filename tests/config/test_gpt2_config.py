@@ -139,8 +139,8 @@ def test_names_that_lead_nowhere(tmp_path):
 
 def test_unknown_keywords_are_refused_with_the_nearest():
     with pytest.raises(UserError) as caught:
-        GPT2Config(embedding_size=32, n_layers=2)
-    assert str(caught.value).splitlines()[0].startswith("GPT2Config: embedding_size: unknown key; ")
+        GPT2Config(embed_size=32, n_layers=2)
+    assert str(caught.value).splitlines()[0].startswith("GPT2Config: embed_size: unknown key; ")
     assert str(caught.value).splitlines()[1] == "GPT2Config: n_layers: unknown key; did you mean 'num_layers'?"
 
 

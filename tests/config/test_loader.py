@@ -70,11 +70,12 @@ def test_every_problem_is_reported_at_its_line(write):
         f"{path}:10: model.model_config.n_layer: must be at least 1, not 0",
         f"{path}:11: model.model_config.pet_config.lora_rank: must be at least 1, not -1",
         f"{path}:12: lr_schedule.learning_rate: is missing",
-        f"{path}:15: moe_config.expert_num: mindgpt does not do this: only 1 is allowed, not 8",
+        f"{path}:15: moe_config.expert_num: only 1 is allowed, not 8: mindgpt has no mixture of experts; one "
+        "expert is the plain network",
         f"{path}:19: callbacks.1.save_checkpoint_steps: must be a whole number, not 'often'",
         f"{path}:20: callbacks.2: type 'CheckpointMonitr' is not known; did you mean 'CheckpointMonitor'?",
         f"{path}:21: seed: is written twice; the first time in line 2",
-        f"{path}:22: layer_scale: mindgpt does not do this: only False is allowed, not True",
+        f"{path}:22: layer_scale: only False is allowed, not True: all layers learn at the same rate",
     ]
 
 

@@ -5,12 +5,13 @@ from pydantic import ValidationError
 
 from mindgpt.config.callbacks import CheckpointMonitorSection, EvalCallBackSection, SummaryMonitorSection
 from mindgpt.config.data import EvalDatasetSection, TokenizerSection, TrainDatasetSection
-from mindgpt.config.execution import ContextSection, MoESection, ParallelConfigSection, ParallelSection
+from mindgpt.config.execution import ContextSection, ParallelConfigSection, ParallelSection
 from mindgpt.config.model import GPT2Section, ModelSection, PetSection
 from mindgpt.config.optimization import OPTIMIZER_KEYS, LRScheduleSection, OptimizerSection
 from mindgpt.config.run import RunConfig
 from mindgpt.config.section import dotted, problems_of
 from mindgpt.config.training import MetricSection, RunnerWrapperSection, ScaleSenseSection
+from mindgpt.config.unsupported import MoESection
 
 COOLDOWN = {"type": "constant_with_cooldown"}
 
@@ -79,7 +80,6 @@ def test_schedule_defaults_are_those_of_the_schedule():
         ({"warmup_steps": 0, "warmup_ratio": 0.1}, "warmup_ratio", "and warmup_steps are both set"),
         ({"warmup_ratio": 1.5}, "warmup_ratio", "must be at most 1"),
         ({"total_steps": 0}, "total_steps", "must be -1 (taken from the data) or at least 1"),
-        ({"total_steps": 10, "warmup_steps": 11}, "warmup_steps", "must be at most total_steps 10"),
         ({"warmup_lr_init": 0.1}, "warmup_lr_init", "must be at most learning_rate"),
         ({"learning_rate": 0}, "learning_rate", "must be greater than 0, not 0"),
         ({"learning_rate": float("nan")}, "learning_rate", "must be a finite number"),
@@ -161,8 +161,8 @@ def test_old_forms_of_optimizers():
         ({"type": "adafactor", "decay_rate": -0.8}, "decay_rate", "must be greater than 0, not -0.8"),
         ({"type": "adafactor", "warmup_init": True}, "warmup_init", "needs relative_step: True"),
         ({"type": "adafactor", "relative_step": True, "learning_rate": 1e-3}, "learning_rate", "has no effect with"),
-        ({"type": "adafactor", "compression": True}, "compression", "mindgpt does not do this: only False"),
-        ({"type": "sgd", "dampening": 0.1}, "dampening", "mindgpt does not do this: only 0.0"),
+        ({"type": "adafactor", "compression": True}, "compression", "only False is allowed, not True: the state"),
+        ({"type": "sgd", "dampening": 0.1}, "dampening", "only 0.0 is allowed, not 0.1: sgd has"),
         ({"type": "sgd", "nesterov": True}, "nesterov", "needs a momentum greater than 0"),
         ({"type": "Momentum"}, "type", "Momentum needs the key momentum"),
     ],
@@ -300,7 +300,7 @@ def test_unknown_dtype_is_refused():
     ],
 )
 def test_what_mindgpt_does_not_do_is_refused(section, values, key):
-    assert problems(section, **values)[key].startswith("mindgpt does not do this: only ")
+    assert problems(section, **values)[key].startswith("only ")
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,18 @@ def test_a_folder_of_checkpoints_is_not_taken_for_mindspores(prepared, tmp_path)
     assert os.listdir(tmp_path / "rank_0") == ["ir"]
 
 
+def test_deterministic_operators_are_asked_for_on_ascend_only(monkeypatch):
+    asked = []
+    monkeypatch.setattr(device.ms, "set_deterministic", asked.append)
+    device._prepare_ascend(ContextSection())
+    assert asked == []
+    device._prepare_ascend(ContextSection(deterministic=True))
+    assert asked == [True]
+    section = ContextSection(deterministic=True, enable_graph_kernel=False)
+    assert device._prepare_cpu(section) == ["on CPU, context.deterministic has no effect"]
+    assert asked == [True]
+
+
 def test_fusion_asked_for_needs_its_package(monkeypatch):
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install decorator"):

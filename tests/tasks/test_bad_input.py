@@ -210,10 +210,14 @@ def test_evaluation_data_are_looked_at_before_training(refused, tmp_path):
 
 @pytest.mark.parametrize("mode", ["eval", "finetune"])
 def test_weights_are_needed(refused, mode):
-    assert "--load_checkpoint" in refused(mode=mode)
+    elsewhere = ("--output_dir", "elsewhere")  # an evaluation would take what a run left in its output folder
+    assert "--load_checkpoint" in refused(*elsewhere, mode=mode)
     message = refused("--load_checkpoint", "gpt2", mode=mode)
     assert "no checkpoint_download/gpt2/gpt2.ckpt" in message
     assert "downloads nothing" in message
+    assert ("A run has left some in this output folder: --load_checkpoint output/checkpoint" in message) == (
+        mode == "eval"
+    )
     assert "gpt2_xl is a model name" in refused(
         "--options", "model.model_config.checkpoint_name_or_path=gpt2_xl", mode=mode
     )

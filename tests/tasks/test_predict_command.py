@@ -176,6 +176,11 @@ def test_the_script_on_ascend_cuts_what_can_be_cut(
         (["parallel", "toy.yaml", "x.ckpt", "two"], "DEVICE_NUM must be a whole number from 1, not 'two'"),
         (["single", "no.yaml", "x.ckpt", 1], "CONFIG: there is no file no.yaml"),
         (["single", "toy.yaml", "x.ckpt", 1, "lost"], "TOKENIZER: there is no folder lost"),
+        (
+            ["single", "toy.yaml", "x.ckpt", 1, "path/to/tokenizer.model"],
+            "TOKENIZER: path/to/tokenizer.model is the name of a SentencePiece model, which GPT-2 does not have. Name "
+            "the folder of its vocab.json and merges.txt, or of its tokenizer.json, such as path/to\n",
+        ),
     ],
 )
 def test_wrong_arguments_of_the_script(script, toy, tmp_path, arguments, message):

@@ -15,9 +15,11 @@ def named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text("optimizer: {learning_rate: 0.001}\n")
 
-    def path(load_checkpoint="", in_model="", mode="eval"):
+    def path(load_checkpoint="", in_model="", mode="eval", more=None):
         values = {"run_mode": mode, "load_checkpoint": load_checkpoint}
-        config, _ = load_config("run.yaml", {**values, "model.model_config.checkpoint_name_or_path": in_model})
+        config, _ = load_config(
+            "run.yaml", {**values, "model.model_config.checkpoint_name_or_path": in_model} | (more or {})
+        )
         found = weights_path(config)
         return found and str(found)
 
@@ -47,6 +49,63 @@ def test_a_bare_name_is_looked_for_where_mindformers_put_it(named, capsys):
         UserError, match="gpt2_xl is a model name, and there is no checkpoint_download/gpt2/gpt2_xl.ckpt"
     ):
         named("gpt2_xl", mode="finetune")
+
+
+CLASSIFIER = {
+    "trainer.type": "TextClassificationTrainer",
+    "model.arch.type": "GPT2ForSequenceClassification",
+}
+OWN = "output/checkpoint/rank_0/x_rank_0-1_20.ckpt"
+
+
+@pytest.mark.parametrize("mode", ["eval", "predict"])
+def test_without_a_name_the_output_folder_s_own_weights_are_used_and_it_is_said(named, mode, capsys):
+    make(OWN)
+    assert named(mode=mode) == OWN
+    assert (
+        "weights: none are named, so those of the run in this output folder are used (--load_checkpoint names oth"
+        in (capsys.readouterr().out)
+    )
+    make("a.ckpt")
+    assert named("a.ckpt", mode=mode) == "a.ckpt"
+    assert named("", "a.ckpt", mode=mode) == "a.ckpt"
+
+
+def test_training_never_takes_the_output_folder_s_own_weights(named):
+    make(OWN)
+    assert named(mode="train") is None
+    with pytest.raises(UserError, match="run_mode finetune needs weights"):
+        named(mode="finetune")
+
+
+def test_the_output_folder_is_that_of_the_yaml(named):
+    make("elsewhere/rank_0/x_rank_0-1_20.ckpt", OWN)
+    monitor = {"callbacks": [{"type": "CheckpointMonitor", "directory": "elsewhere"}]}
+    assert named(more=monitor) == "elsewhere/rank_0/x_rank_0-1_20.ckpt"
+    assert named(more={"output_dir": "./output"}) == OWN
+    with pytest.raises(UserError, match="run_mode eval needs weights"):
+        named(more={"output_dir": "other"})
+
+
+def test_a_classifier_s_own_weights_go_before_a_language_model_s(named, capsys):
+    """As the YAML of MindFormers names gpt2 for the fine-tuning, also for the evaluation after it."""
+    make("checkpoint_download/gpt2/gpt2.ckpt")
+    assert named("gpt2", more=CLASSIFIER) == "checkpoint_download/gpt2/gpt2.ckpt", "there is nothing better"
+    make(OWN)
+    assert named(in_model="gpt2", more=CLASSIFIER) == OWN
+    assert "weights: gpt2 has no classification head, so those of the run in this" in capsys.readouterr().out
+    assert named("gpt2", more=CLASSIFIER, mode="finetune") == "checkpoint_download/gpt2/gpt2.ckpt"
+    assert named("gpt2") == "checkpoint_download/gpt2/gpt2.ckpt", "a language model"
+    make("mine/model.safetensors")
+    assert named("mine", more=CLASSIFIER) == "mine"
+
+
+def test_a_language_model_that_is_not_there_is_not_replaced_but_the_way_is_shown(named):
+    make(OWN)
+    with pytest.raises(
+        UserError, match="A run has left some in this output folder: --load_checkpoint output/checkpoin"
+    ):
+        named("gpt2")
 
 
 def test_only_training_starts_from_scratch(named):

@@ -132,6 +132,25 @@ def test_the_rate_stays_after_total_steps():
     assert values[19] > 1e-4
 
 
-def test_a_warm_up_longer_than_the_run_is_refused():
-    with pytest.raises(UserError, match="warmup_steps is 50, but the run has only 20 steps"):
-        rates(steps=20, type="cosine", warmup_steps=50)
+@pytest.mark.parametrize("kind", ["cosine", "polynomial", "constant_with_cooldown"])
+def test_a_warm_up_longer_than_the_run_rises_to_its_end_and_is_said(kind):
+    schedule = LRScheduleSection(type=kind, learning_rate=2e-3, warmup_steps=50)
+    values = learning_rates(schedule, 20)
+    np.testing.assert_allclose(values, 2e-3 * np.arange(20) / 50, rtol=1e-12)
+    line, warning = rates_line(schedule, values).splitlines()
+    assert line == f"learning rate: {kind}, highest 0.00076 at step 20, 0.00076 at the end"
+    assert warning.startswith("warning: lr_schedule.warmup_steps is 50, and the run has 20 steps: the learning rate")
+    assert "never reaches its top, 0.002." in warning
+    assert "warning" not in rates_line(schedule, learning_rates(schedule, 50))
+
+
+def test_total_steps_shorter_than_the_warm_up_are_said():
+    schedule = LRScheduleSection(type="linear", learning_rate=2e-3, warmup_steps=11, total_steps=10)
+    values = learning_rates(schedule, 30)
+    np.testing.assert_allclose(values, 2e-3 * np.minimum(np.arange(30), 10) / 11, rtol=1e-12)
+    assert "warmup_steps is 11, and lr_schedule.total_steps gives it 10 steps" in rates_line(schedule, values)
+
+
+def test_a_noam_that_never_gets_to_the_top_names_its_own():
+    schedule = LRScheduleSection(type="noam", learning_rate=1.0, warmup_steps=100)
+    assert "never reaches its top, 0.1." in rates_line(schedule, learning_rates(schedule, 20))

@@ -22,6 +22,10 @@ parallel=$1 config=$2 ckpt=$3 devices=$4 tokenizer=${5:-}
 shift $(( $# < 5 ? $# : 5 ))
 [[ $devices =~ ^[1-9][0-9]*$ ]] || refuse "DEVICE_NUM must be a whole number from 1, not '$devices'"
 [ -f "$config" ] || refuse "CONFIG: there is no file $config (looked from $PWD)"
+if [[ $tokenizer == *.model && ! -d $tokenizer ]]; then # as MindFormers' page has it
+    refuse "TOKENIZER: $tokenizer is the name of a SentencePiece model, which GPT-2 does not have. Name the folder of its \
+vocab.json and merges.txt, or of its tokenizer.json, such as $(dirname "$tokenizer")"
+fi
 [ -z "$tokenizer" ] || [ -e "$tokenizer" ] || refuse "TOKENIZER: there is no folder $tokenizer (looked from $PWD)"
 [ $# -gt 0 ] || set -- "I love Beijing, because" "GPT2 is a" "Huawei is a company that"
 words=(--config "$config" --run_mode predict --load_checkpoint "$ckpt" --predict_data "$@")
