@@ -5,7 +5,6 @@ from pathlib import Path
 
 import mindspore as ms
 
-from mindgpt.config.callbacks import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.data.files import DOWNLOADS
@@ -23,6 +22,7 @@ from mindgpt.pet.peft_folder import is_peft_folder
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.cards import shares_layers
 from mindgpt.tasks.lora import LoRAPlan, plan_lora
+from mindgpt.tasks.output_folder import checkpoint_folder
 from mindgpt.train.checkpoints import last_checkpoint
 
 _SIZES = {  # the settings that show in the weights' shapes, and where
@@ -152,9 +152,7 @@ def weights_path(config: RunConfig) -> Path | None:
 
 def _checkpoints_in_output_folder(config: RunConfig) -> Path | None:
     """The folder of checkpoints that an earlier run with these settings has left, or None."""
-    monitors = [section for section in config.callbacks if isinstance(section, CheckpointMonitorSection)]
-    named = monitors[0].directory if monitors else ""
-    folder = Path(named or Path(config.output_dir) / "checkpoint")
+    folder = checkpoint_folder(config)
     return folder if any(checkpoints_in(ranks) for ranks in rank_folders(folder).values()) else None
 
 
