@@ -28,7 +28,11 @@ def toy_configs(toy):
 
     return {
         "pretrain_gpt2_small_fp16": changed({"checkpoint_name_or_path": "gpt2"}, metric={"type": "PerplexityMetric"}),
-        "finetune_gpt2_small_fp16": changed(run_mode="finetune", load_checkpoint="gpt2"),
+        "finetune_gpt2_small_fp16": changed(
+            run_mode="finetune",
+            load_checkpoint="gpt2",
+            lr_schedule={"type": "CosineWithWarmUpLR", "learning_rate": 0.01, "warmup_steps": 2000},  # as in theirs
+        ),
         "finetune_gpt2_small_lora_fp16": changed({"pet_config": LORA}, run_mode="finetune", load_checkpoint="gpt2"),
         "predict_gpt2_small_fp16": changed({"max_new_tokens": 3}, run_mode="predict", load_checkpoint="gpt2"),
         "finetune_gpt2_small_txtcls_fp16": changed(
@@ -126,6 +130,7 @@ bash scripts/msrun_launcher.sh "run_mindformer.py \\
   --config configs/gpt2/finetune_gpt2_small_fp16.yaml \\
   --use_parallel True" 1""")
     assert re.search(r"weights: .*gpt2\.ckpt", console)
+    assert "warning: lr_schedule.warmup_steps is 2000, and the run has 4 steps: the learning rate never" in console
     assert "training done:" in console
 
 
