@@ -1,6 +1,6 @@
 """Which dtype each part of a model is stored and computed in, decided once, when the model is built."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mindspore as ms
 
@@ -33,12 +33,14 @@ def precision_of(config: GPT2Section) -> Precision:
     """The dtypes to build a model with on the current device.
 
     Ascend obeys the config. A CPU has no fast half-precision product (its fp16 goes through fp32, its bf16 does not
-    exist), so there everything is computed in fp32; the weights are stored as asked.
+    exist), so there everything is computed in fp32. Weights are stored as asked, but for bf16: MindSpore 2.10 has no
+    lookup in such a table there, so they are fp32.
     """
     precision = asked_precision(config)
     if ms.get_context("device_target") != "CPU":
         return precision
-    return replace(precision, compute=ms.float32, layernorm=ms.float32, softmax=ms.float32)
+    param = ms.float32 if precision.param == ms.bfloat16 else precision.param
+    return Precision(param, compute=ms.float32, layernorm=ms.float32, softmax=ms.float32)
 
 
 def replaced_on_cpu(config: GPT2Section) -> list[str]:
@@ -48,6 +50,8 @@ def replaced_on_cpu(config: GPT2Section) -> list[str]:
     asked = asked_precision(config)
     half = {str(dtype).lower() for dtype in (asked.compute, asked.layernorm, asked.softmax) if dtype != ms.float32}
     notes = [f"on CPU, {' and '.join(sorted(half))} compute runs as float32"] if half else []
+    if asked.param == ms.bfloat16:
+        notes.append("on CPU, bfloat16 weights are stored as float32")
     if config.use_flash_attention:
         notes.append("on CPU, flash attention runs as the plain kernel")
     return notes

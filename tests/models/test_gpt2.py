@@ -184,3 +184,25 @@ def test_a_checkpoint_without_its_config_is_refused(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config\.json beside the weights"):
         GPT2LMHeadModel.from_pretrained(tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_weights_in_half_precision_give_the_gradients_of_whole_ones(stored):
+    """At a width at which MindSpore's fusion made NaN of a matrix that was cast and transposed at once: 4 x 256 = 1024,
+    and rows enough for the transposition to pay."""
+
+    def loss_and_gradients(dtype):
+        ms.set_seed(0)
+        sizes = {"num_layers": 1, "hidden_size": 256, "num_heads": 4, "vocab_size": 300, "seq_length": 64}
+        rates = dict.fromkeys(("hidden_dropout_rate", "attention_dropout_rate", "embedding_dropout_rate"), 0.0)
+        model = GPT2LMHeadModel(GPT2Config(**sizes, **rates, param_init_type=dtype)).set_train()
+        weights = ms.ParameterTuple(model.trainable_params())
+        rows = Tensor(np.random.default_rng(0).integers(0, 300, (4, 65)).astype(np.int32))
+        loss, gradients = ms.value_and_grad(model, None, weights)(rows)
+        return loss.asnumpy(), [gradient.astype(ms.float32).asnumpy() for gradient in gradients]
+
+    loss, gradients = loss_and_gradients(stored)
+    expected_loss, expected = loss_and_gradients("float32")
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-4)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=0, atol=2e-3 * np.abs(wanted).max() + 1e-8)

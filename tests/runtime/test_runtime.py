@@ -169,9 +169,12 @@ def test_ascend_obeys_every_dtype(monkeypatch):
 @pytest.mark.usefixtures("cpu")
 def test_a_cpu_computes_in_float32_and_says_so():
     section = GPT2Section(**HALF, use_flash_attention=True)
-    assert precision.precision_of(section) == precision.Precision(ms.bfloat16, ms.float32, ms.float32, ms.float32)
+    assert precision.precision_of(section) == precision.Precision(ms.float32, ms.float32, ms.float32, ms.float32)
+    stored_in_half = GPT2Section(**HALF | {"param_init_type": "float16"})
+    assert precision.precision_of(stored_in_half).param == ms.float16
     assert precision.replaced_on_cpu(section) == [
         "on CPU, bfloat16 and float16 compute runs as float32",
+        "on CPU, bfloat16 weights are stored as float32",
         "on CPU, flash attention runs as the plain kernel",
     ]
     assert precision.replaced_on_cpu(GPT2Section(param_init_type="float16")) == []

@@ -41,8 +41,10 @@ class Linear(nn.Cell):
         self.weight = Parameter(initializer(NormalWeights(std), shape, precision.param), name="weight")
         self.bias = Parameter(initializer("zeros", (out_size,), precision.param), name="bias")
         # oneDNN's fp32 product is half as fast where the rows of an [in, out] matrix lie a multiple of 4 KiB apart
-        # (docs/performance.md); there a CPU turns the matrix round first, if there are rows enough to be worth it.
-        self.turned = not transpose_b and out_size % 1024 == 0 and ms.get_context("device_target") == "CPU"
+        # (docs/performance.md); there a CPU transposes the matrix first, if there are rows enough to be worth it. Not
+        # one that is stored in half precision: MindSpore 2.10 fuses cast and transpose to a kernel that gives NaN.
+        on_cpu = ms.get_context("device_target") == "CPU"
+        self.turned = not transpose_b and out_size % 1024 == 0 and on_cpu and precision.param == ms.float32
         self.transpose = ops.Transpose()
         self.matmul = ops.MatMul(transpose_b=transpose_b)
         self.turned_matmul = ops.MatMul(transpose_b=True)
