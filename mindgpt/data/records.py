@@ -41,9 +41,13 @@ class BadRecords:
         if len(self.messages) < self.SHOWN:
             self.messages.append(str(error))
 
+    @property
+    def first(self) -> str:
+        """The first few messages."""
+        return " ".join(self.messages) + (" ..." if self.count > self.SHOWN else "")
+
     def __str__(self) -> str:
-        more = " ..." if self.count > self.SHOWN else ""
-        return f"{self.count} bad record(s) left out: {' '.join(self.messages)}{more}"
+        return f"{self.count} bad record(s) left out: {self.first}"
 
 
 def refuse_with_hint(error: UserError) -> None:
