@@ -14,12 +14,23 @@ from mindgpt.data.split import split_file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Split a text at a line end, into train.txt and valid.txt.")
+    parser = argparse.ArgumentParser(
+        description="Split a text at a line end (without one, at a space) into train.txt, valid.txt."
+    )
     parser.add_argument("--input_file", help="UTF-8 text; without it, the text of Python's own help topics")
+    parser.add_argument(
+        "--field", default="text", help="in JSON and tables: the key or column that holds the text (text)"
+    )
+    parser.add_argument(
+        "--read_as", choices=["text", "json", "csv", "tsv"], help="what it holds (default: by its name)"
+    )
     parser.add_argument("--output_dir", required=True, help="folder for train.txt and valid.txt; both are replaced")
     parser.add_argument("--valid_fraction", type=float, default=0.1, help="part to judge by, from the end (0.1)")
     arguments = parser.parse_args()
-    for file in split_file(arguments.input_file, arguments.output_dir, arguments.valid_fraction):
+    files = split_file(
+        arguments.input_file, arguments.output_dir, arguments.valid_fraction, arguments.field, arguments.read_as
+    )
+    for file in files:
         print(f"{file.stat().st_size:,} bytes -> {file}")
 
 

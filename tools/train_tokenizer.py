@@ -4,7 +4,6 @@ python tools/train_tokenizer.py --input_file corpus/ --vocab_size 8000 --output_
 """
 
 import argparse
-import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import use_cores
-from mindgpt.data.text import document_pieces, input_files
+from mindgpt.data.tool_arguments import TextFiles, add_text_arguments
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
@@ -24,16 +23,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Learn a byte-level BPE vocabulary with <|endoftext|> as its last token."
     )
-    parser.add_argument(
-        "--input_file",
-        nargs="+",
-        required=True,
-        help="files, folders (their .txt and .jsonl files, sub-folders included) or patterns in quotes",
-    )
+    add_text_arguments(parser)
     parser.add_argument("--vocab_size", type=int, required=True, help="tokens in all, at least 257")
     parser.add_argument("--output_dir", required=True, help="folder for vocab.json, merges.txt and tokenizer.json")
     parser.add_argument("--min_frequency", type=int, default=2, help="merge pairs that occur so often (default 2)")
-    parser.add_argument("--field", default="text", help="in .jsonl files: the key that holds the text (default: text)")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer in a folder that has one")
     parser.add_argument("--num_workers", type=int, help="cores to work on (default: all)")
     return parser.parse_args(argv)
@@ -46,12 +39,12 @@ def main(argv: list[str] | None = None) -> None:
     existing = [name for name in GPT2Tokenizer.FILES if (folder / name).exists()]
     if existing and not arguments.overwrite:
         raise UserError(f"{folder} holds a tokenizer already ({existing[0]}). Use --overwrite to replace it.")
-    files = input_files(arguments.input_file)
+    texts = TextFiles(arguments)
     with tqdm(
-        total=sum(map(os.path.getsize, files)), unit="B", unit_scale=True, desc="reading", disable=None
+        total=sum(map(os.path.getsize, texts.files)), unit="B", unit_scale=True, desc="reading", disable=None
     ) as progress:
         tokenizer = GPT2Tokenizer.train(
-            _texts(files, arguments.field, progress), arguments.vocab_size, min_frequency=arguments.min_frequency
+            _texts(texts, progress), arguments.vocab_size, min_frequency=arguments.min_frequency
         )
     tokenizer.save_pretrained(folder)
     fewer = ""
@@ -60,8 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(tokenizer)} tokens{fewer} -> {folder}")
 
 
-def _texts(files: list[Path], field: str, progress: tqdm) -> Iterator[str]:
-    for piece in itertools.chain.from_iterable(document_pieces(file, field=field) for file in files):
+def _texts(files: TextFiles, progress: tqdm) -> Iterator[str]:
+    for piece in files.pieces():
         progress.update(len(piece.text.encode()))
         yield piece.text
 

@@ -13,10 +13,20 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.blocks import BATCH_CHARACTERS, BATCH_PIECES, Tokenizer
+from mindgpt.data.blocks import Tokenizer, batches
 from mindgpt.data.files import PathLike, read_lines
-from mindgpt.data.labelled_text import Example, Layout, label_names_in, label_number, no_rows, read_examples
+from mindgpt.data.json_values import OnBad
+from mindgpt.data.labelled_text import (
+    Example,
+    Layout,
+    label_names_in,
+    label_number,
+    no_label,
+    no_rows,
+    read_examples,
+)
 from mindgpt.data.mindrecord import MindRecordWriter
+from mindgpt.data.records import BadRecords, refuse_with_hint
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 RECIPE = "classification"
@@ -66,6 +76,7 @@ def write_classification(
     *,
     max_length: int,
     skip_empty: bool = False,
+    bad: BadRecords | None = None,
     num_splits: int = 1,
     overwrite: bool = False,
     show_progress: bool = True,
@@ -77,6 +88,7 @@ def write_classification(
         layout: how it holds texts and labels.
         max_length: tokens of a row at most; longer texts lose their end, and are counted.
         skip_empty: leave out rows with an empty text, and count them, instead of refusing the file.
+        bad: counts the rows that cannot be used and are left out; None: they are refused.
         num_splits: how many MindRecord files to spread the rows over, in turn.
         overwrite: replace what is there.
         show_progress: show a bar, if standard error is a terminal.
@@ -87,7 +99,9 @@ def write_classification(
     started = time.monotonic()
     if max_length < 1:
         raise UserError(f"max_length must be at least 1; it is {max_length}.")
-    names = layout.label_names or label_names_in(file, layout, skip_empty)
+    on_bad = bad or refuse_with_hint
+    # The labels are found by a reading of their own, so that bad rows are counted once.
+    names = layout.label_names or label_names_in(file, layout, skip_empty, BadRecords() if bad else on_bad)
     summary = Summary(names, max_length)
     metadata = {
         "recipe": RECIPE,
@@ -97,12 +111,15 @@ def write_classification(
         "eos_token_id": tokenizer.eos_token_id,
         "vocab_sha256": tokenizer.vocab_hash(),
     }
-    examples = _counted(read_examples(file, layout), os.path.getsize(file), show_progress)
+    examples = _counted(read_examples(file, layout, on_bad), os.path.getsize(file), show_progress)
     with MindRecordWriter(
         output_file, COLUMNS, num_splits=num_splits, overwrite=overwrite, metadata=metadata
     ) as writer:
-        for batch in _batches(_with_text(examples, file, skip_empty, summary)):
-            writer.write(_rows(batch, layout, tokenizer, file, summary))
+        numbered = _numbered(examples, layout, file, skip_empty, summary, on_bad)
+        for batch in batches(numbered, lambda row: len(row[0].text)):
+            writer.write(_rows(batch, tokenizer, file, summary))
+        if not summary.rows and bad and bad.count:
+            raise UserError(f"{file}: no row is left to write: {bad}")
         if not summary.rows:
             raise no_rows(file, summary.empty)
     summary.files = [str(path) for path in writer.files]
@@ -132,34 +149,31 @@ def _counted(examples: Iterable[Example], total_bytes: int, show_progress: bool)
             yield example
 
 
-def _with_text(examples: Iterable[Example], file: PathLike, skip_empty: bool, summary: Summary) -> Iterator[Example]:
+def _numbered(
+    examples: Iterable[Example], layout: Layout, file: PathLike, skip_empty: bool, summary: Summary, on_bad: OnBad
+) -> Iterator[tuple[Example, int]]:
+    """The rows that can be used, with the numbers of their labels."""
     for example in examples:
-        if example.text.strip():
-            yield example
-        elif skip_empty:
-            summary.empty += 1
-        else:
-            raise UserError(f"{file}:{example.line}: the text is empty. Correct the file, or add --skip_empty.")
-
-
-def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """Enough text at a time to keep every core busy."""
-    batch, characters = [], 0
-    for example in examples:
-        batch.append(example)
-        characters += len(example.text)
-        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_PIECES:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+        try:
+            if not example.text and skip_empty:
+                summary.empty += 1
+                continue
+            if not example.text:
+                raise UserError(f"{file}:{example.line}: the text is empty. Correct the file, or add --skip_empty.")
+            if not example.label and layout.label_names is None:
+                raise no_label(file, example)
+            number = label_number(example, layout, summary.label_names, file)
+        except UserError as error:
+            on_bad(error)
+            continue
+        yield example, number
 
 
 def _rows(
-    batch: Sequence[Example], layout: Layout, tokenizer: Tokenizer, file: PathLike, summary: Summary
+    numbered: Sequence[tuple[Example, int]], tokenizer: Tokenizer, file: PathLike, summary: Summary
 ) -> dict[str, list[np.ndarray]]:
     """int32 arrays of one dimension: the ids of a text, as many ones, and its label."""
-    numbers = [label_number(example, layout, summary.label_names, file) for example in batch]
+    batch, numbers = [example for example, _ in numbered], [number for _, number in numbered]
     rows = tokenizer.encode_batch([example.text for example in batch], add_special_tokens=True)
     for example, row in zip(batch, rows, strict=True):
         if not row:

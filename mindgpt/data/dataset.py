@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mindspore.dataset as ds
@@ -16,6 +16,7 @@ from mindgpt.data.mindrecord import find_mindrecord_files, read_header, reason_o
 from mindgpt.io.processes import available_cores
 
 _ROWS_OF_FINGERPRINT = 16
+_OLD_NAMES = {"input_mask": "attention_mask"}  # of columns, as early releases of MindFormers wrote them
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,12 @@ class DatasetInfo:
 
     Attributes:
         files: MindRecord files, in reading order.
-        columns: name -> {"type": ..., "shape": ...} as the files declare it.
+        columns: name -> {"type": ..., "shape": ...} as the files declare it; `input_mask` is called `attention_mask`.
         num_rows: rows of all files together.
         row_shapes: name -> shape of that column in the first row.
         metadata: what mindgpt's tools noted when they wrote the files (`block_length`, `vocab_size`, `eos_token_id`,
             `vocab_sha256`, `recipe`); empty if the files come from elsewhere, or do not agree.
+        old_names: name -> what the files call that column, where it is another name.
     """
 
     files: list[str]
@@ -36,6 +38,7 @@ class DatasetInfo:
     num_rows: int
     row_shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, Any]
+    old_names: dict[str, str] = field(default_factory=dict)
 
 
 def inspect(path: PathLike) -> DatasetInfo:
@@ -57,12 +60,16 @@ def inspect(path: PathLike) -> DatasetInfo:
         raise UserError(f"{path} holds no rows.")
     first_file = next(file for file, header in zip(files, headers, strict=True) if header.num_rows)
     notes = [{k: v for k, v in header.metadata.items() if k != "set"} for header in headers]
+    renamed = {
+        old: new for old, new in _OLD_NAMES.items() if old in headers[0].columns and new not in headers[0].columns
+    }
     return DatasetInfo(
         files=files,
-        columns=headers[0].columns,
+        columns={renamed.get(name, name): column for name, column in headers[0].columns.items()},
         num_rows=num_rows,
-        row_shapes={name: np.shape(value) for name, value in _first_row(first_file).items()},
+        row_shapes={renamed.get(name, name): np.shape(value) for name, value in _first_row(first_file).items()},
         metadata=notes[0] if all(note == notes[0] for note in notes) else {},
+        old_names={new: old for old, new in renamed.items()},
     )
 
 
@@ -178,12 +185,15 @@ def build_dataset(
     workers = max(1, min(num_parallel_workers, available_cores()))
     dataset = ds.MindDataset(
         info.files,
-        columns_list=list(columns),
+        columns_list=[info.old_names.get(column, column) for column in columns],
         num_parallel_workers=workers,
         sampler=_sampler(
             info.num_rows, chosen, shuffle, num_shards, shard_id, batches * batch_size if drop_remainder else None
         ),
     )
+    renamed = [column for column in columns if column in info.old_names]
+    if renamed:
+        dataset = dataset.rename([info.old_names[column] for column in renamed], renamed)
     for column in columns:
         if info.columns[column]["type"] != "int32":
             to_int32 = ds.transforms.TypeCast(mstype.int32)

@@ -7,15 +7,18 @@ or `read_json`, so a wrong path, a broken byte or a typo ends in one sentence, n
 import contextlib
 import errno
 import glob
+import io
 import itertools
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from mindgpt.config.errors import UserError
+from mindgpt.data.encodings import HEAD, SAMPLE, conversion_hint, not_text
 from mindgpt.io.processes import MACHINE, process_runs
 
 PathLike = str | os.PathLike[str]
@@ -153,32 +156,49 @@ def check_readable(path: PathLike) -> None:
         pass
 
 
+# A byte order mark may begin any line: `cat` joins files that each begin with one. In text it has meant nothing since
+# Unicode 3.2, which has U+2060 for what it meant before.
+_MARK = "\ufeff"
+_MARKS_OF_LINES = re.compile("(?<=\n)\ufeff+")
+
+
+@contextlib.contextmanager
+def _open_text(path: PathLike) -> Iterator[IO[str]]:
+    """A UTF-8 file's text; line ends become LF. A `UserError` says what a file is that begins like no text."""
+    with open_to_read(path) as file:
+        if problem := not_text(path, file.peek(HEAD)[:HEAD]):
+            raise UserError(problem)
+        try:
+            yield io.TextIOWrapper(file, encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path) from error
+
+
 def read_lines(path: PathLike) -> Iterator[str]:
-    """Yield a UTF-8 file's lines without their ends (LF, CRLF or CR), one at a time; a leading BOM is not text.
+    """Yield a UTF-8 file's lines without their ends (LF, CRLF or CR), one at a time; a BOM that begins one is dropped.
 
     Raises:
         UserError: the file cannot be opened, or is not UTF-8 (with line and byte offset of the first wrong byte).
     """
-    with open_to_read(path, "r", encoding="utf-8-sig") as file:
-        try:
-            for line in file:
-                yield line.removesuffix("\n")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path) from error
+    with _open_text(path) as file:
+        for line in file:
+            yield line.removesuffix("\n").lstrip(_MARK)
 
 
 def read_chunks(path: PathLike, characters: int = 1 << 16) -> Iterator[str]:
-    """Yield a UTF-8 file's text in chunks of about `characters`; line ends become LF, a leading BOM is dropped.
+    """Yield a UTF-8 file's text in chunks of about `characters`; line ends become LF, a BOM that begins a line is
+    dropped.
 
     Raises:
         UserError: as `read_lines`.
     """
-    with open_to_read(path, "r", encoding="utf-8-sig") as file:
-        try:
-            while chunk := file.read(characters):
-                yield chunk
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path) from error
+    begins_line = True
+    with _open_text(path) as file:
+        while chunk := file.read(characters):
+            text = _MARKS_OF_LINES.sub("", chunk.lstrip(_MARK) if begins_line else chunk)
+            begins_line = text.endswith("\n") if text else begins_line
+            if text:
+                yield text
 
 
 def read_text(path: PathLike) -> str:
@@ -213,7 +233,7 @@ def _not_utf8(path: PathLike) -> UserError:
             except UnicodeDecodeError as error:
                 return UserError(
                     f"{path}:{number}: not UTF-8: byte 0x{line[error.start]:02x} at offset {offset + error.start} "
-                    f"({error.reason}). Save the file as UTF-8, e.g. with iconv."
+                    f"({error.reason}). {conversion_hint(path, (line + file.read(SAMPLE))[:SAMPLE])}"
                 )
             offset += len(line)
     return UserError(f"{path}: not UTF-8.")

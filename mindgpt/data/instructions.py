@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import nearest
 from mindgpt.data.files import PathLike, read_json
-from mindgpt.data.records import OnBad, Record, read_records, refuse, text_of
+from mindgpt.data.json_values import OnBad, refuse
+from mindgpt.data.records import BadRecords, Record, kind_by_name, listed, read_records, text_of
 
 
 class Example(NamedTuple):
@@ -36,10 +37,37 @@ class Format:
 
 FORMATS = {
     "alpaca": Format("instruction", "output", input="input"),
+    "dolly": Format("instruction", "response", input="context"),
     "prompt_response": Format("prompt", "response"),
     "prompt_completion": Format("prompt", "completion"),
     "src_tgt": Format("src_txt", "tgt_txt", response_optional=True),  # ModelScope's
 }
+_INPUTS = {layout.input for layout in FORMATS.values() if layout.input}
+
+
+def format_with_keys(
+    name: str | None, prompt: str | None = None, response: str | None = None, input: str | None = None
+) -> Format | None:
+    """The format of that name with other keys in place of its own; None if nothing is given.
+
+    Without a name, `prompt` and `response` are both needed; with an `input`, prompts are worded as those of alpaca.
+
+    Raises:
+        UserError: a key is missing, or two are the same.
+    """
+    keys = {"prompt": prompt, "response": response, "input": input}
+    keys = {part: key for part, key in keys.items() if key is not None}
+    if not keys:
+        return FORMATS[name] if name else None
+    if name is None and not {"prompt", "response"} <= set(keys):
+        raise UserError(
+            "--prompt_key and --response_key are needed both, unless --format names the format whose keys they replace."
+        )
+    layout = replace(FORMATS[name], **keys) if name else Format(**keys)
+    used = [key for key in (layout.prompt, layout.response, layout.input) if key is not None]
+    if len(set(used)) < len(used):
+        raise UserError(f"--prompt_key, --response_key and --input_key must differ; they are {listed(used)}.")
+    return layout
 
 
 # ---- templates -------------------------------------------------------------------------------------------------------
@@ -91,13 +119,14 @@ class ExampleReader:
     """The examples of files, in order.
 
     Args:
-        files: .json, .jsonl, .csv or .tsv.
-        format_name: one of `FORMATS`; None: told by the keys of each file's first record.
+        files: .json, .jsonl, .ndjson, .csv or .tsv.
+        layout: the keys of a record; None: one of `FORMATS`, told by the keys of each file's first record.
         templates: as `TEMPLATES`.
         on_bad: gets the error of a record that makes no example; raises it, or lets the record be left out.
 
     Attributes:
         unused: keys of records that had no effect, such as an id.
+        empty: counts the records without a response, which make no example.
 
     Raises (when iterated):
         UserError: a file cannot be read; its keys tell no format; its format has no template; or by `on_bad`.
@@ -106,16 +135,17 @@ class ExampleReader:
     def __init__(
         self,
         files: Iterable[Path],
-        format_name: str | None = None,
+        layout: Format | None = None,
         templates: dict[str, str] = TEMPLATES,
         on_bad: OnBad = refuse,
     ):
-        self.files, self.format_name, self.templates, self.on_bad = list(files), format_name, templates, on_bad
+        self.files, self.layout, self.templates, self.on_bad = list(files), layout, templates, on_bad
         self.unused: set[str] = set()
+        self.empty = BadRecords()
 
     def __iter__(self) -> Iterator[Example]:
         for file in self.files:
-            layout = FORMATS[self.format_name] if self.format_name else None
+            layout = self.layout
             for record in read_records(file, self.on_bad):
                 if layout is None:
                     layout = FORMATS[format_of(record, file)]
@@ -126,7 +156,10 @@ class ExampleReader:
                 except UserError as error:
                     self.on_bad(error)
                     continue
-                yield example
+                if example.response.strip():
+                    yield example
+                else:  # 28 of the 52,002 in alpaca_data.json
+                    self.empty(UserError(f"{record.place}: '{layout.response}' is empty."))
 
     def _check_templates(self, layout: Format, file: Path) -> None:
         needed = ("prompt_input", "prompt_no_input") if layout.input else ("prompt",)
@@ -138,7 +171,8 @@ class ExampleReader:
         prompt = _filled_text(record, layout.prompt)
         if layout.response_optional and record.fields.get(layout.response) in (None, ""):
             return Example("", prompt)
-        response = _filled_text(record, layout.response)
+        missing = record.fields.get(layout.response, "") is None
+        response = "" if missing else text_of(record, layout.response)
         if layout.input is None:
             return Example(_fill(self.templates["prompt"], {"prompt": prompt}), response)
         given = "" if record.fields.get(layout.input) is None else text_of(record, layout.input)
@@ -160,15 +194,20 @@ def format_of(record: Record, file: Path) -> str:
         UserError: there is none, or more than one.
     """
     keys: dict[str, Any] = record.fields
-    fitting = [
-        name
-        for name, layout in FORMATS.items()
-        if layout.prompt in keys and (layout.response in keys or layout.response_optional)
-    ]
+    fitting = [name for name, layout in FORMATS.items() if _fits(layout, set(keys))]
     if len(fitting) == 1:
         return fitting[0]
     known = "; ".join(f"{name}: {layout.keys}" for name, layout in FORMATS.items())
-    place = f"{file}:1" if file.suffix in (".csv", ".tsv") else record.place
-    found = ", ".join(map(repr, keys)) or "none"
-    problem = f"fit {' and '.join(fitting)}; name one with --format" if fitting else f"fit no format ({known})"
+    place = f"{file}:1" if kind_by_name(file) in ("csv", "tsv") else record.place
+    found = listed(list(keys)) or "none"
+    ways_out = "--prompt_key NAME --response_key NAME, and --input_key NAME if there is an input, name the keys"
+    problem = (
+        f"fit {' and '.join(fitting)}; name one with --format" if fitting else f"fit no format ({known}). {ways_out}"
+    )
     raise UserError(f"{place}: the keys {found} {problem}.")
+
+
+def _fits(layout: Format, keys: set[str]) -> bool:
+    """Whether keys are those of a format. The input of another format is none of them: it would be lost."""
+    foreign = (_INPUTS - {layout.input}) & keys if layout.input not in keys and layout.input else set()
+    return layout.prompt in keys and (layout.response in keys or layout.response_optional) and not foreign

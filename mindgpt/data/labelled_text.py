@@ -1,14 +1,15 @@
 """Labelled texts from CSV, TSV and JSON-lines files: one text and its label at a time, with the line it stands in."""
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import nearest
-from mindgpt.data.files import LONG_NUMBER, PathLike, read_lines
+from mindgpt.data.files import PathLike, read_lines
+from mindgpt.data.json_values import OnBad, json_values, refuse
+from mindgpt.data.records import check_separator, checked_text, trimmed
 
 _LONGEST_FIELD = 1 << 26  # characters; csv's own limit of 131,072 is shorter than some documents
 _LONGEST_NUMBER = 640  # digits; Python may be told to read no more, and a label of more is a text
@@ -29,15 +30,15 @@ class Layout:
 
     Attributes:
         kind: "csv" (fields in quotes where they need it), "tsv" (no quoting: a quote is a character like any other) or
-            "jsonl" (an object a line).
-        header: whether the first line names the columns; has no meaning for jsonl.
+            "json" (a list of objects, or an object a line).
+        header: whether the first line names the columns; has no meaning for JSON.
         text_columns: by name, or without a header by number from 1; the texts of several are joined by a space.
         label_column: likewise.
         label_names: the labels' names in the order of their numbers; None: whatever the file holds.
         first_label: the number that stands in the file for the first label.
     """
 
-    kind: Literal["csv", "tsv", "jsonl"]
+    kind: Literal["csv", "tsv", "json"]
     header: bool = True
     text_columns: tuple[str, ...] = ("text",)
     label_column: str = "label"
@@ -53,7 +54,8 @@ LAYOUTS = {
     "imdb": Layout("csv", True, ("review",), "sentiment", ("negative", "positive")),
     "csv": Layout("csv"),
     "tsv": Layout("tsv"),
-    "jsonl": Layout("jsonl"),
+    "json": Layout("json"),
+    "jsonl": Layout("json"),
 }
 
 
@@ -77,10 +79,10 @@ def layout_of(
         "label_column": label_column,
         "label_names": tuple(label_names) if label_names else None,
     }
-    if header is not None and layout.kind == "jsonl":
-        raise UserError("--header has no meaning for jsonl: every line names its keys.")
+    if header is not None and layout.kind == "json":
+        raise UserError(f"--header has no meaning for {dataset_name}: every object names its keys.")
     layout = replace(layout, **{key: value for key, value in changes.items() if value is not None})
-    if layout.kind != "jsonl" and not layout.header:
+    if layout.kind != "json" and not layout.header:
         for column in (*layout.text_columns, layout.label_column):
             if not (_is_whole(column) and int(column) >= 1):
                 raise UserError(
@@ -93,36 +95,44 @@ def layout_of(
     return layout
 
 
-def read_examples(file: PathLike, layout: Layout) -> Iterator[Example]:
+def read_examples(file: PathLike, layout: Layout, on_bad: OnBad = refuse) -> Iterator[Example]:
     """The rows of `file` in order; blank lines are skipped, but a row of empty fields is a row.
 
+    Args:
+        on_bad: gets the error of a row that is broken or lacks a column; raises it, or lets the row be left out.
+
     Raises:
-        UserError: with file and line: a column is missing, a row has too few or too many fields, a quote is not closed
-            or has something behind it, a line is no JSON object, a text or label is of another type, not UTF-8.
+        UserError: with file and line: what is wrong with a row, by `on_bad`; the header lacks a column, a quote is not
+            closed or has something behind it, a JSON list is broken, the file is not UTF-8.
     """
-    rows = _json_rows(file) if layout.kind == "jsonl" else _table_rows(file, layout)
+    rows = _json_rows(file, on_bad) if layout.kind == "json" else _table_rows(file, layout, on_bad)
     for line, fields in rows:
-        texts = [_field(fields, column, file, line) for column in layout.text_columns]
-        label = _field(fields, layout.label_column, file, line)
+        try:
+            texts = [_field(fields, column, file, line) for column in layout.text_columns]
+            label = _field(fields, layout.label_column, file, line)
+        except UserError as error:
+            on_bad(error)
+            continue
         yield Example(" ".join(texts).strip(), label.strip(), line)
 
 
-def label_names_in(file: PathLike, layout: Layout, skip_empty: bool = False) -> tuple[str, ...]:
+def label_names_in(file: PathLike, layout: Layout, skip_empty: bool = False, on_bad: OnBad = refuse) -> tuple[str, ...]:
     """The different labels of a file, sorted: by number if all are whole numbers, else as texts.
 
     Args:
         file, layout: as of `read_examples`.
         skip_empty: leave out those of rows with an empty text.
+        on_bad: gets the error of a row that is broken or without a label; raises it, or lets the row be left out.
 
     Raises:
         UserError: as `read_examples`; or there are no rows, or all have one label.
     """
     found, empty = set(), 0
-    for example in read_examples(file, layout):
+    for example in read_examples(file, layout, on_bad):
         if skip_empty and not example.text:
             empty += 1
         elif not example.label:
-            raise UserError(f"{file}:{example.line}: the label is empty.")
+            on_bad(no_label(file, example))
         else:
             found.add(example.label)
     if not found:
@@ -134,6 +144,11 @@ def label_names_in(file: PathLike, layout: Layout, skip_empty: bool = False) -> 
             "--label_names."
         )
     return tuple(sorted(found, key=int) if all(map(_is_whole, found)) else sorted(found))
+
+
+def no_label(file: PathLike, example: Example) -> UserError:
+    """What to say of a row without a label."""
+    return UserError(f"{file}:{example.line}: the label is empty.")
 
 
 def no_rows(file: PathLike, empty: int) -> UserError:
@@ -174,30 +189,33 @@ def _listed(names: Sequence[str]) -> str:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _table_rows(file: PathLike, layout: Layout) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, column -> field); without a header the columns are called 1, 2, 3 ..."""
+def _table_rows(file: PathLike, layout: Layout, on_bad: OnBad) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, column -> field); without a header the columns are called 1, 2, 3 ... Empty fields behind the last column
+    are dropped, as Excel adds them."""
     rows = _fields(file, layout.kind)
     if layout.header:
         line, columns = next(rows, (1, []))
-        columns = [column.strip() for column in columns]
+        columns = trimmed([column.strip() for column in columns], 0)
         _check_header(file, line, columns, layout)
     else:
         columns = None
     for line, fields in rows:
         if columns is None:
             columns = [str(number) for number in range(1, len(fields) + 1)]
+        fields = trimmed(fields, len(columns))
         if len(fields) != len(columns):
             sign = "comma" if layout.kind == "csv" else "TAB"
-            raise UserError(
-                f"{file}:{line}: this row has {len(fields)} fields, and the first has {len(columns)}. Is a {sign} or "
-                "a quote missing, or one too many?"
-            )
+            problem = f"this row has {len(fields)} fields, and the first has {len(columns)}"
+            on_bad(UserError(f"{file}:{line}: {problem}. Is a {sign} or a quote missing, or one too many?"))
+            continue
         yield line, dict(zip(columns, fields, strict=True))
 
 
 def _check_header(file: PathLike, line: int, columns: list[str], layout: Layout) -> None:
     if not columns:
         raise UserError(f"{file} holds no rows.")
+    if not set(layout.text_columns) | {layout.label_column} <= set(columns):
+        check_separator(f"{file}:{line}", columns, layout.kind)
     for wanted in (*layout.text_columns, layout.label_column):
         if columns.count(wanted) != 1:
             problem = f"names {wanted!r} twice" if wanted in columns else f"has no column {wanted!r}"
@@ -235,24 +253,15 @@ def _fields(file: PathLike, kind: str) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(limit)
 
 
-# ---- JSON lines ------------------------------------------------------------------------------------------------------
+# ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def _json_rows(file: PathLike) -> Iterator[tuple[int, dict[str, object]]]:
-    for line, text in enumerate(read_lines(file), start=1):
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}:{line}: not valid JSON: {error.msg} at column {error.colno}.") from None
-        except RecursionError:
-            raise UserError(f"{file}:{line}: not usable JSON: it is nested too deeply.") from None
-        except ValueError:
-            raise UserError(f"{file}:{line}: not usable JSON: {LONG_NUMBER}.") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{file}:{line}: should be a JSON object with a text and a label.")
-        yield line, record
+def _json_rows(file: PathLike, on_bad: OnBad) -> Iterator[tuple[int, dict[str, object]]]:
+    for line, value in json_values(file, on_bad):
+        if isinstance(value, dict):
+            yield line, value
+        else:
+            on_bad(UserError(f"{file}:{line}: should be a JSON object with a text and a label."))
 
 
 def _field(fields: dict[str, object], column: str, file: PathLike, line: int) -> str:
@@ -265,8 +274,4 @@ def _field(fields: dict[str, object], column: str, file: PathLike, line: int) ->
     value = fields[column]
     if isinstance(value, bool | int):
         return str(value).lower()
-    if not isinstance(value, str):
-        raise UserError(f"{file}:{line}: {column!r} should be a text or a whole number, not {type(value).__name__}.")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{file}:{line}: {column!r} is no valid Unicode: it holds half a surrogate pair.")
-    return value
+    return checked_text(value, f"{file}:{line}: {column!r}")

@@ -159,7 +159,7 @@ def _is_mindrecord(file: Path) -> bool:
 def _hint(path: Path) -> str:
     """Where the files may be instead."""
     if path.is_dir():
-        below = sorted({str(file.parent) for file in path.glob("*/*") if _is_mindrecord(file)})
+        below = sorted({str(file.parent) for file in path.glob("[!.]*/*") if _is_mindrecord(file)})
         return f" There are some in {', '.join(below[:3])}." if below else ""
     folder = path.parent
     splits = (

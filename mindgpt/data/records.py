@@ -5,16 +5,18 @@ with a file (not UTF-8, broken JSON list, quotes that never close, no usable hea
 """
 
 import csv
-import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import LONG_NUMBER, read_chunks, read_lines, read_text
+from mindgpt.data.files import read_lines
+from mindgpt.data.json_values import OnBad, json_values, refuse
 
-RECORD_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+Kind = Literal["json", "csv", "tsv"]
+KINDS: dict[str, Kind] = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv"}
+RECORD_SUFFIXES = tuple(KINDS)
+_LISTED = 8
 _LARGEST_CELL = 1 << 27  # characters; Python's default of 131,072 is less than a long text
 
 
@@ -25,16 +27,10 @@ class Record(NamedTuple):
     fields: dict[str, Any]
 
 
-OnBad = Callable[[UserError], None]
-
-
-def refuse(error: UserError) -> None:
-    """The `on_bad` of a reader that takes no bad record."""
-    raise error
-
-
 class BadRecords:
     """The `on_bad` of a reader that leaves bad records out: counts them, and keeps the first few messages."""
+
+    SHOWN = 3
 
     def __init__(self) -> None:
         self.count = 0
@@ -42,22 +38,44 @@ class BadRecords:
 
     def __call__(self, error: UserError) -> None:
         self.count += 1
-        if len(self.messages) < 3:
+        if len(self.messages) < self.SHOWN:
             self.messages.append(str(error))
+
+    @property
+    def first(self) -> str:
+        """The first few messages."""
+        return " ".join(self.messages) + (" ..." if self.count > self.SHOWN else "")
+
+    def __str__(self) -> str:
+        return f"{self.count} bad record(s) left out: {self.first}"
+
+
+def refuse_with_hint(error: UserError) -> None:
+    """The `on_bad` of a program that leaves bad records out only when asked to."""
+    refuse(UserError(f"{error} --skip_bad leaves such records out."))
+
+
+def kind_by_name(file: Path) -> Kind | None:
+    """What a file holds by its suffix, in any letter case; None for suffixes that are none of `KINDS`."""
+    return KINDS.get(file.suffix.lower())
 
 
 def read_records(file: Path, on_bad: OnBad = refuse) -> Iterator[Record]:
-    """The records of a file: .csv and .tsv have a header; any other holds a JSON list of objects, or one on each line.
+    """The records of a file: .csv and .tsv have a header; any other holds a JSON list of objects, or objects one behind
+    the other.
 
     Raises:
         UserError: the file cannot be read, or is broken as a whole.
     """
-    if file.suffix in (".csv", ".tsv"):
-        yield from _table(file, on_bad)
-    elif _first_character(file) == "[":
-        yield from _json_list(file, on_bad)
-    else:
-        yield from json_lines(file, on_bad)
+    kind = kind_by_name(file) or "json"
+    if kind != "json":
+        yield from table_records(file, kind, on_bad)
+        return
+    for line, value in json_values(file, on_bad):
+        if isinstance(value, dict):
+            yield Record(f"{file}:{line}", value)
+        else:
+            on_bad(UserError(f"{file}:{line}: should be a JSON object, {{...}}; it is a {type(value).__name__}."))
 
 
 def text_of(record: Record, key: str) -> str:
@@ -67,123 +85,98 @@ def text_of(record: Record, key: str) -> str:
         UserError: there is no such key, or its value is no text.
     """
     if key not in record.fields:
-        keys = ", ".join(map(repr, record.fields)) or "none"
+        keys = listed(list(record.fields)) or "none"
         raise UserError(f"{record.place}: no key '{key}'. Name the key that holds the text; there are: {keys}.")
-    text = record.fields[key]
-    if not isinstance(text, str):
-        raise UserError(f"{record.place}: '{key}' should be a text; it is a {type(text).__name__}.")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{record.place}: '{key}' is no valid Unicode: it holds half a surrogate pair.")
-    return text
+    return checked_text(record.fields[key], f"{record.place}: '{key}'")
 
 
-# ---- JSON ------------------------------------------------------------------------------------------------------------
+def listed(names: Sequence[str]) -> str:
+    """The first few names, as a message lists them."""
+    return ", ".join(map(repr, names[:_LISTED])) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
-_SPACE = re.compile(r"[ \t\r\n]*")
 
-
-def json_lines(file: Path, on_bad: OnBad = refuse) -> Iterator[Record]:
-    """The objects of a file that has one on each line; blank lines are none.
+def checked_text(value: Any, name: str) -> str:
+    """`value`, if it is a text that can be encoded; `name` is what to call it.
 
     Raises:
-        UserError: the file cannot be read as UTF-8.
+        UserError: it is none.
     """
-    for number, line in enumerate(read_lines(file), start=1):
-        if not line.strip():
-            continue
-        place = f"{file}:{number}"
-        try:
-            yield _record(place, json.loads(line))
-        except json.JSONDecodeError as error:
-            on_bad(UserError(f"{place}: not valid JSON: {error.msg} at column {error.colno}."))
-        except RecursionError:
-            on_bad(UserError(f"{place}: not usable JSON: it is nested too deeply."))
-        except UserError as error:
-            on_bad(error)
-        except ValueError:
-            on_bad(UserError(f"{place}: not usable JSON: {LONG_NUMBER}."))
-
-
-def _json_list(file: Path, on_bad: OnBad) -> Iterator[Record]:
-    try:
-        for line, value in _items(read_text(file)):
-            try:
-                record = _record(f"{file}:{line}", value)
-            except UserError as error:
-                on_bad(error)
-                continue
-            yield record
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.") from error
-    except RecursionError as error:
-        raise UserError(f"{file}: not usable JSON: it is nested too deeply.") from error
-
-
-def _items(text: str) -> Iterator[tuple[int, Any]]:
-    """The items of the list that `text` is, each with the line it begins on. Raises JSONDecodeError."""
-    decode = json.JSONDecoder().raw_decode
-    line, counted = 1, 0
-    place = _after_space(text, text.index("[") + 1)
-    if text[place : place + 1] != "]":
-        while True:
-            line, counted = line + text.count("\n", counted, place), place
-            try:
-                value, end = decode(text, place)
-            except json.JSONDecodeError:
-                raise
-            except ValueError:
-                raise json.JSONDecodeError(LONG_NUMBER, text, place) from None
-            yield line, value
-            place = _after_space(text, end)
-            if text[place : place + 1] != ",":
-                break
-            place = _after_space(text, place + 1)
-    if text[place : place + 1] != "]":
-        raise json.JSONDecodeError("expected ',' or ']'", text, place)
-    if end := text[_after_space(text, place + 1) :]:
-        raise json.JSONDecodeError("extra text behind the list", text, len(text) - len(end))
-
-
-def _after_space(text: str, place: int) -> int:
-    return _SPACE.match(text, place).end()
-
-
-def _record(place: str, value: Any) -> Record:
-    if not isinstance(value, dict):
-        raise UserError(f"{place}: should be a JSON object, {{...}}; it is a {type(value).__name__}.")
-    return Record(place, value)
-
-
-def _first_character(file: Path) -> str:
-    """The first character that is no white space; "" if there is none."""
-    return next((text[0] for chunk in read_chunks(file) if (text := chunk.lstrip())), "")
+    if not isinstance(value, str):
+        raise UserError(f"{name} should be a text; it is a {type(value).__name__}.")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{name} is no valid Unicode: it holds half a surrogate pair.")
+    return value
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _table(file: Path, on_bad: OnBad) -> Iterator[Record]:
-    """The rows of a table under its header: commas or, in a .tsv, TABs between cells; `"` round a cell that holds them.
+def table_records(file: Path, kind: Literal["csv", "tsv"], on_bad: OnBad = refuse) -> Iterator[Record]:
+    """The rows of a table under its header: commas or, in a TSV, TABs between cells; `"` round a cell that holds them.
 
-    A quoted cell may go over several lines; `""` inside it is one `"`.
+    A quoted cell may go over several lines; `""` inside it is one `"`. Columns without a name and content, which Excel
+    adds, are dropped.
+
+    Raises:
+        UserError: the file cannot be read, has broken quotes, or no header.
     """
-    rows = csv_rows(file)
+    rows = csv_rows(file, kind)
     line, header = next(rows, (1, []))
-    names = [name.strip() for name in header]
-    if not any(names) or len(set(names)) < len(names):
+    names = trimmed([name.strip() for name in header], 0)
+    named = [name for name in names if name]
+    if not named or len(set(named)) < len(named):
         raise UserError(f"{file}:{line}: should be a header, a different name over each column; it is {header}.")
+    check_separator(f"{file}:{line}", named, kind)
     for line, row in rows:
-        if len(row) == len(names):
-            yield Record(f"{file}:{line}", dict(zip(names, row, strict=True)))
-        else:
-            on_bad(UserError(f"{file}:{line}: has {len(row)} columns, but the header has {len(names)}."))
+        try:
+            yield Record(f"{file}:{line}", _fields(row, names))
+        except UserError as error:
+            on_bad(UserError(f"{file}:{line}: {error}"))
 
 
-def csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+_SEPARATORS = {"csv": (",", "commas"), "tsv": ("\t", "TABs")}
+
+
+def check_separator(place: str, header: list[str], kind: Literal["csv", "tsv"]) -> None:
+    """Raise a UserError for a header of one column that seems to be several, with another sign between them."""
+    if header[0].lower().startswith("sep="):
+        raise UserError(f"{place}: {header[0]!r} is a line for Excel alone; remove it.")
+    if len(header) > 1:
+        return
+    other: Kind = "tsv" if kind == "csv" else "csv"
+    sign, name = _SEPARATORS[other]
+    wanted = f"the columns of a {kind} file are separated by {_SEPARATORS[kind][1]}"
+    if sign in header[0]:
+        raise UserError(f"{place}: {wanted}, and these by {name}. Rename it to .{other}.")
+    if ";" in header[0]:
+        raise UserError(
+            f"{place}: {wanted}, and these by semicolons. Save it again; Excel takes the sign from the region settings."
+        )
+
+
+def trimmed(row: list[str], columns: int) -> list[str]:
+    """A row without the empty cells behind the last of so many columns."""
+    while len(row) > columns and not row[-1].strip():
+        row = row[:-1]
+    return row
+
+
+def _fields(row: list[str], names: list[str]) -> dict[str, str]:
+    """The named cells of a row; those without a name must be empty, and may be absent at the end."""
+    row = trimmed(row, len(names))
+    if len(row) != len(names):
+        raise UserError(f"has {len(row)} columns, but the header has {len(names)}.")
+    for number, (name, cell) in enumerate(zip(names, row, strict=True), start=1):
+        if not name and cell.strip():
+            raise UserError(f"has {cell[:40]!r} in column {number}, to which the header gives no name.")
+    return {name: cell for name, cell in zip(names, row, strict=True) if name}
+
+
+def csv_rows(file: Path, kind: Literal["csv", "tsv"]) -> Iterator[tuple[int, list[str]]]:
     """The rows but for blank lines, each with the line it begins on. Cells without text, `,,`, are a row."""
     csv.field_size_limit(_LARGEST_CELL)
     lines = (f"{line}\n" for line in read_lines(file))
-    reader = csv.reader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+    reader = csv.reader(lines, delimiter="\t" if kind == "tsv" else ",", strict=True)
     while True:
         line = reader.line_num + 1
         try:

@@ -1,4 +1,4 @@
-"""Documents from text files: .txt, .jsonl and tokenised WikiText.
+"""Documents from files of text: plain text, JSON lists and lines, tables, and tokenised WikiText.
 
 A source yields `Piece`s: stretches of a document, in order, the last of them marked. A big file is thus never held in
 memory at once. Pieces are cut only where GPT-2's tokenizer cuts too, so tokenising them one by one gives the ids of the
@@ -6,18 +6,23 @@ whole (see `cut`).
 """
 
 import glob
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.files import PathLike, check_readable, read_chunks, read_lines
-from mindgpt.data.records import json_lines, text_of
+from mindgpt.data.json_values import OnBad, begins_as_json, json_values, refuse
+from mindgpt.data.records import Kind, Record, checked_text, kind_by_name, table_records, text_of
 
 PIECE_CHARACTERS = 1 << 16
-TEXT_SUFFIXES = (".txt", ".jsonl")
+TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".ndjson")
+
+logger = logging.getLogger(__name__)
 
 
 class Piece(NamedTuple):
@@ -33,8 +38,9 @@ class Piece(NamedTuple):
 def input_files(names: Iterable[PathLike], suffixes: Sequence[str] = TEXT_SUFFIXES) -> list[Path]:
     """The files that a list of files, folders and patterns stands for, each once, in the order given.
 
-    A folder stands for its files with one of the `suffixes`, sub-folders included, sorted by path; so does a pattern
-    (`corpus/*.txt`) for the files it matches.
+    A folder stands for its files with one of the `suffixes`, in any letter case, sub-folders included, sorted by path;
+    a line names the suffixes that are left out. So does a pattern (`corpus/*.txt`) for the files it matches. Hidden
+    files and folders, whose names begin with a dot, are left out of both unless a name or pattern spells the dot.
 
     Raises:
         UserError: a name stands for nothing, or a file cannot be read.
@@ -43,9 +49,7 @@ def input_files(names: Iterable[PathLike], suffixes: Sequence[str] = TEXT_SUFFIX
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
-            if not found:
-                raise UserError(f"The folder {path} holds no {' or '.join(suffixes)} file.")
+            found = _files_in(path, suffixes)
         elif not path.exists() and glob.has_magic(str(name)):
             found = sorted(Path(match) for match in glob.glob(str(name), recursive=True) if os.path.isfile(match))
             if not found:
@@ -56,6 +60,23 @@ def input_files(names: Iterable[PathLike], suffixes: Sequence[str] = TEXT_SUFFIX
             check_readable(file)
             files[file] = None
     return list(files)
+
+
+def _files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    visible = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts) and file.is_file()
+    ]
+    found = [file for file in visible if file.suffix.lower() in suffixes]
+    others = Counter(file.suffix or "none" for file in visible if file.suffix.lower() not in suffixes)
+    left_out = f"{others.total()} file(s) with other suffixes ({', '.join(sorted(others)[:5])})"
+    if not found:
+        besides = f", but {left_out}. A pattern names them: '{folder}/**/*'" if others else ""
+        raise UserError(f"The folder {folder} holds no {', '.join(suffixes[:-1])} or {suffixes[-1]} file{besides}.")
+    if others:
+        logger.warning("note: %s: %s are not read", folder, left_out)
+    return found
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------
@@ -80,28 +101,75 @@ def cut(chunks: Iterable[str]) -> Iterator[Piece]:
     yield Piece(held, True)
 
 
-# ---- plain text and JSON lines ---------------------------------------------------------------------------------------
+# ---- plain text, JSON and tables -------------------------------------------------------------------------------------
 
 
-def document_pieces(file: Path, document_per: Literal["file", "line"] = "file", field: str = "text") -> Iterator[Piece]:
-    """The documents of one file: of a .jsonl the `field` of each line; of any other its text.
+def kind_of(file: Path, read_as: Kind | Literal["text"] | None = None) -> Kind | Literal["text"]:
+    """What a file holds: `read_as` if given, else by its suffix; what has no suffix is JSON if it begins as JSON does.
+
+    Raises:
+        UserError: a file with a suffix such as .txt begins as JSON does, whose brackets and escapes are hardly what a
+            model is to learn; or the file cannot be read.
+    """
+    kind = read_as or kind_by_name(file)
+    if kind is not None:
+        return kind
+    if not (file.is_file() and begins_as_json(file)):
+        return "text"
+    if file.suffix:
+        raise UserError(
+            f"{file} holds JSON, not plain text. Read the texts in it with --read_as json (or name it .json or "
+            ".jsonl); --read_as text takes it as it stands, with brackets and escapes."
+        )
+    return "json"
+
+
+def document_pieces(
+    file: Path,
+    document_per: Literal["file", "line"] = "file",
+    field: str = "text",
+    kind: Kind | Literal["text"] | None = None,
+    on_bad: OnBad = refuse,
+) -> Iterator[Piece]:
+    """The documents of one file: of a text file its text; of JSON each text, or the `field` of each object; of a table
+    the column `field` of each row.
 
     Args:
         document_per: for text files. "file": the whole file, as it stands, is one document. "line": each line is one,
             without its line end; blank lines separate and are no documents.
-        field: for .jsonl files: the key that holds the text.
+        field: for JSON and tables: the key or column that holds the text.
+        kind: of the file; None: see `kind_of`.
+        on_bad: gets the error of a record without a text; raises it, or lets the record be left out.
 
     Raises:
-        UserError: the file is not UTF-8, or a line is no JSON object with a text under `field` (with file and line).
+        UserError: the file is not UTF-8 or broken, or a record is no text and has none under `field` (with file and
+            line).
     """
-    if file.suffix == ".jsonl":
-        documents = ([text_of(record, field)] for record in json_lines(file))
+    kind = kind_of(file) if kind is None else kind
+    if kind != "text":
+        documents = ([text] for text in _texts(file, kind, field, on_bad))
     elif document_per == "line":
         documents = ([line] for line in read_lines(file) if line.strip())
     else:
         documents = [read_chunks(file)]
     for chunks in documents:
         yield from cut(chunks)
+
+
+def _texts(file: Path, kind: Kind, field: str, on_bad: OnBad) -> Iterator[str]:
+    """The text of each record of a file, or each text that stands for itself."""
+    if kind == "json":
+        values = ((f"{file}:{line}", value) for line, value in json_values(file, on_bad))
+    else:
+        values = table_records(file, kind, on_bad)
+    for place, value in values:
+        try:
+            fields = isinstance(value, dict)
+            text = text_of(Record(place, value), field) if fields else checked_text(value, f"{place}: the record")
+        except UserError as error:
+            on_bad(error)
+            continue
+        yield text
 
 
 # ---- WikiText --------------------------------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
-"""The command-line arguments that every tool which writes MindRecord has."""
+"""The command-line arguments that the data tools share: what they write, and the texts that they read."""
 
 import argparse
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.byte_bpe import holds_tokenizer
 from mindgpt.data.files import DOWNLOADS
+from mindgpt.data.records import BadRecords, refuse_with_hint
+from mindgpt.data.text import Piece, document_pieces, input_files, kind_of
 
 _DEFAULT = "gpt2"  # of MindFormers' --tokenizer_type: the name of a model, whose tokenizer it downloaded
 _BLOCK_LENGTH = "tokens in a {row}: seq_length + 1 to train, seq_length to evaluate"
@@ -39,6 +43,71 @@ def add_output_arguments(
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
     parser.add_argument("--num_workers", type=int, help="cores to tokenise on (default: all)")
+
+
+def add_text_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add which files are read, and what in them is the text; `TextFiles` reads them."""
+    parser.add_argument(
+        "--input_file",
+        nargs="+",
+        required=True,
+        help="files, folders (their .txt, .json, .jsonl and .ndjson files, sub-folders included, hidden ones left out) "
+        "or patterns in quotes",
+    )
+    parser.add_argument(
+        "--field", default="text", help="in JSON and tables: the key or column that holds the text (default: text)"
+    )
+    parser.add_argument(
+        "--read_as",
+        choices=["text", "json", "csv", "tsv"],
+        help="what all files hold. json: a list of texts or objects, or one a line; csv, tsv: a table with a header; "
+        "text: the file as it stands (default: by the suffix, and JSON where there is none and it begins as JSON does)",
+    )
+    add_skip_bad(parser)
+
+
+def add_skip_bad(parser: argparse.ArgumentParser) -> None:
+    """Add --skip_bad; `bad_records` makes of it what readers call `on_bad`."""
+    parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="leave out records that are broken or lack a text, count them and name the first, rather than stop",
+    )
+
+
+def bad_records(arguments: argparse.Namespace) -> BadRecords | None:
+    """What counts the bad records that --skip_bad leaves out; None: they are refused."""
+    return BadRecords() if arguments.skip_bad else None
+
+
+def warn(message: object) -> None:
+    """Print a warning about data, where it does not get in the way of a program's output."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+class TextFiles:
+    """The files that the arguments of `add_text_arguments` name, and the documents in them.
+
+    Attributes:
+        files: the files.
+        bad: counts the records left out; None: none is.
+
+    Raises:
+        UserError: as `input_files` and `kind_of`, before anything is read.
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.files = input_files(arguments.input_file)
+        self.bad = bad_records(arguments)
+        self._kinds = [kind_of(file, arguments.read_as) for file in self.files]
+        self._field = arguments.field
+
+    def pieces(self, document_per: str = "file") -> Iterator[Piece]:
+        """The documents, as `document_pieces` gives them; then a warning, if bad records were left out."""
+        for file, kind in zip(self.files, self._kinds, strict=True):
+            yield from document_pieces(file, document_per, self._field, kind, self.bad or refuse_with_hint)
+        if self.bad and self.bad.count:
+            warn(self.bad)
 
 
 def tokenizer_folder(named: str) -> Path:

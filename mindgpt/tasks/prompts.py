@@ -14,7 +14,8 @@ from mindgpt.config.run import RunConfig
 from mindgpt.config.section import shown
 from mindgpt.data.byte_bpe import holds_tokenizer
 from mindgpt.data.files import DOWNLOADS, read_lines
-from mindgpt.data.records import Record, json_lines, text_of
+from mindgpt.data.json_values import begins_as_json, json_values
+from mindgpt.data.records import Record, checked_text, kind_by_name, listed, table_records, text_of
 from mindgpt.data.text import TEXT_SUFFIXES, input_files
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.runtime.ranks import rank, say
@@ -33,9 +34,10 @@ class Prompt(NamedTuple):
 
 
 def read_prompts(predict_data: list[str], called: str = "--predict_data") -> list[Prompt]:
-    """The texts that `--predict_data` names. A file stands for its lines that are not blank; a .jsonl file for the
-    `prompt` or `text` of each line; a folder for its .txt and .jsonl files; anything else for itself. Prints a line
-    about words that may have been meant the other way.
+    """The texts that `--predict_data` names. A file stands for its lines that are not blank; a JSON file (a list, or
+    values one behind the other) for each text in it and the `prompt` or `text` of each object; a table for that column;
+    a folder for its .txt, .json, .jsonl and .ndjson files; anything else for itself. Prints a line about words that may
+    have been meant the other way.
 
     Args:
         called: what messages call the words.
@@ -51,40 +53,63 @@ def read_prompts(predict_data: list[str], called: str = "--predict_data") -> lis
     for word in predict_data:
         if _exists(word):
             if Path(word).is_dir():
-                say(f"{called}: {word} is a folder: its .txt and .jsonl files are read")
+                say(f"{called}: {word} is a folder: its {', '.join(TEXT_SUFFIXES)} files are read")
             found = [prompt for file in input_files([word]) for prompt in _prompts_in(file)]
             if not found:
                 raise UserError(f"{called}: {word} holds no prompt; it needs one a line")
             prompts += found
-        elif word.endswith(TEXT_SUFFIXES) and not any(map(str.isspace, word)):
+        elif word.lower().endswith(TEXT_SUFFIXES) and not any(map(str.isspace, word)):
             raise UserError(f"{called}: there is no file {word} (looked from {Path.cwd()})")
         elif not word.strip():
             raise UserError(f"{called}: an empty text is no prompt")
         else:
-            if word.endswith(TEXT_SUFFIXES) or os.sep in word and not any(map(str.isspace, word)):
+            if word.lower().endswith(TEXT_SUFFIXES) or os.sep in word and not any(map(str.isspace, word)):
                 say(f"{called}: there is no file or folder {shown(word)}: it is taken for a text")
             prompts.append(Prompt(word, shown(word)))
     return prompts
 
 
 def _prompts_in(file: Path) -> Iterator[Prompt]:
-    if file.suffix != ".jsonl":
+    kind = kind_by_name(file) or ("json" if _is_json(file) else None)
+    if kind is None:
         for number, line in enumerate(read_lines(file), start=1):
             if line.strip():
                 yield Prompt(line, f"{file}:{number}")
         return
-    for record in json_lines(file):
-        text = text_of(record, _key(record))
+    if kind == "json":
+        values = ((f"{file}:{line}", value) for line, value in json_values(file))
+    else:
+        values = table_records(file, kind)
+    for place, value in values:
+        if isinstance(value, dict):
+            record = Record(place, value)
+            text = text_of(record, _key(record))
+        else:
+            text = checked_text(value, f"{place}: the prompt")
         if not text.strip():
-            raise UserError(f"{record.place}: an empty text is no prompt")
-        yield Prompt(text, record.place)
+            raise UserError(f"{place}: an empty text is no prompt")
+        yield Prompt(text, place)
+
+
+def _is_json(file: Path) -> bool:
+    """Whether a file whose name does not tell holds JSON.
+
+    Raises:
+        UserError: it does, and has the suffix of something else.
+    """
+    found = file.is_file() and begins_as_json(file)
+    if found and file.suffix:
+        raise UserError(
+            f"{file} holds JSON, not a prompt a line. Name it .json or .jsonl, and the texts in it are read."
+        )
+    return found
 
 
 def _key(record: Record) -> str:
     """Which of the two keys holds the text."""
     found = [key for key in _KEYS if key in record.fields]
     if len(found) != 1:
-        keys = ", ".join(map(repr, record.fields)) or "none"
+        keys = listed(list(record.fields)) or "none"
         raise UserError(f"{record.place}: must have one of the keys {' and '.join(map(repr, _KEYS))}; it has: {keys}")
     return found[0]
 

@@ -137,10 +137,11 @@ def test_padding_is_on_the_right_and_masked():
     assert labels.tolist() == [1, 0, -100]
 
 
-def write(path, rows):
-    with MindRecordWriter(path, ["input_ids", "attention_mask", "labels"]) as writer:
+def write(path, rows, mask="attention_mask"):
+    names = ("input_ids", mask, "labels")
+    with MindRecordWriter(path, names) as writer:
         columns = [[np.array(row[place], np.int32) for row in rows] for place in range(3)]
-        writer.write(dict(zip(("input_ids", "attention_mask", "labels"), columns, strict=True)))
+        writer.write(dict(zip(names, columns, strict=True)))
     return inspect(path)
 
 
@@ -152,6 +153,8 @@ def test_rows_padded_by_others_lose_what_is_behind_the_last_real_token(tmp_path)
     assert rows.masks.tolist() == [1, 1, 0, 1, 1, 1]
     assert rows.labels.tolist() == [1, 0]
     assert read_rows(inspect(tmp_path / "x.mindrecord"), num_samples=1).labels.tolist() == [1]
+    old = read_rows(write(tmp_path / "old.mindrecord", padded, mask="input_mask"))  # early MindFormers' name
+    assert old.masks.tolist() == rows.masks.tolist()
 
 
 @pytest.mark.parametrize(

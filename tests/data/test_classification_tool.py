@@ -10,6 +10,7 @@ from mindgpt.data.buckets import read_rows
 from mindgpt.data.classification import write_classification
 from mindgpt.data.dataset import inspect
 from mindgpt.data.labelled_text import LAYOUTS, layout_of, read_examples
+from mindgpt.data.records import BadRecords
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 SCRIPT = "tools/dataset_preprocess/gpt2/txtcls_dataset_to_mindrecord.py"
@@ -31,7 +32,7 @@ def texts_and_labels(path, tokenizer):
     return list(zip(texts, rows.labels.tolist(), strict=True))
 
 
-def write(tmp_path, tokenizer, content, dataset_name, max_length=99, skip_empty=False, **layout):
+def write(tmp_path, tokenizer, content, dataset_name, max_length=99, skip_empty=False, bad=None, **layout):
     (tmp_path / "in").write_bytes(content.encode())
     return write_classification(
         tmp_path / "in",
@@ -40,6 +41,7 @@ def write(tmp_path, tokenizer, content, dataset_name, max_length=99, skip_empty=
         tmp_path / "x.mindrecord",
         max_length=max_length,
         skip_empty=skip_empty,
+        bad=bad,
         overwrite=True,
         show_progress=False,
     )
@@ -59,6 +61,9 @@ FORMATS = {
     ),
     "csv": ("label,text\nyes,\"a, b\"\nno,c\n", [("a, b", 1), ("c", 0)]),
     "tsv": ("text\tlabel\na\t10\nb\t9\n\nc\t10\n", [("a", 1), ("b", 0), ("c", 1)]),
+    "json": ('[{"label": 1, "text": "a"},\n {"text": "b", "label": 0}]', [("a", 1), ("b", 0)]),
+    "csv, from Excel": ("\ufefftext,label,,\r\na,1,,\r\nb,0\r\n", [("a", 1), ("b", 0)]),
+    "tsv, joined": ("\ufefftext\tlabel\na\t1\n\ufeffb\t0\n", [("a", 1), ("b", 0)]),
     "jsonl": ('{"label": 1, "text": "a"}\n{"text": "b", "label": 0}\n', [("a", 1), ("b", 0)]),
 }  # fmt: skip
 
@@ -135,8 +140,9 @@ BAD = {
     "empty file": ("", "csv", [], "", "holds no rows"),
     "not JSON": ('{"text": "a", "label": 1}\n{"text": \n', "jsonl", [], ":2:", "not valid JSON"),
     "key missing": ('{"text": "a", "label": 1}\n{"txt": "b"}\n', "jsonl", [], ":2:", "no 'text'.*did you mean 'txt'"),
-    "text a list": ('{"text": ["a"], "label": 1}\n', "jsonl", [], ":1:", "should be a text .* not list"),
+    "text a list": ('{"text": ["a"], "label": 1}\n', "jsonl", [], ":1:", "should be a text; it is a list"),
     "column names without header": ("a,1\n", "csv", ["--header", "False"], "", "numbers from 1"),
+    "semicolons": ("text;label\na;1\n", "csv", [], ":1:", "separated by commas, and these by semicolons"),
     "header of jsonl": ("", "jsonl", ["--header", "True"], "", "no meaning for jsonl"),
 }  # fmt: skip
 
@@ -171,6 +177,30 @@ def test_empty_rows_are_left_out_when_asked_and_counted(tmp_path, tokenizer):
     for name, content in (("csv", "text,label\na,1\n,\nb,0\n"), ("tsv", "text\tlabel\na\t1\n\t\nb\t0\n")):
         summary = write(tmp_path, tokenizer[0], content, name, skip_empty=True)
         assert (summary.empty, summary.label_names) == (1, ("0", "1"))
+
+
+def test_bad_rows_are_left_out_when_asked_and_counted(tmp_path, tokenizer):
+    content = "text,label\na,yes\nb\nc,\n,no\nd,no\ne,yes,no\n"
+    bad = BadRecords()
+    summary = write(tmp_path, tokenizer[0], content, "csv", bad=bad)
+    assert texts_and_labels(tmp_path / "x.mindrecord", tokenizer[0]) == [("a", 1), ("d", 0)]
+    assert summary.label_names == ("no", "yes")
+    assert bad.count == 4
+    assert [message.split("in:")[1].split(":")[0] for message in bad.messages] == ["3", "4", "5"]
+    assert "this row has 1 fields" in bad.first
+    bad = BadRecords()
+    write(tmp_path, tokenizer[0], content, "csv", bad=bad, label_names=["no", "maybe"])
+    assert texts_and_labels(tmp_path / "x.mindrecord", tokenizer[0]) == [("d", 0)]
+    assert "in:2: the label 'yes' is none of 'no', 'maybe'" in bad.first
+    lines = '{"text": "a", "label": 1}\n{"text": null, "label": 1}\n{"text": "\\ud83d", "label": 0}\n{\n'
+    write(tmp_path, tokenizer[0], lines, "jsonl", bad=(bad := BadRecords()), label_names=["0", "1"])
+    assert (bad.count, texts_and_labels(tmp_path / "x.mindrecord", tokenizer[0])) == (3, [("a", 1)])
+    with pytest.raises(
+        ValueError, match=r"no row is left to write: 1 bad record\(s\) left out: .*in:2: the text is empty"
+    ):
+        write(tmp_path, tokenizer[0], "text,label\n,yes\n", "csv", bad=BadRecords(), label_names=["no", "yes"])
+    with pytest.raises(ValueError, match="--skip_bad leaves such records out"):
+        write(tmp_path, tokenizer[0], content, "csv")
 
 
 def test_the_command(repo, tmp_path, tokenizer):

@@ -196,3 +196,33 @@ def test_files_made_by_others(tmp_path):
         ]
         assert sorted(seen) == [(n, n) for n in range(20)]
         assert next(dataset.create_tuple_iterator(output_numpy=True))[0].dtype == np.int32
+
+
+def test_input_mask_is_the_attention_mask(repo, tmp_path):
+    """As early releases of MindFormers called the column."""
+    from mindgpt.config.loader import load_config
+    from mindgpt.tasks.datasets import evaluation_data, training_data
+
+    ids = np.arange(12, dtype=np.int32).reshape(4, 3)
+    mask = (ids % 3 < 2).astype(np.int32)
+    with MindRecordWriter(tmp_path / "x.mindrecord", ("input_ids", "input_mask")) as writer:
+        writer.write({"input_ids": ids, "input_mask": mask})
+    info = inspect(tmp_path / "x.mindrecord")
+    assert list(info.columns) == list(info.row_shapes) == ["input_ids", "attention_mask"]
+    assert len(fingerprint(info)) == 8
+    config, _ = load_config(
+        repo / "configs" / "gpt2" / "pretrain_gpt2_quickstart.yaml",
+        {
+            "model.model_config.seq_length": 2,
+            "runner_config.batch_size": 2,
+            "train_dataset.data_loader": {"dataset_dir": str(tmp_path), "shuffle": False},
+            "eval_dataset.data_loader.dataset_dir": str(tmp_path),
+            "eval_dataset.input_columns": ["input_ids", "input_mask"],
+        },
+    )
+    for make in (training_data, evaluation_data):
+        dataset, _ = make(config)
+        assert dataset.get_col_names() == ["input_ids", "attention_mask"]
+        batches = list(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))
+        np.testing.assert_array_equal(np.concatenate([batch[0] for batch in batches]), ids)
+        np.testing.assert_array_equal(np.concatenate([batch[1] for batch in batches]), mask)

@@ -110,3 +110,57 @@ def test_json_errors_have_line_and_column(tmp_path):
 def test_what_cannot_be_read_is_explained(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         read_text(os.path.join(tmp_path, name))
+
+
+# ---- byte order marks and other encodings ----------------------------------------------------------------------------
+
+
+def test_byte_order_marks_at_the_beginning_of_lines_are_dropped(tmp_path):
+    path = tmp_path / "joined"
+    path.write_bytes("\ufeffone\r\n\ufeff\ufefftwo \ufeffb\n\ufeff\n\ufeff".encode())
+    assert list(read_lines(path)) == ["one", "two \ufeffb", "", ""]
+    for characters in (1, 2, 3, 5, 100):
+        assert "".join(read_chunks(path, characters)) == "one\ntwo \ufeffb\n\n"
+        assert "" not in read_chunks(path, characters)
+    path.write_bytes('\ufeff{"a":\n\ufeff1}'.encode())
+    assert read_json(path) == {"a": 1}
+
+
+CHINESE = "今天天气很好,我们一起去公园散步。\n第二行:问题和回答。\n"
+JAPANESE = "これは日本語のテキストです。東京は日本の首都です。\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (CHINESE.encode("utf-16"), 'byte order mark of UTF-16 (in Windows Notepad: "Unicode"). Convert it: iconv -f U'),
+        (b"\xfe\xff" + CHINESE.encode("utf-16-be"), "-f UTF-16 -t UTF-8 'my x.txt' > 'my x.utf8.txt'"),
+        (CHINESE.encode("utf-32"), "byte order mark of UTF-32"),
+        ("plain words\n".encode("utf-16-le"), "not UTF-8: it seems to be UTF-16LE. Convert it: iconv -f UTF-16LE"),
+        ("plain words\n".encode("utf-16-be"), "it seems to be UTF-16BE"),
+        (b"fine\n" + CHINESE.encode("gbk"), "my x.txt:2: not UTF-8: byte 0xbd at offset 5"),
+        (CHINESE.encode("gbk"), "It seems to be GB18030 (GBK). Convert it: iconv -f GB18030 -t UTF-8 'my x.txt' > '"),
+        (("㐀" + CHINESE).encode("gb18030"), "It seems to be GB18030 (GBK)."),
+        ("問題和回答,今天天氣很好。\n".encode("big5"), "It seems to be Big5. Convert it: iconv -f BIG5 "),
+        (JAPANESE.encode("shift_jis"), "It seems to be SHIFT_JIS."),
+        (JAPANESE.encode("euc_jp"), "It seems to be EUC-JP."),
+        ("a naïve café, “oui”\n".encode("cp1252"), "It seems to be Windows-1252 (Latin-1)."),
+        (bytes(range(1, 256)), "Save the file as UTF-8, or convert it: iconv"),
+        (b"\x1f\x8b\x08\0rest", "my x.txt is no text: it is compressed with gzip; unpack it first, with gunzip."),
+        (b"PK\x03\x04rest", "as Excel's and Word's files are"),
+        (b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(40), "is no text: 44 of its first 56 bytes are zeros"),
+    ],
+)  # fmt: skip
+def test_files_in_other_encodings_are_named_with_the_way_to_convert_them(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my x.txt").write_bytes(content)
+    for read in (read_text, lambda path: list(read_lines(path))):
+        with pytest.raises(UserError) as caught:
+            read("my x.txt")
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_some_zeros_are_text(tmp_path):
+    (tmp_path / "x").write_bytes(b"a\0b\0\0cd e\n" + "é".encode())
+    assert read_text(tmp_path / "x") == "a\0b\0\0cd e\né"

@@ -237,11 +237,15 @@ def test_a_folder_stands_for_its_mindrecords(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "sub").mkdir()
     write(tmp_path / "sub" / "c.mindrecord")
+    (tmp_path / "._a.mindrecord").write_bytes(b"\0\5\x16\7Mac OS X")
     names = [os.path.basename(file) for file in find_mindrecord_files(tmp_path)]
     assert names == ["a.mindrecord", "b.mindrecord", "train_mindrecord"]
 
 
 def test_where_nothing_is_found_a_hint_is_given(tmp_path):
+    write(tmp_path / ".git" / "x.mindrecord")
+    with pytest.raises(UserError, match="no file whose name ends in 'mindrecord'.$"):
+        find_mindrecord_files(tmp_path)
     write(tmp_path / "sub" / "x.mindrecord", num_splits=2)
     with pytest.raises(UserError, match="no file whose name ends in 'mindrecord'. There are some in .*sub"):
         find_mindrecord_files(tmp_path)

@@ -76,6 +76,51 @@ def test_what_is_wrong_is_said_with_file_and_line(read, name, content, message):
         read(name, content)
 
 
+def test_values_longer_than_a_chunk_and_errors_behind_them(read, monkeypatch):
+    from mindgpt.data import json_values
+
+    whole = json_values.read_chunks
+    values = [{"a": "x" * 37, "b": [1, 2.5e3, -12, True, None]}, {"c": "\\ud83d\\ude00 \n é"}, {}]
+    for characters in (1, 2, 3, 7, 50):
+        monkeypatch.setattr(json_values, "read_chunks", lambda file, size=characters: whole(file, size))
+        for indent in (None, 2):
+            assert [fields for _, fields in read("x.json", json.dumps(values, indent=indent))] == values
+            lines = "\n".join(json.dumps(value, indent=indent) for value in values)
+            assert [fields for _, fields in read("x.json", lines)] == values
+        with pytest.raises(UserError, match=r"x.json:3:7: not valid JSON: Expecting value"):
+            read("x.json", '[{"a": 1},\n\n{"b": }]')
+        with pytest.raises(UserError, match=r"x.json:2:2: not valid JSON: Unterminated string"):
+            read("x.json", '[{"a": 1,\n "b": 2}]'.replace('"b', '"').replace('": 2', ""))
+        assert read("x.json", "[12]", BadRecords()) == []
+
+
+def test_a_lone_object_and_objects_over_several_lines(read):
+    assert read("x.json", '{"a": "1"}') == [(1, {"a": "1"})]
+    assert read("x.json", '\n{\n "a": "1"\n}\n{"b": 2\n}') == [(2, {"a": "1"}), (5, {"b": 2})]
+    bad = BadRecords()
+    assert read("x.jsonl", '{"a": \n{"b": 2}\n', bad) == [(2, {"b": 2})]
+    assert bad.count == 1
+
+
+def test_what_excel_adds_to_a_table_is_dropped(read):
+    assert read("x.csv", "prompt,response,,\nhi,ho,,\nyou,too\n") == [
+        (2, {"prompt": "hi", "response": "ho"}),
+        (3, {"prompt": "you", "response": "too"}),
+    ]
+    assert read("x.csv", "a,,b\n1,,2\n") == [(2, {"a": "1", "b": "2"})]
+    assert read("X.CSV", "a,b\n1,2,,\n") == [(2, {"a": "1", "b": "2"})]
+    for content, message in (
+        ("a,b,,\n1,2,x,\n", "x.csv:2: has 3 columns, but the header has 2"),
+        ("a,,b\n1,x,2\n", "x.csv:2: has 'x' in column 2, to which the header gives no name"),
+        (",,\n1,2\n", "x.csv:1: should be a header"),
+        ("a;b\n1;2\n", "x.csv:1: the columns of a csv file are separated by commas, and these by semicolons"),
+        ("a\tb\n1\t2\n", "by commas, and these by TABs. Rename it to .tsv"),
+        ("sep=,\na,b\n1,2\n", "x.csv:1: 'sep=' is a line for Excel alone; remove it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read("x.csv", content)
+
+
 def test_bad_records_are_left_out_and_counted_if_wanted(read):
     bad = BadRecords()
     assert read("x.jsonl", '{"a": 1}\n{"a": \n[2]\n{"a": 3}\n5\n6\n', bad) == [(1, {"a": 1}), (4, {"a": 3})]

@@ -1,5 +1,6 @@
 """Documents from files: nothing lost by default, and MindFormers' reading reproduced from its description."""
 
+import json
 import re
 
 import pytest
@@ -8,12 +9,14 @@ from hypothesis import strategies as st
 
 from mindgpt.config.errors import UserError
 from mindgpt.data import text as text_module
+from mindgpt.data.records import BadRecords
 from mindgpt.data.text import (
     Piece,
     cut,
     detokenize_wikitext,
     document_pieces,
     input_files,
+    kind_of,
     mindformers_pieces,
     wikitext_pieces,
 )
@@ -75,8 +78,36 @@ def test_input_files(tmp_path):
         with pytest.raises(UserError, match=message):
             input_files([wrong])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no .txt or .jsonl"):
+    with pytest.raises(UserError, match="holds no .txt, .json, .jsonl or .ndjson file."):
         input_files([tmp_path / "empty"])
+
+
+def test_suffixes_in_any_letter_case_and_what_is_left_out(tmp_path, caplog):
+    for name in ("A.TXT", "b.Json", "c.NDJSON", "d.md", "e"):
+        (tmp_path / name).write_text("x")
+    assert [file.name for file in input_files([tmp_path])] == ["A.TXT", "b.Json", "c.NDJSON"]
+    assert caplog.messages == [f"note: {tmp_path}: 2 file(s) with other suffixes (.md, none) are not read"]
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "x.tokens").write_text("x")
+    with pytest.raises(
+        UserError, match=r"but 1 file\(s\) with other suffixes \(.tokens\). A pattern names them: '.*/f/"
+    ):
+        input_files([tmp_path / "f"])
+
+
+def test_hidden_files_and_folders_are_left_out_unless_named(tmp_path):
+    hidden = (".ipynb_checkpoints/a-checkpoint.txt", "._a.txt", "sub/.git/b.txt", "__MACOSX/._a.txt")
+    for name in ("a.txt", "sub/b.txt", *hidden):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    names = lambda given: [str(file.relative_to(tmp_path)) for file in input_files([given])]  # noqa: E731
+    assert names(tmp_path) == names(f"{tmp_path}/**/*.txt") == ["a.txt", "sub/b.txt"]
+    assert names(f"{tmp_path}/*") == ["a.txt"]
+    assert names(tmp_path / "._a.txt") == ["._a.txt"]
+    assert names(f"{tmp_path}/.*/*.txt") == [".ipynb_checkpoints/a-checkpoint.txt"]
+    assert names(tmp_path / ".ipynb_checkpoints") == [".ipynb_checkpoints/a-checkpoint.txt"]
+    with pytest.raises(UserError, match="holds no .txt"):
+        input_files([tmp_path / "__MACOSX"])
 
 
 # ---- plain text and JSON lines
@@ -100,7 +131,7 @@ def test_jsonl_documents(tmp_path):
     ("line", "message"),
     [
         ('{"text": ', r"x.jsonl:2: not valid JSON"),
-        ("[1]", r"x.jsonl:2: should be a JSON object, {...}; it is a list"),
+        ("[1]", r"x.jsonl:2: the record should be a text; it is a list"),
         ('{"body": "b", "id": 1}', r"x.jsonl:2: no key 'text'.*there are: 'body', 'id'"),
         ('{"text": 5}', r"x.jsonl:2: 'text' should be a text; it is a int"),
         ('{"text": "\\ud800"}', r"x.jsonl:2: 'text' is no valid Unicode"),
@@ -111,6 +142,78 @@ def test_broken_json_lines_are_located(tmp_path, line, message):
     path.write_text('{"text": "fine"}\n' + line + "\n")
     with pytest.raises(UserError, match=message):
         list(document_pieces(path))
+
+
+CHINESE = ["第一篇文章", "第二篇\n两行"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.json", json.dumps(CHINESE)),
+        ("train.json", json.dumps([{"text": text, "id": 1} for text in CHINESE], indent=2)),
+        ("train.JSON", "\ufeff" + json.dumps(CHINESE)),
+        ("web_text_zh_train.json", "\n".join(json.dumps({"text": text}) for text in CHINESE)),
+        ("x.ndjson", "".join(json.dumps({"text": text}) + "\n" for text in CHINESE)),
+        ("x.JSONL", "".join(json.dumps(text) + "\n" for text in CHINESE)),
+        ("x.json", "\n".join(json.dumps({"text": text}, indent=1) for text in CHINESE)),
+        ("wiki_00", "".join(json.dumps({"id": "1", "text": text}) + "\n" for text in CHINESE)),
+        ("part", json.dumps(CHINESE, ensure_ascii=False)),
+        ("x.csv", f'text,id\n{CHINESE[0]},1\n"{CHINESE[1]}",2\n'),
+        ("x.TSV", f'id\ttext\n1\t{CHINESE[0]}\n2\t"{CHINESE[1]}"\n'),
+    ],
+)
+def test_texts_in_json_and_tables(tmp_path, name, content):
+    (tmp_path / name).write_text(content, "utf-8")
+    assert documents(document_pieces(tmp_path / name)) == CHINESE
+
+
+@pytest.mark.parametrize(
+    "content", ["[1] Smith, 2001.\n", "[INST] hi", '["Hello," she said.', "{a} set", "{}", "[]", ""]
+)
+def test_text_that_only_looks_like_json_is_text(tmp_path, content):
+    for name in ("x.txt", "x"):
+        (tmp_path / name).write_text(content)
+        assert kind_of(tmp_path / name) == "text"
+        assert documents(document_pieces(tmp_path / name)) == [content]
+
+
+def test_json_in_a_text_file_is_refused_with_both_ways_out(tmp_path):
+    for content in (json.dumps(CHINESE), '{"text": "a"}\n{"text": "b"}\n', '{\n"text": "a"}', '{"text": "a"}'):
+        (tmp_path / "x.txt").write_text(content)
+        with pytest.raises(
+            UserError, match="x.txt holds JSON, not plain text.*--read_as json .*--read_as text takes it"
+        ):
+            list(document_pieces(tmp_path / "x.txt"))
+        assert kind_of(tmp_path / "x.txt", "json") == "json"
+        assert documents(document_pieces(tmp_path / "x.txt", kind="text")) == [content]
+    assert kind_of(tmp_path / "x.json", "text") == "text"
+
+
+def test_bad_records_of_a_corpus_are_left_out_and_counted(tmp_path):
+    lines = ['{"text": "a"}', '{"text": null}', '{"text": "\\ud83d"}', "{", "[1]", '{"text": "b"}']
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    bad = BadRecords()
+    assert documents(document_pieces(tmp_path / "x.jsonl", on_bad=bad)) == ["a", "b"]
+    assert str(bad).startswith("4 bad record(s) left out: ")
+    assert "x.jsonl:2: 'text' should be a text; it is a NoneType." in str(bad)
+    assert str(bad).endswith(" ...")
+
+
+def test_a_long_list_is_not_held_in_memory(tmp_path):
+    import tracemalloc
+
+    with open(tmp_path / "x.json", "w") as file:
+        file.write("[" + ",\n".join(json.dumps("word " * 200) for _ in range(10_000)) + "]")
+    assert (tmp_path / "x.json").stat().st_size > 10_000_000
+    tracemalloc.start()
+    try:
+        count = sum(piece.ends_document for piece in document_pieces(tmp_path / "x.json"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 10_000
+    assert peak < 2_000_000
 
 
 # ---- WikiText

@@ -249,7 +249,7 @@ def test_at_a_terminal_a_single_text_is_printed_as_it_comes(start, tmp_path):
         (["--predict_data", "keys.jsonl"], ["keys.jsonl:2", "'prompt' and 'text'", "it has: 'txt'"]),
         (["--predict_data", "empty.jsonl"], ["empty.jsonl:1: an empty text is no prompt"]),
         (["--predict_data", "blank.txt"], ["blank.txt holds no prompt"]),
-        (["--predict_data", "empty_folder"], ["empty_folder holds no .txt or .jsonl file"]),
+        (["--predict_data", "empty_folder"], ["empty_folder holds no .txt, .json, .jsonl or .ndjson file"]),
         (["--predict_data", ""], ["an empty text is no prompt"]),
         (["--predict_data", "the " * 40], ["'the the", "tokens and fills the context window of 32"]),
         (["--predict_data", "long.txt"], ["long.txt:2 has", "fills the context window of 32"]),

@@ -10,13 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed
 
-from mindgpt.config.errors import UserError, run_program
+from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.instruction_rows import Summary, write_examples
-from mindgpt.data.instructions import FORMATS, TEMPLATES, ExampleReader, read_templates
-from mindgpt.data.records import RECORD_SUFFIXES, BadRecords, refuse
+from mindgpt.data.instructions import FORMATS, TEMPLATES, ExampleReader, format_with_keys, read_templates
+from mindgpt.data.records import RECORD_SUFFIXES, BadRecords, refuse_with_hint
 from mindgpt.data.text import input_files
-from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
+from mindgpt.data.tool_arguments import add_output_arguments, add_skip_bad, bad_records, tokenizer_folder, warn
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 _MUCH_PADDING = 0.5
@@ -38,6 +38,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_output_arguments(parser, row="row", max_length=1025)
     parser.add_argument("--format", choices=FORMATS, help=f"the keys (default: told by the first record). {formats}")
+    parser.add_argument("--prompt_key", metavar="KEY", help="key or column of the prompt or instruction, if another")
+    parser.add_argument("--response_key", metavar="KEY", help="that of the response")
+    parser.add_argument(
+        "--input_key", metavar="KEY", help="that of the input to an instruction; prompts are then worded as of alpaca"
+    )
     parser.add_argument(
         "--template",
         metavar="FILE",
@@ -57,19 +62,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="put several whole examples in a row. They are not kept apart: an example sees those before it in its row",
     )
-    parser.add_argument(
-        "--skip_bad", action="store_true", help="leave out and count records that make no example, rather than stop"
-    )
+    add_skip_bad(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     use_cores(arguments.num_workers)
-    bad = BadRecords() if arguments.skip_bad else None
+    bad = bad_records(arguments)
     examples = ExampleReader(
         input_files(arguments.input_file, RECORD_SUFFIXES),
-        arguments.format,
+        format_with_keys(arguments.format, arguments.prompt_key, arguments.response_key, arguments.input_key),
         read_templates(arguments.template) if arguments.template else TEMPLATES,
         on_bad=bad or refuse_with_hint,
     )
@@ -83,30 +86,25 @@ def main(argv: list[str] | None = None) -> None:
         num_splits=arguments.num_splits,
         overwrite=arguments.overwrite,
     )
-    warn(summary, examples, bad)
+    warn_of_losses(summary, examples, bad)
     print(summary)
     if summary.padding > _MUCH_PADDING and not arguments.pack:
         print("much of this is padding, which costs as much time as text: --pack puts several examples in a row")
 
 
-def refuse_with_hint(error: UserError) -> None:
-    refuse(UserError(f"{error} --skip_bad leaves such records out."))
-
-
-def warn(summary: Summary, examples: ExampleReader, bad: BadRecords | None) -> None:
+def warn_of_losses(summary: Summary, examples: ExampleReader, bad: BadRecords | None) -> None:
     """One line for everything that was read and is not learnt."""
     length = summary.row_length
-    warnings = []
     if summary.truncated:
-        warnings.append(f"{summary.truncated} example(s) of more than {length} tokens: the end of the response is cut")
+        warn(f"{summary.truncated} example(s) of more than {length} tokens: the end of the response is cut")
     if summary.dropped:
-        warnings.append(f"{summary.dropped} example(s) dropped as too long for {length} tokens")
+        warn(f"{summary.dropped} example(s) dropped as too long for {length} tokens")
+    if examples.empty.count:
+        warn(f"{examples.empty.count} record(s) with an empty response left out: {examples.empty.first}")
     if bad and bad.count:
-        warnings.append(f"{bad.count} bad record(s) left out: {' '.join(bad.messages)}{' ...' * (bad.count > 3)}")
+        warn(bad)
     if examples.unused:
-        warnings.append(f"keys without use: {', '.join(sorted(map(repr, examples.unused)))}")
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(f"keys without use: {', '.join(sorted(map(repr, examples.unused)))}")
 
 
 if __name__ == "__main__":

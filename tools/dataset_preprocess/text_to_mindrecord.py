@@ -1,11 +1,10 @@
-"""Text files (.txt, .jsonl) to MindRecord blocks for GPT-2.
+"""Text files (.txt, .json, .jsonl, .csv, .tsv) to MindRecord blocks for GPT-2.
 
     python tools/dataset_preprocess/text_to_mindrecord.py \
         --input_file corpus/ --output_file corpus.mindrecord --max_length 1025 --tokenizer_type <dir>
 """
 
 import argparse
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -14,8 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a chec
 
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
-from mindgpt.data.text import document_pieces, input_files
-from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
+from mindgpt.data.tool_arguments import TextFiles, add_output_arguments, add_text_arguments, tokenizer_folder
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
@@ -24,21 +22,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Text to MindRecord. Each document gets <|endoftext|> behind it; all are packed into blocks of one "
         "length; the last block is padded (attention_mask 0)."
     )
-    parser.add_argument(
-        "--input_file",
-        nargs="+",
-        required=True,
-        help="files, folders (their .txt and .jsonl files, sub-folders included) or patterns in quotes",
-    )
+    add_text_arguments(parser)
     add_output_arguments(parser, row="block", max_length=1025)
     parser.add_argument(
         "--document_per",
         choices=["file", "line"],
         default="file",
         help="in text files: a document is the whole file as it stands (default), or each line that is not blank. "
-        "In .jsonl files it is always a line",
+        "In JSON and tables it is always a record",
     )
-    parser.add_argument("--field", default="text", help="in .jsonl files: the key that holds the text (default: text)")
     parser.add_argument(
         "--data_columns",
         nargs="+",
@@ -52,10 +44,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     use_cores(arguments.num_workers)
-    files = input_files(arguments.input_file)
-    documents = (document_pieces(file, arguments.document_per, arguments.field) for file in files)
+    texts = TextFiles(arguments)
     summary = write_blocks(
-        itertools.chain.from_iterable(documents),
+        texts.pieces(arguments.document_per),
         GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
         arguments.output_file,
         max_length=arguments.max_length,
@@ -63,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         columns=arguments.data_columns,
         num_splits=arguments.num_splits,
         overwrite=arguments.overwrite,
-        total_bytes=sum(map(os.path.getsize, files)),
+        total_bytes=sum(map(os.path.getsize, texts.files)),
     )
     print(summary)
 

@@ -16,7 +16,7 @@ from mindgpt.data.blocks import use_cores
 from mindgpt.data.classification import read_label_names, write_classification
 from mindgpt.data.files import check_readable
 from mindgpt.data.labelled_text import LAYOUTS, layout_of
-from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
+from mindgpt.data.tool_arguments import add_output_arguments, add_skip_bad, bad_records, tokenizer_folder, warn
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
@@ -24,7 +24,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Labelled texts to MindRecord: a row holds the tokens of a text, without padding, and the number "
         "of its label. sst_2, cola, ag_news and imdb are read as their makers publish them; anything else as csv "
-        "(fields in quotes where they need it), tsv (a quote is a character like any other) or jsonl."
+        "(fields in quotes where they need it), tsv (a quote is a character like any other), json or jsonl (a list of "
+        "objects, or an object a line)."
     )
     add = parser.add_argument
     add("--dataset_name", required=True, choices=list(LAYOUTS), help="which data set, or which kind of file")
@@ -45,18 +46,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="COLUMN",
         help="name, or without a header number from 1, of the column with the text; several are joined by a space "
-        "(default for csv, tsv, jsonl: text)",
+        "(default for csv, tsv, json: text)",
     )
-    add("--label_column", metavar="COLUMN", help="the same for the label (default for csv, tsv, jsonl: label)")
+    add("--label_column", metavar="COLUMN", help="the same for the label (default for csv, tsv, json: label)")
     names = parser.add_mutually_exclusive_group()
     names.add_argument(
         "--label_names",
         nargs="+",
         metavar="NAME",
-        help="the labels in the order of their numbers (default for csv, tsv, jsonl: all that the file has, sorted)",
+        help="the labels in the order of their numbers (default for csv, tsv, json: all that the file has, sorted)",
     )
     names.add_argument("--label_file", metavar="FILE", help="a file that holds them, one a line")
     add("--skip_empty", action="store_true", help="leave out rows with an empty text instead of refusing the file")
+    add_skip_bad(parser)
     return parser.parse_args(argv)
 
 
@@ -71,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         label_column=arguments.label_column,
         label_names=read_label_names(arguments.label_file) if arguments.label_file else arguments.label_names,
     )
+    bad = bad_records(arguments)
     summary = write_classification(
         arguments.input_file,
         layout,
@@ -78,12 +81,15 @@ def main(argv: list[str] | None = None) -> None:
         arguments.output_file,
         max_length=arguments.max_length,
         skip_empty=arguments.skip_empty,
+        bad=bad,
         num_splits=arguments.num_splits,
         overwrite=arguments.overwrite,
     )
     print(summary)
     for warning in summary.warnings():
         print(f"warning: {warning}")
+    if bad and bad.count:
+        warn(bad)
     if layout.label_names is None:
         print(f"labels, sorted; for other files of this set: --label_names {' '.join(summary.label_names)}")
 

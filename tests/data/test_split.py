@@ -1,0 +1,48 @@
+"""A text in two parts: nothing lost, and no character taken apart."""
+
+import json
+
+import pytest
+
+from mindgpt.config.errors import UserError
+from mindgpt.data.split import split_file, split_text
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("one\ntwo\nthree\nfour\nfive\nsix\n", "one\ntwo\nthree\nfour\n"),
+        ("anarchism originated as a term of abuse", "anarchism originated "),  # as text8: one line, no line end
+        ("first used against\nearly working class radicals", "first used against\nearly "),
+        ("你好世界。今天天气很好。我们去公园散步吧。", "你好世界。今天天气很好。"),
+        ("天地玄黄宇宙洪荒", "天地玄黄"),
+        ("abcde\u0301\u0302fgh", "abcde\u0301\u0302"),
+        ("abc👩\u200d💻fg", "abc👩\u200d💻"),
+        ("abc👍🏽fgh", "abc👍🏽"),
+    ],
+)
+def test_where_a_text_is_split(text, first):
+    assert split_text(text, 0.5) == (first, text[len(first) :])
+
+
+@pytest.mark.parametrize(("text", "fraction"), [("", 0.1), ("a", 0.5), (" \n \n ", 0.5), ("e\u0301", 0.5), ("ab", 1.0)])
+def test_what_cannot_be_split(text, fraction):
+    with pytest.raises(UserError, match="too short|between 0 and 1"):
+        split_text(text, fraction)
+
+
+def test_a_file_of_one_line(tmp_path):
+    text = "anarchism originated as a term " * 5000
+    (tmp_path / "t8").write_text(text)
+    train, valid = split_file(tmp_path / "t8", tmp_path / "parts", 0.1)
+    assert train.read_text() + valid.read_text() == text
+    assert len(valid.read_text()) == pytest.approx(0.1 * len(text), abs=20)
+
+
+def test_the_texts_of_a_json_file(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps([{"body": f"text {number}"} for number in range(10)]))
+    train, valid = split_file(tmp_path / "x.json", tmp_path, 0.5, field="body")
+    assert train.read_text() + valid.read_text() == "".join(f"text {number}\n\n" for number in range(10))
+    (tmp_path / "x.json").rename(tmp_path / "x.txt")
+    with pytest.raises(UserError, match="x.txt holds JSON"):
+        split_file(tmp_path / "x.txt", tmp_path, 0.5)
