@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import read_json, read_lines
+from mindgpt.data.files import DOWNLOADS, read_json, read_lines
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Bytes that occur in no UTF-8 text; a vocabulary may lack them without losing anything.
@@ -59,6 +59,8 @@ def _tokenizer_folder(path: str | os.PathLike[str]) -> Path:
     if folder.is_file():
         folder = folder.parent
     wanted = "a folder with tokenizer.json, or with vocab.json and merges.txt"
+    if not folder.exists() and os.sep not in str(path) and holds_tokenizer(DOWNLOADS):
+        return DOWNLOADS  # a model's name, such as gpt2
     if not folder.is_dir():
         raise UserError(
             f"No tokenizer at {path}: there is no such folder. Give {wanted}; nothing is downloaded by name."

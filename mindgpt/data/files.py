@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,9 @@ PathLike = str | os.PathLike[str]
 
 DOWNLOADS = Path("checkpoint_download/gpt2")
 """Where MindFormers put what it downloaded, below the working directory."""
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_LFS_MOST_BYTES = 1023  # of a pointer, by its specification
 
 LONG_NUMBER = "it holds a number of more digits than Python reads"  # 4300, a guard against slow conversions
 
@@ -136,7 +140,7 @@ def open_to_read(path: PathLike, mode: str = "rb", **arguments: Any) -> Iterator
     """`open` for reading, with errors that name the file.
 
     Raises:
-        UserError: the file is missing, is a folder, or may not be read.
+        UserError: the file is missing, is a folder, may not be read, or is a Git LFS pointer to what it should hold.
     """
     try:
         file = open(path, mode, **arguments)  # noqa: SIM115 (closed below; only the opening may become a UserError)
@@ -147,7 +151,20 @@ def open_to_read(path: PathLike, mode: str = "rb", **arguments: Any) -> Iterator
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
     with file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # what is read from a pipe is gone
+            refuse_lfs_pointer(path)
         yield file
+
+
+def refuse_lfs_pointer(path: PathLike) -> None:
+    """Raise a UserError if a file is only a pointer, which `git clone` without Git LFS leaves in place of a file."""
+    with open(path, "rb") as file:
+        start = file.read(_LFS_MOST_BYTES + 1)
+    if start.startswith(_LFS_POINTER) and len(start) <= _LFS_MOST_BYTES:
+        raise UserError(
+            f"{path}: is a Git LFS pointer, not the file itself. Install git-lfs and run git lfs pull in the "
+            "repository, or download the file by itself."
+        )
 
 
 def check_readable(path: PathLike) -> None:

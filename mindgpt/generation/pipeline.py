@@ -25,7 +25,7 @@ from mindgpt.generation.text import (
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.models.weights import open_weights
+from mindgpt.models.weights import find_weights, open_weights
 
 BATCH_SIZE = 8
 _SCORE = "score.weight"
@@ -186,7 +186,8 @@ def pipeline(
 
     Args:
         task: one of the two.
-        model: a Hugging Face folder, a folder of `save_pretrained`, a `.ckpt` beside its config.json; or a model.
+        model: what `from_pretrained` takes: a folder, a `.ckpt` beside its config.json, or the name of a model that
+            MindFormers downloaded; or a model.
         tokenizer: its folder, or the tokenizer; None: the one beside the weights.
         options: what every call is to have that does not say otherwise, such as `batch_size`, or for text-generation
             `max_new_tokens`, `do_sample` and all other `GenerationSettings`.
@@ -219,19 +220,23 @@ def pipeline(
 def _tokenizer_beside(model: Any) -> GPT2Tokenizer:
     if not isinstance(model, (str, Path)):
         raise UserError("pipeline: tokenizer=... is missing: a model that is no folder has none beside it")
-    folder = Path(model) if Path(model).is_dir() else Path(model).parent
-    if not Path(model).exists():
-        raise UserError(f"pipeline: model: there is no file or folder {model}. Nothing is downloaded by name.")
+    path = _located(model)
+    folder = path if path.is_dir() else path.parent
     if not holds_tokenizer(folder):
         raise UserError(f"pipeline: {folder} holds no tokenizer.json or vocab.json: name the folder with tokenizer=DIR")
     return GPT2Tokenizer.from_pretrained(folder)
 
 
+def _located(model: str | Path) -> Path:
+    try:
+        return find_weights(model)
+    except UserError as error:
+        raise UserError(f"pipeline: model: {error}") from None
+
+
 def _check_weights(path: Path, task: str) -> None:
     """Raise `UserError` if the weights are those of the other task's model."""
-    if not path.exists():
-        raise UserError(f"pipeline: model: there is no file or folder {path}. Nothing is downloaded by name.")
-    classifies = _SCORE in open_weights(path).source.entries
+    classifies = _SCORE in open_weights(_located(path)).source.entries
     if task == "text-generation" and classifies:
         raise UserError(f'{path}: these are weights of a classifier: pipeline("text-classification", ...) is for them')
     if task == "text-classification" and not classifies:

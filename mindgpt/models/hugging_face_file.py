@@ -40,12 +40,17 @@ SAFETENSORS_DTYPES = {
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 SAFETENSORS_NAME = "model.safetensors"
+NAME_MAP = "param_name_map.json"  # of MindSpore and MindFormers, beside their safetensors: {tensor name: file name}
 WEIGHT_NAMES = (  # in a folder, in the order transformers looks for them
     SAFETENSORS_NAME,
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    NAME_MAP,
 )
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")  # of Lightning, nanoGPT, DeepSpeed and others
+_TIED_HEAD = "lm_head.weight"
+_HUB_CACHE = ("blobs", "refs", "snapshots")
 
 
 def open_hugging_face(path: str | Path) -> TensorSource:
@@ -60,7 +65,7 @@ def open_hugging_face(path: str | Path) -> TensorSource:
             raise UserError(f"{path}: no weights in this folder. Looked for: {', '.join(WEIGHT_NAMES)}.")
         path = found
     existing_file(path)
-    if path.name.endswith(".index.json"):
+    if path.name.endswith(".index.json") or path.name == NAME_MAP:
         return ShardedFiles(path)
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
@@ -73,7 +78,17 @@ def open_hugging_face(path: str | Path) -> TensorSource:
 
 
 def weights_in(folder: Path) -> Path | None:
-    """The weights transformers would load from `folder`, or None."""
+    """The weights transformers would load from `folder`, or None.
+
+    Raises:
+        UserError: it is the root of a Hugging Face cache, whose models lie further down.
+    """
+    if all((folder / name).is_dir() for name in _HUB_CACHE):
+        found = sorted(str(path) for path in (folder / "snapshots").iterdir() if path.is_dir())
+        named = f": {' or '.join(found)}" if found else ""
+        raise UserError(
+            f"{folder}: is the cache of a model. Name a snapshot in it{named or ', of which there is none'}."
+        )
     return next((folder / name for name in WEIGHT_NAMES if (folder / name).exists()), None)
 
 
@@ -117,10 +132,14 @@ class SafetensorsFile(SpanFile):
 
 
 class TorchFile:
-    """A state dict saved by `torch.save`. Only tensors are unpickled (`weights_only=True`), and mapped, not read."""
+    """A state dict saved by `torch.save`. Only tensors are unpickled (`weights_only=True`), and mapped, not read.
+
+    A training checkpoint that holds one state dict among other things is opened as that, and `notes` says so.
+    """
 
     def __init__(self, path: Path):
         self.path = path
+        self.notes: list[str] = []
         self._torch = import_torch(path)
         self._tensors = self._load()
         self.entries = {
@@ -152,6 +171,12 @@ class TorchFile:
             raise UserError(
                 f"{self.path}: holds a {type(loaded).__name__}, where a state dict (name -> tensor) is needed."
             )
+        inside = [key for key in _STATE_DICT_KEYS if self._is_state_dict(loaded.get(key))]
+        if len(inside) == 1:
+            rest = [str(key) for key in loaded if key != inside[0]]
+            left_out = f", and {', '.join(rest)} left out" if rest else ""
+            self.notes.append(f"{self.path}: a training checkpoint; its {inside[0]!r} is read{left_out}")
+            return loaded[inside[0]]
         others = [str(name) for name, value in loaded.items() if not isinstance(value, self._torch.Tensor)]
         if others:
             raise UserError(
@@ -160,9 +185,17 @@ class TorchFile:
             )
         return loaded
 
+    def _is_state_dict(self, value: Any) -> bool:
+        return (
+            isinstance(value, Mapping)
+            and len(value) > 0
+            and all(isinstance(tensor, self._torch.Tensor) for tensor in value.values())
+        )
+
 
 class ShardedFiles:
-    """The files an `*.index.json` names (`{"weight_map": {tensor name: file name}}`), as one source."""
+    """The files an `*.index.json` names (`{"weight_map": {tensor name: file name}}`), or MindSpore's `NAME_MAP`, as one
+    source. A tied output head may be listed and lie nowhere."""
 
     def __init__(self, index: Path):
         self.path = index
@@ -176,7 +209,11 @@ class ShardedFiles:
                         f"{index}: {name} is in two shards, {self._source[name].path.name} and {shard.path.name}."
                     )
                 self._source[name] = shard
-        absent = [f"{name} (in {file})" for name, file in weight_map.items() if name not in shards[file].entries]
+        absent = [
+            f"{name} (in {file})"
+            for name, file in weight_map.items()
+            if name not in shards[file].entries and not name.endswith(_TIED_HEAD)
+        ]
         if absent:
             raise UserError(f"{index}: its files do not hold what it says they hold. Missing: {', '.join(absent)}.")
         self.entries = {name: shard.entries[name] for name, shard in self._source.items()}
@@ -187,7 +224,8 @@ class ShardedFiles:
 
     def _weight_map(self) -> dict[str, str]:
         try:
-            weight_map = json.loads(self.path.read_bytes())["weight_map"]
+            content = json.loads(self.path.read_bytes())
+            weight_map = content if self.path.name == NAME_MAP else content["weight_map"]
         except (ValueError, KeyError, TypeError):
             weight_map = None
         if (

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mindgpt.config.errors import UserError
+from mindgpt.data.files import refuse_lfs_pointer
 
 Box = tuple[slice, ...]  # the part of a tensor that a rank holds: one range for each dimension
 
@@ -153,6 +154,7 @@ def read_strategy(path: Path) -> Strategy:
     origin: dict[int, Path] = {}
     seen: set[bytes] = set()
     for file in files:
+        refuse_lfs_pointer(file)
         content = file.read_bytes()
         if content in seen:
             continue

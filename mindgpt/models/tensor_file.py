@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from mindgpt.config.errors import UserError
+from mindgpt.data.files import refuse_lfs_pointer
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 BFLOAT16_BITS = np.dtype("V2")  # a bfloat16 as it is stored: two bytes that NumPy moves about and cannot compute with
@@ -90,13 +91,14 @@ class SpanFile:
 
 
 def existing_file(path: Path) -> Path:
-    """`path` itself, or a UserError if there is no such file or nothing in it."""
+    """`path` itself, or a UserError if there is no such file, nothing in it, or a Git LFS pointer in its place."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder, where a file of weights is needed.")
     if not path.exists():
         raise UserError(f"{path}: no such file. Check the path.")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty. Copy or make it again.")
+    refuse_lfs_pointer(path)
     return path
 
 

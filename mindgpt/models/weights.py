@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from mindgpt.config.errors import UserError
+from mindgpt.data.files import DOWNLOADS
 from mindgpt.models.alignment import aligned
 from mindgpt.models.checkpoint_file import CheckpointFile, write_checkpoint
-from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config
-from mindgpt.models.gpt2.weight_names import MindFormersView, hint
+from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, PRESETS, GPT2Config, read_config
+from mindgpt.models.gpt2.weight_names import MindFormersView, are_mindformers, hint
 from mindgpt.models.hugging_face_file import WEIGHT_NAMES, open_hugging_face, weights_in
-from mindgpt.models.run_folder import rank_folders
+from mindgpt.models.run_folder import checkpoints_in, files_of_last_run, rank_folders
 from mindgpt.models.sharded_checkpoint import SlicedCheckpoint, holds_slices, refuse_slice
 from mindgpt.models.skip_rules import skip_rule
 from mindgpt.models.tensor_file import TensorSource, cast
+from mindgpt.runtime.ranks import say
 
 if TYPE_CHECKING:
     from mindspore import Parameter, Tensor, nn
@@ -34,7 +36,8 @@ CHECKPOINT_NAME = "model.ckpt"
 
 
 class CheckpointWeights:
-    """The weights in a `.ckpt`, or in the slices of a parallel run: a `TensorSource` without what `SKIP_RULES` name.
+    """The weights in a `.ckpt`, in the slices of a parallel run, or in safetensors under MindFormers' names: a
+    `TensorSource` without what `SKIP_RULES` name.
 
     Attributes:
         path, entries: as in `TensorSource`.
@@ -44,16 +47,17 @@ class CheckpointWeights:
         UserError: the file is broken, or one rank's slice.
     """
 
-    def __init__(self, checkpoint: str | Path | SlicedCheckpoint):
-        if isinstance(checkpoint, SlicedCheckpoint):
-            self._file = checkpoint
-        else:
+    def __init__(self, checkpoint: str | Path | TensorSource):
+        if isinstance(checkpoint, str | Path):
             refuse_slice(Path(checkpoint))
             self._file = CheckpointFile(checkpoint)
+        else:
+            self._file = checkpoint
         self.path = self._file.path
-        names = [*self._file.entries, *self._file.texts]
+        texts = getattr(self._file, "texts", {})
+        names = [*self._file.entries, *texts]
         self.skipped = {name: rule for name in names if (rule := skip_rule(name))}
-        texts = [name for name in self._file.texts if name not in self.skipped]
+        texts = [name for name in texts if name not in self.skipped]
         if texts:
             raise UserError(
                 f"{self.path}: these entries are text, not weights, and no rule skips them: {', '.join(texts)}."
@@ -73,16 +77,18 @@ class Weights:
         kind: the format they are stored in.
         config: the config that lies with them, or None.
         source: `.path`, `.entries` (name -> shape, dtype), `.skipped` (name -> rule), `.read(name)`.
+        notes: sentences for the person about what was left out, or not as expected, to be said by whoever loads them.
     """
 
     kind: Literal["hugging_face", "checkpoint"]
     config: GPT2Config | None
     source: MindFormersView | CheckpointWeights
+    notes: tuple[str, ...] = ()
 
 
 def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weights:
-    """Open a Hugging Face folder or file, our folder (`config.json` and `model.ckpt`), a `.ckpt` beside its config, or
-    the folder `checkpoint` of a parallel run, whose slices are put together.
+    """Open a Hugging Face folder or file, our folder (`config.json` and `model.ckpt`), a `.ckpt` beside its config,
+    safetensors under MindFormers' names, or the folder `checkpoint` of a parallel run, whose slices are put together.
 
     The config of `x.ckpt` is `x.config.json` or else `config.json` in its folder; that of a Hugging Face file is
     `config.json` in its folder; that of slices lies beside rank 0's.
@@ -100,15 +106,22 @@ def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weight
         path = _weights_file(path)
     if path.suffix == ".ckpt":
         return _checkpoint(path)
-    source = MindFormersView(open_hugging_face(path))
-    config = config_beside(path)
-    return Weights("hugging_face", config and GPT2Config.from_pretrained(config), source)
+    stored = open_hugging_face(path)
+    if are_mindformers(stored.entries):
+        return _checkpoint(stored)
+    return _opened("hugging_face", MindFormersView(stored))
 
 
-def _checkpoint(checkpoint: Path | SlicedCheckpoint) -> Weights:
-    source = CheckpointWeights(checkpoint)
-    config = config_beside(source.path)
-    return Weights("checkpoint", config and GPT2Config.from_pretrained(config), source)
+def _checkpoint(checkpoint: Path | TensorSource) -> Weights:
+    return _opened("checkpoint", CheckpointWeights(checkpoint))
+
+
+def _opened(kind: Literal["hugging_face", "checkpoint"], source: MindFormersView | CheckpointWeights) -> Weights:
+    config, notes = None, [*getattr(source, "notes", ())]
+    if file := config_beside(source.path):
+        config, of_config = read_config(file)
+        notes += of_config
+    return Weights(kind, config, source, tuple(notes))
 
 
 def _weights_file(folder: Path) -> Path:
@@ -123,6 +136,59 @@ def _weights_file(folder: Path) -> Path:
     if hugging_face is not None and checkpoint.exists():
         raise UserError(f"{folder}: holds both {hugging_face.name} and {CHECKPOINT_NAME}. Name the file you mean.")
     return hugging_face or checkpoint
+
+
+def find_weights(named: str | Path) -> Path:
+    """The file or folder of weights that a person names: itself, the newest checkpoint of a run's folder, or for a bare
+    name what MindFormers downloaded under it, `./checkpoint_download/gpt2/<name>.ckpt`. Nothing is downloaded.
+
+    Raises:
+        UserError: there is nothing of that name; the message says what to do.
+    """
+    path = Path(named)
+    if path.is_dir():
+        return newest_in(path)
+    if path.exists():
+        return path
+    downloaded = DOWNLOADS / f"{named}.ckpt"
+    if downloaded.exists():
+        return downloaded
+    if not is_model_name(named):
+        raise UserError(f"there is no file or folder {named} (looked from {Path.cwd()})")
+    raise UserError(
+        f"{named} is a model name, and there is no {downloaded}. mindgpt downloads nothing: put the file there, or "
+        "name a file or folder of your own. convert_weight.py makes a .ckpt of Hugging Face weights."
+    )
+
+
+def is_model_name(named: str | Path) -> bool:
+    """Whether something that is not there was meant as a model's name rather than as a path."""
+    return "/" not in str(named) and not str(named).endswith((".ckpt", ".bin", ".safetensors"))
+
+
+def preset_of(named: str | Path) -> GPT2Config | None:
+    """The config of a bare model name that is a preset, such as "gpt2"; None for a path."""
+    return None if Path(named).exists() or str(named) not in PRESETS else GPT2Config.from_pretrained(named)
+
+
+def newest_in(folder: Path) -> Path:
+    """`folder` itself if it holds a model, or the slices of one that was cut over cards; the newest checkpoint if it is
+    a run's checkpoint folder, of which a line tells."""
+    if holds_slices(folder):
+        return folder
+    ranks = folder / "rank_0"
+    candidates = ranks if ranks.is_dir() else folder
+    found = checkpoints_in(candidates)
+    if not found:
+        return folder
+    newest, of_last_run = found[-1], files_of_last_run(candidates)
+    others = len(found) - len(of_last_run) if of_last_run else 0
+    earlier = f", of the last run; {others} of earlier runs are there too" if others else ""
+    say(f"weights: the newest in {candidates} is {newest.name}{earlier}")
+    written_last = max(candidates.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    if not of_last_run and written_last != newest:
+        say(f"note: {written_last.name} was written later; if it is of a later run, name it with --load_checkpoint")
+    return newest
 
 
 def own_config(checkpoint: Path) -> Path:

@@ -46,7 +46,15 @@ _REFUSED = {  # settings that make another update than scaling * B A, each with 
     "alora_invocation_tokens": (None, []),
     "target_parameters": (None, []),
     "trainable_token_indices": (None, [], {}),
+    "use_bdlora": (None, False),
+    "velora_config": (None, {}),
+    "monteclora_config": (None, {}),
+    "kasa_config": (None, {}),
+    "arrow_config": (None, {}),
 }
+_KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
+"""Ways to initialise the factors that leave the base weights as they are; the others subtract what the factors begin
+with, so that the adapter fits the changed weights alone."""
 _FACTOR = re.compile(
     r"(?:base_model\.model\.)?(?:transformer\.)?h\.(\d{1,4})\.([\w.]+)\.lora_([AB])(?:\.default)?\.weight"
 )
@@ -158,6 +166,13 @@ def _checked_config(file: Path) -> dict[str, Any]:
         raise UserError(
             f"{file}: asks for more than LoRA's factors: {', '.join(wrong)}. Merge the adapter into its base with PEFT "
             "(merge_and_unload), and convert the result with convert_weight.py."
+        )
+    start = config.get("init_lora_weights")
+    if not (start is None or isinstance(start, bool) or str(start).lower() in _KEEPS_BASE):
+        raise UserError(
+            f"{file}: init_lora_weights {start!r} changes the base weights when the adapter is put on, so on the base "
+            "as it is the adapter is another model. Save it with path_initial_model_for_weight_conversion, which makes "
+            "a plain LoRA of it, or merge it into its base with PEFT (merge_and_unload), and convert the result."
         )
     for key in ("r", "lora_alpha"):
         if not _is_positive(config.get(key)):

@@ -18,12 +18,11 @@ from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config
 from mindgpt.models.run_folder import rank_folders
 from mindgpt.models.sharded_checkpoint import holds_slices
 from mindgpt.models.tensor_file import TensorSource
-from mindgpt.models.weights import Weights, open_weights, own_config
+from mindgpt.models.weights import Weights, newest_in, open_weights, own_config
 from mindgpt.pet.adapter import check_factors, open_adapter, rank_of, told_beside
 from mindgpt.pet.merge import MergedWeights
 from mindgpt.pet.names import SCORE, is_factor
 from mindgpt.pet.peft_folder import is_peft_folder, read_peft, write_peft
-from mindgpt.tasks.models import newest_in
 
 LAST_NORM = "backbone.layernorm.gamma"  # any weight that LoRA leaves frozen
 RUN_CONFIGS = ("finetune_config.yaml", "train_config.yaml")

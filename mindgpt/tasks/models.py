@@ -14,16 +14,14 @@ from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.models.resizing import POSITIONS, TOKENS, resized
-from mindgpt.models.run_folder import checkpoints_in, files_of_last_run, rank_folders
-from mindgpt.models.sharded_checkpoint import holds_slices
-from mindgpt.models.weights import Weights, load_weights, open_weights
+from mindgpt.models.run_folder import checkpoints_in, rank_folders
+from mindgpt.models.weights import Weights, find_weights, is_model_name, load_weights, newest_in, open_weights
 from mindgpt.pet.names import SCORE
 from mindgpt.pet.peft_folder import is_peft_folder
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.cards import shares_layers
 from mindgpt.tasks.lora import LoRAPlan, plan_lora
 from mindgpt.tasks.output_folder import checkpoint_folder
-from mindgpt.train.checkpoints import last_checkpoint
 
 _SIZES = {  # the settings that show in the weights' shapes, and where
     TOKENS: ("vocab_size", "hidden_size"),
@@ -61,6 +59,8 @@ def build_model(config: RunConfig, weights_follow: bool = False) -> PretrainedCe
     model_config = GPT2Config.from_section(config.model.config)
     path = None if weights_follow else weights_path(config)
     weights = None if path is None else open_weights(path, _strategy(config, path))
+    for note in weights.notes if weights else ():
+        say(f"note: {note}")
     if config.resize_embeddings:
         weights = _resized(config, model_config, weights)
     if weights is not None:
@@ -129,25 +129,15 @@ def weights_path(config: RunConfig) -> Path | None:
             f"run_mode {config.run_mode} needs weights: name a .ckpt, a run's checkpoint folder or a Hugging Face "
             "folder with --load_checkpoint"
         )
-    path = Path(named)
-    if path.is_dir():
-        return newest_in(path)
-    if path.exists():
-        return path
-    downloaded = DOWNLOADS / f"{named}.ckpt"
-    if downloaded.exists():
-        return downloaded
-    if not _is_model_name(named):
-        raise UserError(f"load_checkpoint: there is no file or folder {named} (looked from {Path.cwd()})")
-    if config.run_mode == "train":
+    somewhere = Path(named).exists() or (DOWNLOADS / f"{named}.ckpt").exists()
+    if config.run_mode == "train" and is_model_name(named) and not somewhere:
         say(f"weights: {named} is not in {DOWNLOADS}, and nothing is downloaded")
         return None
-    hint = f" A run has left some in this output folder: --load_checkpoint {own}" if own else ""
-    raise UserError(
-        f"load_checkpoint: {named} is a model name, and there is no {downloaded}. mindgpt downloads nothing: put the "
-        "file there, or name your own with --load_checkpoint. convert_weight.py makes one of Hugging Face weights."
-        f"{hint}"
-    )
+    try:
+        return find_weights(named)
+    except UserError as error:
+        hint = f" A run has left some in this output folder: --load_checkpoint {own}" if own else ""
+        raise UserError(f"load_checkpoint: {error}{hint}") from None
 
 
 def _checkpoints_in_output_folder(config: RunConfig) -> Path | None:
@@ -161,7 +151,7 @@ def _names_no_weights_of_this_kind(config: RunConfig, named: str) -> bool:
     if not named:
         return True
     classifies = config.trainer.type == "TextClassificationTrainer"
-    return classifies and _is_model_name(named) and not Path(named).exists()
+    return classifies and is_model_name(named) and not Path(named).exists()
 
 
 def _strategy(config: RunConfig, path: Path) -> str | None:
@@ -196,35 +186,6 @@ def adapter_path(config: RunConfig) -> Path | None:
     if not path.exists():
         raise UserError(f"adapter: there is no file or folder {path} (looked from {Path.cwd()})")
     return newest_in(path) if path.is_dir() and not is_peft_folder(path) else path
-
-
-def _is_model_name(named: str) -> bool:
-    return "/" not in named and not named.endswith((".ckpt", ".bin", ".safetensors"))
-
-
-def newest_in(folder: Path) -> Path:
-    """`folder` itself if it holds a model, or the slices of one that was cut over cards; the newest checkpoint if it is
-    a run's checkpoint folder."""
-    if holds_slices(folder):
-        return folder
-    ranks = folder / "rank_0"
-    candidates = ranks if ranks.is_dir() else folder
-    try:
-        newest = last_checkpoint(candidates)
-    except UserError:
-        return folder
-    if of_last_run := files_of_last_run(candidates):
-        others = len(checkpoints_in(candidates)) - len(of_last_run)
-        say(
-            f"weights: the newest in {candidates} is {newest.name}"
-            + (f", of the last run; {others} of earlier runs are there too" if others else "")
-        )
-        return newest
-    say(f"weights: the newest in {candidates} is {newest.name}")
-    written_last = max(candidates.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
-    if written_last != newest:
-        say(f"note: {written_last.name} was written later; if it is of a later run, name it with --load_checkpoint")
-    return newest
 
 
 def _resized(config: RunConfig, model_config: GPT2Config, weights: Weights | None) -> Weights | None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import atomic_write, read_chunks, read_json, read_lines, read_text
+from mindgpt.data.files import atomic_write, open_to_read, read_chunks, read_json, read_lines, read_text
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path):
@@ -164,3 +164,27 @@ def test_files_in_other_encodings_are_named_with_the_way_to_convert_them(tmp_pat
 def test_some_zeros_are_text(tmp_path):
     (tmp_path / "x").write_bytes(b"a\0b\0\0cd e\n" + "é".encode())
     assert read_text(tmp_path / "x") == "a\0b\0\0cd e\né"
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 548105171\n"
+
+
+@pytest.mark.parametrize("read", [read_json, read_text, lambda path: list(read_lines(path))])
+def test_a_git_lfs_pointer_is_no_file(tmp_path, read):
+    path = tmp_path / "merges.txt"
+    path.write_text(POINTER)
+    with pytest.raises(UserError, match=r"merges\.txt: is a Git LFS pointer.* git lfs pull"):
+        read(path)
+    path.write_text(POINTER + "a text about pointers, longer than one may be\n" * 30)
+    with open_to_read(path) as file:
+        assert file.read(7) == b"version"
+
+
+def test_what_comes_through_a_pipe_is_read_once(tmp_path):
+    """Looking for a pointer would take the first bytes away."""
+    readable, writable = os.pipe()
+    os.write(writable, POINTER.encode())
+    os.close(writable)
+    with open_to_read(f"/dev/fd/{readable}") as file:
+        assert file.read() == POINTER.encode()
+    os.close(readable)

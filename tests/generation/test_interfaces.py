@@ -409,8 +409,16 @@ def test_task_model_and_tokenizer_that_do_not_fit(folders, model, tokenizer, tmp
     cases = [
         (["text-generaton", language], {}, "there is no task 'text-generaton'; did you mean 'text-generation'"),
         (["text-generation"], {}, "model=... is missing"),
-        (["text-generation", "gpt2"], {}, "no file or folder gpt2. Nothing is downloaded"),
-        (["text-generation", "gpt2", tokenizer], {}, "no file or folder gpt2. Nothing is downloaded"),
+        (
+            ["text-generation", "gpt2"],
+            {},
+            "gpt2 is a model name, and there is no checkpoint_download/gpt2/gpt2.ckpt. mindgpt downloads nothing",
+        ),
+        (
+            ["text-generation", "gpt2", tokenizer],
+            {},
+            "gpt2 is a model name, and there is no checkpoint_download/gpt2/gpt2.ckpt. mindgpt downloads nothing",
+        ),
         (["text-generation", model], {}, "tokenizer=... is missing"),
         (["text-generation", classifier], {}, r'weights of a classifier: pipeline\("text-classification"'),
         (["text-classification", language], {}, "weights of a language model, which knows no labels"),
@@ -434,3 +442,45 @@ def test_task_model_and_tokenizer_that_do_not_fit(folders, model, tokenizer, tmp
         with pytest.raises(UserError, match=message):
             mindgpt.pipeline(*arguments, **keywords)
     assert isinstance(GPT2ForSequenceClassification.from_pretrained(classifier), GPT2ForSequenceClassification)
+
+
+# ---- names that MindFormers and transformers have --------------------------------------------------------------------
+
+
+def test_a_downloaded_model_is_found_by_its_name(model, tokenizer, tmp_path, monkeypatch):
+    """`from_pretrained("gpt2")` and `pipeline(model="gpt2")` look where the command line looks, and download nothing."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="gpt2 is a model name, and there is no checkpoint_download/gpt2/gpt2.ckpt"):
+        GPT2LMHeadModel.from_pretrained("gpt2")
+    folder = tmp_path / "checkpoint_download" / "gpt2"
+    model.save_pretrained(folder)
+    (folder / "model.ckpt").rename(folder / "gpt2.ckpt")
+    tokenizer.save_pretrained(folder)
+    again = GPT2LMHeadModel.from_pretrained("gpt2")
+    for name, parameter in model.parameters_dict().items():
+        np.testing.assert_array_equal(again.parameters_dict()[name].asnumpy(), parameter.asnumpy())
+    assert GPT2Tokenizer.from_pretrained("gpt2").get_vocab() == tokenizer.get_vocab()
+    texts = mindgpt.pipeline("text-generation", model="gpt2")("a rose", max_new_tokens=3)
+    assert texts == mindgpt.pipeline("text-generation", model=model, tokenizer=tokenizer)("a rose", max_new_tokens=3)
+
+
+def test_input_mask_is_the_attention_mask(model):
+    ids = Tensor([[5, 6, 7, 8], [9, 10, 11, 12]], ms.int32)
+    mask = Tensor([[0, 0, 1, 1], [1, 1, 1, 1]], ms.int32)
+    model.set_train(False)
+    np.testing.assert_array_equal(model(ids, input_mask=mask).asnumpy(), model(ids, attention_mask=mask).asnumpy())
+    ids_of = [
+        model.generate(ids, max_new_tokens=3, **{name: mask}).asnumpy() for name in ("input_mask", "attention_mask")
+    ]
+    np.testing.assert_array_equal(*ids_of)
+    for call in (model, model.generate):
+        with pytest.raises(UserError, match="input_mask and attention_mask mean the same"):
+            call(ids, attention_mask=mask, input_mask=mask)
+
+
+def test_parameters_are_counted_once(model):
+    assert model.num_parameters() == model.config.num_parameters() == model.num_parameters(only_trainable=True)
+    table = model.backbone.embedding.word_embedding.embedding_table
+    table.requires_grad = False
+    assert model.num_parameters(only_trainable=True) == model.num_parameters() - table.size
+    table.requires_grad = True

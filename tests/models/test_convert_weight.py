@@ -391,7 +391,7 @@ def test_reversed_refusals(model, hf_folder, tmp_path, capsys):
     back = tmp_path / "back"
     assert convert(save_plain_bin(model, tmp_path), ckpt) == 0
     assert "Pass --config" in refused(capsys, back, ckpt, "--reversed")
-    assert "no such file" in refused(capsys, back, tmp_path / "absent.ckpt", "--reversed")
+    assert "there is no file or folder" in refused(capsys, back, tmp_path / "absent.ckpt", "--reversed")
     (tmp_path / "cut.ckpt").write_bytes(ckpt.read_bytes()[:-5])
     assert "cut.ckpt: not a whole" in refused(capsys, back, tmp_path / "cut.ckpt", "--reversed")
 

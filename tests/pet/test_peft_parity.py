@@ -160,6 +160,21 @@ def test_what_is_more_than_lora_is_refused(peft_model, tmp_path, settings, said)
         read_peft(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "start", ["pissa", "pissa_niter_16", "olora", "loftq", "corda", "lora_ga", "of a later release"]
+)
+def test_an_adapter_that_fits_changed_base_weights_alone_is_refused(peft_model, tmp_path, start):
+    """PEFT subtracts from the base what such factors begin with (field report R5)."""
+    peft_model(r=4, lora_alpha=8, target_modules=["c_fc"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": start}))
+    with pytest.raises(UserError, match=f"init_lora_weights '{start}' changes the base weights.*merge_and_unload"):
+        read_peft(tmp_path)
+    for harmless in (True, False, None, "gaussian", "eva", "orthogonal", "mica"):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": harmless}))
+        assert read_peft(tmp_path)[0]["lora_rank"] == 4
+
+
 def test_broken_folders_are_refused(peft_model, tmp_path):
     peft_model(r=4, lora_alpha=8, target_modules=["c_fc"]).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.files import atomic_write, make_folder
 from mindgpt.models.checkpoint_file import write_checkpoint
-from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config
-from mindgpt.models.gpt2.weight_names import HuggingFaceView, MindFormersView
+from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config, read_config
+from mindgpt.models.gpt2.weight_names import HuggingFaceView, MindFormersView, are_mindformers
 from mindgpt.models.hugging_face_file import (
     SAFETENSORS_NAME,
     TORCH_SUFFIXES,
@@ -33,7 +33,7 @@ from mindgpt.models.hugging_face_file import (
     write_torch,
 )
 from mindgpt.models.tensor_file import TensorInfo, TensorSource, tensors
-from mindgpt.models.weights import CheckpointWeights, config_beside, own_config
+from mindgpt.models.weights import config_beside, find_weights, open_weights, own_config
 
 # Copied along if they lie with the weights, so that the result is a whole model.
 TOKENIZER_FILES = (
@@ -63,7 +63,15 @@ def convert_to_mindspore(
     """
     if mindspore_path.suffix != ".ckpt":
         raise UserError(f"--mindspore_path {mindspore_path}: the name of a MindSpore checkpoint ends in .ckpt.")
-    view = MindFormersView(open_hugging_face(torch_path))
+    stored = open_hugging_face(torch_path)
+    if are_mindformers(stored.entries):
+        raise UserError(
+            f"{stored.path}: has MindFormers' names already. A run takes it as it is (--load_checkpoint); "
+            "mindspore.safetensors_to_ckpt makes a .ckpt of it, and --reversed Hugging Face's folder."
+        )
+    view = MindFormersView(stored)
+    for note in view.notes:
+        print(f"note: {note}")
     found = _find_config(view, config)
     _check_sizes(view, found, layers)
     write_checkpoint(mindspore_path, _with_progress(view, dtype, mindspore_path))
@@ -87,6 +95,8 @@ def convert_to_hugging_face(
     """Write the checkpoint `mindspore_path` so that `transformers.GPT2LMHeadModel.from_pretrained(folder)` opens it.
 
     Args:
+        mindspore_path: a `.ckpt`, MindFormers' safetensors, our folder, or a run's folder `checkpoint`, of which the
+            newest is taken.
         torch_path: a folder, which gets `model.safetensors`, `config.json` and the tokenizer; or a single file whose
             name ends in `.safetensors`, `.bin`, `.pt` or `.pth`.
         The others are those of `convert_to_mindspore`.
@@ -94,9 +104,12 @@ def convert_to_hugging_face(
     Raises:
         UserError: as in `convert_to_mindspore`; also if a folder is to be written and no config is found.
     """
-    if mindspore_path.suffix != ".ckpt":
-        raise UserError(f"--mindspore_path {mindspore_path}: the name of a MindSpore checkpoint ends in .ckpt.")
-    view = HuggingFaceView(CheckpointWeights(mindspore_path))
+    weights = open_weights(find_weights(mindspore_path))
+    if weights.kind != "checkpoint":
+        raise UserError(
+            f"--mindspore_path {mindspore_path}: holds Hugging Face's weights already, {weights.source.path}."
+        )
+    view = HuggingFaceView(weights.source)
     found = _find_config(view, config)
     _check_sizes(view, found, layers)
     items = _with_progress(view, dtype, torch_path)
@@ -107,20 +120,25 @@ def convert_to_hugging_face(
         return
     to_folder = torch_path.suffix != ".safetensors" or torch_path.is_dir()
     if to_folder:
-        _check_folder(torch_path, mindspore_path, found)
+        _check_folder(torch_path, view.path, found)
     target = torch_path / SAFETENSORS_NAME if to_folder else torch_path
     entries = {name: TensorInfo(info.shape, dtype) for name, info in view.entries.items()}
     write_safetensors(target, entries, items)
     print(f"wrote {target}: {_summary(view, dtype)}")
     if to_folder:
         _write_config(torch_path / CONFIG_FILE, found, view)
-        _copy_tokenizer(mindspore_path.parent, torch_path)
+        _copy_tokenizer(view.path.parent, torch_path)
 
 
 def _find_config(view: MindFormersView | HuggingFaceView, given: str | None) -> GPT2Config | None:
     """The config `given` on the command line, or else the one that lies with the weights, or None."""
     chosen = given or config_beside(view.path)
-    return GPT2Config.from_pretrained(chosen) if chosen else None
+    if not chosen:
+        return None
+    config, notes = read_config(chosen)
+    for note in notes:
+        print(f"note: {note}")
+    return config
 
 
 def _check_sizes(view: MindFormersView | HuggingFaceView, config: GPT2Config | None, layers: int | None) -> None:
@@ -234,7 +252,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--torch_path", type=Path, required=True, metavar="PATH", help="a folder, or a .safetensors or .bin file")
-    add("--mindspore_path", type=Path, required=True, metavar="FILE", help="a .ckpt file")
+    add(
+        "--mindspore_path",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a .ckpt; to read also a run's checkpoint folder",
+    )
     add("--layers", type=int, metavar="N", help="refuse weights that do not have N layers")
     add("--reversed", action="store_true", help="write --torch_path from --mindspore_path")
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the weights written (%(default)s)")

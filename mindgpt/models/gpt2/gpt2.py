@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindgpt.config.errors import UserError
 from mindgpt.models.alignment import align
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead, NextTokens
@@ -142,6 +143,7 @@ class GPT2LMHeadModel(PretrainedCell):
         streamer: Any = None,
         tokenizer: "GPT2Tokenizer | str | Path | None" = None,
         pad_token_id: int | None = None,
+        input_mask: Tensor | np.ndarray | Sequence | None = None,
         **settings: Any,
     ) -> Tensor | list[list[int]]:
         """Continue texts, under the names of Hugging Face transformers.
@@ -151,6 +153,7 @@ class GPT2LMHeadModel(PretrainedCell):
             attention_mask: of the same shape, 1, and 0 at padding before or behind each prompt; None: no padding.
             streamer: told of the tokens of a single text as they come, such as `generation.streaming.TextStreamer`.
             tokenizer: needed for `stop_strings`; or its folder.
+            input_mask: MindFormers' name of `attention_mask`.
             pad_token_id: what fills rows behind their end; None: the config's, or the end-of-text token.
             settings: `max_new_tokens`, `do_sample`, `top_k`...: see `mindgpt.generation.GenerationSettings`. What is
                 not named is as in the config.
@@ -165,4 +168,8 @@ class GPT2LMHeadModel(PretrainedCell):
         """
         from mindgpt.generation.ids import generate_ids  # the one import upwards: the method people look for is here
 
+        if input_mask is not None:
+            if attention_mask is not None:
+                raise UserError("input_mask and attention_mask mean the same; give one of them")
+            attention_mask = input_mask
         return generate_ids(self, input_ids, attention_mask, streamer, tokenizer, pad_token_id, **settings)

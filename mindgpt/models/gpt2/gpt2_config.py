@@ -6,7 +6,7 @@ express under the one key `mindgpt`, so that transformers and mindgpt open the s
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,7 +91,8 @@ _SKIPPED_OF_HUGGING_FACE = frozenset([
     "suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "min_length", "max_length",
     "num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "early_stopping", "num_return_sequences", "typical_p", "do_sample",
-    "temperature", "top_k", "top_p", "repetition_penalty",
+    "temperature", "top_k", "top_p", "repetition_penalty", "auto_map", "attn_implementation", "pretraining_tp",
+    "tie_encoder_decoder",
 ])
 # fmt: on
 """Keys of a Hugging Face config.json that do not change the network. Its generation defaults are among them: they
@@ -130,7 +131,8 @@ class GPT2Config(GPT2Section):
     def from_pretrained(cls, name_or_path: str | Path, **changes: Any) -> "GPT2Config":
         """A preset (`GPT2Config.presets`), a folder that holds config.json, or that file itself.
 
-        What a generation_config.json beside config.json says goes before it, as in transformers.
+        What a generation_config.json beside config.json says goes before it, as in transformers. Keys that do not
+        change the network and values that are not allowed for generation are left out; `read_config` names them.
 
         Args:
             name_or_path: the name or path. A file or folder of that name goes before a preset.
@@ -139,20 +141,7 @@ class GPT2Config(GPT2Section):
         Raises:
             UserError: nothing there, not a GPT-2, broken, or settings that do not fit together.
         """
-        path = Path(name_or_path)
-        if path.is_dir() or path.is_file():
-            file = path / CONFIG_FILE if path.is_dir() else path
-            settings, source = settings_from_hf(read_json(file), str(file)), str(file)
-            settings = _changed(settings, generation_from_hf(file, settings.get("vocab_size"))[0])
-        elif str(name_or_path) in PRESETS:
-            settings, source = PRESETS[str(name_or_path)], str(name_or_path)
-        else:
-            hint = nearest(str(name_or_path), PRESETS)
-            raise UserError(f"{name_or_path}: is neither a file, nor a folder, nor the name of a preset; {hint}")
-        try:
-            return cls.from_section(GPT2Section.model_validate(_changed(settings, changes)))
-        except ValidationError as error:
-            raise _user_error(error, source) from None
+        return read_config(name_or_path, **changes)[0]
 
     def save_pretrained(self, folder: str | Path, architecture: str = "GPT2LMHeadModel") -> Path:
         """Write config.json into `folder`, made if absent; a reader never sees half a file. Returns the file's path.
@@ -204,11 +193,52 @@ class GPT2Config(GPT2Section):
         return embeddings + self.num_layers * block + layernorm
 
 
-def settings_from_hf(content: Any, source: str) -> dict[str, Any]:
+def read_config(name_or_path: str | Path, **changes: Any) -> tuple[GPT2Config, list[str]]:
+    """See `GPT2Config.from_pretrained`.
+
+    Returns:
+        The config, and a sentence for the person about whatever was left out of the files.
+    """
+    path = Path(name_or_path)
+    if path.is_dir() or path.is_file():
+        file = path / CONFIG_FILE if path.is_dir() else path
+        return _config_from_files(file, changes)
+    if str(name_or_path) not in PRESETS:
+        hint = nearest(str(name_or_path), PRESETS)
+        raise UserError(f"{name_or_path}: is neither a file, nor a folder, nor the name of a preset; {hint}")
+    return _validated(_changed(PRESETS[str(name_or_path)], changes), str(name_or_path)), []
+
+
+def _config_from_files(file: Path, changes: Mapping[str, Any]) -> tuple[GPT2Config, list[str]]:
+    settings, notes = settings_from_hf(read_json(file), str(file))
+    generation, of_generation = generation_from_hf(file, settings.get("vocab_size"))
+    try:
+        config = _validated(_changed(_changed(settings, generation), changes), str(file))
+    except UserError:
+        if not generation:
+            raise
+        # What is allowed by itself may not fit what config.json says. No text is being asked for yet.
+        config = _validated(_changed(settings, changes), str(file))
+        of_generation = [f"{file.with_name(GENERATION_FILE)}: does not fit {file.name}: left out"]
+    return config, notes + of_generation
+
+
+def _validated(settings: Mapping[str, Any], source: str) -> GPT2Config:
+    try:
+        return GPT2Config.from_section(GPT2Section.model_validate(dict(settings)))
+    except ValidationError as error:
+        raise _user_error(error, source) from None
+
+
+def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[str]]:
     """The keywords of `GPT2Config` that a config.json means; `source` names it in messages.
 
-    Keys that do not change the network are left out by name; a key that asks for another network raises `UserError`.
-    Whatever remains is handed on, so that `GPT2Config` refuses what it does not know.
+    Returns:
+        The keywords, and sentences about keys that were left out because they say nothing about the network that
+        mindgpt knows of, or something that cannot be.
+
+    Raises:
+        UserError: a key asks for another network, or for quantised weights.
     """
     if not isinstance(content, dict):
         raise UserError(f"{source}: must hold a JSON object, not {shown(content)}")
@@ -217,6 +247,11 @@ def settings_from_hf(content: Any, source: str) -> dict[str, Any]:
         for key, wanted in _REQUIRED_OF_HUGGING_FACE.items()
         if content.get(key, wanted) not in (wanted, None)
     ]
+    if content.get("quantization_config"):
+        problems.append(
+            f"{source}: quantization_config: the weights are quantised, which mindgpt does not read. Dequantise the "
+            "model with the library that made it and save it in float16 or float32."
+        )
     ours = content.get("mindgpt", {})
     if not isinstance(ours, dict):
         problems.append(f"{source}: mindgpt: must be an object, not {shown(ours)}")
@@ -224,22 +259,45 @@ def settings_from_hf(content: Any, source: str) -> dict[str, Any]:
         raise UserError("\n".join(problems))
     if ours.get("top_k") == 0:  # how earlier versions of mindgpt wrote that there is none
         ours = {key: value for key, value in ours.items() if key != "top_k"}
-    settings = {
+    skipped = _SKIPPED_OF_HUGGING_FACE | _REQUIRED_OF_HUGGING_FACE.keys() | {"mindgpt", "quantization_config"}
+    given = {
         key: value
         for key, value in content.items()
-        if key not in _SKIPPED_OF_HUGGING_FACE and key not in _REQUIRED_OF_HUGGING_FACE and key != "mindgpt"
+        if key not in skipped and not key.startswith("_") and value is not None
     }
+    known = {*GPT2Section.known_keys(), *GPT2Section.other_names, *GPT2Section.ignored}
+    settings = {key: value for key, value in given.items() if key in known}
+    unknown = [key for key in given if key not in known]
+    notes = [f"{source}: mindgpt has no {', '.join(unknown)}: left out"] if unknown else []
     settings |= _labels_from_hf(content.get("id2label"), source)
+    notes += [f"{source}: {note}" for note in _drop_impossible(settings)]
+    return settings | ours, notes
+
+
+def _drop_impossible(settings: dict[str, Any]) -> Iterator[str]:
+    """Take out of a config.json's settings what transformers ignores too, or what no text could use; say so."""
+    positions, rows = settings.get("n_positions"), settings.get("n_ctx")
+    if isinstance(positions, int) and isinstance(rows, int) and rows > positions:
+        del settings["n_ctx"]
+        yield f"n_ctx {rows} is longer than n_positions {positions}, and left out, as transformers does it"
     vocab_size = settings.get("vocab_size")
-    for key in ("bos_token_id", "eos_token_id"):
-        if settings.get(key) == _HUGGING_FACE_EOS and isinstance(vocab_size, int) and vocab_size <= _HUGGING_FACE_EOS:
-            del settings[key]
-    return settings | ours
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token = settings.get(key)
+        if not isinstance(token, int) or not isinstance(vocab_size, int) or 0 <= token < vocab_size:
+            continue
+        del settings[key]
+        if token != _HUGGING_FACE_EOS:  # what transformers writes however small the vocabulary is
+            instead = "; padding is with the end-of-text token" if key == "pad_token_id" else ""
+            yield f"{key} {token} is no id of the {vocab_size} tokens, and left out{instead}"
 
 
 def generation_from_hf(config_file: Path, vocab_size: Any) -> tuple[dict[str, Any], list[str]]:
-    """The settings of generation in the generation_config.json beside a config.json, and the keys there that mindgpt
-    does not know and that ask for something. Raises `UserError` for a value that is not allowed.
+    """The settings of generation in the generation_config.json beside a config.json, and sentences about what of it was
+    left out: keys that mindgpt does not know and that ask for something, and values that are not allowed.
+
+    Args:
+        config_file: config.json.
+        vocab_size: that it names; None: as the default of `GPT2Section`.
     """
     file = config_file.with_name(GENERATION_FILE)
     if config_file.name != CONFIG_FILE or not file.is_file():
@@ -255,15 +313,25 @@ def generation_from_hf(config_file: Path, vocab_size: Any) -> tuple[dict[str, An
     for key in ("eos_token_id", "pad_token_id"):
         if asked.get(key) == _HUGGING_FACE_EOS and isinstance(vocab_size, int) and vocab_size <= _HUGGING_FACE_EOS:
             del asked[key]
-    known = {key: value for key, value in asked.items() if key in GenerationSection.model_fields}
-    known |= {key: asked[key] for key in ("pad_token_id",) if key in asked}
-    if "max_length" in asked:
-        known["max_decode_length"] = asked["max_length"]
+    names = {"max_length": "max_decode_length"}
+    fields = {*GenerationSection.model_fields, "pad_token_id", "max_length"}
+    unknown = [key for key, value in asked.items() if key not in fields and value is not False]
+    notes = [f"{file}: mindgpt has no {', '.join(unknown)}: left out"] if unknown else []
+    known = {names.get(key, key): value for key, value in asked.items() if key in fields}
+    sizes = {} if vocab_size is None else {"vocab_size": vocab_size}
+    while problems := {k: what for k, what in _problems_of_generation(known | sizes).items() if k in known}:
+        notes += [f"{file}: {key}: {what}: left out" for key, what in problems.items()]
+        known = {key: value for key, value in known.items() if key not in problems}
+    return known, notes
+
+
+def _problems_of_generation(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with settings of generation, by key."""
     try:
-        GPT2Section.model_validate(known)
+        GPT2Section.model_validate(settings)
     except ValidationError as error:
-        raise _user_error(error, str(file)) from None
-    return known, [key for key in asked if key not in known and key != "max_length" and asked[key] is not False]
+        return {str(location[0]): message for location, message in problems_of(error)}
+    return {}
 
 
 def _labels_from_hf(id2label: Any, source: str) -> dict[str, Any]:

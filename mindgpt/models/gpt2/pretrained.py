@@ -1,14 +1,14 @@
 """What the networks with a head have in common: they come from a folder of weights, and go into one."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mindspore import nn
 
 from mindgpt.config.errors import UserError
-from mindgpt.models.gpt2.gpt2_config import GENERATION_FILE, GPT2Config, generation_from_hf
 from mindgpt.models.resizing import fit_to
-from mindgpt.models.weights import CHECKPOINT_NAME, config_beside, load_weights, open_weights, save_checkpoint
+from mindgpt.models.weights import CHECKPOINT_NAME, find_weights, load_weights, open_weights, preset_of, save_checkpoint
 from mindgpt.runtime.ranks import say
 
 
@@ -24,7 +24,9 @@ class PretrainedCell(nn.Cell):
         head is then new and random, and a line says so.
 
         Args:
-            path: a Hugging Face folder or file, a folder of `save_pretrained`, or a `.ckpt` beside its config.json.
+            path: a Hugging Face folder or file, a folder of `save_pretrained`, a `.ckpt` beside its config.json, the
+                folder `checkpoint` of a run (the newest is used), or the name of a model that MindFormers downloaded
+                ("gpt2").
             resize_embeddings: let `changes` ask for more or fewer positions and for more tokens; `models/resizing.py`
                 tells what the new rows are.
             changes: settings of the config to replace, such as `compute_dtype="float16"`.
@@ -32,7 +34,10 @@ class PretrainedCell(nn.Cell):
         Raises:
             UserError: no weights or no config there, or they do not fit; all names that do not fit are listed.
         """
-        weights = open_weights(path)
+        weights = open_weights(find_weights(path))
+        if weights.config is None and (preset := preset_of(path)):
+            say(f"{path}: no config.json lies with the weights; the preset {path} is used")
+            weights = replace(weights, config=preset)
         if weights.config is None:
             raise UserError(
                 f"{path}: there is no config.json beside the weights, so the network is unknown. Put one there, or "
@@ -40,7 +45,8 @@ class PretrainedCell(nn.Cell):
             )
         if changes.get("num_labels", weights.config.num_labels) != weights.config.num_labels:
             changes.setdefault("label_names", None)  # the names there are of other labels
-        _say_what_is_not_read(config_beside(weights.source.path), weights.config)
+        for note in weights.notes:
+            say(f"note: {note}")
         config, weights = fit_to(weights, changes, resize_embeddings)
         model = cls(config)
         new = load_weights(model, weights, may_be_missing=cls.may_be_new).not_in_file
@@ -49,13 +55,24 @@ class PretrainedCell(nn.Cell):
         model.set_train(False)
         return model
 
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many values the parameters hold, all of them or those that are trained; the tied head counts once."""
+        parameters = self.trainable_params() if only_trainable else self.get_parameters()
+        return sum(parameter.size for parameter in parameters)
+
+    def __call__(self, *inputs: Any, input_mask: Any = None, **named: Any) -> Any:
+        """Call `construct`. `input_mask` is MindFormers' name of `attention_mask`.
+
+        Raises:
+            UserError: both are given.
+        """
+        if input_mask is not None:
+            if len(inputs) > 1 or named.get("attention_mask") is not None:
+                raise UserError("input_mask and attention_mask mean the same; give one of them")
+            named["attention_mask"] = input_mask
+        return super().__call__(*inputs, **named)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.ckpt` into `folder`, whole or not at all; `from_pretrained` opens it."""
         save_checkpoint(Path(folder) / CHECKPOINT_NAME, self)
         self.config.save_pretrained(folder, architecture=type(self).__name__)
-
-
-def _say_what_is_not_read(config_file: Path | None, config: GPT2Config) -> None:
-    unread = generation_from_hf(config_file, config.vocab_size)[1] if config_file else []
-    if unread:
-        say(f"note: {config_file.with_name(GENERATION_FILE)}: mindgpt has no {', '.join(unread)}: left out")

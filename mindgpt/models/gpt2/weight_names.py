@@ -73,9 +73,12 @@ SCORE = Row("score.weight", ("C", "H"), ("score.weight",), ("C", "H"))  # the cl
 HF_PREFIX = "transformer."
 HF_HEAD = "lm_head.weight"
 HF_EMBEDDING = EMBEDDINGS[0].hf_name
+_JOINED_MATRIX = "attn.c_attn.weight"  # its two sizes differ in every GPT-2
 # Causal masks, which older transformers saved along with the weights. They are constants.
 HF_MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 HF_LAYER = re.compile(r"h\.(\d{1,4})\.")
+# What other tools put before all names: DistributedDataParallel, torch.compile, Lightning and wrappers of one's own.
+WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|model|net|network|_forward_module)\.)+")
 MF_LAYER = re.compile(r"backbone\.blocks\.(\d{1,4})\.")
 
 
@@ -93,18 +96,22 @@ def table(num_layers: int, classifies: bool) -> list[Row]:
 class MindFormersView:
     """Hugging Face weights under MindFormers' names: a `TensorSource` of our parameters.
 
-    The prefix `transformer.` may be there or not. Mask buffers are skipped; `lm_head.weight` must equal `wte.weight`
-    bit for bit and is skipped. Opening a view checks all names and shapes, and raises UserError for what does not fit.
+    The prefix `transformer.` may be there or not, and all names may have one of `WRAPPERS` before it. Mask buffers are
+    skipped; `lm_head.weight` must equal `wte.weight` bit for bit and is skipped, or stands for it where it alone is
+    there. Opening a view checks all names and shapes, and raises UserError for what does not fit.
 
     Attributes:
         path, entries: as in `TensorSource`; the names are in the model's order.
         skipped: stored name -> the rule it was skipped by.
+        notes: sentences for the person about what was not as expected.
         sizes: the letters of the module's docstring -> int.
     """
 
     def __init__(self, source: TensorSource):
         self.path = source.path
         self._source = source
+        self.notes: list[str] = list(getattr(source, "notes", ()))
+        self._head: str | None = None  # the stored name of the output head, if the file has one beside the embedding
         self._stored, self.skipped = self._normalise(source.entries)
         held = {name: source.entries[stored] for name, stored in self._stored.items()}
         rows = table(count_layers(held, HF_LAYER), classifies=SCORE.hf_name in held)
@@ -130,29 +137,40 @@ class MindFormersView:
         """Name without prefix -> stored name, for the weights; and stored name -> rule, for what is skipped."""
         weights: dict[str, str] = {}
         skipped: dict[str, str] = {}
+        stored_names = list(stored_names)
+        wrapper = _common_wrapper(stored_names)
+        if wrapper:
+            self.notes.append(f"{self.path}: all names begin with {wrapper}, which is left out")
         for stored in stored_names:
-            name = stored.removeprefix(HF_PREFIX)
+            name = stored.removeprefix(wrapper).removeprefix(HF_PREFIX)
             if HF_MASK_BUFFER.fullmatch(name):
                 skipped[stored] = "causal-mask buffer"
-            elif stored == HF_HEAD:
-                skipped[stored] = "output head, tied to the token embedding"
+            elif name == HF_HEAD:
+                self._head = stored
             elif name in weights:
                 raise UserError(f"{self.path}: holds both {weights[name]} and {stored}, which name the same weight.")
             else:
                 weights[name] = stored
+        if self._head and HF_EMBEDDING not in weights:
+            weights[HF_EMBEDDING], self._head = self._head, None
+            self.notes.append(
+                f"{self.path}: {HF_EMBEDDING} is not there; {HF_HEAD} is taken for it: GPT-2 has one matrix for both"
+            )
+        if self._head:
+            skipped[self._head] = "output head, tied to the token embedding"
         return weights, skipped
 
     def _check_head(self) -> None:
-        if HF_HEAD not in self.skipped:
+        if self._head is None:
             return
         embedding = self._stored[HF_EMBEDDING]
-        head_info, embedding_info = self._source.entries[HF_HEAD], self._source.entries[embedding]
+        head_info, embedding_info = self._source.entries[self._head], self._source.entries[embedding]
         if head_info == embedding_info:
-            head, table = self._source.read(HF_HEAD), self._source.read(embedding)
+            head, table = self._source.read(self._head), self._source.read(embedding)
             if np.array_equal(head.view(np.uint8), table.view(np.uint8)):
                 return
         raise UserError(
-            f"{self.path}: {HF_HEAD} {list(head_info.shape)} {head_info.dtype} differs from {embedding} "
+            f"{self.path}: {self._head} {list(head_info.shape)} {head_info.dtype} differs from {embedding} "
             f"{list(embedding_info.shape)} {embedding_info.dtype}: an untied output head. GPT-2 uses one matrix for "
             "both and has no place for a second."
         )
@@ -185,6 +203,17 @@ class HuggingFaceView:
         return row.join([self._source.read(part) for part in row.mf_names])
 
 
+def _common_wrapper(names: Iterable[str]) -> str:
+    """The prefix of `WRAPPERS` that all names have, or ""."""
+    found = {match[0] if (match := WRAPPERS.match(name)) else "" for name in names}
+    return found.pop() if len(found) == 1 else ""
+
+
+def are_mindformers(names: Iterable[str]) -> bool:
+    """Whether weights have MindFormers' names, and so ours."""
+    return any(name.startswith("backbone.") for name in names)
+
+
 def count_layers(names: Iterable[str], pattern: re.Pattern[str]) -> int:
     """One more than the highest layer index in `names`; a gap below it shows up as missing names."""
     return max((int(match[1]) + 1 for name in names if (match := pattern.match(name))), default=0)
@@ -213,8 +242,13 @@ def check_entries(
         if info.dtype not in FLOAT_DTYPES:
             problems.append(f"wrong type: {name} is {info.dtype}; weights are {', '.join(FLOAT_DTYPES)}")
     if problems:
+        joined = {name: info.shape for name, info in held.items() if name.endswith(_JOINED_MATRIX)}
+        transposed = [name for name, shape in joined.items() if shape == concrete(shapes[name], sizes)[::-1]]
         raise UserError(
-            f"{path}: not the weights of a GPT-2:\n  " + "\n  ".join(problems) + hint(set(entries) - set(shapes))
+            f"{path}: not the weights of a GPT-2:\n  "
+            + "\n  ".join(problems)
+            + (_hint_of_transposed(transposed[0]) if transposed and len(transposed) == len(joined) else "")
+            + hint(set(entries) - set(shapes))
         )
     return {"L": count_layers(entries, layer)} | sizes
 
@@ -231,6 +265,13 @@ def _sizes(held: Mapping[str, tuple[int, ...]], shapes: Mapping[str, Letters]) -
     return {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}
 
 
+def _hint_of_transposed(name: str) -> str:
+    return (
+        f"\nThe matrices, {name} for one, are [out, in], as torch.nn.Linear stores them; GPT-2's are [in, out] "
+        "(transformers' Conv1D). Transpose the four of each layer, or save the model with transformers."
+    )
+
+
 def hint(unknown: Iterable[str]) -> str:
     """What names we do not know point at: a line to append to an error message, or nothing."""
     names = " ".join(unknown)
@@ -238,6 +279,11 @@ def hint(unknown: Iterable[str]) -> str:
         return (
             "\nThe mindpet_delta_lora_* are LoRA weights: merge them into the base weights with "
             "tools/transform_ckpt_lora.py first. (A run takes them as they are if its YAML has their pet_config.)"
+        )
+    if "v_head." in names or "pretrained_model." in names:
+        return (
+            "\nThis is trl's model with a value head: save the language model in it (model.pretrained_model) with "
+            "save_pretrained, and name that."
         )
     if "crossattention" in names:
         return "\nCross-attention (crossattention.*) belongs to encoder-decoder models, which are not supported."

@@ -1,0 +1,163 @@
+"""Weights as they are found: wrapped, half tied, sharded, from other tools; opened if they are unambiguous."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mindgpt.config.errors import UserError
+from mindgpt.models.gpt2.convert_weight import main
+from mindgpt.models.gpt2.weight_names import HuggingFaceView
+from mindgpt.models.weights import open_weights
+from tests.models.tiny_gpt2 import CONFIG, POINTER, folder, ours, tensors, write, write_ours
+
+
+def assert_is_the_model(weights, scratch) -> None:
+    wanted = ours(scratch)
+    assert weights.source.entries.keys() == wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(weights.source.read(name), array, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt", "config.json", "model.safetensors.index.json"])
+def test_a_git_lfs_pointer_is_named_as_such(tmp_path, name):
+    source = folder(tmp_path / "hf")
+    if name != "config.json":
+        (source / "model.safetensors").unlink()
+    (source / name).write_text(POINTER)
+    with pytest.raises(UserError, match=rf"{name}: is a Git LFS pointer.* git lfs pull"):
+        open_weights(source)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model."])
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_a_common_prefix_is_left_out(tmp_path, wrapper, prefix):
+    held = {wrapper + name: array for name, array in tensors(prefix).items()}
+    weights = open_weights(folder(tmp_path / "hf", held))
+    assert_is_the_model(weights, tmp_path)
+    assert [note.partition(": ")[2] for note in weights.notes] == [f"all names begin with {wrapper}, which is left out"]
+
+
+def test_a_prefix_of_some_names_alone_is_an_error(tmp_path):
+    held = tensors()
+    held["module.transformer.wpe.weight"] = held.pop("transformer.wpe.weight")
+    with pytest.raises(UserError, match=r"missing: wpe\.weight\n.*unknown: module\.transformer\.wpe\.weight"):
+        open_weights(folder(tmp_path / "hf", held))
+
+
+def test_the_head_stands_for_the_embedding_that_is_not_there(tmp_path):
+    """What `safetensors.torch.save_model` makes of tied weights: it keeps the alphabetically first name."""
+    held = tensors()
+    held["lm_head.weight"] = held.pop("transformer.wte.weight")
+    weights = open_weights(folder(tmp_path / "hf", held))
+    assert_is_the_model(weights, tmp_path)
+    assert "wte.weight is not there; lm_head.weight is taken for it" in weights.notes[0]
+    assert weights.source.skipped == {}
+
+
+def test_an_index_may_list_the_tied_head_that_no_shard_holds(tmp_path):
+    source = folder(tmp_path / "hf")
+    (source / "model.safetensors").rename(source / "part.safetensors")
+    listed = dict.fromkeys([*tensors(), "lm_head.weight"], "part.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    assert_is_the_model(open_weights(source), tmp_path)
+    listed["transformer.h.5.ln_1.weight"] = "part.safetensors"
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(UserError, match=r"Missing: transformer\.h\.5\.ln_1\.weight"):
+        open_weights(source)
+
+
+def test_matrices_of_torch_linear_are_named_as_such(tmp_path):
+    held = {
+        name: array.T.copy() if "attn.c_" in name or "mlp.c_" in name else array for name, array in tensors().items()
+    }
+    with pytest.raises(UserError, match=r"are \[out, in\], as torch.nn.Linear stores them; GPT-2's are \[in, out\]"):
+        open_weights(folder(tmp_path / "hf", held))
+
+
+@pytest.mark.parametrize("names", [{"v_head.summary.weight": (1, 8)}, {"pretrained_model.transformer.x.weight": (3,)}])
+def test_a_value_head_gets_a_hint(tmp_path, names):
+    held = tensors() | {name: np.zeros(shape, np.float32) for name, shape in names.items()}
+    with pytest.raises(UserError, match="trl's model with a value head"):
+        open_weights(folder(tmp_path / "hf", held))
+
+
+def test_safetensors_under_mindformers_names_are_a_checkpoint(tmp_path):
+    """As `mindspore.ckpt_to_safetensors` writes them; and shards of them, with MindSpore's map of names."""
+    counters = {"global_step": np.zeros(1, np.int32), "adam_m.backbone.layernorm.gamma": np.zeros(8, np.float32)}
+    held = ours(tmp_path) | counters
+    one = open_weights(write(tmp_path / "one" / "mf.safetensors", held))
+    assert one.kind == "checkpoint" and set(one.source.skipped) == set(counters)
+    assert_is_the_model(one, tmp_path)
+    names = list(held)
+    parts = {"part0.safetensors": names[:9], "part1.safetensors": names[9:]}
+    for file, of_part in parts.items():
+        write(tmp_path / "parts" / file, {name: held[name] for name in of_part})
+    name_map = {name: file for file, of_part in parts.items() for name in of_part}
+    (tmp_path / "parts" / "param_name_map.json").write_text(json.dumps(name_map))
+    assert_is_the_model(open_weights(tmp_path / "parts"), tmp_path)
+
+
+COUNTERS = [
+    "epoch_num",
+    "step_num",
+    "global_step",
+    "global_batch_size",
+    "loss_scale",
+    "learning_rate",
+    "remove_redundancy",
+]
+
+
+def test_what_mindformers_notes_beside_the_weights_is_skipped(tmp_path):
+    more = {name: np.array(8) for name in COUNTERS}
+    state = {f"{kind}.backbone.layernorm.gamma": np.zeros(8, np.float32) for kind in ("adam_m", "adam_v", "moment1")}
+    file = write_ours(tmp_path / "mf.ckpt", tmp_path, **more, **state)
+    weights = open_weights(file)
+    assert_is_the_model(weights, tmp_path)
+    assert set(weights.source.skipped) == {*more, *state}
+    assert weights.source.skipped["global_batch_size"] == "training counter"
+    assert HuggingFaceView(weights.source).sizes["L"] == 2
+
+
+def test_the_root_of_a_cache_names_the_snapshot(tmp_path):
+    root = tmp_path / "models--gpt2"
+    for name in ("blobs", "refs", "snapshots/607a30d"):
+        (root / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"is the cache of a model. Name a snapshot in it: .*snapshots/607a30d"):
+        open_weights(root)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_a_state_dict_in_a_training_checkpoint_is_read(tmp_path, key):
+    torch = pytest.importorskip("torch")
+    inside = {name: torch.from_numpy(array) for name, array in tensors("").items()}
+    inside = {f"_orig_mod.{name}": tensor for name, tensor in inside.items()}
+    torch.save({key: inside, "optimizer": {"state": {}}, "iter_num": 5}, tmp_path / "ckpt.pt")
+    weights = open_weights(tmp_path / "ckpt.pt")
+    assert_is_the_model(weights, tmp_path)
+    assert f"its {key!r} is read, and optimizer, iter_num left out" in weights.notes[0]
+    torch.save({key: inside, "module": inside, "iter_num": 5}, tmp_path / "two.pt")
+    with pytest.raises(UserError, match="not a plain state dict"):
+        open_weights(tmp_path / "two.pt")
+
+
+def test_a_run_s_folder_goes_back_to_hugging_face(tmp_path, capsys):
+    ranks = tmp_path / "output" / "checkpoint" / "rank_0"
+    ranks.mkdir(parents=True)
+    for step in (1, 2):
+        write_ours(ranks / f"x_rank_0-1_{step}.ckpt", tmp_path, step_num=np.array(step))
+    (ranks / "config.json").write_text(json.dumps(CONFIG))
+    main(
+        [
+            "--reversed",
+            "--mindspore_path",
+            str(tmp_path / "output" / "checkpoint"),
+            "--torch_path",
+            str(tmp_path / "hf"),
+        ]
+    )
+    assert "the newest in" in capsys.readouterr().out
+    assert_is_the_model(open_weights(tmp_path / "hf"), tmp_path)
+    with pytest.raises(UserError, match="holds Hugging Face's weights already"):
+        main(["--reversed", "--mindspore_path", str(tmp_path / "hf"), "--torch_path", str(tmp_path / "again")])
