@@ -22,6 +22,7 @@ _HOME = {
     "GPT2LMHeadModel": "mindgpt.models.gpt2.gpt2",
     "GPT2ForSequenceClassification": "mindgpt.models.gpt2.gpt2_classifier",
     "GPT2Tokenizer": "mindgpt.models.gpt2.gpt2_tokenizer",
+    "GPT2TokenizerFast": "mindgpt.models.gpt2.gpt2_tokenizer",
     "UserError": "mindgpt.config.errors",
     "pipeline": "mindgpt.generation.pipeline",
 }
@@ -31,6 +32,7 @@ __all__ = [
     "GPT2LMHeadModel",
     "GPT2Model",
     "GPT2Tokenizer",
+    "GPT2TokenizerFast",
     "UserError",
     "__version__",
     "pipeline",
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
     from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
     from mindgpt.models.gpt2.gpt2_config import GPT2Config
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
 
 
 def __getattr__(name: str) -> Any:

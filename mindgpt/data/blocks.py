@@ -31,6 +31,7 @@ class Tokenizer(Protocol):
 
     eos_token_id: int
     vocab_size: int
+    text_vocab_size: int
     splits_at_spaces: bool
 
     def encode_batch(
@@ -131,10 +132,16 @@ def metadata_of(tokenizer: Tokenizer, recipe: str, max_length: int) -> dict[str,
     return {
         "recipe": recipe,
         "block_length": max_length,
-        "vocab_size": tokenizer.vocab_size,
-        "eos_token_id": tokenizer.eos_token_id,
-        "vocab_sha256": tokenizer.vocab_hash(),
+        **vocabulary_metadata(tokenizer),
     }
+
+
+def vocabulary_metadata(tokenizer: Tokenizer) -> dict[str, str | int]:
+    """What the metadata say of the tokenizer; `text_vocab_size` only where it is not `vocab_size`."""
+    sizes = {"vocab_size": tokenizer.vocab_size, "text_vocab_size": tokenizer.text_vocab_size}
+    if len(set(sizes.values())) == 1:
+        del sizes["text_vocab_size"]
+    return {**sizes, "eos_token_id": tokenizer.eos_token_id, "vocab_sha256": tokenizer.vocab_hash()}
 
 
 def _check_anything_written(summary: Summary, max_length: int, num_splits: int) -> None:

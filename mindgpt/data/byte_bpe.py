@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import DOWNLOADS, read_json, read_lines
+from mindgpt.data.files import DOWNLOADS, PathLike, read_json, read_lines
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Bytes that occur in no UTF-8 text; a vocabulary may lack them without losing anything.
@@ -27,8 +27,11 @@ BYTE_SYMBOLS = {byte: chr(byte) for byte in _VISIBLE} | {byte: chr(256 + i) for 
 logger = logging.getLogger(__name__)
 
 
-def read_tokenizer(path: str | os.PathLike[str]) -> tuple[Tokenizer, dict[str, Any]]:
+def read_tokenizer(path: PathLike) -> tuple[Tokenizer, dict[str, Any]]:
     """Read a folder with tokenizer.json (taken first), or with vocab.json and merges.txt.
+
+    A file named instead of its folder is the one that is read, with its partner (`gpt2-merges.txt` for
+    `gpt2-vocab.json`) and the settings beside it.
 
     Returns:
         the tokenizer, and the settings found in tokenizer_config.json and special_tokens_map.json: any of the
@@ -37,16 +40,40 @@ def read_tokenizer(path: str | os.PathLike[str]) -> tuple[Tokenizer, dict[str, A
     Raises:
         UserError: a file is missing or broken, or the files do not belong together.
     """
-    folder = _tokenizer_folder(path)
+    folder, files = _files_at(Path(path))
     config = _read_optional_dict(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").is_file():
-        backend = _backend_from_json(folder / "tokenizer.json")
+    if len(files) == 1:
+        backend = _backend_from_json(*files)
     else:
-        add_prefix_space = _flag(config, "add_prefix_space", folder)
-        backend = _backend_from_pair(folder / "vocab.json", folder / "merges.txt", add_prefix_space)
+        backend = _backend_from_pair(*files, _flag(config, "add_prefix_space", folder))
     _add_tokens(backend, _added_tokens(config, folder), folder)
     _warn_of_missing_bytes(backend, folder)
     return backend, _settings(config, folder)
+
+
+def read_tokenizer_files(
+    vocab_file: PathLike | None, merges_file: PathLike | None, tokenizer_file: PathLike | None
+) -> Tokenizer:
+    """Read files under the names given, and no other: a vocabulary and its merges, or a tokenizer.json.
+
+    Raises:
+        UserError: neither or both are named, a file is missing or broken, or the files do not belong together.
+    """
+    pair = [file for file in (vocab_file, merges_file) if file]
+    if len(pair) == 1 or bool(pair) == bool(tokenizer_file):
+        raise UserError(
+            "A tokenizer is read from vocab_file and merges_file together, or from tokenizer_file. "
+            "GPT2Tokenizer.from_pretrained opens a folder."
+        )
+    for name, file in (("vocab_file", vocab_file), ("merges_file", merges_file), ("tokenizer_file", tokenizer_file)):
+        if file and Path(file).is_dir():
+            raise UserError(f"{name}: {file} is a folder; GPT2Tokenizer.from_pretrained opens it.")
+    if tokenizer_file:
+        backend = _backend_from_json(Path(tokenizer_file))
+    else:
+        backend = _backend_from_pair(Path(vocab_file), Path(merges_file), add_prefix_space=False)
+    _warn_of_missing_bytes(backend, tokenizer_file or vocab_file)
+    return backend
 
 
 def holds_tokenizer(folder: Path) -> bool:
@@ -54,21 +81,49 @@ def holds_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
 
 
-def _tokenizer_folder(path: str | os.PathLike[str]) -> Path:
-    folder = Path(path)
-    if folder.is_file():
-        folder = folder.parent
-    wanted = "a folder with tokenizer.json, or with vocab.json and merges.txt"
+_WANTED = "a folder with tokenizer.json, or with vocab.json and merges.txt"
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def _files_at(path: Path) -> tuple[Path, tuple[Path, ...]]:
+    """A tokenizer's folder, and the files in it that hold the vocabulary: one, or a vocabulary and its merges."""
+    if path.is_file() and path.name not in _SETTINGS:
+        return path.parent, _files_named(path)
+    folder = path.parent if path.is_file() else path
     if not folder.exists() and os.sep not in str(path) and holds_tokenizer(DOWNLOADS):
-        return DOWNLOADS  # a model's name, such as gpt2
+        folder = DOWNLOADS  # of a model's name, such as gpt2
     if not folder.is_dir():
         raise UserError(
-            f"No tokenizer at {path}: there is no such folder. Give {wanted}; nothing is downloaded by name."
+            f"No tokenizer at {path}: there is no such folder. Give {_WANTED}; nothing is downloaded by name."
         )
+    if (folder / "tokenizer.json").is_file():
+        return folder, (folder / "tokenizer.json",)
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
-    if missing and not (folder / "tokenizer.json").is_file():
-        raise UserError(f"No tokenizer in {folder}: {' and '.join(missing)} missing. Give {wanted}.")
-    return folder
+    if missing:
+        raise UserError(f"No tokenizer in {folder}: {' and '.join(missing)} missing. Give {_WANTED}.")
+    return folder, (folder / "vocab.json", folder / "merges.txt")
+
+
+def _files_named(file: Path) -> tuple[Path, ...]:
+    """A tokenizer.json under any name, or a vocabulary and the merges whose names go together."""
+    name = file.name
+    if name in ("encoder.json", "vocab.bpe"):  # OpenAI's names
+        pair = file.with_name("encoder.json"), file.with_name("vocab.bpe")
+    elif "vocab" in name and file.suffix == ".json":
+        pair = file, file.with_name(name.replace("vocab", "merges")).with_suffix(".txt")
+    elif "merges" in name and file.suffix == ".txt":
+        pair = file.with_name(name.replace("merges", "vocab")).with_suffix(".json"), file
+    elif file.suffix == ".json":
+        return (file,)
+    else:
+        raise UserError(f"{file} is no file of a GPT-2 tokenizer. Give {_WANTED}.")
+    for part in pair:
+        if not part.is_file():
+            raise UserError(
+                f"No tokenizer at {file}: {part} is missing. Two files of other names are given as vocab_file and "
+                "merges_file (processor.tokenizer in the YAML)."
+            )
+    return pair
 
 
 def _settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -201,14 +256,14 @@ def _add_tokens(backend: Tokenizer, added: dict[int, AddedToken], folder: Path) 
             )
 
 
-def _warn_of_missing_bytes(backend: Tokenizer, folder: Path) -> None:
+def _warn_of_missing_bytes(backend: Tokenizer, place: PathLike) -> None:
     """BPE without the symbol of a byte drops that byte without a word; so there is a word here."""
     missing = [b for b in range(256) if b not in NOT_IN_UTF8 and backend.token_to_id(BYTE_SYMBOLS[b]) is None]
     if missing:
         some = ", ".join(f"0x{byte:02x}" for byte in missing[:5])
         logger.warning(
             "The vocabulary in %s lacks %d of the 256 bytes (%s...): text that needs them loses them.",
-            folder,
+            place,
             len(missing),
             some,
         )

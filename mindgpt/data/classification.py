@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.blocks import Tokenizer, batches
+from mindgpt.data.blocks import Tokenizer, batches, vocabulary_metadata
 from mindgpt.data.files import PathLike, read_lines
 from mindgpt.data.json_values import OnBad
 from mindgpt.data.labelled_text import (
@@ -107,9 +107,7 @@ def write_classification(
         "recipe": RECIPE,
         "max_length": max_length,
         "label_names": list(names),
-        "vocab_size": tokenizer.vocab_size,
-        "eos_token_id": tokenizer.eos_token_id,
-        "vocab_sha256": tokenizer.vocab_hash(),
+        **vocabulary_metadata(tokenizer),
     }
     examples = _counted(read_examples(file, layout, on_bad), os.path.getsize(file), show_progress)
     with MindRecordWriter(

@@ -28,8 +28,8 @@ class DatasetInfo:
         columns: name -> {"type": ..., "shape": ...} as the files declare it; `input_mask` is called `attention_mask`.
         num_rows: rows of all files together.
         row_shapes: name -> shape of that column in the first row.
-        metadata: what mindgpt's tools noted when they wrote the files (`block_length`, `vocab_size`, `eos_token_id`,
-            `vocab_sha256`, `recipe`); empty if the files come from elsewhere, or do not agree.
+        metadata: what mindgpt's tools noted when they wrote the files (`block_length`, `vocab_size`, `text_vocab_size`,
+            `eos_token_id`, `vocab_sha256`, `recipe`); empty if the files come from elsewhere, or do not agree.
         old_names: name -> what the files call that column, where it is another name.
     """
 

@@ -144,6 +144,14 @@ class ExampleReader:
         self.empty = BadRecords()
 
     def __iter__(self) -> Iterator[Example]:
+        found = False
+        for example in self._examples():
+            found = True
+            yield example
+        if self.empty.count and not found:
+            raise UserError(f"There is no example: {self.empty.count} record(s) have no response: {self.empty.first}")
+
+    def _examples(self) -> Iterator[Example]:
         for file in self.files:
             layout = self.layout
             for record in read_records(file, self.on_bad):

@@ -131,8 +131,8 @@ def document_pieces(
     kind: Kind | Literal["text"] | None = None,
     on_bad: OnBad = refuse,
 ) -> Iterator[Piece]:
-    """The documents of one file: of a text file its text; of JSON each text, or the `field` of each object; of a table
-    the column `field` of each row.
+    """The documents of one file: of a text file its text; of JSON each text, or the `field` of each object (a text, or
+    a list of its lines); of a table the column `field` of each row.
 
     Args:
         document_per: for text files. "file": the whole file, as it stands, is one document. "line": each line is one,
@@ -164,12 +164,22 @@ def _texts(file: Path, kind: Kind, field: str, on_bad: OnBad) -> Iterator[str]:
         values = table_records(file, kind, on_bad)
     for place, value in values:
         try:
-            fields = isinstance(value, dict)
-            text = text_of(Record(place, value), field) if fields else checked_text(value, f"{place}: the record")
+            if isinstance(value, dict):
+                text = _text_or_lines(Record(place, value), field)
+            else:
+                text = checked_text(value, f"{place}: the record")
         except UserError as error:
             on_bad(error)
             continue
         yield text
+
+
+def _text_or_lines(record: Record, field: str) -> str:
+    """The text under `field`; a list of texts is its lines, as of the poems in chinese-poetry."""
+    lines = record.fields.get(field)
+    if not isinstance(lines, list) or not lines:
+        return text_of(record, field)
+    return "\n".join(checked_text(line, f"{record.place}: an item of '{field}'") for line in lines)
 
 
 # ---- WikiText --------------------------------------------------------------------------------------------------------

@@ -8,18 +8,20 @@ from mindspore import Tensor
 from mindgpt.config.errors import UserError
 from mindgpt.data.buckets import LabelledRows, Plan, batches_of_epoch, bucket_lengths
 from mindgpt.generation.engine import evaluating, graph_mode
-from mindgpt.generation.text import check_batch_size
+from mindgpt.generation.text import check_batch_size, check_ids
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 LENGTHS = 4  # to pad to; each is a graph to compile
 
 
-def encode_texts(tokenizer: GPT2Tokenizer, texts: Sequence[str], longest: int) -> tuple[list[list[int]], list[int]]:
+def encode_texts(
+    tokenizer: GPT2Tokenizer, texts: Sequence[str], longest: int, vocab_size: int
+) -> tuple[list[list[int]], list[int]]:
     """The ids of each text, cut at `longest` tokens; and the numbers of those that were cut.
 
     Raises:
-        UserError: a text is empty.
+        UserError: a text is empty, or holds a token that the model, of `vocab_size` tokens, does not have.
     """
     rows = tokenizer.encode_batch(texts)
     for number, row in enumerate(rows):
@@ -28,6 +30,7 @@ def encode_texts(tokenizer: GPT2Tokenizer, texts: Sequence[str], longest: int) -
     too_long = [number for number, row in enumerate(rows) if len(row) > longest]
     for number in too_long:
         rows[number] = tokenizer.encode_batch([texts[number]], longest)[0]
+    check_ids(tokenizer, rows, [f"Text {number}" for number in range(len(rows))], vocab_size)
     return rows, too_long
 
 

@@ -153,7 +153,7 @@ class TextClassificationPipeline:
             truncation = self.truncation
         many = self.top_k if top_k is ... else _checked_top_k(top_k)
         longest = self.model.config.max_position_embeddings
-        rows, cut = encode_texts(self.tokenizer, _texts(texts), longest)
+        rows, cut = encode_texts(self.tokenizer, _texts(texts), longest, self.model.config.vocab_size)
         if cut and not _true_or_false("truncation", truncation):
             raise UserError(
                 f"Text {cut[0]} has more tokens than the {longest} that the model reads; truncation=True cuts its end."

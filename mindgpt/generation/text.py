@@ -189,6 +189,7 @@ def encode_prompts(
     for name, ids in zip(names, encoded, strict=True):
         if not ids:
             raise UserError(f"{name} is empty: there is nothing to continue. {tokenizer.bos_token!r} starts a text.")
+    check_ids(tokenizer, encoded, names, vocab_size)
     length_limits(encoded, settings, window, names)
     return encoded
 
@@ -202,12 +203,37 @@ def check_batch_size(batch_size: int) -> None:
 def check_tokenizer_fits(tokenizer: GPT2Tokenizer, vocab_size: int) -> None:
     """Raise `UserError` if the tokenizer knows ids for which the model has no embedding, or the model so many for which
     the tokenizer has no text that they are not the padding of a table.
+
+    A padding or unknown token behind the table does no harm: no text becomes it unless it spells its name, for which
+    there is `check_ids`.
     """
-    if not 0 <= vocab_size - len(tokenizer) <= MOST_PADDING:
-        raise UserError(
-            f"The tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {vocab_size}: they do not belong "
-            "together. Use the tokenizer that the model was trained with."
+    if tokenizer.text_vocab_size <= vocab_size <= len(tokenizer) + MOST_PADDING:
+        return
+    way_out = "Use the tokenizer that the model was trained with."
+    if tokenizer.new_tokens and len(tokenizer) - len(tokenizer.new_tokens) <= vocab_size < len(tokenizer):
+        roles = [role for role, token in tokenizer.special_tokens_map.items() if token in tokenizer.new_tokens]
+        key = "eos_token" if "eos_token" in roles else roles[0]
+        way_out = (
+            f"{', '.join(tokenizer.new_tokens)} was added as {', '.join(roles)}, since the vocabulary lacks it. If "
+            f"another of its tokens is meant, name it: processor.tokenizer.{key} in the YAML, {key}=... in Python."
         )
+    raise UserError(
+        f"The tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {vocab_size}: they do not belong "
+        f"together. {way_out}"
+    )
+
+
+def check_ids(tokenizer: GPT2Tokenizer, rows: Sequence[Sequence[int]], names: Sequence[str], vocab_size: int) -> None:
+    """Raise `UserError` if a text, called by its name, spells a token behind the model's table."""
+    if len(tokenizer) <= vocab_size:
+        return
+    for name, row in zip(names, rows, strict=True):
+        if (highest := max(row, default=0)) >= vocab_size:
+            token = tokenizer.convert_ids_to_tokens(highest)
+            raise UserError(
+                f"{name} holds the token {token!r}, id {highest}, but the model's vocab_size is {vocab_size}. Leave it "
+                "out of the text."
+            )
 
 
 def _completion(

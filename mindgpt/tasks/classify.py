@@ -39,7 +39,7 @@ def classify(config: RunConfig, predict_data: list[str]) -> list[Prediction]:
     tokenizer = find_tokenizer(config)
     check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
     longest = config.model.config.seq_length
-    rows, cut = encode_texts(tokenizer, texts, longest)
+    rows, cut = encode_texts(tokenizer, texts, longest, config.model.config.vocab_size)
     model = build_model(config)
     names = model.config.names_of_labels()
     mine = [rows[number] for number in share(len(rows))]

@@ -178,6 +178,9 @@ def check_vocabulary(vocab_size: int, info: DatasetInfo, ids: np.ndarray | None 
     """
     needed = info.metadata.get("vocab_size")
     source = "was made with a tokenizer"
+    if needed is not None and info.metadata.get("text_vocab_size", needed) <= vocab_size < needed:
+        # Only the tokenizer's padding lies behind the table; a text that spells it is looked for in all rows.
+        needed, source = 1 + (_highest_id(info, info.num_rows) if ids is None else int(ids.max())), "holds token ids"
     if needed is None:
         needed, source = 1 + (_highest_id(info) if ids is None else int(ids.max())), "holds token ids"
     if needed > vocab_size:
@@ -187,20 +190,23 @@ def check_vocabulary(vocab_size: int, info: DatasetInfo, ids: np.ndarray | None 
         )
 
 
-def _highest_id(info: DatasetInfo) -> int:
-    """The highest token id in the first rows.
+def _highest_id(info: DatasetInfo, count: int = _ROWS_LOOKED_AT) -> int:
+    """The highest token id in the first `count` rows.
 
     Raises:
         UserError: these rows are of different lengths, or hold what is no token id.
     """
-    rows = _first_rows(info, "input_ids")
-    lengths = sorted({len(row) for row in rows})
+    lengths, lowest, highest = set(), 0, 0
+    for row in _first_rows(info, "input_ids", count):
+        lengths.add(len(row))
+        lowest, highest = min(lowest, int(np.min(row))), max(highest, int(np.max(row)))
     if len(lengths) > 1:
-        raise UserError(f"{info.files[0]}: rows have {lengths[0]} to {lengths[-1]} tokens; they must be of one length.")
-    lowest = min(int(np.min(row)) for row in rows)
+        raise UserError(
+            f"{info.files[0]}: rows have {min(lengths)} to {max(lengths)} tokens; they must be of one length."
+        )
     if lowest < 0:
         raise UserError(f"{info.files[0]}: 'input_ids' holds {lowest}, which is no token id. Make the data again.")
-    return max(int(np.max(row)) for row in rows)
+    return highest
 
 
 def _check_labels(vocab_size: int, info: DatasetInfo) -> None:
@@ -209,7 +215,7 @@ def _check_labels(vocab_size: int, info: DatasetInfo) -> None:
     Raises:
         UserError: they are not.
     """
-    labels = np.concatenate(_first_rows(info, "labels"))
+    labels = np.concatenate(list(_first_rows(info, "labels")))
     wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= vocab_size))]
     if wrong.size:
         raise UserError(
@@ -218,7 +224,8 @@ def _check_labels(vocab_size: int, info: DatasetInfo) -> None:
         )
 
 
-def _first_rows(info: DatasetInfo, column: str) -> list[np.ndarray]:
-    dataset = build_dataset(info, batch_size=1, columns=[column], num_samples=min(info.num_rows, _ROWS_LOOKED_AT))
+def _first_rows(info: DatasetInfo, column: str, count: int = _ROWS_LOOKED_AT) -> Iterator[np.ndarray]:
+    dataset = build_dataset(info, batch_size=1, columns=[column], num_samples=min(info.num_rows, count))
     with reading(info):
-        return [batch[0] for (batch,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)]
+        for (batch,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
+            yield batch[0]

@@ -9,21 +9,23 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from mindgpt.config.data import TokenizerSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.config.section import shown
-from mindgpt.data.byte_bpe import holds_tokenizer
+from mindgpt.data.byte_bpe import SPECIAL_TOKEN_NAMES, holds_tokenizer
 from mindgpt.data.files import DOWNLOADS, read_lines
 from mindgpt.data.json_values import begins_as_json, json_values
 from mindgpt.data.records import Record, checked_text, kind_by_name, listed, table_records, text_of
 from mindgpt.data.text import TEXT_SUFFIXES, input_files
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.models.gpt2.special_tokens import END_OF_TEXT
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.models import weights_path
 
 BATCH_SIZE = 8
 _KEYS = ("prompt", "text")
-_SPECIAL_TOKENS = ("unk_token", "bos_token", "eos_token", "pad_token")
+_FILES = ("vocab_file", "merges_file", "tokenizer_file")
 
 
 class Prompt(NamedTuple):
@@ -129,22 +131,36 @@ def find_tokenizer(config: RunConfig) -> GPT2Tokenizer:
         UserError: there is none.
     """
     section = config.processor.tokenizer
-    tokens = {name: getattr(section, name) for name in _SPECIAL_TOKENS if name in section.model_fields_set}
-    named = section.path or section.tokenizer_file or section.vocab_file
-    if named:
-        if section.merges_file and Path(section.merges_file).parent != Path(section.vocab_file).parent:
-            raise UserError("processor.tokenizer: vocab_file and merges_file must lie in one folder")
-        return GPT2Tokenizer.from_pretrained(named, **tokens)
+    if section.tokenizer_file or section.vocab_file:
+        names = {name: value for name in _FILES if (value := getattr(section, name))}
+        return _with_special_tokens(lambda **tokens: GPT2Tokenizer(**names, **tokens), section)
+    folder = section.path or _folder_with_tokenizer(config)
+    return _with_special_tokens(lambda **tokens: GPT2Tokenizer.from_pretrained(folder, **tokens), section)
+
+
+def _folder_with_tokenizer(config: RunConfig) -> Path:
     weights = weights_path(config)
     folders = [DOWNLOADS] if weights is None else [weights if weights.is_dir() else weights.parent, DOWNLOADS]
     for folder in folders:
         if holds_tokenizer(folder):
             say(f"tokenizer: {folder}")
-            return GPT2Tokenizer.from_pretrained(folder, **tokens)
+            return folder
     raise UserError(
         f"no tokenizer: name its folder with --tokenizer DIR. Looked for tokenizer.json or vocab.json "
         f"in {' and '.join(map(str, folders))}."
     )
+
+
+def _with_special_tokens(make: Callable[..., GPT2Tokenizer], section: TokenizerSection) -> GPT2Tokenizer:
+    """A tokenizer with the special tokens that the YAML names. Every YAML of MindFormers names `<|endoftext|>` for all
+    of them, so where the vocabulary lacks it this is no wish to have it added."""
+    named = {name: getattr(section, name) for name in SPECIAL_TOKEN_NAMES if name in section.model_fields_set}
+    others = {name: token for name, token in named.items() if token != END_OF_TEXT}
+    tokenizer = make(**others)
+    own = END_OF_TEXT in tokenizer.get_vocab() and END_OF_TEXT not in tokenizer.new_tokens
+    if own and any(getattr(tokenizer, name) != token for name, token in named.items()):
+        return make(**named)
+    return tokenizer
 
 
 class Progress:

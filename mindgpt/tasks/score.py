@@ -12,7 +12,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.data.files import atomic_write
 from mindgpt.generation.scoring import score
-from mindgpt.generation.text import check_tokenizer_fits
+from mindgpt.generation.text import check_ids, check_tokenizer_fits
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.runtime.ranks import say
 from mindgpt.tasks.models import build_model
@@ -63,6 +63,7 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
     tokenizer = find_tokenizer(config)
     check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
     rows = _encoded(tokenizer, texts, config.model.config.max_position_embeddings)
+    check_ids(tokenizer, rows, [text.name for text in texts], config.model.config.vocab_size)
     model = build_model(config)
     rows_with_progress = tqdm(rows, unit=" texts", disable=None if len(rows) > 1 else True)
     scored = [

@@ -226,3 +226,29 @@ def test_input_mask_is_the_attention_mask(repo, tmp_path):
         batches = list(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))
         np.testing.assert_array_equal(np.concatenate([batch[0] for batch in batches]), ids)
         np.testing.assert_array_equal(np.concatenate([batch[1] for batch in batches]), mask)
+
+
+def test_a_padding_token_behind_the_table_is_no_reason_to_refuse_data(tmp_path):
+    """The tokenizer has 12 tokens, the last of them only for padding, and the model 11."""
+    from mindgpt.data.blocks import vocabulary_metadata
+    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+    from mindgpt.tasks.datasets import check_vocabulary
+
+    metadata = {"vocab_size": 12, "text_vocab_size": 11}
+    write(tmp_path / "a.mindrecord", [10] * 300, metadata=metadata)
+    check_vocabulary(11, inspect(tmp_path / "a.mindrecord"))
+    check_vocabulary(11, inspect(tmp_path / "a.mindrecord"), ids=np.array([3, 10]))
+    with pytest.raises(UserError, match="was made with a tokenizer of 12 tokens, but .* is 10"):
+        check_vocabulary(10, inspect(tmp_path / "a.mindrecord"))
+    with pytest.raises(UserError, match="holds token ids of 12 tokens, but .* is 11"):
+        check_vocabulary(11, inspect(tmp_path / "a.mindrecord"), ids=np.array([11]))
+    write(tmp_path / "b.mindrecord", [*[10] * 299, 11], metadata=metadata)  # a text spells its name, in the last row
+    with pytest.raises(UserError, match="holds token ids of 12 tokens, but .* is 11"):
+        check_vocabulary(11, inspect(tmp_path / "b.mindrecord"))
+
+    tokenizer = GPT2Tokenizer.train(["a rose is a rose"], 262)
+    assert "text_vocab_size" not in vocabulary_metadata(tokenizer)
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    noted = vocabulary_metadata(tokenizer)
+    assert (noted["vocab_size"], noted["text_vocab_size"]) == (size + 1, size)

@@ -135,6 +135,8 @@ def test_jsonl_documents(tmp_path):
         ('{"body": "b", "id": 1}', r"x.jsonl:2: no key 'text'.*there are: 'body', 'id'"),
         ('{"text": 5}', r"x.jsonl:2: 'text' should be a text; it is a int"),
         ('{"text": "\\ud800"}', r"x.jsonl:2: 'text' is no valid Unicode"),
+        ('{"text": ["a", 1]}', r"x.jsonl:2: an item of 'text' should be a text; it is a int"),
+        ('{"text": []}', r"x.jsonl:2: 'text' should be a text; it is a list"),
     ],
 )
 def test_broken_json_lines_are_located(tmp_path, line, message):
@@ -159,6 +161,7 @@ CHINESE = ["第一篇文章", "第二篇\n两行"]
         ("x.json", "\n".join(json.dumps({"text": text}, indent=1) for text in CHINESE)),
         ("wiki_00", "".join(json.dumps({"id": "1", "text": text}) + "\n" for text in CHINESE)),
         ("part", json.dumps(CHINESE, ensure_ascii=False)),
+        ("poems.json", json.dumps([{"text": [CHINESE[0]]}, {"text": CHINESE[1].split("\n")}])),
         ("x.csv", f'text,id\n{CHINESE[0]},1\n"{CHINESE[1]}",2\n'),
         ("x.TSV", f'id\ttext\n1\t{CHINESE[0]}\n2\t"{CHINESE[1]}"\n'),
     ],

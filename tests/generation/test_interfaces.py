@@ -448,7 +448,7 @@ def test_task_model_and_tokenizer_that_do_not_fit(folders, model, tokenizer, tmp
 
 
 def test_a_downloaded_model_is_found_by_its_name(model, tokenizer, tmp_path, monkeypatch):
-    """`from_pretrained("gpt2")` and `pipeline(model="gpt2")` look where the command line looks, and download nothing."""
+    """`from_pretrained("gpt2")` and `pipeline(model="gpt2")` look where the command line looks."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="gpt2 is a model name, and there is no checkpoint_download/gpt2/gpt2.ckpt"):
         GPT2LMHeadModel.from_pretrained("gpt2")

@@ -1,5 +1,6 @@
 """Text in, text out."""
 
+import json
 import string
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.generation import GenerationSettings, Generator, generate_text
+from mindgpt.generation.labels import encode_texts
+from mindgpt.generation.text import check_tokenizer_fits, encode_prompts
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
@@ -97,6 +100,42 @@ def test_bad_input(generator, tokenizer):
     larger = GPT2Tokenizer.train(["a rose is a rose is a rose, the rose is here and there"] * 3, 290)
     with pytest.raises(UserError, match=f"has {len(larger)} tokens, the model's vocab_size is {len(tokenizer)}"):
         generate_text(generator, larger, ["a"], settings)
+
+
+def test_a_padding_token_behind_the_table_does_no_harm(tokenizer, tmp_path):
+    """As where a pad token was added, and the model was not resized."""
+    tokenizer.save_pretrained(tmp_path)
+    size = len(tokenizer)
+    padded = GPT2Tokenizer.from_pretrained(tmp_path, pad_token="[PAD]")
+    assert len(padded) == size + 1
+    check_tokenizer_fits(padded, size)
+    settings = GenerationSettings(max_new_tokens=1)
+    assert encode_prompts(padded, ["a rose"], settings, size, 32) == [tokenizer.encode("a rose")]
+    with pytest.raises(
+        UserError, match=rf"Prompt 1 holds the token '\[PAD\]', id {size}, but the model's vocab_size is"
+    ):
+        encode_prompts(padded, ["a", "a [PAD]"], settings, size, 32)
+    rows, _ = encode_texts(padded, ["a rose"], 32, size)
+    assert rows == [tokenizer.encode("a rose")]
+    with pytest.raises(UserError, match=r"Text 0 holds the token '\[PAD\]'"):
+        encode_texts(padded, ["[PAD]"], 32, size)
+    for unfit in (GPT2Tokenizer.from_pretrained(tmp_path, eos_token="<end>"), padded):
+        with pytest.raises(UserError, match="they do not belong together"):
+            check_tokenizer_fits(unfit, size - (unfit is padded))
+
+
+def test_a_token_that_was_added_is_named_with_its_key(tokenizer, tmp_path):
+    vocabulary = {token: number for token, number in tokenizer.get_vocab().items() if token != tokenizer.eos_token}
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    invented = GPT2Tokenizer(tmp_path / "vocab.json", tmp_path / "merges.txt")
+    with pytest.raises(UserError, match=r"<\|endoftext\|> was added as bos_token, eos_token, unk_token, since the "):
+        check_tokenizer_fits(invented, len(vocabulary))
+    with pytest.raises(
+        UserError, match=r"added as eos_token, .* processor.tokenizer.eos_token in the YAML, eos_token="
+    ):
+        end = GPT2Tokenizer.from_pretrained(tmp_path, eos_token="<end>")
+        check_tokenizer_fits(end, len(tokenizer))
 
 
 SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": 64}

@@ -163,15 +163,18 @@ def test_model_max_length_is_the_default_of_truncation(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"texts": "A", "truncation": True}, "need max_length"),
-        ({"texts": "A", "padding": "max_length"}, "need max_length"),
-        ({"texts": "A", "padding": "always"}, "padding must be one of False, True, 'longest', 'max_length'"),
-        ({"texts": "A", "padding": True, "padding_side": "top"}, "padding_side must be one of 'right', 'left'"),
-        ({"texts": "A", "truncation": True, "max_length": 0}, "at least 1; it is 0"),
-        ({"texts": "A", "return_tensors": "pt"}, "return_tensors must be one of None, 'np', 'ms'"),
-        ({"texts": ["A", "AB"], "return_tensors": "np"}, "padding=True"),
-        ({"texts": ["A", 7]}, "text 1 is a int"),
-        ({"texts": ["A\ud800"]}, "half a surrogate pair at character 1"),
+        ({"text": "A", "truncation": True}, "need max_length"),
+        ({"text": "A", "padding": "max_length"}, "need max_length"),
+        ({"text": "A", "padding": "always"}, "padding must be one of False, True, 'longest', 'max_length'"),
+        ({"text": "A", "padding": True, "padding_side": "top"}, "padding_side must be one of 'right', 'left'"),
+        ({"text": "A", "truncation": True, "max_length": 0}, "at least 1; it is 0"),
+        ({"text": "A", "return_tensors": "tf"}, "return_tensors must be one of None, 'np', 'ms', 'pt'"),
+        ({"text": "A", "truncation": "first"}, "truncation must be one of False, True, 'longest_first'"),
+        ({"text": ["A"], "text_pair": ["A", "B"]}, "text and text_pair belong together: there are 1 and 2"),
+        ({"text": "A", "text_pair": "BCD", "truncation": "only_first", "max_length": 2}, "fewer than the 2 tokens"),
+        ({"text": ["A", "AB"], "return_tensors": "np"}, "padding=True"),
+        ({"text": ["A", 7]}, "text 1 is a int"),
+        ({"text": ["A\ud800"]}, "half a surrogate pair at character 1"),
     ],
 )
 def test_wrong_calls_are_explained(toy, arguments, message):

@@ -223,7 +223,8 @@ def prepare(toy, program, tmp_path):
     ("name", "content", "message"),
     [
         ("x.json", b'[{"instruction": "a",\n "output": "b"},\n {"instruction": "c"}]', "x.json:3: no key 'output'"),
-        ("x.json", b'[{"instruction": "a",\n "output": ""}]', "x.json:1: 'output' is empty. --skip_bad leaves such"),
+        ("x.json", b'[{"instruction": "",\n "output": "b"}]', "x.json:1: 'instruction' is empty. --skip_bad"),
+        ("x.json", b'[{"instruction": "a",\n "output": ""}]', "no example: 1 record(s) have no response: x.json:1"),
         ("x.json", b'[{"instruction": "a",\n "output": "b"}', "x.json:2:16: not valid JSON"),
         ("x.csv", b"src_txt,tgt_txt\na,b\n\"c,d\n", "x.csv:3: broken quotes"),
         ("x.csv", b"text,label\na,b\n", "x.csv:1: the keys 'text', 'label' fit no format"),
@@ -231,7 +232,10 @@ def prepare(toy, program, tmp_path):
         ("x.jsonl", b"", "nothing to write: the input holds no example"),
         ("x.jsonl", None, "No such file: x.jsonl"),
     ],
-    ids=["missing key", "empty text", "broken JSON", "broken quotes", "wrong header", "not UTF-8", "nothing", "absent"],
+    ids=[
+        "missing key", "empty prompt", "empty response", "broken JSON", "broken quotes", "wrong header", "not UTF-8",
+        "nothing", "absent",
+    ],
 )  # fmt: skip
 def test_bad_data(prepare, tmp_path, name, content, message):
     status, output, errors = prepare(name, content)
@@ -251,9 +255,9 @@ def test_what_is_left_out_is_counted(prepare, tmp_path):
     warnings = errors.splitlines()
     assert warnings[0] == "warning: 1 example(s) of more than 33 tokens: the end of the response is cut"
     assert warnings[1] == "warning: 1 example(s) dropped as too long for 33 tokens"
-    assert warnings[2].startswith("warning: 2 bad record(s) left out: x.jsonl:2: no key 'response'")
-    assert "x.jsonl:5: 'response' is empty." in warnings[2]
-    assert warnings[3:] == ["warning: keys without use: 'id'"]
+    assert warnings[2] == "warning: 1 record(s) with an empty response left out: x.jsonl:5: 'response' is empty."
+    assert warnings[3].startswith("warning: 1 bad record(s) left out: x.jsonl:2: no key 'response'")
+    assert warnings[4:] == ["warning: keys without use: 'id'"]
     assert output.startswith("2 example(s), ")
     assert files_in(tmp_path) == ["x.mindrecord", "x.mindrecord.db"]
 

@@ -277,7 +277,7 @@ def test_bad_input_ends_in_one_message_and_leaves_results_alone(start, toy, tmp_
     (tmp_path / "long.txt").write_text("the\n" + "the " * 40 + "\n")
     (tmp_path / "empty_folder").mkdir()
     if "other" in arguments:
-        GPT2Tokenizer.from_pretrained(toy.tokenizer, pad_token="<pad>").save_pretrained("other")
+        GPT2Tokenizer.from_pretrained(toy.tokenizer, eos_token="<end>").save_pretrained("other")
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "predictions.jsonl").write_text("of an earlier run")
     status, errors = start(*arguments)

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.tasks.prompts import read_prompts
+from mindgpt.config.loader import load_config
+from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tasks.prompts import find_tokenizer, read_prompts
 
 TEXTS = ["你好", "two words"]
 
@@ -53,3 +55,56 @@ def test_hidden_files_of_a_folder_are_no_prompts(tmp_path, capsys):
         (tmp_path / name).write_text(name)
     assert [prompt.text for prompt in read_prompts([str(tmp_path)])] == ["a.txt"]
     assert "is a folder: its .txt, .json, .jsonl, .ndjson files are read" in capsys.readouterr().out
+
+
+# ---- the tokenizer ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def find(repo):
+    """The tokenizer of a YAML whose `processor.tokenizer` has these keys."""
+
+    def find(**keys):
+        yaml = repo / "configs" / "gpt2" / "pretrain_gpt2_quickstart.yaml"
+        overrides = {f"processor.tokenizer.{key}": str(value) for key, value in keys.items()}
+        return find_tokenizer(load_config(yaml, {**overrides, "run_mode": "predict"})[0])
+
+    return find
+
+
+EOT = "<|endoftext|>"
+AS_MINDFORMERS = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), EOT)
+
+
+def test_files_of_the_yaml_are_read_under_the_names_given(find, tmp_path):
+    wanted, other = (GPT2Tokenizer.train([text], 280) for text in ("the fox " * 9, "a rose " * 9))
+    other.save_pretrained(tmp_path)
+    wanted.save_vocabulary(tmp_path, "gpt2")
+    wanted.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "tokenizer.json").rename(tmp_path / "mine.json")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "gpt2-merges.txt").rename(tmp_path / "m" / "merges.txt")
+    pair = {"vocab_file": tmp_path / "gpt2-vocab.json", "merges_file": tmp_path / "m" / "merges.txt"}
+    for keys in (pair, {**pair, **AS_MINDFORMERS}, {"tokenizer_file": tmp_path / "mine.json"}):
+        found = find(**keys)
+        assert found.vocab_hash() == wanted.vocab_hash()
+        assert found.encode("the fox") == wanted.encode("the fox")
+    assert find(path=tmp_path).vocab_hash() == other.vocab_hash()
+
+
+def test_end_of_text_that_every_yaml_names_is_not_added_to_a_vocabulary_with_an_end_of_its_own(find, tmp_path):
+    own = GPT2Tokenizer.train(["the fox " * 9], 280)
+    vocabulary = {token: number for token, number in own.get_vocab().items() if token != EOT}
+    for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>"):
+        vocabulary[token] = len(vocabulary)
+    own.save_vocabulary(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+    found = find(path=tmp_path, **AS_MINDFORMERS)
+    assert len(found) == len(vocabulary)
+    assert found.eos_token_id == vocabulary["</s>"]
+    assert find(path=tmp_path, **AS_MINDFORMERS | {"eos_token": "<mask>"}).eos_token_id == vocabulary["<mask>"]
+    own.save_pretrained(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "fox"}')
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert find(path=tmp_path).eos_token == "fox"
+    assert find(path=tmp_path, **AS_MINDFORMERS).eos_token == EOT

@@ -1,0 +1,75 @@
+"""Rows of token ids as a batch: pairs truncated, rows padded and masked, tensors of three libraries."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mindgpt.config.errors import UserError
+
+TENSORS = (None, "np", "ms", "pt")
+TRUNCATIONS = (False, True, "longest_first", "only_first", "only_second", "do_not_truncate")
+PADDINGS = (False, True, "longest", "max_length", "do_not_pad")
+
+
+class TokenBatch(dict):
+    """What a tokenizer returns: `input_ids`, `attention_mask` and so on, as keys and as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the batch has no {name}; it has {', '.join(self)}") from None
+
+
+def truncate_pair(first: list[int], second: list[int], room: int, strategy: str | bool) -> tuple[list[int], list[int]]:
+    """Two texts' ids, cut at their ends to `room` in all: by turns the longer one, or one of them alone.
+
+    Raises:
+        UserError: the one that is to be cut is too short for it.
+    """
+    excess = len(first) + len(second) - room
+    if excess <= 0:
+        return first, second
+    lengths = [len(first), len(second)]
+    if strategy in (True, "longest_first"):
+        if room < 0:
+            raise UserError("max_length is too short for the special tokens that this tokenizer adds.")
+        for _ in range(excess):
+            lengths[0 if lengths[0] > lengths[1] else 1] -= 1
+    else:
+        lengths[strategy == "only_second"] -= excess
+    if min(lengths) < 0:
+        raise UserError(f"truncation={strategy!r}: that text has fewer than the {excess} tokens to be cut.")
+    return first[: lengths[0]], second[: lengths[1]]
+
+
+def pad_rows(rows: list[list[int]], width: int, value: int, side: str) -> list[list[int]]:
+    """Rows filled up with `value` to `width`, on the right or on the left."""
+    fillings = [[value] * (width - len(row)) for row in rows]
+    if side == "right":
+        return [row + filling for row, filling in zip(rows, fillings, strict=True)]
+    return [filling + row for row, filling in zip(rows, fillings, strict=True)]
+
+
+def as_tensor(rows: Sequence[list[int]], kind: str) -> Any:
+    """(rows, length): an int32 array ("np") or MindSpore tensor ("ms"), or an int64 tensor of torch ("pt").
+
+    Raises:
+        UserError: rows of unequal lengths, or torch is not installed.
+    """
+    if len({len(row) for row in rows}) > 1:
+        raise UserError("The texts have unequal numbers of tokens: tensors need padding=True (or 'max_length').")
+    array = np.asarray(rows, dtype=np.int32).reshape(len(rows), -1)
+    if kind == "np":
+        return array
+    # Each library is loaded only here: everything else works, and loads fast, without it.
+    if kind == "ms":
+        import mindspore
+
+        return mindspore.Tensor(array)
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("return_tensors='pt' needs PyTorch, which is not installed: pip install torch.") from error
+    return torch.from_numpy(array.astype(np.int64))
