@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from mindgpt.config.command_line import CheckedParser, config_from_command_line
+from mindgpt.config.arguments import CheckedParser, path_argument
+from mindgpt.config.command_line import config_from_command_line
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.runtime.interrupts import end_on_interrupt
 
@@ -34,7 +35,7 @@ def main() -> None:
         default=[],
         help="any keys of the YAML file, as in run_mindformer.py; texts stand before it, or behind --",
     )
-    parser.add_argument("--output", metavar="FILE", help="write a JSON line for each text")
+    parser.add_argument("--output", type=path_argument, metavar="FILE", help="write a JSON line for each text")
     parser.add_argument("--per_token", action="store_true", help="with every token's log-probability in it")
     given = parser.parse_intermixed_args()
     if not given.texts:

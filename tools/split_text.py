@@ -3,20 +3,24 @@
 python tools/split_text.py --input_file my_text.txt --output_dir parts
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import run_program
 from mindgpt.data.split import split_file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Split a text at a line end, into train.txt and valid.txt.")
-    parser.add_argument("--input_file", help="UTF-8 text; without it, the text of Python's own help topics")
-    parser.add_argument("--output_dir", required=True, help="folder for train.txt and valid.txt; both are replaced")
+    parser = CheckedParser(description="Split a text at a line end, into train.txt and valid.txt.")
+    parser.add_argument(
+        "--input_file", type=path_argument, help="UTF-8 text; without it, the text of Python's own help topics"
+    )
+    parser.add_argument(
+        "--output_dir", type=path_argument, required=True, help="folder for train.txt and valid.txt; both are replaced"
+    )
     parser.add_argument("--valid_fraction", type=float, default=0.1, help="part to judge by, from the end (0.1)")
     arguments = parser.parse_args()
     for file in split_file(arguments.input_file, arguments.output_dir, arguments.valid_fraction):

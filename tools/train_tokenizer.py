@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from tqdm import tqdm
 
+from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.text import document_pieces, input_files
@@ -21,17 +22,18 @@ from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn a byte-level BPE vocabulary with <|endoftext|> as its last token."
-    )
+    parser = CheckedParser(description="Learn a byte-level BPE vocabulary with <|endoftext|> as its last token.")
     parser.add_argument(
         "--input_file",
+        type=path_argument,
         nargs="+",
         required=True,
         help="files, folders (their .txt and .jsonl files, sub-folders included) or patterns in quotes",
     )
     parser.add_argument("--vocab_size", type=int, required=True, help="tokens in all, at least 257")
-    parser.add_argument("--output_dir", required=True, help="folder for vocab.json, merges.txt and tokenizer.json")
+    parser.add_argument(
+        "--output_dir", type=path_argument, required=True, help="folder for vocab.json, merges.txt and tokenizer.json"
+    )
     parser.add_argument("--min_frequency", type=int, default=2, help="merge pairs that occur so often (default 2)")
     parser.add_argument("--field", default="text", help="in .jsonl files: the key that holds the text (default: text)")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer in a folder that has one")

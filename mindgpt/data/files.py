@@ -101,8 +101,10 @@ def make_folder(folder: PathLike) -> None:
     """Create a folder and its parents if they are missing.
 
     Raises:
-        UserError: it cannot be created, e.g. because a file is in the way.
+        UserError: it cannot be created, e.g. because a file is in the way; or it would be called `~`.
     """
+    if Path(folder).parts[:1] == ("~",):
+        raise UserError(f"Cannot create the folder {folder}: ~ is not expanded. Write the path in full.")
     try:
         os.makedirs(folder, exist_ok=True)
     except FileExistsError as error:

@@ -29,7 +29,7 @@ _RECIPE_OF_BATCH_MEANS = "wikitext-mindformers"
 
 
 def evaluate(config: RunConfig) -> dict[str, float]:
-    """Evaluate the model of a run; prints the line that MindFormers printed and writes `eval_result.json`."""
+    """Evaluate the model of a run; writes `eval_result.json` and prints the line that MindFormers printed."""
     evaluator = Evaluator(config)
     model = build_model(config)
     if isinstance(evaluator.measure, Perplexity):
@@ -40,14 +40,14 @@ def evaluate(config: RunConfig) -> dict[str, float]:
         return {}
     began = time.monotonic()
     values = evaluator.run(model)
-    for line in evaluator.measure.lines(values, time.monotonic() - began):
-        say(line)
+    seconds = time.monotonic() - began
     keep_config(config)
-    if rank() != 0:
-        return values
     path = Path(config.output_dir) / "eval_result.json"
-    with atomic_write(path, "w") as file:
-        json.dump(evaluator.measure.result(values) | {"data": evaluator.measure.info.files}, file, indent=2)
+    if rank() == 0:
+        with atomic_write(path, "w") as file:
+            json.dump(evaluator.measure.result(values) | {"data": evaluator.measure.info.files}, file, indent=2)
+    for line in evaluator.measure.lines(values, seconds):
+        say(line)
     say(f"result: {path}")
     return values
 

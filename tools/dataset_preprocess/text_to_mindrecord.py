@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed
 
+from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
 from mindgpt.data.text import document_pieces, input_files
@@ -20,12 +21,13 @@ from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description="Text to MindRecord. Each document gets <|endoftext|> behind it; all are packed into blocks of one "
         "length; the last block is padded (attention_mask 0)."
     )
     parser.add_argument(
         "--input_file",
+        type=path_argument,
         nargs="+",
         required=True,
         help="files, folders (their .txt and .jsonl files, sub-folders included) or patterns in quotes",

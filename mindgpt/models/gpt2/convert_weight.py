@@ -19,6 +19,7 @@ if not __package__:  # run as a script: import from this checkout, and not from 
 import numpy as np
 from tqdm import tqdm
 
+from mindgpt.config.arguments import CheckedParser, file_argument, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.files import atomic_write, make_folder
 from mindgpt.models.checkpoint_file import write_checkpoint
@@ -226,19 +227,29 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with 2 and a usage line if it is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description=__doc__.split("\n\n", 1)[0],
         epilog=__doc__.split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--torch_path", type=Path, required=True, metavar="PATH", help="a folder, or a .safetensors or .bin file")
-    add("--mindspore_path", type=Path, required=True, metavar="FILE", help="a .ckpt file")
+    add(
+        "--torch_path",
+        type=file_argument,
+        required=True,
+        metavar="PATH",
+        help="a folder, or a .safetensors or .bin file",
+    )
+    add("--mindspore_path", type=file_argument, required=True, metavar="FILE", help="a .ckpt file")
     add("--layers", type=int, metavar="N", help="refuse weights that do not have N layers")
     add("--reversed", action="store_true", help="write --torch_path from --mindspore_path")
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the weights written (%(default)s)")
-    add("--config", help="config file, folder or preset (gpt2_xl), instead of the config.json beside the weights")
+    add(
+        "--config",
+        type=path_argument,
+        help="config file, folder or preset (gpt2_xl), instead of the config.json beside the weights",
+    )
     return parser.parse_args(arguments)
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from mindgpt.config.errors import UserError
 from mindgpt.config.generation import GenerationSection
 from mindgpt.config.model import GPT2Section
+from mindgpt.config.paths import expanded_path
 from mindgpt.config.section import dotted, nearest, problems_of, shown
 from mindgpt.data.files import atomic_write, read_json
 
@@ -139,7 +140,7 @@ class GPT2Config(GPT2Section):
         Raises:
             UserError: nothing there, not a GPT-2, broken, or settings that do not fit together.
         """
-        path = Path(name_or_path)
+        path = expanded_path(name_or_path)
         if path.is_dir() or path.is_file():
             file = path / CONFIG_FILE if path.is_dir() else path
             settings, source = settings_from_hf(read_json(file), str(file)), str(file)
@@ -160,7 +161,7 @@ class GPT2Config(GPT2Section):
         `architecture` is the class that transformers picks for the weights beside it. Raises `UserError` if the
         folder cannot be written.
         """
-        file = Path(folder) / CONFIG_FILE
+        file = expanded_path(folder) / CONFIG_FILE
         with atomic_write(file, "w") as output:
             json.dump(self.to_hf_dict(architecture), output, indent=2)
             output.write("\n")

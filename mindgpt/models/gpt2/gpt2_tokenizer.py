@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from mindgpt.config.errors import UserError
+from mindgpt.config.paths import expanded_path
 from mindgpt.data.byte_bpe import BYTE_SYMBOLS, SPECIAL_TOKEN_NAMES, byte_level, one_of, read_tokenizer
 from mindgpt.data.files import atomic_write, make_folder, read_lines
 
@@ -269,7 +270,7 @@ class GPT2Tokenizer:
         Raises:
             UserError: a file is missing or broken, or vocabulary and merges do not belong together.
         """
-        backend, settings = read_tokenizer(path)
+        backend, settings = read_tokenizer(expanded_path(path))
         return cls(backend, **{**settings, **overrides})
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -281,7 +282,7 @@ class GPT2Tokenizer:
         Raises:
             UserError: the folder or a file cannot be written.
         """
-        folder = Path(folder)
+        folder = expanded_path(folder)
         make_folder(folder)
         model = json.loads(self._backend.to_str())["model"]
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]

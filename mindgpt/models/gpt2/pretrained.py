@@ -6,6 +6,7 @@ from typing import ClassVar
 from mindspore import nn
 
 from mindgpt.config.errors import UserError
+from mindgpt.config.paths import expanded_path
 from mindgpt.models.gpt2.gpt2_config import GENERATION_FILE, GPT2Config, generation_from_hf
 from mindgpt.models.resizing import fit_to
 from mindgpt.models.weights import CHECKPOINT_NAME, config_beside, load_weights, open_weights, save_checkpoint
@@ -32,6 +33,7 @@ class PretrainedCell(nn.Cell):
         Raises:
             UserError: no weights or no config there, or they do not fit; all names that do not fit are listed.
         """
+        path = expanded_path(path)
         weights = open_weights(path)
         if weights.config is None:
             raise UserError(
@@ -51,7 +53,8 @@ class PretrainedCell(nn.Cell):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.ckpt` into `folder`, whole or not at all; `from_pretrained` opens it."""
-        save_checkpoint(Path(folder) / CHECKPOINT_NAME, self)
+        folder = expanded_path(folder)
+        save_checkpoint(folder / CHECKPOINT_NAME, self)
         self.config.save_pretrained(folder, architecture=type(self).__name__)
 
 
