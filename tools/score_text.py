@@ -16,6 +16,7 @@ from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.command_line import config_from_command_line
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.runtime.interrupts import end_on_interrupt
+from mindgpt.tasks.checks import check_named_files
 
 
 def main() -> None:
@@ -48,7 +49,11 @@ def main() -> None:
     if command.config.model.arch.type != "GPT2LMHeadModel":
         raise UserError(f"model.arch.type: {command.config.model.arch.type} is no language model: it scores no texts")
 
-    from mindgpt.tasks.score import score_texts  # with MindSpore, once the command line is found right
+    check_named_files(command.config, given.texts, called="texts")
+
+    from mindgpt.tasks.score import (
+        score_texts,  # with MindSpore, once the command line and what it names are found right
+    )
     from mindgpt.tasks.session import prepare
 
     for note in command.notes:

@@ -1,7 +1,5 @@
 """What every run mode does around its job: refuse what is not there, prepare the device, keep the configuration."""
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from mindgpt.runtime.device import choose_target, prepare_device
 from mindgpt.runtime.precision import replaced_on_cpu
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.cards import cut_of, is_cut, shares_layers
+from mindgpt.tasks.checks import check_output_folders
 
 
 def prepare(config: RunConfig) -> None:
@@ -27,7 +26,7 @@ def prepare(config: RunConfig) -> None:
         UserError: the configuration asks for something mindgpt does not do yet, the device is not there, or the layout
             does not fit the processes.
     """
-    _check_output_folder(Path(config.output_dir))
+    check_output_folders(config)
     target = choose_target(config.context.device_target)
     problems = [*_not_there(config), *layout_problems(config, target)]
     if problems:
@@ -47,19 +46,6 @@ def prepare(config: RunConfig) -> None:
         notes.append(f"data parallel: {world_size()} processes, each with the whole model and its share of the data")
     for note in [*notes, *_without_effect(config, is_cut(config, target))]:
         say(note)
-
-
-def _check_output_folder(folder: Path) -> None:
-    """Raise `UserError` now, not after the work, if nothing can be written there. Leaves nothing behind."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"output_dir: {there} is a file, and no folder; name another with --output_dir")
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=".mindgpt-", dir=there))
-    except OSError as error:
-        raise UserError(
-            f"output_dir: cannot write into the folder {there} ({error.strerror}); name another with --output_dir"
-        ) from error
 
 
 def keep_config(config: RunConfig) -> Path:

@@ -2,14 +2,13 @@
 
 import time
 import zlib
-from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 from mindspore import nn
 from mindspore.train import Callback, Model
 
-from mindgpt.config.callbacks import CheckpointMonitorSection, SummaryMonitorSection
+from mindgpt.config.callbacks import SummaryMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.config.section import Section
@@ -22,6 +21,7 @@ from mindgpt.runtime.interrupts import last_words
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.callbacks import RunCallbacks
 from mindgpt.tasks.cards import build_step, compile_cut, cut_of, holds_parts, zeros_for
+from mindgpt.tasks.checks import ranks_in, resume_folders
 from mindgpt.tasks.datasets import reading, rows_a_step, training_data
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.labelled_data import labelled_training_data
@@ -133,17 +133,11 @@ def _resume_point(config: RunConfig, plan: dict[str, Any]) -> ResumePoint | None
     """The checkpoint to go on from, or None: of this output folder, or of the one that `load_checkpoint` names."""
     if not config.resume_training:
         return None
-    monitors = [section for section in config.callbacks if isinstance(section, CheckpointMonitorSection)]
-    own = Path(monitors[0].directory if monitors and monitors[0].directory else Path(config.output_dir) / "checkpoint")
-    named = Path(config.load_checkpoint) if config.load_checkpoint else None
+    folders = resume_folders(config)
     if holds_parts(config):
-        folders = [own, *([named] if named else [])]
         point = find_resume_point_of_card(config.resume_training, folders, rank(), world_size())
     else:
-        folders = [own / "rank_0"]
-        if named is not None:
-            folders += [named / "rank_0", named] if named.is_dir() else [named.parent]
-        point = find_resume_point(config.resume_training, folders)
+        point = find_resume_point(config.resume_training, ranks_in(folders))
     check_same_plan(point, plan)
     say(f"resuming from {point.path}, after step {point.step}")
     return point
