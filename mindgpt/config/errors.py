@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import NoReturn
 from mindgpt.config.console import prepare_console
 
 INTERRUPTED = 130  # the status by which a shell knows a program that Ctrl-C ended
+_INTERRUPTED = "interrupted; no file was left half written"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # also said where no file is named
 
 
@@ -20,8 +22,23 @@ class UserError(ValueError):
     """
 
 
+def end_on_interrupt_while_loading() -> None:
+    """Until `run_program` begins, Ctrl-C ends this process with a line and status 130, not with a traceback of imports.
+
+    For the first lines of a program that imports what takes time; a library must leave signals alone.
+    """
+    signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(*_: object) -> NoReturn:
+    print(_INTERRUPTED, file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
+
+
 def run_program(main: Callable[[], object]) -> NoReturn:
     """Run a program's `main` and exit: 0; 2 with the message of a `UserError` or of a file error; 130 after Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     prepare_console()
     if os.environ.get("MS_ROLE") == "MS_WORKER":
         _end_at_once_on_failure(main)
@@ -57,7 +74,7 @@ def _run(main: Callable[[], object]) -> NoReturn:
             raise
         sys.stdout.flush()  # here it is told if this fails; on its way out Python would say nothing
     except KeyboardInterrupt:
-        print("interrupted; no file was left half written", file=sys.stderr, flush=True)
+        print(_INTERRUPTED, file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     except Exception as error:
         message = _message(error)

@@ -97,6 +97,17 @@ def _about(error: OSError, temporary: Path) -> bool:
     return error.errno in full_disk or error.filename == str(temporary)
 
 
+@contextlib.contextmanager
+def adding_to(path: PathLike) -> Iterator[None]:
+    """For a block that adds to a file which grows, such as a log: what goes wrong is a `UserError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror or error}. What was written before, checkpoints too, is whole."
+        ) from error
+
+
 def make_folder(folder: PathLike) -> None:
     """Create a folder and its parents if they are missing.
 

@@ -119,8 +119,6 @@ class RunCallbacks:
 
     def say_interrupted(self) -> None:
         """A line for whoever pressed Ctrl-C: how far it came, and what there is."""
-        if self.summary is not None:
-            self.summary.flush()
         step = self.meter.record.get("step")
         if step is None:
             say("interrupted before the first step was done")

@@ -6,10 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mindgpt.config.errors import UserError
 from mindgpt.config.generation import sampling_without_effect
 from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write, make_folder
+from mindgpt.data.files import adding_to, atomic_write, make_folder
 from mindgpt.generation import Completion, GenerationSettings, Generator, generate_text
 from mindgpt.generation.streaming import print_text
 from mindgpt.generation.text import encode_prompts
@@ -121,11 +120,8 @@ def _keep(file: Path, numbers: list[int], completions: list[Completion]) -> None
     make_folder(file.parent)
     rows = ({"number": number} | _record(one) for number, one in zip(numbers, completions, strict=True))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    try:
-        with open(file, "a", encoding="utf-8") as lines:
-            lines.write(text)
-    except OSError as error:
-        raise UserError(f"Cannot write {file}: {error.strerror}.") from error
+    with adding_to(file), open(file, "a", encoding="utf-8") as lines:
+        lines.write(text)
 
 
 def _record(completion: Completion) -> dict[str, Any]:

@@ -2,18 +2,36 @@
 
 import os
 import pty
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+REPO = Path(__file__).resolve().parents[2]
+
 PROGRAM = """
-import sys
+import os, signal, sys
 from mindgpt.config.console import note_when_left
-from mindgpt.config.errors import UserError, run_program
+from mindgpt.config.errors import UserError, end_on_interrupt_while_loading, run_program
+if "EARLY" in os.environ:
+    end_on_interrupt_while_loading()
 def main():
     %s
 run_program(main)
+"""
+
+
+# Sends the process Ctrl-C when it begins to load what nearly every module of ours needs.
+INTERRUPTING = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("pydantic", "numpy", "yaml", "tqdm", "mindgpt.data.split"):
+            os.kill(os.getpid(), signal.SIGINT)
+            sum(range(1000))  # a moment in which Python notices
+sys.meta_path.insert(0, Finder())
 """
 
 
@@ -123,3 +141,24 @@ def test_bytes_that_are_no_text_are_refused_as_arguments(program):
     done = program("open('made', 'w')", "a", b"caf\xe9", env={"LC_ALL": "C.UTF-8"})
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: command line: argument 2 ('caf\\udce9') is not text in utf-8. ")
+
+
+TOOLS = [file for file in sorted((REPO / "tools").rglob("*.py")) if "run_program" in file.read_text(encoding="utf-8")]
+PROGRAMS = [REPO / "run_mindformer.py", REPO / "mindgpt/models/gpt2/convert_weight.py", *TOOLS]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda file: file.name)
+def test_an_interrupt_while_a_program_loads(tmp_path, program):
+    """It arrives when the first module of ours that takes time is imported."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, program, "--config", "absent.yaml", "--what", "train"]
+    # A shell starts what is in its background with Ctrl-C ignored, the whole test run for one; a person's is not.
+    default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, **default)
+    assert (done.returncode, done.stderr) == (130, "interrupted; no file was left half written\n")
+
+
+def test_the_handler_of_a_program_that_has_loaded(program):
+    done = program("signal.raise_signal(signal.SIGINT)", env={"EARLY": "1"})
+    assert (done.returncode, done.stderr) == (130, b"interrupted; no file was left half written\n")

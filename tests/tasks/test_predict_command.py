@@ -248,7 +248,7 @@ def test_at_a_terminal_a_single_text_is_printed_as_it_comes(start, tmp_path):
         (["--predict_data", ""], ["an empty text is no prompt"]),
         (["--predict_data", "the " * 40], ["'the the", "tokens and fills the context window of 32"]),
         (["--predict_data", "long.txt"], ["long.txt:2 has", "fills the context window of 32"]),
-        (["--predict_data", "half \udcff"], ["no valid Unicode"]),
+        (["--predict_data", "half \udcff"], ["argument", "half \\udcff", "is not text in utf-8"]),
         (["--predict_data", "a", "--top_k", "0"], ["--top_k", "1 or more"]),
         (["--predict_data", "a", "--top_p", "1.5"], ["--top_p", "1.5"]),
         (["--predict_data", "a", "--temperature", "0"], ["--temperature", "above 0"]),

@@ -16,6 +16,11 @@ from pathlib import Path
 if not __package__:  # run as a script: import from this checkout, and not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
 import numpy as np
 from tqdm import tqdm
 
