@@ -45,7 +45,7 @@ def classify(config: RunConfig, predict_data: list[str]) -> list[Prediction]:
     mine = [rows[number] for number in share(len(rows))]
     batch_size = config.model.config.batch_size or BATCH_SIZE
     with Progress(len(mine), batch_size, "texts") as progress:
-        probabilities = joined(label_probabilities(model, mine, batch_size, progress.update).tolist())
+        probabilities = joined(label_probabilities(model, mine, batch_size, progress.update, _say_compiling).tolist())
     if cut:
         say(f"note: {len(cut)} text(s) of more than {longest} tokens were cut at their end")
     predictions = [
@@ -59,6 +59,10 @@ def classify(config: RunConfig, predict_data: list[str]) -> list[Prediction]:
         say(f"\n>>> {prediction.text}\n{_line(prediction)}")
     say(f"\n{len(predictions)} text(s): {path}")
     return predictions
+
+
+def _say_compiling(length: int) -> None:
+    say(f"the first texts padded to {length} tokens, compiling")
 
 
 def _line(prediction: Prediction) -> str:

@@ -22,6 +22,7 @@ from mindgpt.tasks.datasets import evaluation_data, reading
 from mindgpt.tasks.labelled_data import labelled_evaluation_data
 from mindgpt.tasks.models import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.session import keep_config
+from mindgpt.train.row_lengths import RowLengths
 
 _LOOKING_UP = ("LaunchEmbedding", "LaunchTargetLosses", "For 'Gather'", "For 'GatherD'")
 """What MindSpore's errors name when an id or a label is in no table: our kernels, or its operators."""
@@ -119,6 +120,7 @@ class Evaluator:
     def __init__(self, config: RunConfig):
         self.measure = MEASURES[config.trainer.type](config)
         self._cell: nn.Cell | None = None
+        self._lengths = RowLengths()
 
     def compile(self, model: nn.Cell) -> None:
         """Compile the graph of a batch, and run nothing."""
@@ -156,7 +158,7 @@ class Evaluator:
         metric.clear()
         if self.measure.dataset is not None:
             loop = Model(self._cell, eval_network=self._cell, metrics={self.measure.name: _Counting(metric)})
-            loop.eval(self.measure.dataset, dataset_sink_mode=False)
+            loop.eval(self.measure.dataset, callbacks=[self._lengths], dataset_sink_mode=False)
         if data_parallel_ranks() > 1:
             metric.restore(gathered(metric.state()))
 
