@@ -2,18 +2,19 @@
 # From nothing to a trained GPT-2, a perplexity and text, in a few minutes on two cores.
 #   bash scripts/quickstart.sh              on the text of Python's own help topics, which every machine has
 #   bash scripts/quickstart.sh my_text.txt  on your text (UTF-8; some hundred kilobytes or more)
-# Everything lands in output/quickstart (OUTPUT=folder for another place), and is replaced by the next run.
+# Everything lands in output/quickstart of the checkout (OUTPUT=folder for another place), and is replaced by the next
+# run. my_text.txt and folder are relative to where you are.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 text=${1:-}
 if [ -n "$text" ]; then
+    text=$(absolute "$text")
     [ -f "$text" ] || { echo "error: there is no text file $text" >&2; exit 2; }
-    text=$(cd "$(dirname "$text")" && pwd)/$(basename "$text")
 fi
+out=$(absolute "${OUTPUT:-$repo/output/quickstart}")
 began=$SECONDS
 make_environment "[plot]"
 cd "$repo"
-out=${OUTPUT:-output/quickstart}
 config=configs/gpt2/pretrain_gpt2_quickstart.yaml
 data_tool=tools/dataset_preprocess/text_to_mindrecord.py
 step() { printf '\n== %s\n' "$1"; }

@@ -31,9 +31,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
 from tqdm import tqdm
 
-from mindgpt.config.errors import UserError
+from mindgpt.config.arguments import CheckedParser, file_argument, path_argument
+from mindgpt.config.errors import UserError, run_program
 from mindgpt.models.gpt2.gpt2_config import PRESETS, GPT2Config
 
 WORKER = Path(__file__).with_name("benchmark_worker.py")
@@ -316,13 +322,18 @@ def at_least(lowest: int):
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     summary_line, rest = __doc__.split("\n\n", 1)
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description=summary_line, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     count, add = at_least(1), parser.add_argument
     tasks = ("train", "eval", "decode", "prefill", "startup", "lora")
     add("--what", nargs="+", choices=tasks, default=list(tasks), help="what to measure (default: everything)")
-    add("--model", default="gpt2", help=f"{', '.join(PRESETS)}, or a folder with config.json (default: %(default)s)")
+    add(
+        "--model",
+        type=path_argument,
+        default="gpt2",
+        help=f"{', '.join(PRESETS)}, or a folder with config.json (default: %(default)s)",
+    )
     for name in ("num_layers", "hidden_size", "num_heads", "vocab_size"):
         add(f"--{name}", type=count, metavar="N", help="in place of the model's own")
     add("--batch_size", type=count, default=4, metavar="N", help="rows of a step (%(default)s)")
@@ -349,7 +360,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=count, default=4, metavar="N", help="turns of each side (%(default)s)")
     add("--peer_adamw", choices=("default", "fused"), default="default", help="torch.optim.AdamW as it comes or fused")
     add("--bf16", action="store_true", help="also time the peer under bfloat16 autocast, alone")
-    add("--json", type=Path, metavar="FILE", help="also write everything measured to FILE")
+    add("--json", type=file_argument, metavar="FILE", help="also write everything measured to FILE")
     return parser.parse_args(argv)
 
 
@@ -401,17 +412,10 @@ def main(argv: list[str] | None = None) -> None:
             benchmark.measure_start()
         benchmark.run(groups)
         result = report(benchmark, config, host)
-    print(table(result, config))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2, default=str) + "\n")
+    print(table(result, config))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        sys.exit(130)
+    run_program(main)

@@ -12,20 +12,37 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
+from mindgpt.config.arguments import CheckedParser, file_argument
 from mindgpt.config.errors import run_program
 from mindgpt.tasks.merge_lora import export_peft, import_peft
 
 
 def main() -> None:
     title, rest = __doc__.split("\n\n", 1)
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--mindspore_path", type=Path, required=True, metavar="PATH", help="a LoRA checkpoint, adapter or their folder")
-    add("--peft_dir", type=Path, required=True, metavar="DIR", help="folder of adapter_model.safetensors")
+    add(
+        "--mindspore_path",
+        type=file_argument,
+        required=True,
+        metavar="PATH",
+        help="a LoRA checkpoint, adapter or their folder",
+    )
+    add("--peft_dir", type=file_argument, required=True, metavar="DIR", help="folder of adapter_model.safetensors")
     add("--reversed", action="store_true", help="write --mindspore_path from --peft_dir")
-    add("--config", type=Path, metavar="PATH", help="with --reversed: config of the base, to lie beside the adapter")
+    add(
+        "--config",
+        type=file_argument,
+        metavar="PATH",
+        help="with --reversed: config of the base, to lie beside the adapter",
+    )
     given = parser.parse_args()
     if given.reversed:
         import_peft(given.peft_dir, given.mindspore_path, given.config)

@@ -13,6 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
+from mindgpt.config.arguments import CheckedParser, file_argument
 from mindgpt.config.command_line import config_from_command_line
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.config.hardware import load_hardware
@@ -24,12 +30,12 @@ HARDWARE = Path(__file__).resolve().parents[1] / "configs" / "hardware" / "atlas
 
 def main() -> None:
     title, rest = __doc__.split("\n\n", 1)
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--rank_size", metavar="N", help="how many cards (required)")
     parser.add_argument(
-        "--hardware", type=Path, default=HARDWARE, metavar="FILE", help="the kind of card (%(default)s)"
+        "--hardware", type=file_argument, default=HARDWARE, metavar="FILE", help="the kind of card (%(default)s)"
     )
     given, flags_of_run = parser.parse_known_args()
     cards = _number(given.rank_size)

@@ -10,14 +10,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
+from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.train.plot import PLOT_FILE, plot_runs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="+", help="the output folder of a run, which holds log/train.jsonl")
-    parser.add_argument("--output", help=f"the PNG file; of one run, {PLOT_FILE} in its folder unless you name another")
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folder", type=path_argument, nargs="+", help="the output folder of a run, which holds log/train.jsonl"
+    )
+    parser.add_argument(
+        "--output",
+        type=path_argument,
+        help=f"the PNG file; of one run, {PLOT_FILE} in its folder unless you name another",
+    )
     arguments = parser.parse_args()
     if arguments.output is None and len(arguments.folder) > 1:
         raise UserError("several runs are drawn over one another: name the picture with --output, such as compared.png")

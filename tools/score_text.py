@@ -12,9 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from mindgpt.config.command_line import CheckedParser, config_from_command_line
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
+from mindgpt.config.arguments import CheckedParser, path_argument
+from mindgpt.config.command_line import config_from_command_line
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.runtime.interrupts import end_on_interrupt
+from mindgpt.tasks.checks import check_named_files
 
 
 def main() -> None:
@@ -34,7 +41,7 @@ def main() -> None:
         default=[],
         help="any keys of the YAML file, as in run_mindformer.py; texts stand before it, or behind --",
     )
-    parser.add_argument("--output", metavar="FILE", help="write a JSON line for each text")
+    parser.add_argument("--output", type=path_argument, metavar="FILE", help="write a JSON line for each text")
     parser.add_argument("--per_token", action="store_true", help="with every token's log-probability in it")
     given = parser.parse_intermixed_args()
     if not given.texts:
@@ -47,7 +54,11 @@ def main() -> None:
     if command.config.model.arch.type != "GPT2LMHeadModel":
         raise UserError(f"model.arch.type: {command.config.model.arch.type} is no language model: it scores no texts")
 
-    from mindgpt.tasks.score import score_texts  # with MindSpore, once the command line is found right
+    check_named_files(command.config, given.texts, called="texts")
+
+    from mindgpt.tasks.score import (
+        score_texts,  # with MindSpore, once the command line and what it names are found right
+    )
     from mindgpt.tasks.session import prepare
 
     for note in command.notes:

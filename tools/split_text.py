@@ -3,28 +3,37 @@
 python tools/split_text.py --input_file my_text.txt --output_dir parts
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
+from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import run_program
 from mindgpt.data.split import split_file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description="Split a text at a line end (without one, at a space) into train.txt, valid.txt."
     )
-    parser.add_argument("--input_file", help="UTF-8 text; without it, the text of Python's own help topics")
+    parser.add_argument(
+        "--input_file", type=path_argument, help="UTF-8 text; without it, the text of Python's own help topics"
+    )
     parser.add_argument(
         "--field", default="text", help="in JSON and tables: the key or column that holds the text (text)"
     )
     parser.add_argument(
         "--read_as", choices=["text", "json", "csv", "tsv"], help="what it holds (default: by its name)"
     )
-    parser.add_argument("--output_dir", required=True, help="folder for train.txt and valid.txt; both are replaced")
+    parser.add_argument(
+        "--output_dir", type=path_argument, required=True, help="folder for train.txt and valid.txt; both are replaced"
+    )
     parser.add_argument("--valid_fraction", type=float, default=0.1, help="part to judge by, from the end (0.1)")
     arguments = parser.parse_args()
     files = split_file(

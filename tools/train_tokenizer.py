@@ -11,8 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
 from tqdm import tqdm
 
+from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.tool_arguments import TextFiles, add_text_arguments
@@ -20,12 +26,12 @@ from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn a byte-level BPE vocabulary with <|endoftext|> as its last token."
-    )
+    parser = CheckedParser(description="Learn a byte-level BPE vocabulary with <|endoftext|> as its last token.")
     add_text_arguments(parser)
     parser.add_argument("--vocab_size", type=int, required=True, help="tokens in all, at least 257")
-    parser.add_argument("--output_dir", required=True, help="folder for vocab.json, merges.txt and tokenizer.json")
+    parser.add_argument(
+        "--output_dir", type=path_argument, required=True, help="folder for vocab.json, merges.txt and tokenizer.json"
+    )
     parser.add_argument("--min_frequency", type=int, default=2, help="merge pairs that occur so often (default 2)")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer in a folder that has one")
     parser.add_argument("--num_workers", type=int, help="cores to work on (default: all)")

@@ -20,6 +20,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
+from mindgpt.config.arguments import CheckedParser, file_argument
 from mindgpt.config.errors import run_program
 from mindgpt.models.run_folder import Step
 from mindgpt.tasks.transform_checkpoint import transform
@@ -27,13 +33,13 @@ from mindgpt.tasks.transform_checkpoint import transform
 
 def main() -> None:
     title, rest = __doc__.split("\n\n", 1)
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
     add(
         "--src_ckpt_dir",
-        type=Path,
+        type=file_argument,
         required=True,
         metavar="DIR",
         help="folder of rank_0, rank_1, ..., or a whole .ckpt",
@@ -41,7 +47,13 @@ def main() -> None:
     add(
         "--src_ckpt_strategy", type=optional_path, metavar="PATH", help="strategy files of the source (those beside it)"
     )
-    add("--dst_ckpt_dir", type=Path, required=True, metavar="DIR", help="folder of the result, not among the sources")
+    add(
+        "--dst_ckpt_dir",
+        type=file_argument,
+        required=True,
+        metavar="DIR",
+        help="folder of the result, not among the sources",
+    )
     add("--dst_ckpt_strategy", type=optional_path, metavar="PATH", help="strategy of the result (one whole file)")
     add("--prefix", default="checkpoint_", help="of the result's names (%(default)s)")
     add("--step", type=step, metavar="EPOCH_STEP", help="which checkpoint, e.g. 1_500 (the newest)")
@@ -64,7 +76,7 @@ def main() -> None:
 
 def optional_path(text: str) -> Path | None:
     """A path; empty or None, as MindFormers' scripts write it, for none."""
-    return Path(text) if text not in ("", "None") else None
+    return file_argument(text) if text not in ("", "None") else None
 
 
 def step(text: str) -> Step:

@@ -16,23 +16,43 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
+from mindgpt.config.arguments import CheckedParser, file_argument
 from mindgpt.config.errors import run_program
 from mindgpt.tasks.merge_lora import merge
 
 
 def main() -> None:
     title, rest = __doc__.split("\n\n", 1)
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--src_ckpt_path_or_dir", type=Path, required=True, metavar="PATH", help="a LoRA checkpoint, or base weights")
-    add("--dst_ckpt_dir", type=Path, required=True, metavar="DIR", help="folder of the result, not among the sources")
+    add(
+        "--src_ckpt_path_or_dir",
+        type=file_argument,
+        required=True,
+        metavar="PATH",
+        help="a LoRA checkpoint, or base weights",
+    )
+    add(
+        "--dst_ckpt_dir",
+        type=file_argument,
+        required=True,
+        metavar="DIR",
+        help="folder of the result, not among the sources",
+    )
     add("--prefix", default="checkpoint_", help="of the result's name (%(default)s)")
-    add("--adapter", type=Path, metavar="PATH", help="the LoRA, if the checkpoint holds the base weights alone")
+    add(
+        "--adapter", type=file_argument, metavar="PATH", help="the LoRA, if the checkpoint holds the base weights alone"
+    )
     add("--lora_scaling", type=float, metavar="X", help="lora_alpha / lora_rank, in place of what the config says")
     add("--lora_alpha", type=float, metavar="X", help="the same by lora_alpha; the rank is that of the factors")
-    add("--src_ckpt_strategy", type=Path, metavar="PATH", help="how the slices belong together")
+    add("--src_ckpt_strategy", type=file_argument, metavar="PATH", help="how the slices belong together")
     given = parser.parse_args()
     merge(
         given.src_ckpt_path_or_dir,

@@ -1,11 +1,19 @@
 """What can be turned: typed sections, the YAML file, the command line. Imports no MindSpore."""
 
-from mindgpt.config.command_line import CommandLine, config_from_command_line, parse_arguments
-from mindgpt.config.errors import UserError
-from mindgpt.config.loader import dump_config, load_config
-from mindgpt.config.model import GPT2Section, PetSection
-from mindgpt.config.run import RunConfig
+import importlib
+from typing import TYPE_CHECKING, Any
 
+_HOME = {
+    "CommandLine": "command_line",
+    "GPT2Section": "model",
+    "PetSection": "model",
+    "RunConfig": "run",
+    "UserError": "errors",
+    "config_from_command_line": "command_line",
+    "dump_config": "loader",
+    "load_config": "loader",
+    "parse_arguments": "command_line",
+}
 __all__ = [
     "CommandLine",
     "GPT2Section",
@@ -17,3 +25,17 @@ __all__ = [
     "load_config",
     "parse_arguments",
 ]
+
+if TYPE_CHECKING:
+    from mindgpt.config.command_line import CommandLine, config_from_command_line, parse_arguments
+    from mindgpt.config.errors import UserError
+    from mindgpt.config.loader import dump_config, load_config
+    from mindgpt.config.model import GPT2Section, PetSection
+    from mindgpt.config.run import RunConfig
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name when it is first used: what needs `errors` alone need not wait for the sections."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

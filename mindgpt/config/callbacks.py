@@ -11,6 +11,7 @@ from mindgpt.config.section import (
     Count,
     CountOrZero,
     NonNegative,
+    PathText,
     Section,
     nearest,
     one_of,
@@ -64,7 +65,7 @@ class CheckpointMonitorSection(Section):
         str, one_of({"CheckpointMonitor": "CheckpointMonitor", "CheckpointMointor": "CheckpointMonitor"})
     ] = "CheckpointMonitor"
     prefix: Annotated[str, Field(min_length=1)] = "gpt2"
-    directory: str = ""
+    directory: PathText = ""
     save_checkpoint_steps: CountOrZero = 500
     save_checkpoint_seconds: CountOrZero = 0
     keep_checkpoint_max: CountOrZero = 5
@@ -145,7 +146,7 @@ class SummaryMonitorSection(Section):
     """
 
     type: Literal["SummaryMonitor"] = "SummaryMonitor"
-    summary_dir: str = ""
+    summary_dir: PathText = ""
     collect_freq: Count = 1
 
     ignored: ClassVar = {

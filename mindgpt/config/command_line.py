@@ -5,10 +5,14 @@ A flag that could have no effect is refused rather than dropped.
 """
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from mindgpt.config.arguments import CheckedParser, ShowVersion
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
 from mindgpt.config.model import GPT2Section
@@ -16,7 +20,8 @@ from mindgpt.config.run import RunConfig
 from mindgpt.config.section import nearest
 from mindgpt.config.yaml_file import parse_value
 
-PROGRAM = "run_mindformer.py"
+PROGRAMS = ("run_mindformer.py", "mindgpt")
+"""The names under which people start it: the script of a checkout, and the command that pip installs."""
 
 
 def boolean(text: str) -> bool:
@@ -142,23 +147,17 @@ class CommandLine(NamedTuple):
     """What `--predict_data` names, as typed: prompts, or files and folders of them. Empty unless predicting."""
 
 
-class CheckedParser(argparse.ArgumentParser):
-    """A parser of a program's flags. Raises `UserError` where argparse would print its usage and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}\n{self.prog} -h lists the flags")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all flags; one that is absent is absent from the namespace too."""
     parser = CheckedParser(
-        prog=PROGRAM,
+        prog=name if (name := Path(sys.argv[0]).name) in PROGRAMS else PROGRAMS[0],
         usage="%(prog)s --config FILE [flags]",
         description="Train, fine-tune, evaluate or run GPT-2 as a YAML file says. A flag overrules the file.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     files = parser.add_argument_group("the configuration")
+    parser.add_argument("--version", action=ShowVersion)
     files.add_argument("--config", metavar="FILE", help="YAML file, ours or of MindFormers 1.5 (required)")
     files.add_argument(
         "--options",
@@ -173,8 +172,14 @@ def build_parser() -> argparse.ArgumentParser:
             modes = "" if flag.modes == _ALL else f" [{', '.join(flag.modes)}]"
             group.add_argument(f"--{flag.name}", type=flag.read, metavar=_READ_AS[flag.read], help=flag.help + modes)
         if title == "prediction":
-            text = "prompts, .txt files with one a line, .jsonl files, or folders of such [predict]"
-            group.add_argument("--predict_data", metavar="TEXT", nargs="+", help=text)
+            group.add_argument(
+                "--predict_data",
+                metavar="TEXT",
+                nargs="+",
+                action="extend",
+                help="prompts, .txt files with one a line, .jsonl files, or folders of such; a prompt that begins with "
+                "a dash: --predict_data=-TEXT [predict]",
+            )
     for name in REFUSED:
         parser.add_argument(f"--{name}", nargs="*", help=argparse.SUPPRESS)
     return parser
@@ -198,6 +203,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         name = word.split("=")[0]
         if not name.startswith("-"):
             parser.error(f"unexpected argument {word!r}; put a text with spaces in quotes")
+        if "predict_data" in arguments and not name.startswith("--"):
+            parser.error(
+                f"{word!r} begins with a dash, which makes it a flag. As a prompt it is written "
+                f"{shlex.quote(f'--predict_data={word}')}, or stands in a file, one prompt a line"
+            )
         if "." in name:
             parser.error(f"unknown flag {name}; to set a key of the YAML file write --options {name.lstrip('-')}=VALUE")
         if key := _key_of_model(name.lstrip("-")):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mindgpt.config.section import ANY_VALUE, Count, Section, one_of, only, refuse, shown
+from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, one_of, only, refuse, shown
 
 Column = Annotated[str, BeforeValidator(lambda name: "attention_mask" if name == "input_mask" else name)]
 """A column's name; early releases of MindFormers called the mask `input_mask`."""
@@ -23,7 +23,7 @@ class DataLoaderSection(Section):
     """`*_dataset.data_loader`. `dataset_dir` is a MindRecord file or a folder of which every `*mindrecord` is read."""
 
     type: Annotated[Literal["MindDataset"], BeforeValidator(_mind_record)] = "MindDataset"
-    dataset_dir: str = ""
+    dataset_dir: PathText = ""
     shuffle: bool | None = None
 
     ignored: ClassVar = {
@@ -129,10 +129,10 @@ class TokenizerSection(Section):
     type: Annotated[str, one_of({"GPT2Tokenizer": "GPT2Tokenizer", "GPT2TokenizerFast": "GPT2Tokenizer"})] = (
         "GPT2Tokenizer"
     )
-    path: str = ""
-    vocab_file: str = ""
-    merges_file: str = ""
-    tokenizer_file: str = ""
+    path: PathText = ""
+    vocab_file: PathText = ""
+    merges_file: PathText = ""
+    tokenizer_file: PathText = ""
     unk_token: str = "<|endoftext|>"
     bos_token: str = "<|endoftext|>"
     eos_token: str = "<|endoftext|>"

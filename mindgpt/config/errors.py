@@ -1,10 +1,18 @@
 """The one exception that is meant for the person at the keyboard, and the way programs end on it."""
 
+import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
+
+from mindgpt.config.console import prepare_console
+
+INTERRUPTED = 130  # the status by which a shell knows a program that Ctrl-C ended
+_INTERRUPTED = "interrupted; no file was left half written"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # also said where no file is named
 
 
 class UserError(ValueError):
@@ -14,8 +22,24 @@ class UserError(ValueError):
     """
 
 
+def end_on_interrupt_while_loading() -> None:
+    """Until `run_program` begins, Ctrl-C ends this process with a line and status 130, not with a traceback of imports.
+
+    For the first lines of a program that imports what takes time; a library must leave signals alone.
+    """
+    signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(*_: object) -> NoReturn:
+    print(_INTERRUPTED, file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
+
+
 def run_program(main: Callable[[], object]) -> NoReturn:
     """Run a program's `main` and exit: 0; 2 with the message of a `UserError` or of a file error; 130 after Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    prepare_console()
     if os.environ.get("MS_ROLE") == "MS_WORKER":
         _end_at_once_on_failure(main)
     _run(main)
@@ -42,13 +66,54 @@ def _end_at_once_on_failure(main: Callable[[], object]) -> NoReturn:
 
 def _run(main: Callable[[], object]) -> NoReturn:
     try:
-        main()
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
-            raise  # not about a file of the person's
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _check_arguments(sys.argv[1:])
+        try:
+            main()
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here it is told if this fails; on its way out Python would say nothing
     except KeyboardInterrupt:
-        print("interrupted; no file was left half written", file=sys.stderr, flush=True)
-        sys.exit(130)
+        print(_INTERRUPTED, file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        message = _message(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(2)
     sys.exit(0)
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell the person about an error that is theirs to put right, or None for our own mistakes."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or error}"
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"a file could not be written: {error.strerror}. What was written before is whole."
+    if isinstance(error, UnicodeEncodeError) and _is_surrogate(error.object[error.start]):
+        return (
+            f"{_around(error.object, error.start)} is no text: it holds a byte that is not UTF-8, or half of a "
+            "character. Rename the file, or correct the text."
+        )
+    return None
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Python hands over bytes that the locale cannot decode as lone surrogates, which no text file can hold."""
+    for number, argument in enumerate(arguments, start=1):
+        if any(map(_is_surrogate, argument)):
+            raise UserError(
+                f"command line: argument {number} ({argument!r}) is not text in {sys.getfilesystemencoding()}. Write "
+                "texts in that encoding (or set LC_ALL, e.g. to C.UTF-8), and rename files whose names are in another."
+            )
+
+
+def _is_surrogate(character: str) -> bool:
+    return "\ud800" <= character <= "\udfff"
+
+
+def _around(text: str, place: int) -> str:
+    return repr(text[max(0, place - 20) : place + 20])

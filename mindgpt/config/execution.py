@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from mindgpt.config.section import ANY_VALUE, Count, CountOrZero, Section, one_of, only, refuse, shown
+from mindgpt.config.section import ANY_VALUE, Count, CountOrZero, PathText, Section, one_of, only, refuse, shown
 from mindgpt.config.unsupported import AscendConfigSection, ParallelOptimizerSection, PipelineConfigSection
 
 _MEMORY_SIZE = re.compile(r"\d+(\.\d+)?GB")
@@ -44,7 +44,7 @@ class ContextSection(Section):
     enable_graph_kernel: bool | None = None
     graph_kernel_flags: str | None = None
     save_graphs: bool | Literal[0, 1, 2, 3] = False
-    save_graphs_path: str = "./graph"
+    save_graphs_path: PathText = "./graph"
     deterministic: bool = False
 
     ignored: ClassVar = dict.fromkeys(
@@ -175,7 +175,7 @@ def _parallel_mode_name(value: Any) -> Any:
 class StrategyCheckpointSection(Section):
     """`parallel.strategy_ckpt_config`: the file that records how parameters are sliced."""
 
-    save_file: str = "./ckpt_strategy.ckpt"
+    save_file: PathText = "./ckpt_strategy.ckpt"
     only_trainable_params: bool = False
 
 
@@ -187,7 +187,7 @@ class ParallelSection(Section):
     loss_repeated_mean: bool | None = None
     full_batch: bool | None = None
     enable_parallel_optimizer: bool = False
-    strategy_ckpt_save_file: str = "./ckpt_strategy.ckpt"
+    strategy_ckpt_save_file: PathText = "./ckpt_strategy.ckpt"
     strategy_ckpt_config: StrategyCheckpointSection | None = None
 
     ignored: ClassVar = dict.fromkeys(

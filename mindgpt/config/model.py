@@ -13,6 +13,7 @@ from mindgpt.config.section import (
     Count,
     CountOrZero,
     DropoutRate,
+    PathText,
     Positive,
     Section,
     one_of,
@@ -75,7 +76,7 @@ class PetSection(Section):
     lora_dropout: DropoutRate = 0.0
     target_modules: str = ".*dense1.*|.*dense3.*"
     bias: Literal["none", "lora_only"] = "none"
-    adapter: str = ""
+    adapter: PathText = ""
 
     ignored: ClassVar = {
         "in_channels": ANY_VALUE,  # every layer knows its own
@@ -144,7 +145,7 @@ class GPT2Section(GenerationSection):
     softmax_compute_type: DType = "float32"
     use_flash_attention: bool = False
 
-    checkpoint_name_or_path: str = ""
+    checkpoint_name_or_path: PathText = ""
     use_past: bool = True
     batch_size: Count | None = None
     bos_token_id: CountOrZero | None = None

@@ -25,7 +25,8 @@ from mindgpt.config.execution import (
 )
 from mindgpt.config.model import ModelSection
 from mindgpt.config.optimization import NO_RATE_WITH_RELATIVE_STEP, LRScheduleSection, OptimizerSection
-from mindgpt.config.section import ANY_VALUE, Count, Section, only, refuse, shown
+from mindgpt.config.paths import expanded
+from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, only, refuse, shown
 from mindgpt.config.training import (
     MetricSection,
     RunnerWrapperSection,
@@ -69,10 +70,10 @@ class RunConfig(Section):
 
     run_mode: Literal["train", "finetune", "eval", "predict"] = "train"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    output_dir: str = "./output"
-    load_checkpoint: str = ""
+    output_dir: PathText = "./output"
+    load_checkpoint: PathText = ""
     resize_embeddings: bool = False
-    src_strategy_path_or_dir: str = ""
+    src_strategy_path_or_dir: PathText = ""
     auto_trans_ckpt: bool = False
     transform_process_num: Count = 1
     only_save_strategy: bool = False
@@ -165,7 +166,7 @@ class RunConfig(Section):
     def _resume_from(cls, value: Any) -> Any:
         if not isinstance(value, bool | str):
             raise ValueError(f"must be True, False or the name of a checkpoint, not {shown(value)}")
-        return value
+        return expanded(value) if isinstance(value, str) else value
 
     @field_validator("callbacks", "eval_callbacks")
     @classmethod

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from mindgpt.config.paths import expanded
 
 ANY_VALUE = object()
 """In `Section.ignored`: the key may have any value; it changes speed or memory, or something that is not there."""
@@ -97,6 +100,8 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 DropoutRate = Annotated[Number, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+PathText = Annotated[str, AfterValidator(expanded)]
+"""A path; `~` at its beginning is expanded."""
 
 
 def shown(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from mindgpt.config.errors import UserError
+from mindgpt.config.paths import expanded_path
 
 Location = tuple[int | str, ...]
 """A path of keys and list indexes from the top of the file."""
@@ -51,7 +52,7 @@ def read_yaml(path: str | Path) -> YamlFile:
         UserError: no such file, not a file, not UTF-8, not YAML, empty, or not a mapping at the top level. Duplicate
             keys and the like do not raise: they are in `problems`, to be reported with whatever else is wrong.
     """
-    path = Path(path)
+    path = expanded_path(path)
     text = _read_text(path)
     try:
         loader = yaml.SafeLoader(text)

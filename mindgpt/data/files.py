@@ -111,12 +111,25 @@ def set_aside(path: PathLike) -> Path | None:
     return target
 
 
+@contextlib.contextmanager
+def adding_to(path: PathLike) -> Iterator[None]:
+    """For a block that adds to a file which grows, such as a log: what goes wrong is a `UserError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror or error}. What was written before, checkpoints too, is whole."
+        ) from error
+
+
 def make_folder(folder: PathLike) -> None:
     """Create a folder and its parents if they are missing.
 
     Raises:
-        UserError: it cannot be created, e.g. because a file is in the way.
+        UserError: it cannot be created, e.g. because a file is in the way; or it would be called `~`.
     """
+    if Path(folder).parts[:1] == ("~",):
+        raise UserError(f"Cannot create the folder {folder}: ~ is not expanded. Write the path in full.")
     try:
         os.makedirs(folder, exist_ok=True)
     except FileExistsError as error:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from mindgpt.config.arguments import path_argument
 from mindgpt.config.errors import UserError
 from mindgpt.data.byte_bpe import holds_tokenizer
 from mindgpt.data.files import DOWNLOADS
@@ -25,9 +26,12 @@ def add_output_arguments(
         max_length: the default of --max_length.
         length_help: what it means; `{row}` in it stands for `row`.
     """
-    parser.add_argument("--output_file", required=True, help="file to write; its name ends in 'mindrecord'")
+    parser.add_argument(
+        "--output_file", type=path_argument, required=True, help="file to write; its name ends in 'mindrecord'"
+    )
     parser.add_argument(
         "--tokenizer_type",
+        type=path_argument,
         default=_DEFAULT,
         metavar="DIR",
         help=f"folder with the tokenizer's files (default: {DOWNLOADS})",

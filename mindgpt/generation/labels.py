@@ -39,10 +39,12 @@ def label_probabilities(
     rows: Sequence[Sequence[int]],
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
+    on_new_length: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """(rows, C) float64: softmax of the logits of each row of ids, which does not depend on the rows beside it.
 
-    `on_batch` is called with the number of rows that a batch has done.
+    `on_batch` is called with the number of rows that a batch has done; `on_new_length` with a length before its graph
+    is compiled.
     """
     check_batch_size(batch_size)
     if not rows:
@@ -55,7 +57,11 @@ def label_probabilities(
     plan = Plan(texts.lengths, buckets, batch_size, shuffle=False, seed=0, drop_remainder=False)
     logits = np.zeros((len(rows), model.config.num_labels))
     with evaluating(cell for _, cell in model.cells_and_names()), graph_mode():
+        compiled = set()
         for length, numbers in batches_of_epoch(plan, epoch=0):
+            if on_new_length is not None and length not in compiled:
+                compiled.add(length)
+                on_new_length(length)
             ids, mask, _ = texts.batch(numbers, length, batch_size)
             logits[numbers] = model(Tensor(ids), Tensor(mask)).asnumpy()[: len(numbers)]
             if on_batch is not None:

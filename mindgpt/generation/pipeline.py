@@ -9,6 +9,7 @@ from types import EllipsisType
 from typing import Any
 
 from mindgpt.config.errors import UserError
+from mindgpt.config.paths import expanded_path
 from mindgpt.config.section import nearest, shown
 from mindgpt.data.byte_bpe import holds_tokenizer
 from mindgpt.generation.engine import generator_of
@@ -198,6 +199,7 @@ def pipeline(
     if task not in _TASKS:
         raise UserError(f"pipeline: there is no task {shown(task)}; {nearest(str(task), _TASKS)}")
     made, wanted = _TASKS[task]
+    model = expanded_path(model) if isinstance(model, (str, Path)) else model
     if model is None:
         raise UserError("pipeline: model=... is missing: a folder or a .ckpt. Nothing is downloaded by name.")
     if tokenizer is None:

@@ -85,6 +85,19 @@ def stem_of(file: Path) -> str | None:
     return file.name[: match.start()] if match else None
 
 
+def named_checkpoint(name: str, folders: Sequence[Path]) -> Path:
+    """The checkpoint that `resume_training` names: a path, or the name of one in `folders`.
+
+    Raises:
+        UserError: there is none.
+    """
+    for path in (Path(name), *(folder / name for folder in folders)):
+        if path.is_file():
+            return path
+    looked = " or ".join(map(str, folders))
+    raise UserError(f"resume_training: there is no checkpoint {name}, neither by itself nor in {looked}.")
+
+
 def rank_folders(folder: Path) -> dict[int, Path]:
     """The folders `rank_<r>` in a folder, by r in order."""
     found = {int(match[1]): entry for entry in folder.glob("rank_*") if (match := _RANK_FOLDER.match(entry.name))}

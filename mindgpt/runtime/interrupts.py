@@ -13,7 +13,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-INTERRUPTED = 130  # the status by which a shell knows a program that Ctrl-C ended
+from mindgpt.config.errors import INTERRUPTED
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _last_words: list[Callable[[], None]] = []
 

@@ -21,7 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
+from mindgpt.config.console import note_when_left
 from mindgpt.config.errors import UserError, run_program
+from mindgpt.config.paths import expanded, expanded_path
 from mindgpt.io.processes import available_cores
 from mindgpt.runtime.failure_report import ended, errors_in, is_consequence, last_lines
 
@@ -109,7 +111,7 @@ def parse(arguments: Sequence[str]) -> Job:
         job,
         port=_whole("MASTER_PORT", port, lowest=1, highest=65535),
         port_was_asked=True,
-        log_dir=Path(log_dir),
+        log_dir=expanded_path(log_dir),
         join=_truth("JOIN", join),
         time_out=_whole("CLUSTER_TIME_OUT", time_out, lowest=None),
     )
@@ -137,9 +139,10 @@ def _program(command: str) -> tuple[Path, list[str]]:
         del words[0]
     if not words or words[0].startswith("-"):
         raise UserError(f"COMMAND must begin with the name of a Python script\n{USAGE.rstrip()}")
+    script = expanded(words[0])
     for folder in (Path.cwd(), REPO):
-        if (folder / words[0]).is_file():
-            return folder / words[0], words[1:]
+        if (folder / script).is_file():
+            return folder / script, words[1:]
     raise UserError(f"COMMAND: there is no script {words[0]}, neither in {Path.cwd()} nor in {REPO}")
 
 
@@ -411,7 +414,8 @@ def launch(job: Job) -> int:
         f"{here} processes of {job.script.name}, scheduler {job.address}:{job.port}, logs in {job.log_dir}", flush=True
     )
     if job.join:
-        return run(job)
+        with note_when_left(f"nobody reads the output any more; the job goes on, with its logs in {job.log_dir}"):
+            return run(job)
     return _in_background(job)
 
 

@@ -25,6 +25,7 @@ from mindgpt.train.evaluation_callback import EvaluationCallback
 from mindgpt.train.plot import PLOT_FILE, plot_or_say_why_not
 from mindgpt.train.progress import Progress
 from mindgpt.train.resume import ResumePoint, StartAt, state_entry
+from mindgpt.train.row_lengths import RowLengths
 from mindgpt.train.summary import SummaryMonitor
 
 
@@ -77,7 +78,15 @@ class RunCallbacks:
         if section := sections.get(EvalCallBackSection):
             self.evaluation = self._evaluation(section, progress, model, evaluator, evaluations)
         self.guard = SkippedSteps(self.meter, config.runner_wrapper.max_skipped_steps)
-        wanted = [self.meter, self.loss_monitor, self.checkpoints, self.summary, self.guard, self.evaluation]
+        wanted = [
+            self.meter,
+            RowLengths(said_before=True),
+            self.loss_monitor,
+            self.checkpoints,
+            self.summary,
+            self.guard,
+            self.evaluation,
+        ]
         self.all: list[Callback] = [callback for callback in wanted if callback is not None]
 
     def resume(self, point: ResumePoint) -> None:
@@ -119,8 +128,6 @@ class RunCallbacks:
 
     def say_interrupted(self) -> None:
         """A line for whoever pressed Ctrl-C: how far it came, and what there is."""
-        if self.summary is not None:
-            self.summary.flush()
         step = self.meter.record.get("step")
         if step is None:
             say("interrupted before the first step was done")

@@ -27,7 +27,7 @@ class Prediction:
 
 
 def classify(config: RunConfig, predict_data: list[str]) -> list[Prediction]:
-    """Label every text; prints the labels and writes them to `predictions.jsonl`. Several processes share the texts.
+    """Label every text; writes the labels to `predictions.jsonl` and prints them. Several processes share the texts.
 
     Args:
         predict_data: texts, or names of files and folders of texts; see `read_prompts`.
@@ -45,7 +45,7 @@ def classify(config: RunConfig, predict_data: list[str]) -> list[Prediction]:
     mine = [rows[number] for number in share(len(rows))]
     batch_size = config.model.config.batch_size or BATCH_SIZE
     with Progress(len(mine), batch_size, "texts") as progress:
-        probabilities = joined(label_probabilities(model, mine, batch_size, progress.update).tolist())
+        probabilities = joined(label_probabilities(model, mine, batch_size, progress.update, _say_compiling).tolist())
     if cut:
         say(f"note: {len(cut)} text(s) of more than {longest} tokens were cut at their end")
     predictions = [
@@ -53,10 +53,16 @@ def classify(config: RunConfig, predict_data: list[str]) -> list[Prediction]:
         for text, of_text in zip(texts, probabilities, strict=True)
     ]
     keep_config(config)
-    for prediction in predictions:
+    path = Path(config.output_dir) / "predictions.jsonl"
+    _write(path, predictions)
+    for prediction in predictions:  # after the file: whatever becomes of the console, the labels are there
         say(f"\n>>> {prediction.text}\n{_line(prediction)}")
-    _write(config, predictions)
+    say(f"\n{len(predictions)} text(s): {path}")
     return predictions
+
+
+def _say_compiling(length: int) -> None:
+    say(f"the first texts padded to {length} tokens, compiling")
 
 
 def _line(prediction: Prediction) -> str:
@@ -64,10 +70,9 @@ def _line(prediction: Prediction) -> str:
     return f"{prediction.label} ({', '.join(f'{name} {value:.4f}' for name, value in likeliest_first)})"
 
 
-def _write(config: RunConfig, predictions: list[Prediction]) -> None:
+def _write(path: Path, predictions: list[Prediction]) -> None:
     if rank() != 0:
         return
-    path = Path(config.output_dir) / "predictions.jsonl"
     with atomic_write(path, "w") as file:
         for prediction in predictions:
             record = {
@@ -77,4 +82,3 @@ def _write(config: RunConfig, predictions: list[Prediction]) -> None:
                 "probabilities": prediction.probabilities,
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    say(f"\n{len(predictions)} text(s): {path}")

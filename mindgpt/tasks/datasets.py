@@ -15,6 +15,7 @@ from mindgpt.data.dataset import DatasetInfo, build_dataset, check_row_length, i
 from mindgpt.data.mindrecord import reason_of
 from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut
 from mindgpt.runtime.ranks import rank, say
+from mindgpt.tasks.checks import data_folder
 
 _ROWS_LOOKED_AT = 256
 
@@ -107,12 +108,7 @@ def must_drop(config: RunConfig) -> bool:
 
 
 def _inspected(config: RunConfig, section: DatasetSection, name: str, training: bool) -> DatasetInfo:
-    if not section.data_loader.dataset_dir:
-        raise UserError(
-            f"{name}_dataset.data_loader.dataset_dir: no data set is named; give a MindRecord file or a folder of them "
-            f"with --{name}_dataset_dir"
-        )
-    info = inspect(section.data_loader.dataset_dir)
+    info = inspect(data_folder(section, name))
     lengths = [column for column in _columns(section, info) if column in info.columns]
     if "labels" in info.columns and "labels" not in lengths:
         say(

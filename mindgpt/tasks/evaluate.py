@@ -22,6 +22,7 @@ from mindgpt.tasks.datasets import evaluation_data, reading
 from mindgpt.tasks.labelled_data import labelled_evaluation_data
 from mindgpt.tasks.models import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.session import keep_config
+from mindgpt.train.row_lengths import RowLengths
 
 _LOOKING_UP = ("LaunchEmbedding", "LaunchTargetLosses", "For 'Gather'", "For 'GatherD'")
 """What MindSpore's errors name when an id or a label is in no table: our kernels, or its operators."""
@@ -29,7 +30,7 @@ _RECIPE_OF_BATCH_MEANS = "wikitext-mindformers"
 
 
 def evaluate(config: RunConfig) -> dict[str, float]:
-    """Evaluate the model of a run; prints the line that MindFormers printed and writes `eval_result.json`."""
+    """Evaluate the model of a run; writes `eval_result.json` and prints the line that MindFormers printed."""
     evaluator = Evaluator(config)
     model = build_model(config)
     if isinstance(evaluator.measure, Perplexity):
@@ -40,14 +41,14 @@ def evaluate(config: RunConfig) -> dict[str, float]:
         return {}
     began = time.monotonic()
     values = evaluator.run(model)
-    for line in evaluator.measure.lines(values, time.monotonic() - began):
-        say(line)
+    seconds = time.monotonic() - began
     keep_config(config)
-    if rank() != 0:
-        return values
     path = Path(config.output_dir) / "eval_result.json"
-    with atomic_write(path, "w") as file:
-        json.dump(evaluator.measure.result(values) | {"data": evaluator.measure.info.files}, file, indent=2)
+    if rank() == 0:
+        with atomic_write(path, "w") as file:
+            json.dump(evaluator.measure.result(values) | {"data": evaluator.measure.info.files}, file, indent=2)
+    for line in evaluator.measure.lines(values, seconds):
+        say(line)
     say(f"result: {path}")
     return values
 
@@ -119,6 +120,7 @@ class Evaluator:
     def __init__(self, config: RunConfig):
         self.measure = MEASURES[config.trainer.type](config)
         self._cell: nn.Cell | None = None
+        self._lengths = RowLengths()
 
     def compile(self, model: nn.Cell) -> None:
         """Compile the graph of a batch, and run nothing."""
@@ -156,7 +158,7 @@ class Evaluator:
         metric.clear()
         if self.measure.dataset is not None:
             loop = Model(self._cell, eval_network=self._cell, metrics={self.measure.name: _Counting(metric)})
-            loop.eval(self.measure.dataset, dataset_sink_mode=False)
+            loop.eval(self.measure.dataset, callbacks=[self._lengths], dataset_sink_mode=False)
         if data_parallel_ranks() > 1:
             metric.restore(gathered(metric.state()))
 

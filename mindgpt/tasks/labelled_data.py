@@ -10,6 +10,7 @@ from mindgpt.data.buckets import COLUMNS, BucketedDataset, LabelledRows, Plan, b
 from mindgpt.data.dataset import DatasetInfo, inspect
 from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut
 from mindgpt.runtime.ranks import rank, say
+from mindgpt.tasks.checks import data_folder
 from mindgpt.tasks.datasets import check_vocabulary, must_drop, reading, rows_a_step
 
 BUCKETS = 4
@@ -52,16 +53,11 @@ def labelled_evaluation_data(config: RunConfig) -> tuple[BucketedDataset, Datase
 
 def _read(config: RunConfig, section: DatasetSection, name: str) -> tuple[DatasetInfo, LabelledRows]:
     """Open and read a data set, and check it against the model."""
-    if not section.data_loader.dataset_dir:
-        raise UserError(
-            f"{name}_dataset.data_loader.dataset_dir: no data set is named; give a MindRecord file or a folder of them "
-            f"with --{name}_dataset_dir"
-        )
     if section.input_columns is not None and sorted(section.input_columns) != sorted(COLUMNS):
         raise UserError(
             f"{name}_dataset.input_columns: classification reads {list(COLUMNS)}, not {section.input_columns}"
         )
-    info = inspect(section.data_loader.dataset_dir)
+    info = inspect(data_folder(section, name))
     _check_label_names(config, info)
     with reading(info):
         rows = read_rows(info, section.num_samples)

@@ -1,13 +1,17 @@
 """The entry point: reads the command line, and hands over to the run mode."""
 
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-from mindgpt.config.command_line import CommandLine, config_from_command_line
+from mindgpt.config.console import note_when_left
 from mindgpt.config.errors import run_program
 from mindgpt.runtime.interrupts import end_on_interrupt
 from mindgpt.runtime.ranks import say
 from mindgpt.tasks.output_folder import held_output_folder
+
+if TYPE_CHECKING:
+    from mindgpt.config.command_line import CommandLine
 
 
 def main() -> NoReturn:
@@ -19,18 +23,23 @@ def main() -> NoReturn:
 def run(argv: Sequence[str] | None = None) -> None:
     """Run what a command line asks for; `argv` None means that of this process.
 
-    MindSpore is loaded only after the command line and the YAML have been read and found right.
+    MindSpore is loaded only after the command line, the YAML and the files they name have been found right.
 
     Raises:
         UserError: the command line, the YAML, or a file they name is wrong.
     """
+    from mindgpt.config.command_line import config_from_command_line
+
     command = config_from_command_line(argv)
     with held_output_folder(command.config):
         _run_mode(command)
 
 
-def _run_mode(command: CommandLine) -> None:
+def _run_mode(command: "CommandLine") -> None:
+    from mindgpt.tasks.checks import check_named_files
+
     config = command.config
+    check_named_files(config, command.predict_data)
     from mindgpt.tasks.session import prepare
 
     for note in command.notes:
@@ -39,7 +48,9 @@ def _run_mode(command: CommandLine) -> None:
     if config.run_mode in ("train", "finetune"):
         from mindgpt.tasks.train import train
 
-        train(config)
+        log = Path(config.output_dir) / "log" / "train.jsonl"
+        with note_when_left(f"nobody reads the output any more; the training goes on, and its log is {log}"):
+            train(config)
     elif config.run_mode == "eval":
         from mindgpt.tasks.evaluate import evaluate
 

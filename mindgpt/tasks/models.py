@@ -1,27 +1,29 @@
-"""From `load_checkpoint` and the section `model` to a model with its weights."""
+"""From `load_checkpoint` and the section `model` to a model with its weights.
+
+MindSpore is loaded by what builds the model, so that what is named can be looked at before.
+"""
 
 import re
 from pathlib import Path
-
-import mindspore as ms
+from typing import TYPE_CHECKING
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.data.files import DOWNLOADS
 from mindgpt.models import model_class
-from mindgpt.models.cpu_kernels.kernels import why_no_library
 from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
-from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.models.resizing import POSITIONS, TOKENS, resized
 from mindgpt.models.run_folder import checkpoints_in, rank_folders
 from mindgpt.models.weights import Weights, find_weights, is_model_name, load_weights, newest_in, open_weights
 from mindgpt.pet.names import SCORE
 from mindgpt.pet.peft_folder import is_peft_folder
 from mindgpt.runtime.ranks import rank, say, world_size
-from mindgpt.tasks.cards import shares_layers
-from mindgpt.tasks.lora import LoRAPlan, plan_lora
 from mindgpt.tasks.output_folder import checkpoint_folder
+
+if TYPE_CHECKING:
+    from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights
+    from mindgpt.models.gpt2.pretrained import PretrainedCell
+    from mindgpt.tasks.lora import LoRAPlan
 
 _SIZES = {  # the settings that show in the weights' shapes, and where
     TOKENS: ("vocab_size", "hidden_size"),
@@ -41,11 +43,13 @@ _SAME_SHAPES = (  # settings that change the network but no shape, so that stric
 
 def say_if_kernels_are_missing() -> None:
     """For a task that the C++ kernels could do, if they are missing on this CPU: that it takes longer, and why."""
+    from mindgpt.models.cpu_kernels.kernels import why_no_library
+
     if reason := why_no_library():
         say(f"on CPU, MindSpore's own operators are used, which takes longer than mindgpt's kernels would: {reason}")
 
 
-def build_model(config: RunConfig, weights_follow: bool = False) -> PretrainedCell:
+def build_model(config: RunConfig, weights_follow: bool = False) -> "PretrainedCell":
     """The network of the section `model`, with weights if the configuration names any; in training modes a classifier
     may start from a language model's.
 
@@ -56,9 +60,14 @@ def build_model(config: RunConfig, weights_follow: bool = False) -> PretrainedCe
     Raises:
         UserError: the run needs weights and none are named; they are not there; or they do not fit.
     """
+    import mindspore as ms
+
+    from mindgpt.tasks.cards import shares_layers
+    from mindgpt.tasks.lora import plan_lora
+
     model_config = GPT2Config.from_section(config.model.config)
     path = None if weights_follow else weights_path(config)
-    weights = None if path is None else open_weights(path, _strategy(config, path))
+    weights = None if path is None else open_weights(path, strategy_of(config, path))
     for note in weights.notes if weights else ():
         say(f"note: {note}")
     if config.resize_embeddings:
@@ -91,13 +100,15 @@ def build_model(config: RunConfig, weights_follow: bool = False) -> PretrainedCe
     return model
 
 
-def _keep_part(model: PretrainedCell, lora: LoRAPlan | None, weights: Weights | None) -> PartOfWeights | None:
+def _keep_part(model: "PretrainedCell", lora: "LoRAPlan | None", weights: Weights | None) -> "PartOfWeights | None":
     """Make the model this card's part; the weights that it takes."""
     if lora is not None:
         raise UserError(
             "LoRA: on several cards a model is evaluated and run with its factors merged. Merge them with "
             "tools/transform_ckpt_lora.py, take pet_config out of the YAML, and name the merged checkpoint."
         )
+    from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
+
     axes = keep_part(model.backbone, world_size())
     return None if weights is None else PartOfWeights(weights.source, axes, world_size(), rank())
 
@@ -154,7 +165,7 @@ def _names_no_weights_of_this_kind(config: RunConfig, named: str) -> bool:
     return classifies and is_model_name(named) and not Path(named).exists()
 
 
-def _strategy(config: RunConfig, path: Path) -> str | None:
+def strategy_of(config: RunConfig, path: Path) -> str | None:
     """The strategy by which the weights at `path` were cut, if one is named; else it is looked for beside them.
 
     With `auto_trans_ckpt` or without it, slices are put together and cut anew for the cards of this run.

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mindgpt.config.callbacks import CheckpointMonitorSection
+from mindgpt.config.callbacks import CheckpointMonitorSection, SummaryMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.io.locks import Lock, holder_of, try_lock
@@ -30,7 +30,7 @@ def held_output_folder(config: RunConfig) -> Iterator[None]:
         UserError: the folder cannot be written, or another run of this kind is writing there.
     """
     folder, kind = Path(config.output_dir), _KINDS[config.run_mode]
-    _check_can_be_written(folder)
+    _check_can_be_written(folder, "output_dir", "name another with --output_dir")
     if rank() != 0:  # rank 0 writes what all have in common
         yield
         return
@@ -47,17 +47,25 @@ def held_output_folder(config: RunConfig) -> Iterator[None]:
                 path.rmdir()
 
 
-def _check_can_be_written(folder: Path) -> None:
-    """Raise `UserError` now, not after the work, if nothing can be written there. Leaves nothing behind."""
+def check_callback_folders(config: RunConfig) -> None:
+    """Raise `UserError` now, not after the work, if nothing can be written where the callbacks of a training write."""
+    if _KINDS[config.run_mode] != "training":
+        return
+    for number, section in enumerate(config.callbacks):
+        for kind, key in ((CheckpointMonitorSection, "directory"), (SummaryMonitorSection, "summary_dir")):
+            if isinstance(section, kind) and getattr(section, key):
+                _check_can_be_written(Path(getattr(section, key)), f"callbacks.{number}.{key}", "name another")
+
+
+def _check_can_be_written(folder: Path, called: str, way_out: str) -> None:
+    """Raise `UserError` if nothing can be written into a folder that may not be there yet. Leaves nothing behind."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f"output_dir: {there} is a file, and no folder; name another with --output_dir")
+        raise UserError(f"{called}: {there} is a file, and no folder; {way_out}")
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".mindgpt-", dir=there))
     except OSError as error:
-        raise UserError(
-            f"output_dir: cannot write into the folder {there} ({error.strerror}); name another with --output_dir"
-        ) from error
+        raise UserError(f"{called}: cannot write into the folder {there} ({error.strerror}); {way_out}") from error
 
 
 def _lock(folder: Path, kind: str) -> Lock:

@@ -6,10 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mindgpt.config.errors import UserError
 from mindgpt.config.generation import sampling_without_effect
 from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write, make_folder
+from mindgpt.data.files import adding_to, atomic_write, make_folder
 from mindgpt.generation import Completion, GenerationSettings, Generator, generate_text
 from mindgpt.generation.streaming import print_text
 from mindgpt.generation.text import encode_prompts
@@ -21,9 +20,11 @@ from mindgpt.tasks.models import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.prompts import BATCH_SIZE, Progress, Prompt, find_tokenizer, read_prompts
 from mindgpt.tasks.session import keep_config
 
+FILES = ("predictions.jsonl", "predictions.txt")
+
 
 def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
-    """Continue every prompt; prints the texts and writes them to `predictions.jsonl` and `predictions.txt`. Several
+    """Continue every prompt; writes the texts to `predictions.jsonl` and `predictions.txt` and prints them. Several
     processes share the prompts, and rank 0 prints and writes. At a terminal a single text is printed as it comes.
 
     Args:
@@ -54,13 +55,16 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
         print_text(texts[0])
         completions = generate_text(generator, tokenizer, texts, settings, on_text=lambda _, piece: print_text(piece))
         say("")
+        shown = []
     else:
-        completions = _continued(config, generator, tokenizer, texts, settings)
-        for completion in completions:
-            say(f"\n>>> {completion.prompt}\n{completion.prompt}{completion.text}")
+        completions = shown = _continued(config, generator, tokenizer, texts, settings)
     keep_config(config)
     _write(config, completions, settings.num_return_sequences)
     _partial_file(config).unlink(missing_ok=True)
+    for completion in shown:  # after the files: whatever becomes of the console, the texts are there
+        say(f"\n>>> {completion.prompt}\n{completion.prompt}{completion.text}")
+    files = " and ".join(str(Path(config.output_dir) / name) for name in FILES)
+    say(f"\n{len(completions)} text(s): {files}")
     return completions
 
 
@@ -116,11 +120,8 @@ def _keep(file: Path, numbers: list[int], completions: list[Completion]) -> None
     make_folder(file.parent)
     rows = ({"number": number} | _record(one) for number, one in zip(numbers, completions, strict=True))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    try:
-        with open(file, "a", encoding="utf-8") as lines:
-            lines.write(text)
-    except OSError as error:
-        raise UserError(f"Cannot write {file}: {error.strerror}.") from error
+    with adding_to(file), open(file, "a", encoding="utf-8") as lines:
+        lines.write(text)
 
 
 def _record(completion: Completion) -> dict[str, Any]:
@@ -133,13 +134,13 @@ def _record(completion: Completion) -> dict[str, Any]:
 
 
 def _write(config: RunConfig, completions: list[Completion], copies: int) -> None:
-    """Both files, each whole; `sequence` numbers the texts of a prompt where there are several."""
+    """Both `FILES`, each whole; `sequence` numbers the texts of a prompt where there are several."""
     if rank() != 0:
         return
     base = Path(config.output_dir)
     with (
-        atomic_write(base / "predictions.jsonl", "w") as lines,
-        atomic_write(base / "predictions.txt", "w") as texts,
+        atomic_write(base / FILES[0], "w") as lines,
+        atomic_write(base / FILES[1], "w") as texts,
     ):
         for number, completion in enumerate(completions):
             record = _record(completion)
@@ -147,4 +148,3 @@ def _write(config: RunConfig, completions: list[Completion], copies: int) -> Non
                 record["sequence"] = number % copies
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             texts.write(completion.prompt + completion.text + "\n\n")
-    say(f"\n{len(completions)} text(s): {base / 'predictions.jsonl'} and {base / 'predictions.txt'}")

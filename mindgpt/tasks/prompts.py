@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from mindgpt.config.arguments import text_or_path
 from mindgpt.config.data import TokenizerSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
@@ -52,7 +53,7 @@ def read_prompts(predict_data: list[str], called: str = "--predict_data") -> lis
             'run_mode predict needs prompts: --predict_data "a text" ["a text" ...], or a file, one prompt a line'
         )
     prompts = []
-    for word in predict_data:
+    for word in map(text_or_path, predict_data):
         if _exists(word):
             if Path(word).is_dir():
                 say(f"{called}: {word} is a folder: its {', '.join(TEXT_SUFFIXES)} files are read")

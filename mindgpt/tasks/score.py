@@ -70,6 +70,8 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
         ScoredText(prompt.text, ids, score(model, [ids])[0])
         for prompt, ids in zip(texts, rows_with_progress, strict=True)
     ]
+    if output is not None:
+        _write(output, tokenizer, scored, per_token)
     say(f"\n{'log P':>12} {'tokens':>7} {'perplexity':>12}  text")
     for text in scored:
         say(_line(text.log_probability, text.tokens, text.perplexity, json.dumps(text.text, ensure_ascii=False)))
@@ -77,7 +79,7 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
     if len(scored) > 1:
         say(_line(total, tokens, _perplexity(total, tokens), f"all {len(scored)} texts"))
     if output is not None:
-        _write(output, tokenizer, scored, per_token)
+        say(f"\n{len(scored)} text(s): {output}")
 
 
 def _encoded(tokenizer: GPT2Tokenizer, texts: list[Prompt], window: int) -> list[list[int]]:
@@ -119,4 +121,3 @@ def _write(output: str, tokenizer: GPT2Tokenizer, scored: list[ScoredText], per_
                     for token, value in zip(text.ids, values, strict=True)
                 ]
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    say(f"\n{len(scored)} text(s): {output}")

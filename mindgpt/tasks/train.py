@@ -2,7 +2,6 @@
 
 import time
 import zlib
-from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -22,11 +21,12 @@ from mindgpt.runtime.interrupts import last_words
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.callbacks import RunCallbacks
 from mindgpt.tasks.cards import build_step, compile_cut, cut_of, holds_parts, loss_scale_note, zeros_for
+from mindgpt.tasks.checks import ranks_in, resume_folders
 from mindgpt.tasks.datasets import reading, rows_a_step, training_data
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.labelled_data import labelled_training_data
 from mindgpt.tasks.models import build_model
-from mindgpt.tasks.output_folder import checkpoint_folder, earlier_run_note
+from mindgpt.tasks.output_folder import earlier_run_note
 from mindgpt.tasks.session import keep_config
 from mindgpt.train.callbacks import StepMeter, what_overflowed
 from mindgpt.train.optimizers import decay_groups, state_line
@@ -151,16 +151,11 @@ def _resume_point(config: RunConfig, plan: dict[str, Any]) -> ResumePoint | None
     """The checkpoint to go on from, or None: of this output folder, or of the one that `load_checkpoint` names."""
     if not config.resume_training:
         return None
-    own = checkpoint_folder(config)
-    named = Path(config.load_checkpoint) if config.load_checkpoint else None
+    folders = resume_folders(config)
     if holds_parts(config):
-        folders = [own, *([named] if named else [])]
         point = find_resume_point_of_card(config.resume_training, folders, rank(), world_size())
     else:
-        folders = [own / "rank_0"]
-        if named is not None:
-            folders += [named / "rank_0", named] if named.is_dir() else [named.parent]
-        point = find_resume_point(config.resume_training, folders)
+        point = find_resume_point(config.resume_training, ranks_in(folders))
     check_same_plan(point, plan)
     say(f"resuming from {point.path}, after step {point.step}")
     return point

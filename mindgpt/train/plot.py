@@ -3,6 +3,7 @@
 Does not load MindSpore, so that `tools/plot_run.py` is there at once; matplotlib only when something is drawn.
 """
 
+import dataclasses
 import importlib.util
 import itertools
 import os
@@ -120,10 +121,18 @@ def plot_runs(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLi
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError(f"drawing needs matplotlib: {HOW_TO_INSTALL}")
-    figure = draw([read_run(folder) for folder in folders])
-    with atomic_write(output) as file:
-        figure.savefig(file, format="png", dpi=120)
+    from mindgpt.train.plot_fonts import drawable, fonts_for
+
+    runs = [read_run(folder) for folder in folders]
+    with fonts_for("".join(run.label for run in runs)) as missing, atomic_write(output) as file:
+        runs = [dataclasses.replace(run, label=drawable(_label(run), missing)) for run in runs]
+        draw(runs).savefig(file, format="png", dpi=120)
     return Path(output)
+
+
+def _label(run: RunHistory) -> str:
+    """matplotlib leaves names that begin with an underscore out of legends."""
+    return f"./{run.label}" if run.label.startswith("_") else run.label
 
 
 def draw(runs: Sequence[RunHistory]) -> "Figure":

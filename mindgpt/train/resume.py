@@ -16,7 +16,16 @@ from mindspore.train import Callback, RunContext
 
 from mindgpt.config.errors import UserError
 from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.run_folder import Step, by_step, checkpoints_in, listed, rank_folders, rank_of_file, step_of
+from mindgpt.models.run_folder import (
+    Step,
+    by_step,
+    checkpoints_in,
+    listed,
+    named_checkpoint,
+    rank_folders,
+    rank_of_file,
+    step_of,
+)
 from mindgpt.runtime.ranks import say
 from mindgpt.train.checkpoints import COUNTERS, parameters_of_step
 
@@ -77,12 +86,8 @@ def find_resume_point(wanted: bool | str, folders: list[Path]) -> ResumePoint:
     Raises:
         UserError: there is none, or the one that is named cannot be resumed from.
     """
-    looked = " or ".join(map(str, folders))
     if isinstance(wanted, str):
-        for path in [Path(wanted), *(folder / wanted for folder in folders)]:
-            if path.is_file():
-                return open_resume_point(path)
-        raise UserError(f"resume_training: there is no checkpoint {wanted}, neither by itself nor in {looked}.")
+        return open_resume_point(named_checkpoint(wanted, folders))
     failures = []
     for path in _newest_first(folders):
         try:
@@ -95,6 +100,7 @@ def find_resume_point(wanted: bool | str, folders: list[Path]) -> ResumePoint:
         return point
     if failures:
         raise UserError(f"resume_training: none of the checkpoints can be resumed from. The newest: {failures[0]}")
+    looked = " or ".join(map(str, folders))
     raise UserError(
         f"resume_training: there is no checkpoint in {looked}. Give the output folder of the run with --output_dir, or "
         "the name of a checkpoint; to start a new run, leave --resume_training out."

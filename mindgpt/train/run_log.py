@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import atomic_write, make_folder, read_lines, set_aside
+from mindgpt.data.files import adding_to, atomic_write, make_folder, read_lines, set_aside
 from mindgpt.runtime.ranks import rank, say
 
 
@@ -25,7 +25,7 @@ class RunLog:
         self.path = Path(path)
         self.outdated = outdated
         self._file = None
-        self._mode = "w"
+        self._mode = "wb"
 
     def begin(self, after_step: int | None = None) -> None:
         """Make the folder. A resumed run goes on behind the records up to `after_step`; None is a run of its own.
@@ -41,19 +41,26 @@ class RunLog:
         kept = [record for record in read_log(self.path) if record["step"] <= after_step]
         with atomic_write(self.path, "w") as file:
             file.writelines(_line(record) for record in kept)
-        self._mode = "a"
+        self._mode = "ab"
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add a record; a number that is not finite becomes null."""
+        """Add a record; a number that is not finite becomes null.
+
+        Raises:
+            UserError: it cannot be written, e.g. because the disk is full.
+        """
         if rank() != 0:
             return
-        if self._file is None:
-            if self._mode == "w":
-                self._set_aside_earlier()
-            self._file = open(self.path, self._mode, encoding="utf-8")  # noqa: SIM115 (closed by `close`)
-            self._mode = "a"
-        self._file.write(_line(record))
-        self._file.flush()
+        with adding_to(self.path):
+            if self._file is None:
+                if self._mode == "wb":
+                    self._set_aside_earlier()
+                # Without a buffer, whose content would be tried again by `close` once a write has failed.
+                self._file = open(self.path, self._mode, buffering=0)  # noqa: SIM115 (closed by `close`)
+                self._mode = "ab"
+            line = _line(record).encode()
+            while line:  # on a disk that is nearly full, a first part may fit
+                line = line[self._file.write(line) :]
 
     def _set_aside_earlier(self) -> None:
         for path in (self.path, self.outdated):

@@ -1,19 +1,26 @@
 """TensorBoard events: the numbers of the logs, for those who watch many runs in one browser window."""
 
+import contextlib
 import importlib.util
+import itertools
 import math
+import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mindspore.train import Callback, RunContext
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import make_folder
+from mindgpt.data.files import adding_to, make_folder
 from mindgpt.train.callbacks import StepMeter
 
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+
 TRAIN_SCALARS = ("loss", "learning_rate", "grad_norm", "loss_scale", "tokens_per_second")
-_FLUSH_SECONDS = 10  # what a kill may cost
 
 
 def check_tensorboard() -> None:
@@ -42,7 +49,8 @@ class SummaryMonitor(Callback):
         self.meter = meter
         self.folder = Path(folder)
         self.every = every
-        self._writer = None
+        self._path = self.folder
+        self._file = None
 
     def on_train_begin(self, run_context: RunContext) -> None:
         self._open(run_context.original_args().cur_step_num)
@@ -59,13 +67,17 @@ class SummaryMonitor(Callback):
     def _open(self, step: int) -> None:
         """Begin a file with the mark by which TensorBoard drops what earlier files have after `step`."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         make_folder(self.folder)
-        self._writer = EventFileWriter(str(self.folder), flush_secs=_FLUSH_SECONDS)
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
+        paths = (self.folder / f"{name}.{number}" for number in itertools.count())
+        self._path = next(path for path in paths if not path.exists())
+        with adding_to(self._path):
+            self._file = open(self._path, "xb")  # noqa: SIM115 (closed by `close`)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         first = step + 1 if step else 0  # 0: the evaluation before training
         mark = SessionLog(status=SessionLog.START)
-        self._writer.add_event(Event(step=first, wall_time=time.time(), session_log=mark))
+        self._write(Event(step=first, wall_time=time.time(), session_log=mark))
 
     def _add(self, group: str, step: int, values: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -76,15 +88,20 @@ class SummaryMonitor(Callback):
             for name, value in values.items()
             if math.isfinite(value)
         ]
-        self._writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
+        self._write(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
 
-    def flush(self) -> None:
-        """Write what is waiting to be written."""
-        if self._writer is not None:
-            self._writer.flush()
+    def _write(self, event: "Event") -> None:
+        """Hand an event to the system at once. TensorBoard's own writer does so in a thread, which a full disk would
+        end with a traceback while the run goes on."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        with adding_to(self._path):
+            RecordWriter(self._file).write(event.SerializeToString())
+            self._file.flush()
 
     def close(self) -> None:
-        """Write what is left and close the file; also for a run that ended by an error."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Close the file; also for a run that ended by an error, such as one of writing to it."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what could not be written is tried again, in vain
+                self._file.close()
+            self._file = None

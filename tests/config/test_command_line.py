@@ -1,8 +1,15 @@
 """Flags: what they set, what they overrule, and which are refused with which words."""
 
+import importlib.metadata
+import platform
+import subprocess
+import sys
+
 import pytest
 
+import mindgpt
 from mindgpt.config import UserError, config_from_command_line, parse_arguments
+from mindgpt.config.arguments import CheckedParser
 from mindgpt.config.command_line import FLAGS, REFUSED
 
 YAML = """\
@@ -223,3 +230,64 @@ def test_help_lists_every_flag(capsys):
     for name in ["config", "options", "predict_data", *(flag.name for flags in FLAGS.values() for flag in flags)]:
         assert f"--{name} " in text
     assert not any(f"--{name}" in text for name in REFUSED)
+
+
+# ---- the parser that all programs share ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run_mindformer.py", "mindgpt"])
+def test_the_program_calls_itself_as_it_was_called(monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/{name}", "-h"])
+    with pytest.raises(SystemExit) as ending:
+        parse_arguments()
+    assert ending.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {name} --config FILE [flags]\n")
+    monkeypatch.setattr(sys, "argv", [name, "--config"])
+    with pytest.raises(UserError, match=f"expected one argument\n{name} -h lists the flags"):
+        parse_arguments()
+
+
+def test_the_version_needs_no_configuration(repo):
+    """Nor MindSpore, whose version its metadata tell."""
+    code = "import sys; from mindgpt.config.command_line import parse_arguments as p\ntry: p(['--version'])\n"
+    code += "finally: print('mindspore' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True)
+    mindspore = importlib.metadata.version("mindspore")
+    wanted = f"mindgpt {mindgpt.__version__}, MindSpore {mindspore}, Python {platform.python_version()}"
+    assert (done.returncode, done.stdout.splitlines()) == (0, [wanted, "False"])
+    text = (repo / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{mindgpt.__version__}"\n' in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--predict_data", "-Hello"], "expected at least one argument. A value that begins with '-' is joined to its "
+         "flag by '=': --predict_data=-Hello\n"),
+        (["--predict_data", "a", "-Hello"], "'-Hello' begins with a dash, which makes it a flag. As a prompt it is "
+         "written --predict_data=-Hello, or stands in a file, one prompt a line\n"),
+        (["--tokenizer", "-a"], "expected one argument. A value that begins with '-' is joined to its flag by '=': "
+         "--tokenizer=-a\n"),
+        (["--tokenizer", "--seed", "3"], "argument --tokenizer: expected one argument\n"),
+        (["--tokenizer"], "argument --tokenizer: expected one argument\n"),
+    ],
+)  # fmt: skip
+def test_a_value_that_begins_with_a_dash(words, message):
+    with pytest.raises(UserError) as refused:
+        parse_arguments(["--config", "x.yaml", *words])
+    assert message in str(refused.value)
+
+
+def test_prompts_that_begin_with_a_dash():
+    words = ["--config", "x.yaml", "--predict_data=-Hello", "--predict_data=-5", "--predict_data", "- a", "b"]
+    assert parse_arguments(words).predict_data == ["-Hello", "-5", "- a", "b"]
+
+
+def test_the_parsers_of_tools_tell_of_dashes_too():
+    parser = CheckedParser(prog="tool.py")
+    parser.add_argument("texts", nargs="*", metavar="TEXT")
+    parser.add_argument("--label_names", nargs="+")
+    with pytest.raises(UserError, match=r"joined to its flag by '=': --label_names=-x"):
+        parser.parse_args(["--label_names", "-x", "y"])
+    with pytest.raises(UserError, match=r"unrecognized arguments: -Hello. If it is a TEXT: put -- before it"):
+        parser.parse_args(["-Hello"])

@@ -68,6 +68,8 @@ def test_a_new_head_learns_and_it_is_said(prepared, tuned):
     assert "class weights: " in tuned
     lengths = re.search(r"train.mindrecord: 240 rows, padded to (\d+) or (\d+) tokens", tuned)
     assert [int(length) for length in lengths.groups()] == [16, 32]
+    (said,) = re.findall(r"step (\d+): the first 16 rows of (?:16|32) tokens, compiling\n", tuned)
+    assert len(re.findall(r"evaluation, batch 1: the first 16 rows of 32 tokens, compiling\n", tuned)) == 1
     log = [json.loads(line) for line in (prepared / "output" / "log" / "eval.jsonl").read_text().splitlines()]
     assert log[0]["ACC"] < 0.8
     assert log[-1]["ACC"] > 0.95

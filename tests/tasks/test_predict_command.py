@@ -238,6 +238,25 @@ def test_at_a_terminal_a_single_text_is_printed_as_it_comes(start, tmp_path):
     assert len(pieces) >= NEW - 2
 
 
+def test_a_console_that_nobody_reads_and_that_knows_no_emoji(flags, repo, program, tmp_path):
+    """The texts are in the files, whole, before the first is printed."""
+    text = "the café 😀"
+    done = program("run_mindformer.py", *flags, "--predict_data", text, "--max_new_tokens", 2, cwd=tmp_path,
+                   env={"PYTHONIOENCODING": "ascii:strict"})  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\n>>> the caf\\xe9 \\U0001f600\n" in done.stdout
+    assert [record["prompt"] for record in results(tmp_path)] == [text]
+    before = (tmp_path / "output" / "predictions.jsonl").read_bytes()
+    (tmp_path / "output" / "predictions.jsonl").unlink()
+    command = 'set -o pipefail; "$@" | true'
+    words = [sys.executable, repo / "run_mindformer.py", *flags, "--predict_data", text, "--max_new_tokens", 2]
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", *map(str, words)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "output" / "predictions.jsonl").read_bytes() == before
+
+
 @pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize(
     ("arguments", "parts"),
@@ -253,7 +272,7 @@ def test_at_a_terminal_a_single_text_is_printed_as_it_comes(start, tmp_path):
         (["--predict_data", ""], ["an empty text is no prompt"]),
         (["--predict_data", "the " * 40], ["'the the", "tokens and fills the context window of 32"]),
         (["--predict_data", "long.txt"], ["long.txt:2 has", "fills the context window of 32"]),
-        (["--predict_data", "half \udcff"], ["no valid Unicode"]),
+        (["--predict_data", "half \udcff"], ["argument", "half \\udcff", "is not text in utf-8"]),
         (["--predict_data", "a", "--top_k", "0"], ["--top_k", "1 or more"]),
         (["--predict_data", "a", "--top_p", "1.5"], ["--top_p", "1.5"]),
         (["--predict_data", "a", "--temperature", "0"], ["--temperature", "above 0"]),

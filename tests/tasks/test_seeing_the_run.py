@@ -100,6 +100,19 @@ def test_the_best_checkpoint_opens_from_python(stopped):
     assert all(np.array_equal(p.asnumpy(), whole.read(name)) for name, p in model.parameters_dict().items())
 
 
+def test_readme_names_all_that_a_training_leaves(stopped, repo):
+    text = (repo / "README.md").read_text(encoding="utf-8")
+    rows = text.split("A run leaves in `output/`")[1].split("More in [")[0].splitlines()
+    named = {
+        name.split("/")[0] for row in rows if row.startswith("|") for name in re.findall("`([^`]+)`", row.split("|")[1])
+    }
+    left = {path.name for path in stopped[1].iterdir() if not path.name.startswith(".")}
+    kinds = {re.sub("^(train|finetune|eval|predict)_config", "<run_mode>_config", name) for name in left}
+    assert kinds - {"compile"} <= named, "compile is MindSpore's own"
+    assert {"checkpoint", "checkpoint_network", "checkpoint_best", "log"} <= kinds
+    assert {"eval_result.json", "predictions.jsonl", "predictions.txt", "checkpoint_trainable"} <= named
+
+
 def test_the_closing_table_says_what_the_logs_say(stopped):
     console, output = stopped
     rows, steps, results = table(console), records(output, "train.jsonl"), records(output, "eval.jsonl")

@@ -1,6 +1,7 @@
 """The picture of a run: what is drawn where, read back from the figure, and every kind of log it has to live with."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -118,3 +119,33 @@ def test_what_cannot_be_drawn_is_said(run_of, tmp_path, monkeypatch):
     assert told.startswith("needs matplotlib: ")
     assert told.endswith(f", then python tools/plot_run.py {tmp_path / 'o'}")
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("name", ["实验/输出", "a$b$c_{", "caf\udce9\n", "первый", "_ё😀"])
+def test_any_name_of_a_run_is_drawn_without_a_warning(run_of, tmp_path, name, recwarn, caplog, capfd):
+    folder = tmp_path / name
+    shutil.copytree(run_of([3.0, 2.0]), folder)
+    other = shutil.copytree(folder, tmp_path / "b")
+    assert plot_runs([folder], tmp_path / "one.png").stat().st_size > 5000
+    plot_runs([folder, other], tmp_path / "two.png")
+    assert [str(warning.message) for warning in recwarn] == []
+    assert (caplog.messages, capfd.readouterr()) == ([], ("", ""))
+
+
+def test_characters_that_no_font_has_are_escaped(monkeypatch):
+    from mindgpt.train import plot_fonts
+
+    own = [font for font in plot_fonts.fontManager.ttflist if font.name == "DejaVu Sans"]
+    monkeypatch.setattr(plot_fonts.fontManager, "ttflist", own)
+    with plot_fonts.fonts_for("é输\n") as missing:
+        assert missing == "\n输"
+        assert plot_fonts.drawable("é输x\n", missing) == "é\\u8f93x\\n"
+
+
+def test_a_font_that_has_the_characters_is_used():
+    from mindgpt.train import plot_fonts
+
+    with plot_fonts.fonts_for("a\u1d15") as missing:  # of matplotlib's own, the serif fonts have it
+        assert missing == ""
+        own, other = plot_fonts.matplotlib.rcParams["font.family"]
+    assert (own, other.startswith("DejaVu Serif")) == ("DejaVu Sans", True)

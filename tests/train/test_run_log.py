@@ -59,3 +59,15 @@ def test_a_broken_last_line_is_left_out_and_another_is_named(tmp_path, half):
             read_log(path)
     else:
         assert len(read_log(path)) == 2
+
+
+def test_a_full_disk_ends_in_a_sentence_and_leaves_whole_lines(tmp_path, full_disk):
+    log = RunLog(tmp_path / "train.jsonl")
+    log.begin()
+    message = f"Cannot write {log.path}: File too large. What was written before, checkpoints too, is whole."
+    with full_disk(100), pytest.raises(UserError) as refused:
+        for step in range(100):
+            log.write({"step": step})
+    log.close()
+    assert str(refused.value) == message
+    assert [record["step"] for record in read_log(log.path)] == list(range(8))

@@ -60,9 +60,7 @@ def test_every_so_many_steps(tmp_path):
 def test_a_resumed_run_takes_the_place_of_the_steps_it_repeats_and_a_new_one_of_all(tmp_path, monkeypatch):
     clock = iter(range(1_000, 2_000))  # event files are read in the order of their names, which hold the second
     monkeypatch.setattr(summary.time, "time", lambda: next(clock))
-    from tensorboard.summary.writer import event_file_writer
-
-    monkeypatch.setattr(event_file_writer.time, "time", lambda: next(clock))
+    monkeypatch.setattr(summary.time, "time", lambda: next(clock))
     run(tmp_path, {step: {"loss": 1} for step in (1, 2, 3, 4)})
     run(tmp_path, {step: {"loss": 2} for step in (3, 4)}, first=2)
     assert scalars(tmp_path)["train/loss"] == [(1, 1), (2, 1), (3, 2), (4, 2)]
@@ -74,3 +72,11 @@ def test_without_the_package_the_way_out_is_said(monkeypatch):
     monkeypatch.setattr(summary.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'SummaryMonitor needs the package tensorboard.*pip install "mindgpt\[tensorb'):
         check_tensorboard()
+
+
+@needs_tensorboard
+def test_a_full_disk_ends_in_a_sentence(tmp_path, full_disk, capfd):
+    with full_disk(300), pytest.raises(UserError, match=r"Cannot write .*/events.out.tfevents.* File too large"):
+        run(tmp_path, {step: {"loss": 1.0} for step in range(1, 50)})
+    assert capfd.readouterr().err == ""
+    assert scalars(tmp_path)["train/loss"] == [(1, 1.0)]

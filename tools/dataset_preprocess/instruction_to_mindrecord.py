@@ -10,6 +10,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
+from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.instruction_rows import Summary, write_examples
@@ -24,13 +30,14 @@ _MUCH_PADDING = 0.5
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     formats = "; ".join(f"{name}: {layout.keys}" for name, layout in FORMATS.items())
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description="Instruction data to MindRecord. An example is a prompt, its response and <|endoftext|>; labels "
         "are -100 at the prompt and at padding, so that only the response and its end are learnt. A row of src_tgt "
         "without tgt_txt is learnt as a whole."
     )
     parser.add_argument(
         "--input_file",
+        type=path_argument,
         nargs="+",
         required=True,
         help=f"files, folders (their {', '.join(RECORD_SUFFIXES)} files, sub-folders included) or patterns in quotes. "
@@ -45,6 +52,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--template",
+        type=path_argument,
         metavar="FILE",
         help="how to word prompts: a JSON file with prompt_input and prompt_no_input, texts with {instruction} and "
         "{input} in them, or, for the other formats, prompt, a text with {prompt} in it (default: ### Instruction: ... "

@@ -16,9 +16,15 @@ from pathlib import Path
 if not __package__:  # run as a script: import from this checkout, and not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
 import numpy as np
 from tqdm import tqdm
 
+from mindgpt.config.arguments import CheckedParser, file_argument, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.files import atomic_write, make_folder
 from mindgpt.models.checkpoint_file import write_checkpoint
@@ -244,17 +250,23 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with 2 and a usage line if it is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description=__doc__.split("\n\n", 1)[0],
         epilog=__doc__.split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--torch_path", type=Path, required=True, metavar="PATH", help="a folder, or a .safetensors or .bin file")
+    add(
+        "--torch_path",
+        type=file_argument,
+        required=True,
+        metavar="PATH",
+        help="a folder, or a .safetensors or .bin file",
+    )
     add(
         "--mindspore_path",
-        type=Path,
+        type=file_argument,
         required=True,
         metavar="PATH",
         help="a .ckpt; to read also a run's checkpoint folder",
@@ -262,7 +274,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--layers", type=int, metavar="N", help="refuse weights that do not have N layers")
     add("--reversed", action="store_true", help="write --torch_path from --mindspore_path")
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the weights written (%(default)s)")
-    add("--config", help="config file, folder or preset (gpt2_xl), instead of the config.json beside the weights")
+    add(
+        "--config",
+        type=path_argument,
+        help="config file, folder or preset (gpt2_xl), instead of the config.json beside the weights",
+    )
     return parser.parse_args(arguments)
 
 

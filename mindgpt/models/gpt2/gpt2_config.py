@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from mindgpt.config.errors import UserError
 from mindgpt.config.generation import GenerationSection
 from mindgpt.config.model import GPT2Section
+from mindgpt.config.paths import expanded_path
 from mindgpt.config.section import dotted, nearest, problems_of, shown
 from mindgpt.data.files import atomic_write, read_json
 
@@ -149,7 +150,7 @@ class GPT2Config(GPT2Section):
         `architecture` is the class that transformers picks for the weights beside it. Raises `UserError` if the
         folder cannot be written.
         """
-        file = Path(folder) / CONFIG_FILE
+        file = expanded_path(folder) / CONFIG_FILE
         with atomic_write(file, "w") as output:
             json.dump(self.to_hf_dict(architecture), output, indent=2)
             output.write("\n")
@@ -199,7 +200,7 @@ def read_config(name_or_path: str | Path, **changes: Any) -> tuple[GPT2Config, l
     Returns:
         The config, and a sentence for the person about whatever was left out of the files.
     """
-    path = Path(name_or_path)
+    path = expanded_path(name_or_path)
     if path.is_dir() or path.is_file():
         file = path / CONFIG_FILE if path.is_dir() else path
         return _config_from_files(file, changes)

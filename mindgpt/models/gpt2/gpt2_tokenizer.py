@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from mindgpt.config.errors import UserError
+from mindgpt.config.paths import expanded_path
 from mindgpt.data.byte_bpe import BYTE_SYMBOLS, byte_level, one_of, read_tokenizer, read_tokenizer_files
 from mindgpt.data.files import atomic_write, make_folder, read_lines
 from mindgpt.models.gpt2.special_tokens import END_OF_TEXT
@@ -339,7 +340,7 @@ class GPT2Tokenizer(TokenVocabulary):
         Raises:
             UserError: a file is missing or broken, or vocabulary and merges do not belong together.
         """
-        backend, settings = read_tokenizer(path)
+        backend, settings = read_tokenizer(expanded_path(path))
         return cls(backend=backend, **{**settings, **overrides})
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -351,7 +352,7 @@ class GPT2Tokenizer(TokenVocabulary):
         Raises:
             UserError: the folder or a file cannot be written.
         """
-        folder = Path(folder)
+        folder = expanded_path(folder)
         make_folder(folder)
         config = {
             "tokenizer_class": "GPT2Tokenizer",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from mindspore import nn
 
 from mindgpt.config.errors import UserError
+from mindgpt.config.paths import expanded_path
 from mindgpt.models.resizing import fit_to
 from mindgpt.models.weights import CHECKPOINT_NAME, find_weights, load_weights, open_weights, preset_of, save_checkpoint
 from mindgpt.runtime.ranks import say
@@ -34,6 +35,7 @@ class PretrainedCell(nn.Cell):
         Raises:
             UserError: no weights or no config there, or they do not fit; all names that do not fit are listed.
         """
+        path = expanded_path(path)
         weights = open_weights(find_weights(path))
         if weights.config is None and (preset := preset_of(path)):
             say(f"{path}: no config.json lies with the weights; the preset {path} is used")
@@ -74,5 +76,6 @@ class PretrainedCell(nn.Cell):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.ckpt` into `folder`, whole or not at all; `from_pretrained` opens it."""
-        save_checkpoint(Path(folder) / CHECKPOINT_NAME, self)
+        folder = expanded_path(folder)
+        save_checkpoint(folder / CHECKPOINT_NAME, self)
         self.config.save_pretrained(folder, architecture=type(self).__name__)

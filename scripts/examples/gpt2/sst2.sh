@@ -5,13 +5,13 @@
 # DATA_DIR holds SST-2's train.tsv and dev.tsv as GLUE has them. What is in OUT_DIR from an earlier run is replaced.
 set -euo pipefail
 [ $# -eq 2 ] || { echo "usage: bash $0 DATA_DIR OUT_DIR" >&2; exit 2; }
-for file in train.tsv dev.tsv; do
-    [ -f "$1/$file" ] || { echo "error: there is no $1/$file" >&2; exit 2; }
-done
-mkdir -p "$2"
-data=$(cd "$1" && pwd)
-out=$(cd "$2" && pwd)
 source "$(dirname "$0")/../../environment.sh"
+data=$(absolute "$1")
+out=$(absolute "$2")
+for file in train.tsv dev.tsv; do
+    [ -f "$data/$file" ] || { echo "error: there is no $data/$file" >&2; exit 2; }
+done
+mkdir -p "$out"
 make_environment ""
 cd "$repo"
 began=$SECONDS

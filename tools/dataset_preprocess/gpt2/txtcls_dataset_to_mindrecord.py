@@ -10,6 +10,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # runs from a checkout that is not installed
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
+from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.command_line import boolean
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import use_cores
@@ -21,7 +27,7 @@ from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description="Labelled texts to MindRecord: a row holds the tokens of a text, without padding, and the number "
         "of its label. sst_2, cola, ag_news and imdb are read as their makers publish them; anything else as csv "
         "(fields in quotes where they need it), tsv (a quote is a character like any other), json or jsonl (a list of "
@@ -29,7 +35,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--dataset_name", required=True, choices=list(LAYOUTS), help="which data set, or which kind of file")
-    add("--input_file", required=True, help="the file of texts and labels")
+    add("--input_file", type=path_argument, required=True, help="the file of texts and labels")
     add_output_arguments(
         parser, row="row", max_length=1024, length_help="tokens of a {row} at most; longer texts are cut"
     )
@@ -56,7 +62,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="the labels in the order of their numbers (default for csv, tsv, json: all that the file has, sorted)",
     )
-    names.add_argument("--label_file", metavar="FILE", help="a file that holds them, one a line")
+    names.add_argument("--label_file", type=path_argument, metavar="FILE", help="a file that holds them, one a line")
     add("--skip_empty", action="store_true", help="leave out rows with an empty text instead of refusing the file")
     add_skip_bad(parser)
     return parser.parse_args(argv)

@@ -11,6 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # runs from a checkout that is not installed
 
+if __name__ == "__main__":  # before what takes time to load
+    from mindgpt.config.errors import end_on_interrupt_while_loading
+
+    end_on_interrupt_while_loading()
+
+from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
 from mindgpt.data.files import check_readable
@@ -20,11 +26,13 @@ from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CheckedParser(
         description="Tokenised WikiText to MindRecord. Each article is one document, detokenised, headings kept, with "
         "<|endoftext|> behind it; the last block is padded (attention_mask 0)."
     )
-    parser.add_argument("--input_file", required=True, help="wiki.train.tokens, wiki.valid.tokens, ...")
+    parser.add_argument(
+        "--input_file", type=path_argument, required=True, help="wiki.train.tokens, wiki.valid.tokens, ..."
+    )
     add_output_arguments(parser, row="block", max_length=1024)
     parser.add_argument(
         "--data_columns",

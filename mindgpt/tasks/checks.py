@@ -1,0 +1,104 @@
+"""What a run names, looked at before MindSpore is loaded: a wrong path is answered at once, not after seconds.
+
+Nothing is kept but the answers to come: whoever needs a file opens it again, and says what there is to say about it.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from mindgpt.config.data import DatasetSection
+from mindgpt.config.errors import UserError
+from mindgpt.config.run import RunConfig
+from mindgpt.data.mindrecord import find_mindrecord_files, read_header
+from mindgpt.models.hugging_face_file import TORCH_SUFFIXES
+from mindgpt.models.run_folder import named_checkpoint
+from mindgpt.models.weights import open_weights
+from mindgpt.pet.adapter import open_adapter
+from mindgpt.tasks.models import adapter_path, strategy_of, weights_path
+from mindgpt.tasks.output_folder import check_callback_folders, checkpoint_folder
+from mindgpt.tasks.prompts import find_tokenizer, read_prompts
+
+_TRAINING = ("train", "finetune")
+
+
+def check_named_files(config: RunConfig, texts: list[str], called: str = "--predict_data") -> None:
+    """Look at everything that the configuration names, as far as this needs no MindSpore.
+
+    Args:
+        config: of the run.
+        texts: to predict from; see `read_prompts`, also for `called`.
+
+    Raises:
+        UserError: something is not there, is of another kind, or cannot be written.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # what there is to say is said when it is used
+        check_callback_folders(config)
+        if config.run_mode == "predict":
+            read_prompts(texts, called)
+        for name, section in _data_sets(config):
+            for file in find_mindrecord_files(data_folder(section, name)):
+                read_header(file)
+        if config.run_mode in _TRAINING and config.resume_training:  # which goes before load_checkpoint
+            _check_resume_name(config)
+        else:
+            _check_weights(config)
+        if config.run_mode == "predict":
+            find_tokenizer(config)
+
+
+def _check_weights(config: RunConfig) -> None:
+    """Raise `UserError` if weights or adapter are not there, or cannot be read. PyTorch's files are not opened, which
+    takes as long as MindSpore."""
+    if (path := weights_path(config)) is not None and not _is_of_torch(path):
+        open_weights(path, strategy_of(config, path))
+    if (path := adapter_path(config)) is not None and not _is_of_torch(path):
+        open_adapter(path)
+
+
+def _is_of_torch(path: Path) -> bool:
+    files = list(path.iterdir()) if path.is_dir() else [path]
+    return any(file.suffix in TORCH_SUFFIXES for file in files)
+
+
+def data_folder(section: DatasetSection, name: str) -> str:
+    """The file or folder of the data set `name` ("train" or "eval").
+
+    Raises:
+        UserError: none is named.
+    """
+    if not section.data_loader.dataset_dir:
+        raise UserError(
+            f"{name}_dataset.data_loader.dataset_dir: no data set is named; give a MindRecord file or a folder of them "
+            f"with --{name}_dataset_dir"
+        )
+    return section.data_loader.dataset_dir
+
+
+def _data_sets(config: RunConfig) -> Iterator[tuple[str, DatasetSection]]:
+    """Those that the run mode reads."""
+    if config.run_mode in _TRAINING:
+        yield "train", config.train_dataset
+    if config.run_mode == "eval" or (config.run_mode in _TRAINING and config.do_eval):
+        yield "eval", config.eval_dataset
+
+
+def resume_folders(config: RunConfig) -> list[Path]:
+    """The folders `checkpoint` in which to look for what to resume from: the run's own, and `load_checkpoint`."""
+    return [checkpoint_folder(config), *([Path(config.load_checkpoint)] if config.load_checkpoint else [])]
+
+
+def ranks_in(folders: list[Path]) -> list[Path]:
+    """Where in `resume_folders` the checkpoints of a model lie that is not cut over cards."""
+    own, *named = folders
+    found = [own / "rank_0"]
+    for folder in named:
+        found += [folder / "rank_0", folder] if folder.is_dir() else [folder.parent]
+    return found
+
+
+def _check_resume_name(config: RunConfig) -> None:
+    named = config.resume_training
+    if isinstance(named, str) and not config.use_parallel:  # of several cards, each has its own checkpoint of that step
+        named_checkpoint(named, ranks_in(resume_folders(config)))

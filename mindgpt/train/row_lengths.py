@@ -1,0 +1,38 @@
+"""A line before a pause: the first batch of another size or length is compiled for, which can take a minute."""
+
+from typing import Any
+
+import mindspore as ms
+from mindspore.train import Callback, RunContext
+
+from mindgpt.runtime.ranks import say
+
+
+class RowLengths(Callback):
+    """Says when a batch is the first of its shape, in training and in evaluation.
+
+    Args:
+        said_before: the first shape of all needs no line: the run has just said that it compiles.
+    """
+
+    def __init__(self, said_before: bool = False):
+        super().__init__()
+        self._seen: set[tuple[int, ...]] = set()
+        self._said_before = said_before
+
+    def on_train_step_begin(self, run_context: RunContext) -> None:
+        state = run_context.original_args()
+        if not state.dataset_sink_mode:  # then the device fetches its batches itself
+            self._look(state.train_dataset_element, f"step {state.cur_step_num}")
+
+    def on_eval_step_begin(self, run_context: RunContext) -> None:
+        state = run_context.original_args()
+        self._look(state.eval_dataset_element, f"evaluation, batch {state.cur_step_num}")
+
+    def _look(self, columns: Any, where: str) -> None:
+        rows, tokens = shape = tuple(columns[0].shape)
+        if shape in self._seen or ms.get_context("mode") != ms.GRAPH_MODE:
+            return
+        if self._seen or not self._said_before:
+            say(f"{where}: the first {rows} rows of {tokens} tokens, compiling")
+        self._seen.add(shape)

@@ -1,0 +1,213 @@
+"""The scripts: their environment is whole or made again, their paths are the caller's, their line ends survive Windows.
+
+Python is a stub in most tests, which writes down how it was called: nothing is downloaded or trained.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# As the interpreter that makes environments, and as the one in an environment. BREAK names what fails.
+STUB = r"""#!/usr/bin/env bash
+printf '%s\n' "$PWD: $*" >> "$LOG"
+case "$*" in
+"-c import ensurepip, venv") [ "$BREAK" != ensurepip ] ;;
+-c*) exit 0 ;;
+"-m venv "*)
+    mkdir -p "$3/bin"
+    touch "$3/pyvenv.cfg"
+    [ "$BREAK" != venv ] || exit 1
+    cp "$0" "$3/bin/python"
+    touch "$3/pip"
+    ;;
+"-m pip --version") [ -e "$(dirname "$0")/../pip" ] ;;
+"-m ensurepip") [ "$BREAK" != ensurepip ] && touch "$(dirname "$0")/../pip" ;;
+"-m pip install"*) [ "$BREAK" != install ] ;;
+esac
+"""
+
+
+@pytest.fixture
+def stub(tmp_path):
+    """An executable file."""
+    file = tmp_path / "python3.11"
+    file.write_text(STUB)
+    file.chmod(0o755)
+    return file
+
+
+@pytest.fixture
+def script(repo, tmp_path, stub):
+    """Runs a bash command in a folder of its own, with the stub for Python: status, output, and the calls of Python."""
+    here, log = tmp_path / "here", tmp_path / "log"
+    here.mkdir()
+
+    def run(command, fails="", **variables):
+        log.write_text("")
+        environment = {
+            **os.environ,
+            "PYTHON": str(stub),
+            "LOG": str(log),
+            "BREAK": fails,
+            "VENV": str(tmp_path / "venv"),
+        }
+        done = subprocess.run(
+            ["bash", "-c", f"set -euo pipefail; REPO={repo}; {command}"], cwd=here, env=environment | variables,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        return done.returncode, done.stdout, log.read_text().splitlines()
+
+    return run
+
+
+MAKE = "source $REPO/scripts/environment.sh; make_environment '[test]'; echo made with $PYTHON"
+
+
+def test_an_environment_is_made_once(script, tmp_path, repo):
+    status, output, calls = script(MAKE)
+    assert status == 0
+    assert output.endswith(f"made with {tmp_path}/venv/bin/python\n")
+    assert [call for call in calls if " install " in call] == [
+        f"{tmp_path}/here: -m pip install --quiet --disable-pip-version-check --editable {repo}[test]"
+    ]
+    (tmp_path / "venv" / "mine").touch()
+    status, output, calls = script(MAKE)
+    assert (status, output) == (0, f"made with {tmp_path}/venv/bin/python\n")
+    assert [call.split(": ")[1] for call in calls] == ["-m pip --version"]
+
+
+def test_an_environment_without_pip_gets_it(script, stub, tmp_path):
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").write_bytes(stub.read_bytes())
+    (tmp_path / "venv" / "bin" / "python").chmod(0o755)
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
+    (tmp_path / "venv" / "mine").touch()
+    status, output, _ = script(MAKE)
+    assert status == 0
+    assert f"the virtual environment {tmp_path}/venv had no pip: added" in output
+    assert (tmp_path / "venv" / "mine").exists()
+
+
+def test_a_real_environment_without_pip_gets_it(repo, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    command = f"source {repo}/scripts/environment.sh; make_venv; $VENV/bin/python -m pip --version"
+    done = subprocess.run(
+        ["bash", "-c", f"set -e; {command}"], env=os.environ | {"VENV": str(tmp_path / "venv")}, stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert f"from {tmp_path}/venv/lib" in done.stdout
+
+
+@pytest.mark.parametrize("left", ["unfinished", "dangling"])
+def test_a_broken_environment_is_made_again(script, tmp_path, left):
+    """One that was interrupted, or whose interpreter has gone."""
+    if left == "unfinished":
+        assert script(MAKE, fails="venv")[0] == 1
+        assert (tmp_path / "venv" / ".unfinished").exists()
+    else:
+        (tmp_path / "venv" / "bin").mkdir(parents=True)
+        (tmp_path / "venv" / "bin" / "python").symlink_to("/no/such/python")
+        (tmp_path / "venv" / "pyvenv.cfg").touch()
+    status, output, _ = script(MAKE)
+    assert status == 0
+    assert "is broken or unfinished: making it again" in output
+    assert not (tmp_path / "venv" / ".unfinished").exists()
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(script, tmp_path):
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "thesis").touch()
+    status, output, _ = script(MAKE)
+    assert (status, output) == (
+        2, f"error: {tmp_path}/venv is a folder, and no virtual environment; name another with VENV=folder\n"
+    )  # fmt: skip
+    assert (tmp_path / "venv" / "thesis").exists()
+
+
+def test_a_python_without_ensurepip_is_told_of(script, stub, tmp_path):
+    status, output, _ = script(MAKE, fails="ensurepip")
+    assert status == 2
+    assert output == (
+        f"error: {stub} cannot make virtual environments: it has no ensurepip or venv.\n"
+        "Debian and Ubuntu: apt install python3-venv; or set PYTHON=/path/to/another\n"
+    )
+    assert not (tmp_path / "venv").exists()
+
+
+def test_an_installation_that_failed_is_begun_again(script, tmp_path):
+    status, output, _ = script(MAKE, fails="install")
+    assert status == 1
+    assert output.endswith("run this again once the reason above is gone\n")
+    status, _, calls = script(MAKE)
+    assert status == 0
+    assert any(" install " in call for call in calls)
+
+
+def test_the_paths_of_the_quickstart_are_the_callers(script, tmp_path, repo):
+    (tmp_path / "here" / "my text.txt").write_text("a text\n")
+    status, output, calls = script("bash $REPO/scripts/quickstart.sh 'my text.txt'", OUTPUT="out")
+    assert status == 0, output
+    out = tmp_path / "here" / "out"
+    ours = [call.removeprefix(f"{repo}: ") for call in calls if call.startswith(f"{repo}: ")]
+    assert ours[0] == f"tools/split_text.py --input_file {tmp_path}/here/my text.txt --output_dir {out}/text"
+    assert any(f"--output_dir {out}/run" in call for call in ours)
+    assert not any(" out/" in call for call in ours)
+    status, output, _ = script("bash $REPO/scripts/quickstart.sh nope.txt")
+    assert (status, output) == (2, f"error: there is no text file {tmp_path}/here/nope.txt\n")
+
+
+@pytest.mark.parametrize(
+    ("output", "place"),
+    [("", "{repo}/output/quickstart"), ("/x", "/x"), ("~/x", "{home}/x"), ("a/../b", "{here}/a/../b")],
+)
+def test_where_the_quickstart_writes(script, tmp_path, repo, output, place):
+    variables = {"OUTPUT": output} if output else {}
+    status, _, calls = script("bash $REPO/scripts/quickstart.sh", HOME=str(tmp_path / "home"), **variables)
+    place = place.format(repo=repo, home=tmp_path / "home", here=tmp_path / "here")
+    assert status == 0
+    assert f"{repo}: tools/split_text.py --output_dir {place}/text" in calls
+
+
+def test_a_relative_environment_is_the_callers(script, tmp_path):
+    status, output, _ = script(MAKE, VENV="env")
+    assert (status, output.splitlines()[-1]) == (0, f"made with {tmp_path}/here/env/bin/python")
+
+
+def test_the_paths_of_sst2_are_the_callers(script, tmp_path, repo):
+    (tmp_path / "here" / "data").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "here" / "data" / name).write_text("sentence\tlabel\ngood\t1\n")
+    status, output, calls = script("bash $REPO/scripts/examples/gpt2/sst2.sh data '~/out'", HOME=str(tmp_path / "home"))
+    assert status == 0, output
+    out = tmp_path / "home" / "out"
+    assert (
+        f"{repo}: tools/train_tokenizer.py --input_file {out}/sentences.txt --vocab_size 10000 --output_dir "
+        in "\n".join(calls)
+    )
+    assert any(f"--input_file {tmp_path}/here/data/dev.tsv" in call for call in calls)
+    assert os.listdir(tmp_path / "here") == ["data"]
+
+
+def test_scripts_keep_their_line_ends_in_every_clone(repo):
+    """Also under core.autocrlf, as Git for Windows sets it."""
+    if not (repo / ".git").exists():
+        pytest.skip("needs a clone")
+    git = ["git", "-C", str(repo), "-c", "core.autocrlf=true"]
+    files = subprocess.run([*git, "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
+    scripts = [name for name in files if name.endswith(".sh") or (repo / name).read_bytes().startswith(b"#!")]
+    assert {"scripts/environment.sh", "scripts/examples/gpt2/sst2.sh", ".ci/run"} <= set(scripts)
+    asked = subprocess.run(
+        [*git, "check-attr", "text", "eol", "--", *scripts], capture_output=True, text=True, check=True
+    )
+    wanted = [f"{name}: {line}" for name in scripts for line in ("text: set", "eol: lf")]
+    assert asked.stdout.splitlines() == wanted
+    assert [name for name in files if b"\r\n" in (repo / name).read_bytes()] == []
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("scripts/**/*.sh")), ids=lambda file: file.name)
+def test_bash_reads_the_script(file):
+    assert subprocess.run(["bash", "-n", file], capture_output=True).stderr == b""
