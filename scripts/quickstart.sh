@@ -31,6 +31,12 @@ run tools/split_text.py ${text:+--input_file "$text"} --output_dir "$out/text"
 step "2/5 tokenizer: byte-level BPE with 4096 tokens, learnt from the training text"
 run tools/train_tokenizer.py --input_file "$out/text/train.txt" --vocab_size 4096 --output_dir "$out/tokenizer" --overwrite
 
+# A short or repetitive text gives fewer tokens than the configuration has; the model is then made for as many.
+tokens=$("$PYTHON" -c 'import json, sys; print(len(json.load(open(sys.argv[1], encoding="utf-8"))))' \
+    "$out/tokenizer/vocab.json")
+sizes=()
+[ "$tokens" -eq 4096 ] || sizes=(--options "model.model_config.vocab_size=$tokens")
+
 step "3/5 data: text -> tokens -> MindRecord"
 for part in train valid; do
     run $data_tool --input_file "$out/text/$part.txt" --output_file "$out/data/$part.mindrecord" \
@@ -39,14 +45,16 @@ done
 
 step "4/5 training, with an evaluation before and after"
 run run_mindformer.py --config $config --run_mode train --output_dir "$out/run" --do_eval True \
-    --train_dataset_dir "$out/data/train.mindrecord" --eval_dataset_dir "$out/data/valid.mindrecord"
+    --train_dataset_dir "$out/data/train.mindrecord" --eval_dataset_dir "$out/data/valid.mindrecord" \
+    ${sizes[@]+"${sizes[@]}"}
 
 step "5/5 evaluation and text by the trained model"
 run run_mindformer.py --config $config --run_mode eval --output_dir "$out/run" --epochs 1 \
-    --eval_dataset_dir "$out/data/valid.mindrecord" --load_checkpoint "$out/run/checkpoint"
+    --eval_dataset_dir "$out/data/valid.mindrecord" --load_checkpoint "$out/run/checkpoint" \
+    ${sizes[@]+"${sizes[@]}"}
 run run_mindformer.py --config $config --run_mode predict --output_dir "$out/run" \
     --load_checkpoint "$out/run/checkpoint" --tokenizer "$out/tokenizer" \
-    --predict_data "The following" "If the object" "A function"
+    --predict_data "The following" "If the object" "A function" ${sizes[@]+"${sizes[@]}"}
 
 "$PYTHON" - "$out" $((SECONDS - began)) <<'P'
 import json
