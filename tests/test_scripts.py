@@ -192,6 +192,20 @@ def test_the_paths_of_sst2_are_the_callers(script, tmp_path, repo):
     assert os.listdir(tmp_path / "here") == ["data"]
 
 
+def test_predict_expands_the_home_folder_in_quotes(script, tmp_path):
+    (tmp_path / "here" / "a.yaml").touch()
+    (tmp_path / "here" / "tokenizer").mkdir()
+    arguments = "single '~/a.yaml' '~/w.ckpt' 1 '~/tokenizer' '~ is no path'"
+    status, output, calls = script(
+        f"bash $REPO/scripts/examples/gpt2/run_gpt2_predict.sh {arguments}", HOME=str(tmp_path / "here")
+    )
+    assert status == 0, output
+    here = tmp_path / "here"
+    assert f"--config {here}/a.yaml --run_mode predict --load_checkpoint {here}/w.ckpt" in calls[-1]
+    assert "--predict_data ~ is no path" in calls[-1]
+    assert f"--tokenizer {here}/tokenizer" in calls[-1]
+
+
 def test_scripts_keep_their_line_ends_in_every_clone(repo):
     """Also under core.autocrlf, as Git for Windows sets it."""
     if not (repo / ".git").exists():

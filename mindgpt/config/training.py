@@ -9,6 +9,7 @@ from mindgpt.config.section import (
     ANY_VALUE,
     Count,
     Number,
+    PathText,
     Positive,
     Section,
     one_of,
@@ -118,7 +119,7 @@ class TrainerSection(Section):
 class TensorBoardSection(Section):
     """`tensorboard`: the other place where MindFormers has the folder of a `SummaryMonitor`."""
 
-    tensorboard_dir: str = ""
+    tensorboard_dir: PathText = ""
 
     ignored: ClassVar = {
         "tensorboard_queue_size": ANY_VALUE,

@@ -53,6 +53,7 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     """Add which files are read, and what in them is the text; `TextFiles` reads them."""
     parser.add_argument(
         "--input_file",
+        type=path_argument,
         nargs="+",
         required=True,
         help="files, folders (their .txt, .json, .jsonl and .ndjson files, sub-folders included, hidden ones left out) "

@@ -8,7 +8,6 @@ from mindgpt.config.console import note_when_left
 from mindgpt.config.errors import run_program
 from mindgpt.runtime.interrupts import end_on_interrupt
 from mindgpt.runtime.ranks import say
-from mindgpt.tasks.output_folder import held_output_folder
 
 if TYPE_CHECKING:
     from mindgpt.config.command_line import CommandLine
@@ -31,6 +30,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     from mindgpt.config.command_line import config_from_command_line
 
     command = config_from_command_line(argv)
+    from mindgpt.tasks.output_folder import held_output_folder
+
     with held_output_folder(command.config):
         _run_mode(command)
 

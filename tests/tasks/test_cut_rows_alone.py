@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from mindgpt.models.checkpoint_file import CheckpointFile
+from mindgpt.models.run_folder import record_checkpoints
 from mindgpt.models.weights import save_checkpoint
 from mindgpt.runtime.simulated_ascend import run_simulated
 
@@ -39,6 +40,7 @@ def test_one_card_writes_the_model_and_all_go_on_from_it(card, tmp_path):
     later = path.with_name("toy_rank_0-1_4.ckpt")
     entries = {name: file.read(name) for name in file.entries}
     save_checkpoint(later, {**entries, "training_state": json.dumps(state)})
+    record_checkpoints(path.parent, [path, later])
     resumed = [card(rank, "{data_parallel: 2}", "--resume_training", "True") for rank in (1, 0)]  # 1 prints nothing
     assert f"resuming from {later.relative_to(tmp_path)}, after step 4" in resumed[1].stdout
 

@@ -20,6 +20,10 @@ USAGE
 [ $# -ge 4 ] || refuse "four arguments or more are needed, and there are $#"
 parallel=$1 config=$2 ckpt=$3 devices=$4 tokenizer=${5:-}
 shift $(( $# < 5 ? $# : 5 ))
+home() { # a path in quotes whose ~ the shell has left alone
+    case $1 in "~" | "~/"*) printf '%s' "$HOME${1#\~}" ;; *) printf '%s' "$1" ;; esac
+}
+config=$(home "$config") ckpt=$(home "$ckpt") tokenizer=$(home "$tokenizer")
 [[ $devices =~ ^[1-9][0-9]*$ ]] || refuse "DEVICE_NUM must be a whole number from 1, not '$devices'"
 [ -f "$config" ] || refuse "CONFIG: there is no file $config (looked from $PWD)"
 if [[ $tokenizer == *.model && ! -d $tokenizer ]]; then # as MindFormers' page has it
