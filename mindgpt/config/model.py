@@ -189,6 +189,8 @@ class GPT2Section(GenerationSection):
         "softmax_dtype": "softmax_compute_type",
         "eos_token": "eos_token_id",
         "n_embd": "hidden_size",  # from here on, of Hugging Face
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
         "n_layer": "num_layers",
         "n_head": "num_heads",
         "n_positions": "max_position_embeddings",

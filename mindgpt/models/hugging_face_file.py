@@ -9,6 +9,7 @@ PyTorch is imported only when a `.bin` is read or written.
 """
 
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import atomic_write
+from mindgpt.data.files import atomic_write, read_json
 from mindgpt.models.tensor_file import SpanFile, TensorInfo, TensorSource, existing_file
 
 # the type's name in a safetensors header -> numpy name
@@ -39,6 +40,7 @@ SAFETENSORS_DTYPES = {
 }
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+_TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\n")  # a zip archive; before PyTorch 1.6 a pickle
 SAFETENSORS_NAME = "model.safetensors"
 NAME_MAP = "param_name_map.json"  # of MindSpore and MindFormers, beside their safetensors: {tensor name: file name}
 WEIGHT_NAMES = (  # in a folder, in the order transformers looks for them
@@ -49,7 +51,8 @@ WEIGHT_NAMES = (  # in a folder, in the order transformers looks for them
     NAME_MAP,
 )
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")  # of Lightning, nanoGPT, DeepSpeed and others
-_TIED_HEAD = "lm_head.weight"
+_OPTIMIZER_KEY = re.compile(r"(^|_)opt(im|imizer|imizers)?(_|$)")
+_TIED = ("lm_head.weight", "wte.weight")  # one matrix in GPT-2, so that one name is enough
 _HUB_CACHE = ("blobs", "refs", "snapshots")
 
 
@@ -69,7 +72,7 @@ def open_hugging_face(path: str | Path) -> TensorSource:
         return ShardedFiles(path)
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
-    if path.suffix in TORCH_SUFFIXES:
+    if is_torch_file(path):
         return TorchFile(path)
     raise UserError(
         f"{path}: not a name of Hugging Face weights. Allowed: a folder, or a file whose name ends in "
@@ -77,19 +80,41 @@ def open_hugging_face(path: str | Path) -> TensorSource:
     )
 
 
+def is_torch_file(path: Path) -> bool:
+    """Whether a file is PyTorch's: by its name, or by its first bytes where the name is one of MindSpore's, which
+    Lightning uses too."""
+    if path.suffix in TORCH_SUFFIXES:
+        return True
+    if path.suffix != ".ckpt" or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) in _TORCH_STARTS
+
+
 def weights_in(folder: Path) -> Path | None:
     """The weights transformers would load from `folder`, or None.
 
     Raises:
-        UserError: it is the root of a Hugging Face cache, whose models lie further down.
+        UserError: it is part of a Hugging Face cache, whose models lie further down.
     """
+    found = next((folder / name for name in WEIGHT_NAMES if (folder / name).exists()), None)
+    if found is None and (snapshots := _snapshots_below(folder)) is not None:
+        named = f": {' or '.join(snapshots)}" if snapshots else ", of which there is none"
+        raise UserError(f"{folder}: is the cache of a model. Name a snapshot in it{named}.")
+    return found
+
+
+def _snapshots_below(folder: Path) -> list[str] | None:
+    """The downloads in a cache of the Hugging Face hub, or in a part of one; None if the folder is neither."""
     if all((folder / name).is_dir() for name in _HUB_CACHE):
-        found = sorted(str(path) for path in (folder / "snapshots").iterdir() if path.is_dir())
-        named = f": {' or '.join(found)}" if found else ""
-        raise UserError(
-            f"{folder}: is the cache of a model. Name a snapshot in it{named or ', of which there is none'}."
-        )
-    return next((folder / name for name in WEIGHT_NAMES if (folder / name).exists()), None)
+        models = [folder]
+    elif folder.name == "snapshots" and folder.parent.name.startswith("models--"):
+        models = [folder.parent]
+    else:
+        models = [path for place in (folder, folder / "hub") for path in place.glob("models--*") if path.is_dir()]
+        if not models:
+            return None
+    return sorted(str(path) for model in models for path in model.glob("snapshots/*") if path.is_dir())
 
 
 class SafetensorsFile(SpanFile):
@@ -174,6 +199,11 @@ class TorchFile:
         inside = [key for key in _STATE_DICT_KEYS if self._is_state_dict(loaded.get(key))]
         if len(inside) == 1:
             rest = [str(key) for key in loaded if key != inside[0]]
+            if others := [key for key in rest if not _OPTIMIZER_KEY.search(key) and self._holds_matrix(loaded[key])]:
+                raise UserError(
+                    f"{self.path}: holds weights under {inside[0]!r} and under {', '.join(map(repr, others))}, and "
+                    "nothing says which are meant. Save the ones you want by themselves, as a state dict."
+                )
             left_out = f", and {', '.join(rest)} left out" if rest else ""
             self.notes.append(f"{self.path}: a training checkpoint; its {inside[0]!r} is read{left_out}")
             return loaded[inside[0]]
@@ -185,6 +215,14 @@ class TorchFile:
             )
         return loaded
 
+    def _holds_matrix(self, value: Any) -> bool:
+        """Whether there are weights somewhere in a value; the state of a random generator is a vector."""
+        if isinstance(value, Mapping):
+            return any(map(self._holds_matrix, value.values()))
+        if isinstance(value, list | tuple):
+            return any(map(self._holds_matrix, value))
+        return isinstance(value, self._torch.Tensor) and value.ndim > 1
+
     def _is_state_dict(self, value: Any) -> bool:
         return (
             isinstance(value, Mapping)
@@ -195,7 +233,7 @@ class TorchFile:
 
 class ShardedFiles:
     """The files an `*.index.json` names (`{"weight_map": {tensor name: file name}}`), or MindSpore's `NAME_MAP`, as one
-    source. A tied output head may be listed and lie nowhere."""
+    source. Of the token embedding and the output head tied to it, one may be listed and lie nowhere."""
 
     def __init__(self, index: Path):
         self.path = index
@@ -212,7 +250,7 @@ class ShardedFiles:
         absent = [
             f"{name} (in {file})"
             for name, file in weight_map.items()
-            if name not in shards[file].entries and not name.endswith(_TIED_HEAD)
+            if name not in shards[file].entries and not self._is_tied_to_another(name)
         ]
         if absent:
             raise UserError(f"{index}: its files do not hold what it says they hold. Missing: {', '.join(absent)}.")
@@ -222,10 +260,16 @@ class ShardedFiles:
         """See `TensorSource.read`."""
         return self._source[name].read(name)
 
+    def _is_tied_to_another(self, name: str) -> bool:
+        """Whether a name means the matrix that lies in a shard under its other name."""
+        others = tuple(other for other in _TIED if not name.endswith(other))
+        return len(others) < len(_TIED) and any(held.endswith(others) for held in self._source)
+
     def _weight_map(self) -> dict[str, str]:
         try:
-            content = json.loads(self.path.read_bytes())
-            weight_map = content if self.path.name == NAME_MAP else content["weight_map"]
+            content = read_json(self.path)
+            flat = self.path.name == NAME_MAP and "weight_map" not in content  # MindSpore writes it either way
+            weight_map = content if flat else content["weight_map"]
         except (ValueError, KeyError, TypeError):
             weight_map = None
         if (

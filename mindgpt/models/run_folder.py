@@ -16,7 +16,8 @@ from typing import NamedTuple
 from mindgpt.config.errors import UserError
 from mindgpt.data.files import atomic_write
 
-_EPOCH_AND_STEP = re.compile(r"-(\d+)_(\d+)(-network|-trainable)?\.ckpt$")
+SUFFIXES = (".ckpt", ".safetensors")  # the second from MindFormers with checkpoint_format: safetensors
+_EPOCH_AND_STEP = re.compile(r"-(\d+)_(\d+)(-network|-trainable)?\.(ckpt|safetensors)$")
 RECORD = "meta.json"
 _RANK_FOLDER = re.compile(r"rank_(\d+)$")
 
@@ -37,6 +38,11 @@ def step_of(file: Path) -> Step | None:
     return Step(int(match[1]), int(match[2])) if match else None
 
 
+def checkpoint_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """All files of weights in a run's folder, by name."""
+    return sorted(file for file in Path(folder).iterdir() if file.suffix in SUFFIXES) if Path(folder).is_dir() else []
+
+
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
     """The checkpoints of a run's folder `checkpoint/rank_<r>`, or of those beside it, the newest last.
 
@@ -44,7 +50,7 @@ def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
     writing, which copying changes.
     """
     of_last_run = set(files_of_last_run(folder))
-    numbered = [(file.name in of_last_run, step_of(file), file) for file in Path(folder).glob("*.ckpt")]
+    numbered = [(file.name in of_last_run, step_of(file), file) for file in checkpoint_files(folder)]
     return [file for _, step, file in sorted(entry for entry in numbered if entry[1]) if step]
 
 
@@ -74,7 +80,7 @@ def record_checkpoints(folder: Path, files: Sequence[Path]) -> None:
 def free_stem(folders: Sequence[Path], stem: str) -> str:
     """`stem`, or if checkpoints in one of the folders begin with it `stem_1`, `stem_2`...: a run replaces no file of
     another. MindSpore names them so, too."""
-    taken = {stem_of(file) for folder in folders for file in folder.glob("*.ckpt")}
+    taken = {stem_of(file) for folder in folders for file in checkpoint_files(folder)}
     candidates = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(1)))
     return next(candidate for candidate in candidates if candidate not in taken)
 
@@ -154,11 +160,11 @@ def by_step(folder: Path) -> dict[Step, Path]:
 
 
 def _only_file(folder: Path) -> Path:
-    files = sorted(folder.glob("*.ckpt"))
+    files = checkpoint_files(folder)
     if len(files) != 1:
-        found = f"it holds {listed([file.name for file in files])}" if files else "it holds no .ckpt"
+        found = f"it holds {listed([file.name for file in files])}" if files else f"it holds no {' or '.join(SUFFIXES)}"
         raise UserError(
-            f"{folder}: {found}; looked for one file, or for names that end in -<epoch>_<step>.ckpt in every rank_<r>."
+            f"{folder}: {found}; looked for one file, or for names that end in -<epoch>_<step> in every rank_<r>."
         )
     return files[0]
 

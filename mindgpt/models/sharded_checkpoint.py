@@ -19,6 +19,7 @@ import numpy as np
 
 from mindgpt.config.errors import UserError
 from mindgpt.models.checkpoint_file import CheckpointFile
+from mindgpt.models.hugging_face_file import SafetensorsFile
 from mindgpt.models.run_folder import Step, choose_files, listed, rank_folders, rank_of_file, step_of
 from mindgpt.models.skip_rules import skip_rule
 from mindgpt.models.strategy_file import Box, Strategy, TensorLayout, read_strategy
@@ -84,8 +85,8 @@ class SlicedCheckpoint:
         _check_ranks(folder, list(folders), self.strategy)
         files = choose_files(list(folders.values()), step)
         self.path, self.step = files[0], step_of(files[0])
-        self._files = [CheckpointFile(file) for file in files]
-        self.texts = self._files[0].texts
+        self._files = [CheckpointFile(file) if file.suffix == ".ckpt" else SafetensorsFile(file) for file in files]
+        self.texts = getattr(self._files[0], "texts", {})
         self._held: dict[str, list[_Held]] = {}
         self._whole: dict[str, int] = {}  # name -> the rank it is read from
         self._find_shared()
@@ -209,7 +210,7 @@ class SlicedCheckpoint:
 
     @property
     def _is_partial(self) -> bool:
-        return self.path.name.endswith("-trainable.ckpt")
+        return self.path.stem.endswith("-trainable")
 
     def _refuse(self, problems: Sequence[str]) -> None:
         if problems:
@@ -285,7 +286,7 @@ def _alike(one: np.ndarray, other: np.ndarray, tolerance: float) -> bool:
 
 
 def refuse_slice(file: Path) -> None:
-    """Raise a UserError if a `.ckpt` is the slice of one rank, which nobody should take for a model."""
+    """Raise a UserError if a file is the slice of one rank, which nobody should take for a model."""
     rank, folder = rank_of_file(file), file.absolute().parent.parent
     if rank is not None and holds_slices(folder):
         raise UserError(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import refuse_lfs_pointer
+from mindgpt.data.files import open_to_read
 
 Box = tuple[slice, ...]  # the part of a tensor that a rank holds: one range for each dimension
 
@@ -154,8 +154,8 @@ def read_strategy(path: Path) -> Strategy:
     origin: dict[int, Path] = {}
     seen: set[bytes] = set()
     for file in files:
-        refuse_lfs_pointer(file)
-        content = file.read_bytes()
+        with open_to_read(file) as opened:
+            content = opened.read()
         if content in seen:
             continue
         seen.add(content)

@@ -22,8 +22,8 @@ from mindgpt.models.alignment import aligned
 from mindgpt.models.checkpoint_file import CheckpointFile, write_checkpoint
 from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, PRESETS, GPT2Config, read_config
 from mindgpt.models.gpt2.weight_names import MindFormersView, are_mindformers, hint
-from mindgpt.models.hugging_face_file import WEIGHT_NAMES, open_hugging_face, weights_in
-from mindgpt.models.run_folder import checkpoints_in, files_of_last_run, rank_folders
+from mindgpt.models.hugging_face_file import WEIGHT_NAMES, is_torch_file, open_hugging_face, weights_in
+from mindgpt.models.run_folder import checkpoint_files, checkpoints_in, files_of_last_run, rank_folders
 from mindgpt.models.sharded_checkpoint import SlicedCheckpoint, holds_slices, refuse_slice
 from mindgpt.models.skip_rules import skip_rule
 from mindgpt.models.tensor_file import TensorSource, cast
@@ -104,8 +104,9 @@ def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weight
         return _checkpoint(SlicedCheckpoint(path, Path(strategy) if strategy else None))
     if path.is_dir():
         path = _weights_file(path)
-    if path.suffix == ".ckpt":
+    if path.suffix == ".ckpt" and not is_torch_file(path):
         return _checkpoint(path)
+    refuse_slice(path)
     stored = open_hugging_face(path)
     if are_mindformers(stored.entries):
         return _checkpoint(stored)
@@ -128,7 +129,7 @@ def _weights_file(folder: Path) -> Path:
     """The file of weights in `folder`."""
     hugging_face, checkpoint = weights_in(folder), folder / CHECKPOINT_NAME
     if hugging_face is None and not checkpoint.exists():
-        others = sorted(file.name for file in folder.glob("*.ckpt"))
+        others = [file.name for file in checkpoint_files(folder)]
         found = f" Found {', '.join(others)}: name the file you mean." if others else ""
         raise UserError(
             f"{folder}: no weights in this folder. Looked for {', '.join((*WEIGHT_NAMES, CHECKPOINT_NAME))}.{found}"
@@ -180,15 +181,24 @@ def newest_in(folder: Path) -> Path:
     candidates = ranks if ranks.is_dir() else folder
     found = checkpoints_in(candidates)
     if not found:
-        return folder
+        return _only_file_in(candidates) or folder
     newest, of_last_run = found[-1], files_of_last_run(candidates)
     others = len(found) - len(of_last_run) if of_last_run else 0
     earlier = f", of the last run; {others} of earlier runs are there too" if others else ""
     say(f"weights: the newest in {candidates} is {newest.name}{earlier}")
-    written_last = max(candidates.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    written_last = max(checkpoint_files(candidates), key=lambda file: file.stat().st_mtime_ns)
     if not of_last_run and written_last != newest:
         say(f"note: {written_last.name} was written later; if it is of a later run, name it with --load_checkpoint")
     return newest
+
+
+def _only_file_in(folder: Path) -> Path | None:
+    """The one checkpoint in a folder, whatever it is called, if nothing else there can be meant."""
+    files = checkpoint_files(folder)
+    if len(files) != 1 or (folder / CHECKPOINT_NAME).exists() or weights_in(folder):
+        return None
+    say(f"weights: {files[0]}")
+    return files[0]
 
 
 def own_config(checkpoint: Path) -> Path:

@@ -52,6 +52,14 @@ _REFUSED = {  # settings that make another update than scaling * B A, each with 
     "kasa_config": (None, {}),
     "arrow_config": (None, {}),
 }
+_OF_NO_UPDATE = frozenset([
+    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora",
+    "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+    "loftq_config", "eva_config", "corda_config", "megatron_config", "megatron_core", "runtime_config",
+    "ensure_weight_tying",
+])  # fmt: skip
+"""Keys that are read here, or say how the factors came about or where they are put."""
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
 """Ways to initialise the factors that leave the base weights as they are; the others subtract what the factors begin
 with, so that the adapter fits the changed weights alone."""
@@ -159,9 +167,7 @@ def _checked_config(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
         raise UserError(f"{file}: peft_type must be 'LORA', not {kind!r}: mindgpt has no other adapters.")
-    wrong = [
-        f"{key}: {config[key]!r}" for key, allowed in _REFUSED.items() if config.get(key, allowed[0]) not in allowed
-    ]
+    wrong = [f"{key}: {shown(value)}" for key, value in config.items() if _asks_for_more(key, value)]
     if wrong:
         raise UserError(
             f"{file}: asks for more than LoRA's factors: {', '.join(wrong)}. Merge the adapter into its base with PEFT "
@@ -192,6 +198,14 @@ def _checked_config(file: Path) -> dict[str, Any]:
             except (re.error, OverflowError, RecursionError) as error:
                 raise UserError(f"{file}: {key}: {shown(name)} is not a regular expression: {error}.") from error
     return config
+
+
+def _asks_for_more(key: str, value: Any) -> bool:
+    """Whether a setting asks for another update than LoRA's. Of keys that are not known here, those of newer PEFT, a
+    number or text says nothing without the switch beside it."""
+    if value is None or key in _OF_NO_UPDATE:
+        return False
+    return value not in _REFUSED[key] if key in _REFUSED else value is True or (isinstance(value, dict) and value != {})
 
 
 def _is_positive(value: Any) -> bool:

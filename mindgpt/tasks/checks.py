@@ -12,7 +12,7 @@ from mindgpt.config.data import DatasetSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
 from mindgpt.data.mindrecord import find_mindrecord_files, read_header
-from mindgpt.models.hugging_face_file import TORCH_SUFFIXES
+from mindgpt.models.hugging_face_file import is_torch_file
 from mindgpt.models.run_folder import named_checkpoint
 from mindgpt.models.weights import open_weights
 from mindgpt.pet.adapter import open_adapter
@@ -59,7 +59,7 @@ def _check_weights(config: RunConfig) -> None:
 
 def _is_of_torch(path: Path) -> bool:
     files = list(path.iterdir()) if path.is_dir() else [path]
-    return any(file.suffix in TORCH_SUFFIXES for file in files)
+    return any(map(is_torch_file, files))
 
 
 def data_folder(section: DatasetSection, name: str) -> str:

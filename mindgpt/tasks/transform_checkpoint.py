@@ -7,9 +7,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import atomic_write
+from mindgpt.data.files import atomic_write, open_to_read
 from mindgpt.models.checkpoint_file import CheckpointFile, write_checkpoint
-from mindgpt.models.run_folder import Step, choose_files, listed, rank_folders, step_of
+from mindgpt.models.run_folder import Step, checkpoint_files, choose_files, listed, rank_folders, step_of
 from mindgpt.models.sharded_checkpoint import SlicedCheckpoint, refuse_slice
 from mindgpt.models.skip_rules import skip_rule
 from mindgpt.models.strategy_file import Box, Strategy, read_strategy
@@ -172,7 +172,7 @@ def _check_target(target: Path, files: list[Path], source: Path, *strategies: Pa
         if target.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--dst_ckpt_dir: {target} lies in {folder}, which is only read. Name another folder.")
     planned = {file.resolve() for file in files}
-    found = [file.resolve() for folder in rank_folders(target).values() for file in folder.glob("*.ckpt")]
+    found = [file.resolve() for folder in rank_folders(target).values() for file in checkpoint_files(folder)]
     strange = [file for file in found if file not in planned or file == source.resolve()]
     if strange:
         raise UserError(
@@ -184,5 +184,5 @@ def _check_target(target: Path, files: list[Path], source: Path, *strategies: Pa
 def _copy_config(source: Path, file: Path) -> None:
     config = config_beside(source)
     if config is not None:
-        with atomic_write(file.with_name("config.json")) as output:
-            output.write(config.read_bytes())
+        with open_to_read(config) as content, atomic_write(file.with_name("config.json")) as output:
+            output.write(content.read())

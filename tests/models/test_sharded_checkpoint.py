@@ -15,6 +15,7 @@ from mindgpt.models.run_folder import Step, choose_files, rank_folders
 from mindgpt.models.sharded_checkpoint import SlicedCheckpoint
 from mindgpt.models.strategy_file import read_strategy
 from mindgpt.models.tensor_file import BFLOAT16_BITS, TensorInfo
+from mindgpt.models.weights import open_weights
 from mindgpt.tasks.transform_checkpoint import transform
 
 RNG = np.random.default_rng(0)
@@ -82,6 +83,24 @@ def test_slices_of_mindspore_merge_and_ours_are_the_same(tmp_path):
         ours, theirs = CheckpointFile(file), CheckpointFile(folder / f"rank_{rank}/x{rank}.ckpt")
         for name in LAYOUTS:
             assert np.array_equal(ours.read(name), theirs.read(name)), (rank, name)
+
+
+def test_slices_in_safetensors_merge_as_those_in_ckpt(tmp_path):
+    """As MindFormers with checkpoint_format: safetensors leaves them; MindSpore turns the files into each other."""
+    strategy, held = tmp_path / "strategy" / "ckpt_strategy_rank_0.ckpt", tensors()
+    write_strategy(strategy, LAYOUTS)
+    folder = cut_by_mindspore(tmp_path, held, strategy)
+    for rank, ranks in rank_folders(folder).items():
+        (file,) = ranks.glob("*.ckpt")
+        ms.ckpt_to_safetensors(str(file), str(tmp_path / "turned"))
+        next((tmp_path / "turned").rglob("*.safetensors")).rename(ranks / f"gpt2_rank_{rank}-1_2.safetensors")
+        file.unlink()
+    sliced = SlicedCheckpoint(folder)
+    assert sliced.step == Step(1, 2)
+    for name, array in held.items():
+        assert np.array_equal(sliced.read(name), array), name
+    with pytest.raises(UserError, match="is the slice of rank 3, one of 8, and no model by itself"):
+        open_weights(folder / "rank_3" / "gpt2_rank_3-1_2.safetensors")
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["a file a rank", "merged file"])

@@ -175,6 +175,19 @@ def test_an_adapter_that_fits_changed_base_weights_alone_is_refused(peft_model, 
         assert read_peft(tmp_path)[0]["lora_rank"] == 4
 
 
+def test_keys_of_newer_peft_are_refused_where_they_may_ask_for_another_method(peft_model, tmp_path):
+    peft_model(r=4, lora_alpha=8, target_modules=["c_fc"]).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    for asks in ({"use_newlora": True}, {"newlora_config": {"rank": 3}}):
+        file.write_text(json.dumps(config | asks))
+        with pytest.raises(UserError, match=f"asks for more than LoRA's factors: {next(iter(asks))}: "):
+            read_peft(tmp_path)
+    nothing = {"use_newlora": False, "newlora_config": None, "newlora_size": 16, "lora_bias": None, "bias": None}
+    file.write_text(json.dumps(config | nothing))
+    assert read_peft(tmp_path)[0]["lora_rank"] == 4
+
+
 def test_broken_folders_are_refused(peft_model, tmp_path):
     peft_model(r=4, lora_alpha=8, target_modules=["c_fc"]).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())

@@ -191,7 +191,8 @@ def test_slices_that_are_not_all_there_are_refused_and_nothing_is_written(toy, c
 def test_what_does_not_fit_is_refused_before_anything_is_built(repo, toy, tmp_path, options, words):
     command = [
         sys.executable, repo / "run_mindformer.py", "--config", toy.yaml, "--train_dataset_dir", toy.train,
-        "--use_parallel", "True", "--options", *LAYOUT, *(option.replace("{train}", str(toy.train)) for option in options),
+        "--use_parallel", "True", "--options", *LAYOUT,
+        *(option.replace("{train}", str(toy.train)) for option in options),
     ]  # fmt: skip
     done = run_simulated(command, 0, CARDS, cwd=tmp_path, timeout=120)
     assert done.returncode == 2, done.stdout + done.stderr

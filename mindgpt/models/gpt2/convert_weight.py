@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from mindgpt.config.arguments import CheckedParser, file_argument, path_argument
 from mindgpt.config.errors import UserError, run_program
-from mindgpt.data.files import atomic_write, make_folder
+from mindgpt.data.files import atomic_write, make_folder, open_to_read
 from mindgpt.models.checkpoint_file import write_checkpoint
 from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config, read_config
 from mindgpt.models.gpt2.weight_names import HuggingFaceView, MindFormersView, are_mindformers
@@ -239,7 +239,8 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if not (source / name).is_file():
             continue
-        content = (source / name).read_bytes()
+        with open_to_read(source / name) as file:
+            content = file.read()
         if not (target / name).exists():
             with atomic_write(target / name) as file:
                 file.write(content)

@@ -6,6 +6,7 @@ express under the one key `mindgpt`, so that transformers and mindgpt open the s
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,6 +79,15 @@ _REQUIRED_OF_HUGGING_FACE = {
     "pruned_heads": {},
 }
 """Keys of a Hugging Face config.json that ask for another network unless they have this value."""
+
+_POSITIONS = "position_embedding_type"
+_ANOTHER_NETWORK = re.compile(
+    r"rope|rotary|alibi|relative_attention|experts?(_|$)|(^|_)moe(_|$)|softcap|(^|_)mup|multi_query|multi_head_latent"
+    r"|sliding_window|parallel_(residual|attn|attention)|qk_(layer)?norm|rms_norm|post_layer_?norm|residual_multiplier"
+    r"|embedding_multiplier|attention_multiplier|logits?_scal|scale_embedding|embedding_scale|kv_lora|n_head_kv|kv_heads"
+    r"|key_value_heads"
+)
+"""Beside `_POSITIONS`, keys of other families' config.json that ask for another network, unless their value switches the thing off."""
 
 # fmt: off
 _SKIPPED_OF_HUGGING_FACE = frozenset([
@@ -248,6 +258,11 @@ def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[st
         for key, wanted in _REQUIRED_OF_HUGGING_FACE.items()
         if content.get(key, wanted) not in (wanted, None)
     ]
+    problems += [
+        f"{source}: {key}: {shown(content[key])} asks for another network than GPT-2; mindgpt does not compute it"
+        for key in content
+        if _asks_for_another_network(key, content)
+    ]
     if content.get("quantization_config"):
         problems.append(
             f"{source}: quantization_config: the weights are quantised, which mindgpt does not read. Dequantise the "
@@ -268,11 +283,32 @@ def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[st
     }
     known = {*GPT2Section.known_keys(), *GPT2Section.other_names, *GPT2Section.ignored}
     settings = {key: value for key, value in given.items() if key in known}
-    unknown = [key for key in given if key not in known]
+    unknown = [key for key, value in given.items() if key not in known and not _says_nothing(key, value)]
     notes = [f"{source}: mindgpt has no {', '.join(unknown)}: left out"] if unknown else []
-    settings |= _labels_from_hf(content.get("id2label"), source)
+    labels, of_labels = _labels_from_hf(content.get("id2label"))
+    settings |= labels
+    notes += [f"{source}: {note}" for note in of_labels]
     notes += [f"{source}: {note}" for note in _drop_impossible(settings)]
     return settings | ours, notes
+
+
+def _asks_for_another_network(key: str, content: Mapping[str, Any]) -> bool:
+    """Whether a key of a config.json is none of GPT-2's and changes what is computed."""
+    value = content[key]
+    if key == _POSITIONS:
+        return value not in (None, "absolute", "learned")
+    if not _ANOTHER_NETWORK.search(key) or value in (None, False, 0, "", [], {}):
+        return False
+    if key.endswith(("kv_heads", "key_value_heads", "n_head_kv")):
+        return value != content.get("n_head", content.get("num_attention_heads", value))
+    if "expert" in key or key.endswith(("multiplier", "scale", "scaling")):
+        return value != 1
+    return True
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    """Whether a key that mindgpt does not have switches something off, or has been found to change nothing."""
+    return value in (False, 0, "", [], {}) or key == _POSITIONS or _ANOTHER_NETWORK.search(key) is not None
 
 
 def _drop_impossible(settings: dict[str, Any]) -> Iterator[str]:
@@ -281,15 +317,30 @@ def _drop_impossible(settings: dict[str, Any]) -> Iterator[str]:
     if isinstance(positions, int) and isinstance(rows, int) and rows > positions:
         del settings["n_ctx"]
         yield f"n_ctx {rows} is longer than n_positions {positions}, and left out, as transformers does it"
+    if settings.get("initializer_range") == 0:
+        del settings["initializer_range"]
+        yield "initializer_range 0 begins a training with weights that are all the same, and is left out"
     vocab_size = settings.get("vocab_size")
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         token = settings.get(key)
-        if not isinstance(token, int) or not isinstance(vocab_size, int) or 0 <= token < vocab_size:
+        ids = token if key == "eos_token_id" and isinstance(token, list) else [token]
+        usable = [one for one in ids if _may_be_id(one, vocab_size)]
+        if key not in settings or usable == ids:
             continue
         del settings[key]
+        if usable:
+            settings[key] = usable
         if token != _HUGGING_FACE_EOS:  # what transformers writes however small the vocabulary is
             instead = "; padding is with the end-of-text token" if key == "pad_token_id" else ""
-            yield f"{key} {token} is no id of the {vocab_size} tokens, and left out{instead}"
+            left = f"; {usable} is used" if usable else ""
+            yield f"{key} {shown(token)} is no id of the {vocab_size} tokens, and left out{instead}{left}"
+
+
+def _may_be_id(token: Any, vocab_size: Any) -> bool:
+    """Whether a value is the id of a token; of any vocabulary if its size is not known."""
+    if not isinstance(token, int) or isinstance(token, bool):
+        return False
+    return not isinstance(vocab_size, int) or 0 <= token < vocab_size
 
 
 def generation_from_hf(config_file: Path, vocab_size: Any) -> tuple[dict[str, Any], list[str]]:
@@ -316,12 +367,13 @@ def generation_from_hf(config_file: Path, vocab_size: Any) -> tuple[dict[str, An
             del asked[key]
     names = {"max_length": "max_decode_length"}
     fields = {*GenerationSection.model_fields, "pad_token_id", "max_length"}
-    unknown = [key for key, value in asked.items() if key not in fields and value is not False]
+    unknown = [key for key, value in asked.items() if key not in fields and value not in (False, 0, "", [], {})]
     notes = [f"{file}: mindgpt has no {', '.join(unknown)}: left out"] if unknown else []
     known = {names.get(key, key): value for key, value in asked.items() if key in fields}
     sizes = {} if vocab_size is None else {"vocab_size": vocab_size}
     while problems := {k: what for k, what in _problems_of_generation(known | sizes).items() if k in known}:
-        notes += [f"{file}: {key}: {what}: left out" for key, what in problems.items()]
+        called = {ours: theirs for theirs, ours in names.items()}
+        notes += [f"{file}: {called.get(key, key)}: {what}: left out" for key, what in problems.items()]
         known = {key: value for key, value in known.items() if key not in problems}
     return known, notes
 
@@ -335,16 +387,21 @@ def _problems_of_generation(settings: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _labels_from_hf(id2label: Any, source: str) -> dict[str, Any]:
-    """`num_labels`, and `label_names` unless they are those that transformers makes up."""
+def _labels_from_hf(id2label: Any) -> tuple[dict[str, Any], list[str]]:
+    """`num_labels`, and `label_names` unless they are those that transformers makes up, or of no use; and what is to
+    be said about that."""
     if not isinstance(id2label, dict) or not id2label:
-        return {}
+        return {}, []
     numbers = [str(number) for number in range(len(id2label))]
-    if set(id2label) != set(numbers):
-        raise UserError(f"{source}: id2label: the keys must be {', '.join(map(repr, numbers))}, not {shown(id2label)}")
-    names = [id2label[number] for number in numbers]
-    made_up = [f"LABEL_{number}" for number in numbers]
-    return {"num_labels": len(names)} | ({} if names == made_up else {"label_names": names})
+    names = [id2label.get(number) for number in numbers]
+    if names == [f"LABEL_{number}" for number in numbers]:
+        return {"num_labels": len(names)}, []
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        left_out = (
+            f"id2label {shown(id2label)} does not give each number from 0 a name of its own: the names are left out"
+        )
+        return {"num_labels": len(numbers)}, [left_out]
+    return {"num_labels": len(names), "label_names": names}, []
 
 
 def _user_error(error: ValidationError, source: str) -> UserError:

@@ -57,10 +57,17 @@ class PretrainedCell(nn.Cell):
         model.set_train(False)
         return model
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many values the parameters hold, all of them or those that are trained; the tied head counts once."""
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many values the parameters hold, all of them or those that are trained; the tied head counts once.
+
+        `exclude_embeddings` leaves out the tables of tokens and positions.
+        """
         parameters = self.trainable_params() if only_trainable else self.get_parameters()
-        return sum(parameter.size for parameter in parameters)
+        return sum(
+            parameter.size
+            for parameter in parameters
+            if not (exclude_embeddings and parameter.name.endswith("embedding_table"))
+        )
 
     def __call__(self, *inputs: Any, input_mask: Any = None, **named: Any) -> Any:
         """Call `construct`. `input_mask` is MindFormers' name of `attention_mask`.

@@ -77,8 +77,12 @@ _JOINED_MATRIX = "attn.c_attn.weight"  # its two sizes differ in every GPT-2
 # Causal masks, which older transformers saved along with the weights. They are constants.
 HF_MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 HF_LAYER = re.compile(r"h\.(\d{1,4})\.")
-# What other tools put before all names: DistributedDataParallel, torch.compile, Lightning and wrappers of one's own.
-WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|model|net|network|_forward_module)\.)+")
+# What stands before a name: what DistributedDataParallel, torch.compile, PEFT or wrappers of one's own put there.
+_PREFIX = re.compile(
+    r"(?P<prefix>(?:[^.]+\.)*?)(?:transformer\.)?(?:wte|wpe|ln_f|h\.\d{1,4}|(?P<head>lm_head|score))\."
+)
+# What torch.compile, activation checkpointing and FSDP put into the names of the modules they wrap.
+_INNER = re.compile(r"\b(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 MF_LAYER = re.compile(r"backbone\.blocks\.(\d{1,4})\.")
 
 
@@ -96,8 +100,8 @@ def table(num_layers: int, classifies: bool) -> list[Row]:
 class MindFormersView:
     """Hugging Face weights under MindFormers' names: a `TensorSource` of our parameters.
 
-    The prefix `transformer.` may be there or not, and all names may have one of `WRAPPERS` before it. Mask buffers are
-    skipped; `lm_head.weight` must equal `wte.weight` bit for bit and is skipped, or stands for it where it alone is
+    The prefix `transformer.` may be there or not, and all names may have another before it. Mask buffers are skipped;
+    `lm_head.weight` must equal `wte.weight` bit for bit and is skipped, or stands for it where it alone is
     there. Opening a view checks all names and shapes, and raises UserError for what does not fit.
 
     Attributes:
@@ -137,12 +141,10 @@ class MindFormersView:
         """Name without prefix -> stored name, for the weights; and stored name -> rule, for what is skipped."""
         weights: dict[str, str] = {}
         skipped: dict[str, str] = {}
-        stored_names = list(stored_names)
-        wrapper = _common_wrapper(stored_names)
-        if wrapper:
-            self.notes.append(f"{self.path}: all names begin with {wrapper}, which is left out")
-        for stored in stored_names:
-            name = stored.removeprefix(wrapper).removeprefix(HF_PREFIX)
+        plain, left_out = _unwrapped(stored_names)
+        if left_out:
+            self.notes.append(f"{self.path}: {left_out} left out")
+        for stored, name in plain.items():
             if HF_MASK_BUFFER.fullmatch(name):
                 skipped[stored] = "causal-mask buffer"
             elif name == HF_HEAD:
@@ -203,10 +205,25 @@ class HuggingFaceView:
         return row.join([self._source.read(part) for part in row.mf_names])
 
 
-def _common_wrapper(names: Iterable[str]) -> str:
-    """The prefix of `WRAPPERS` that all names have, or ""."""
-    found = {match[0] if (match := WRAPPERS.match(name)) else "" for name in names}
-    return found.pop() if len(found) == 1 else ""
+def _unwrapped(names: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Each stored name -> the name without the prefix that all have and without `transformer.`; and what was left out
+    besides, or "".
+
+    An output head lies beside the network and not in it, so it may have the beginning of the prefix alone.
+    """
+    found = {name: _PREFIX.match(name) for name in names}
+    prefixes = {match["prefix"] if match else "" for match in found.values() if not (match and match["head"])}
+    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    plain, wrappers = {}, set()
+    for name, match in found.items():
+        own = match["prefix"] if match and match["head"] and prefix.startswith(match["prefix"]) else prefix
+        inside = name.removeprefix(own)
+        wrappers.update(_INNER.findall(inside))
+        plain[name] = _INNER.sub("", inside).removeprefix(HF_PREFIX)
+    parts = [f"all names begin with {prefix}, which is"] if prefix else []
+    if wrappers:
+        parts.append(f"{', '.join(sorted(wrappers))} in names {'are' if len(wrappers) > 1 else 'is'}")
+    return plain, " left out; ".join(parts)
 
 
 def are_mindformers(names: Iterable[str]) -> bool:
@@ -280,10 +297,20 @@ def hint(unknown: Iterable[str]) -> str:
             "\nThe mindpet_delta_lora_* are LoRA weights: merge them into the base weights with "
             "tools/transform_ckpt_lora.py first. (A run takes them as they are if its YAML has their pet_config.)"
         )
+    if re.search(r"\.lora_[AB]\.|\.base_layer\.", names):
+        return (
+            "\nThe lora_A and lora_B are PEFT's factors, saved with the weights: merge them with PEFT "
+            "(merge_and_unload) and save the result, or save the adapter alone and name it with --adapter."
+        )
     if "v_head." in names or "pretrained_model." in names:
         return (
             "\nThis is trl's model with a value head: save the language model in it (model.pretrained_model) with "
             "save_pretrained, and name that."
+        )
+    if other := re.search(r"\b(multiple_choice_head|qa_outputs|classifier|summary)\.", names):
+        return (
+            f"\n{other[1]} is a head that mindgpt does not have: it has the language model and the classifier of "
+            "sequences (score.weight). Save the network below it as transformers' GPT2LMHeadModel, and name that."
         )
     if "crossattention" in names:
         return "\nCross-attention (crossattention.*) belongs to encoder-decoder models, which are not supported."
