@@ -87,7 +87,7 @@ _ANOTHER_NETWORK = re.compile(
     r"|embedding_multiplier|attention_multiplier|logits?_scal|scale_embedding|embedding_scale|kv_lora|n_head_kv|kv_heads"
     r"|key_value_heads"
 )
-"""Beside `_POSITIONS`, keys of other families' config.json that ask for another network, unless their value switches the thing off."""
+"""Beside `_POSITIONS`, keys of other families' config.json that ask for another network, unless switched off."""
 
 # fmt: off
 _SKIPPED_OF_HUGGING_FACE = frozenset([
