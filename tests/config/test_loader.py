@@ -294,7 +294,9 @@ def configurations(draw) -> dict:
         },
         "runner_wrapper": {"scale_sense": draw(st.floats(1, 1e9) | st.just({"type": "dynamic"}))},
         "callbacks": [{"type": "LossMonitor"}, {"type": "CheckpointMonitor", "prefix": draw(names)}],
-        "train_dataset": {"data_loader": {"dataset_dir": draw(st.text(max_size=12).filter(lambda text: text[:1] != "~"))}},
+        "train_dataset": {
+            "data_loader": {"dataset_dir": draw(st.text(max_size=12).filter(lambda text: text[:1] != "~"))}
+        },
     }
 
 
