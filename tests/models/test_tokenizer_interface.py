@@ -306,6 +306,19 @@ def test_an_end_is_added_where_none_is_known(tmp_path):
     assert (tokenizer.eos_token_id, tokenizer.new_tokens) == (260, [EOT])
 
 
+@pytest.mark.parametrize("file", ["special_tokens_map.json", "tokenizer_config.json"])
+def test_additional_special_tokens_of_the_files_are_tokens(tmp_path, file):
+    folder = write_pair(tmp_path / "t")
+    (folder / file).write_text('{"additional_special_tokens": ["<a>", {"content": "<b>"}]}')
+    tokenizer = GPT2Tokenizer.from_pretrained(folder)
+    assert len(tokenizer) == len(GPT2Tokenizer.from_pretrained(write_pair(tmp_path / "u"))) + 2
+    first = len(tokenizer) - 2
+    assert tokenizer.encode("x<b>y<a>")[1::2] == [first + 1, first]
+    assert len(GPT2Tokenizer.from_pretrained(folder, additional_special_tokens=[])) == first
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert GPT2Tokenizer.from_pretrained(tmp_path / "again").encode("x<b>") == tokenizer.encode("x<b>")
+
+
 def test_padding_behind_the_last_token_of_text(tmp_path):
     folder = write_pair(tmp_path / "t", special_tokens_map={"pad_token": "[PAD]", "unk_token": "[UNK]"})
     tokenizer = GPT2Tokenizer.from_pretrained(folder)
