@@ -12,6 +12,7 @@ from pathlib import Path
 from mindgpt.config.callbacks import CheckpointMonitorSection, SummaryMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run import RunConfig
+from mindgpt.data.files import make_folder
 from mindgpt.io.locks import Lock, holder_of, try_lock
 from mindgpt.models.run_folder import checkpoints_in, rank_folders
 from mindgpt.runtime.interrupts import last_words
@@ -42,7 +43,7 @@ def held_output_folder(config: RunConfig) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_empty, missing)
         for held, called in folders.items():
-            held.mkdir(parents=True, exist_ok=True)
+            make_folder(held)
             lock = _lock(held, kind, called)
             stack.callback(lock.release)
             stack.enter_context(last_words(lock.release))
