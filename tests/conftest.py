@@ -63,7 +63,7 @@ def cpu():
     """
     import tempfile
 
-    from mindgpt.config.execution import ContextSection
+    from mindgpt.config.execution_sections import ContextSection
     from mindgpt.runtime.device import prepare_device
 
     with tempfile.TemporaryDirectory() as folder:

@@ -38,9 +38,9 @@ if __name__ == "__main__":  # before what takes time to load
 
 from tqdm import tqdm
 
+from mindgpt.checkpoints.gpt2_config import PRESETS, GPT2Config
 from mindgpt.config.arguments import CheckedParser, file_argument, path_argument
 from mindgpt.config.errors import UserError, run_program
-from mindgpt.models.gpt2.gpt2_config import PRESETS, GPT2Config
 
 WORKER = Path(__file__).with_name("benchmark_worker.py")
 SIDES = ("mindgpt", "transformers")

@@ -53,7 +53,7 @@ class MindGPT(Side):
     def __init__(self, config: dict, options: dict):
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
         import mindgpt
-        from mindgpt.config.execution import ContextSection
+        from mindgpt.config.execution_sections import ContextSection
         from mindgpt.runtime.device import prepare_device
 
         prepare_device(ContextSection(device_target="CPU"), options["scratch"], seed=0)  # as of a YAML that names none
@@ -77,7 +77,7 @@ class MindGPT(Side):
 
     def lora(self) -> Step:
         """A training step of the LoRA in configs/gpt2/finetune_gpt2_small_lora_fp16.yaml."""
-        from mindgpt.config.model import PetSection
+        from mindgpt.config.model_sections import PetSection
         from mindgpt.pet.lora import add_lora
 
         model = self.model()
@@ -86,8 +86,8 @@ class MindGPT(Side):
         return self.train_step(model)
 
     def train_step(self, model) -> Step:
-        from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
-        from mindgpt.config.training import ScaleSenseSection
+        from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection
+        from mindgpt.config.training_sections import ScaleSenseSection
         from mindgpt.train.optimizers import build_optimizer
         from mindgpt.train.schedules import LearningRateTable, learning_rates
         from mindgpt.train.step import TrainStep

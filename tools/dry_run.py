@@ -22,7 +22,7 @@ from mindgpt.config.arguments import CheckedParser, file_argument
 from mindgpt.config.command_line import config_from_command_line
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.config.hardware import load_hardware
-from mindgpt.tasks.dry_run import dry_run, report, shortfall
+from mindgpt.planning.dry_run import dry_run, report, shortfall
 
 DOES_NOT_FIT = 3  # the status of a plan that is legal and too large for the cards
 HARDWARE = Path(__file__).resolve().parents[1] / "configs" / "hardware" / "atlas_800t_a2.yaml"

@@ -22,7 +22,7 @@ from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.tool_arguments import TextFiles, add_text_arguments
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

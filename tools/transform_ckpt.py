@@ -25,10 +25,10 @@ if __name__ == "__main__":  # before what takes time to load
 
     end_on_interrupt_while_loading()
 
+from mindgpt.checkpoints.run_folder import Step
+from mindgpt.checkpoints.transform import transform
 from mindgpt.config.arguments import CheckedParser, file_argument
 from mindgpt.config.errors import run_program
-from mindgpt.models.run_folder import Step
-from mindgpt.tasks.transform_checkpoint import transform
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "CommandLine": "command_line",
-    "GPT2Section": "model",
-    "PetSection": "model",
-    "RunConfig": "run",
+    "GPT2Section": "model_sections",
+    "PetSection": "model_sections",
+    "RunConfig": "run_config",
     "UserError": "errors",
     "config_from_command_line": "command_line",
     "dump_config": "loader",
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from mindgpt.config.command_line import CommandLine, config_from_command_line, parse_arguments
     from mindgpt.config.errors import UserError
     from mindgpt.config.loader import dump_config, load_config
-    from mindgpt.config.model import GPT2Section, PetSection
-    from mindgpt.config.run import RunConfig
+    from mindgpt.config.model_sections import GPT2Section, PetSection
+    from mindgpt.config.run_config import RunConfig
 
 
 def __getattr__(name: str) -> Any:

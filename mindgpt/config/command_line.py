@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from mindgpt.config.arguments import CheckedParser, ShowVersion
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
-from mindgpt.config.model import GPT2Section
-from mindgpt.config.run import RunConfig
+from mindgpt.config.model_sections import GPT2Section
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import nearest
 from mindgpt.config.yaml_file import parse_value
 

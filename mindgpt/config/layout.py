@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 
 _SHOWN = 3  # working layouts that a message names
 _CUTS_NO_STATE = ("adafactor",)  # optimizers whose state has other shapes than the weights

@@ -13,9 +13,9 @@ import yaml
 from pydantic import ValidationError
 
 from mindgpt.config.base_files import read_with_bases
-from mindgpt.config.callbacks import CALLBACKS, EffectlessCallback
+from mindgpt.config.callback_sections import CALLBACKS, EffectlessCallback
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import Section, dotted, problems_of, shown
 from mindgpt.config.yaml_file import Location, YamlFile
 

@@ -11,8 +11,8 @@ from mindspore import dtype as mstype
 from mindspore.mindrecord import FileReader
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import PathLike
 from mindgpt.data.mindrecord import find_mindrecord_files, read_header, reason_of
+from mindgpt.io.files import PathLike
 from mindgpt.io.processes import available_cores
 
 _ROWS_OF_FINGERPRINT = 16

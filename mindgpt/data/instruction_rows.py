@@ -26,9 +26,9 @@ from mindgpt.data.blocks import (
     check_max_length,
     metadata_of,
 )
-from mindgpt.data.files import PathLike
 from mindgpt.data.instructions import Example
 from mindgpt.data.mindrecord import MindRecordWriter
+from mindgpt.io.files import PathLike
 
 _OPEN_ROWS = 64  # rows that a packed example may go into; more would fill them hardly better
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import nearest
-from mindgpt.data.files import PathLike, read_json
 from mindgpt.data.json_values import OnBad, refuse
 from mindgpt.data.records import BadRecords, Record, kind_by_name, listed, read_records, text_of
+from mindgpt.io.files import PathLike, read_json
 
 
 class Example(NamedTuple):

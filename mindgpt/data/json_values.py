@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import LONG_NUMBER, PathLike, read_chunks, read_lines
+from mindgpt.io.files import LONG_NUMBER, PathLike, read_chunks, read_lines
 
 OnBad = Callable[[UserError], None]
 """Gets the error of one bad record of a file, and raises it or lets the record be left out."""

@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import nearest
-from mindgpt.data.files import PathLike, read_lines
 from mindgpt.data.json_values import OnBad, json_values, refuse
 from mindgpt.data.records import check_separator, checked_text, trimmed
+from mindgpt.io.files import PathLike, read_lines
 
 _LONGEST_FIELD = 1 << 26  # characters; csv's own limit of 131,072 is shorter than some documents
 _LONGEST_NUMBER = 640  # digits; Python may be told to read no more, and a label of more is a text

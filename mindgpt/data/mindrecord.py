@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import (
+from mindgpt.io.files import (
     PathLike,
     atomic_write,
     make_folder,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import read_lines
 from mindgpt.data.json_values import OnBad, json_values, refuse
+from mindgpt.io.files import read_lines
 
 Kind = Literal["json", "csv", "tsv"]
 KINDS: dict[str, Kind] = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv"}

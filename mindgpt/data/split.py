@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import PathLike, atomic_write, read_text
 from mindgpt.data.records import Kind
 from mindgpt.data.text import document_pieces, kind_of
+from mindgpt.io.files import PathLike, atomic_write, read_text
 
 
 def help_topics() -> str:

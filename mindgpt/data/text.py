@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import PathLike, check_readable, read_chunks, read_lines
 from mindgpt.data.json_values import OnBad, begins_as_json, json_values, refuse
 from mindgpt.data.records import Kind, Record, checked_text, kind_by_name, table_records, text_of
+from mindgpt.io.files import PathLike, check_readable, read_chunks, read_lines
 
 PIECE_CHARACTERS = 1 << 16
 TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".ndjson")

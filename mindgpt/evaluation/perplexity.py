@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from mindspore import Tensor, nn
 from mindspore.train import Metric
 
+from mindgpt.models.cpu.gpt2_layers import KernelLosses, kernels_fit
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.gpt2.kernel_cells import KernelLosses, kernels_fit
 
 
 class PerplexityCell(nn.Cell):

@@ -13,9 +13,9 @@ from mindgpt.config.section import shown
 from mindgpt.generation.engine import checked_prompts, generate, length_limits
 from mindgpt.generation.settings import GenerationSettings, warn_without_effect, way_out
 from mindgpt.generation.streaming import StopStrings, TextStreamer
-from mindgpt.generation.text import stop_check
+from mindgpt.generation.text_generation import stop_check
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 BESIDE_SETTINGS = ("input_ids", "attention_mask", "streamer", "tokenizer", "pad_token_id")
 

@@ -8,9 +8,9 @@ from mindspore import Tensor
 from mindgpt.config.errors import UserError
 from mindgpt.data.buckets import LabelledRows, Plan, batches_of_epoch, bucket_lengths
 from mindgpt.generation.engine import evaluating, graph_mode
-from mindgpt.generation.text import check_batch_size, check_ids
+from mindgpt.generation.text_generation import check_batch_size, check_ids
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 LENGTHS = 4  # to pad to; each is a graph to compile
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
+from mindgpt.checkpoints.weights import find_weights, open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
 from mindgpt.config.section import nearest, shown
-from mindgpt.data.byte_bpe import holds_tokenizer
 from mindgpt.generation.engine import generator_of
 from mindgpt.generation.labels import encode_texts, label_probabilities
 from mindgpt.generation.settings import GenerationSettings, warn_without_effect, way_out
-from mindgpt.generation.text import (
+from mindgpt.generation.text_generation import (
     check_batch_size,
     check_tokenizer_fits,
     encode_prompts,
@@ -25,8 +25,8 @@ from mindgpt.generation.text import (
 )
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.models.weights import find_weights, open_weights
+from mindgpt.tokenizers.byte_level_bpe import holds_tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 BATCH_SIZE = 8
 _SCORE = "score.weight"

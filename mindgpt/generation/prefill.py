@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindgpt.generation.cached_model import KeyValueCache, LastLogits, Opening, Prefill, TargetLogProbs
-from mindgpt.generation.kernel_cells import KernelLastLogits, KernelPrefill, KernelTargetLogProbs
+from mindgpt.generation.cpu_layers import KernelLastLogits, KernelPrefill, KernelTargetLogProbs
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_heads import LMHead
 

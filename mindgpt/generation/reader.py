@@ -18,12 +18,12 @@ from mindspore import Parameter, Tensor, nn
 
 from mindgpt.config.errors import UserError
 from mindgpt.generation.cached_model import CopyRow, Decode, KeyValueCache
-from mindgpt.generation.kernel_cells import KernelCopyRow, KernelDecode
+from mindgpt.generation.cpu_layers import KernelCopyRow, KernelDecode
 from mindgpt.generation.prefill import ChunkedReading, KernelReading, int_tensor
-from mindgpt.models.alignment import align
+from mindgpt.models.cpu.gpt2_layers import kernels_fit
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_heads import LMHead
-from mindgpt.models.gpt2.kernel_cells import kernels_fit
+from mindgpt.runtime.alignment import align
 
 SMALLEST_CACHE = 128  # slots
 KEPT_SHAPES = 8  # each holds a cache of 2 * layers * B * C * H numbers

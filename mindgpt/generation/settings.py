@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.generation import (
+from mindgpt.config.generation_section import (
     KNOWN_ELSEWHERE,
     GenerationSection,
     contradictions,
@@ -17,7 +17,7 @@ from mindgpt.config.generation import (
     ids_outside,
     sampling_without_effect,
 )
-from mindgpt.config.model import GPT2Section
+from mindgpt.config.model_sections import GPT2Section
 from mindgpt.config.section import Count, CountOrZero, dotted, nearest, problems_of, refuse
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.sharded_checkpoint import SlicedCheckpoint, holds_slices
+from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
+from mindgpt.checkpoints.weights import CheckpointWeights, config_beside
 from mindgpt.config.errors import UserError
-from mindgpt.config.model import PetSection
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.sharded_checkpoint import SlicedCheckpoint, holds_slices
-from mindgpt.models.tensor_file import TensorInfo, TensorSource
-from mindgpt.models.weights import CheckpointWeights, config_beside
+from mindgpt.config.model_sections import PetSection
 from mindgpt.pet.names import FACTOR_A, SCORE, check_pairs, is_factor, linears_with_factors
 from mindgpt.pet.peft_folder import is_peft_folder, read_peft
 

@@ -15,7 +15,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.model import PetSection
+from mindgpt.config.model_sections import PetSection
 from mindgpt.models.dropout import dropout
 from mindgpt.models.gpt2.gpt2_modules import Linear
 from mindgpt.models.random_weights import UniformWeights

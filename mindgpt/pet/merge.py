@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from mindgpt.checkpoints.tensor_source import TensorSource
 from mindgpt.config.errors import UserError
-from mindgpt.models.tensor_file import TensorSource
 from mindgpt.pet.names import FACTOR_A, FACTOR_B, SCORE, is_factor, stored_out_in
 
 

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mindgpt.checkpoints.gpt2_names import LAYER
+from mindgpt.checkpoints.hugging_face_format import open_hugging_face, write_safetensors
+from mindgpt.checkpoints.tensor_source import TensorInfo
 from mindgpt.config.errors import UserError
-from mindgpt.config.model import PetSection
+from mindgpt.config.model_sections import PetSection
 from mindgpt.config.section import shown
-from mindgpt.data.files import atomic_write, read_json
-from mindgpt.models.gpt2.weight_names import LAYER
-from mindgpt.models.hugging_face_file import open_hugging_face, write_safetensors
-from mindgpt.models.tensor_file import TensorInfo
+from mindgpt.io.files import atomic_write, read_json
 from mindgpt.pet.names import FACTOR_A, FACTOR_B, SCORE, by_layers, linears_with_factors, pattern_of
 
 CONFIG_NAME, WEIGHTS_NAME, TORCH_NAME = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

@@ -8,11 +8,11 @@ from pathlib import Path
 import mindspore as ms
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.execution import ContextSection
+from mindgpt.config.execution_sections import ContextSection
 from mindgpt.io.processes import available_cores, quota_binds
+from mindgpt.io.user_cache import why_nothing_is_kept, work_folder
 from mindgpt.runtime.kernel_cache import bring_kernels, keep_kernels
 from mindgpt.runtime.ranks import rank, world_size
-from mindgpt.runtime.user_cache import why_nothing_is_kept, work_folder
 
 
 def is_simulated() -> bool:

@@ -23,10 +23,10 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn
 
+from mindgpt.io.user_cache import user_cache
 from mindgpt.runtime.graph_fingerprint import fingerprint
 from mindgpt.runtime.kernel_cache import keep_kernels
 from mindgpt.runtime.ranks import world_size
-from mindgpt.runtime.user_cache import user_cache
 
 try:
     import fcntl

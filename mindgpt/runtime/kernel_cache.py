@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mindspore as ms
 
-from mindgpt.runtime.user_cache import user_cache
+from mindgpt.io.user_cache import user_cache
 
 FOLDER = "akg_kernel_meta"  # MindSpore's name for it, below MS_COMPILER_CACHE_PATH
 _SUFFIXES = (".o", ".so", ".info", ".json")  # the last is what MindSpore looks for, so it is copied last

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import mindspore as ms
 
-from mindgpt.config.model import GPT2Section
+from mindgpt.config.model_sections import GPT2Section
 
 _DTYPES: dict[str, ms.Type] = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mindgpt.config.errors import UserError
-from mindgpt.runtime.user_cache import user_cache
+from mindgpt.io.user_cache import user_cache
 
 _LIBRARIES = (
     "libascend_hal",

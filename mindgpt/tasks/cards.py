@@ -8,8 +8,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from mindgpt.config.layout import cuts_vocabulary, grid_of, shards_optimizer
-from mindgpt.config.run import RunConfig
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.run_config import RunConfig
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.gpt2.gpt2_parallel import (
     Layout,
     apply_layout,

@@ -8,15 +8,15 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from mindgpt.config.data import DatasetSection
+from mindgpt.checkpoints.hugging_face_format import is_torch_file
+from mindgpt.checkpoints.run_folder import named_checkpoint
+from mindgpt.checkpoints.weights import open_weights
+from mindgpt.config.data_sections import DatasetSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.data.mindrecord import find_mindrecord_files, read_header
-from mindgpt.models.hugging_face_file import is_torch_file
-from mindgpt.models.run_folder import named_checkpoint
-from mindgpt.models.weights import open_weights
 from mindgpt.pet.adapter import open_adapter
-from mindgpt.tasks.models import adapter_path, strategy_of, weights_path
+from mindgpt.tasks.model_setup import adapter_path, strategy_of, weights_path
 from mindgpt.tasks.output_folder import check_callback_folders, checkpoint_folder
 from mindgpt.tasks.prompts import find_tokenizer, read_prompts
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write
+from mindgpt.config.run_config import RunConfig
 from mindgpt.generation.labels import encode_texts, label_probabilities
-from mindgpt.generation.text import check_tokenizer_fits
+from mindgpt.generation.text_generation import check_tokenizer_fits
+from mindgpt.io.files import atomic_write
 from mindgpt.runtime.collectives import joined, share
 from mindgpt.runtime.ranks import rank, say
-from mindgpt.tasks.models import build_model
+from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.prompts import BATCH_SIZE, Progress, find_tokenizer, read_prompts
 from mindgpt.tasks.session import keep_config
 

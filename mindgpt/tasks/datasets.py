@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 from mindspore import dataset as ds
 
-from mindgpt.config.data import DatasetSection
+from mindgpt.config.data_sections import DatasetSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.layout import rows_of_step
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.data.blocks import IGNORED_LABEL
 from mindgpt.data.dataset import DatasetInfo, build_dataset, check_row_length, inspect
 from mindgpt.data.mindrecord import reason_of

@@ -10,17 +10,17 @@ from mindspore import Tensor, nn
 from mindspore.train import Metric, Model
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write
-from mindgpt.evaluation.classification import ClassificationCell, ClassificationMetric
+from mindgpt.config.run_config import RunConfig
+from mindgpt.evaluation.classification_metrics import ClassificationCell, ClassificationMetric
 from mindgpt.evaluation.perplexity import PerplexityCell, PerplexityMetric
+from mindgpt.io.files import atomic_write
 from mindgpt.runtime.collectives import data_parallel_ranks, gathered
 from mindgpt.runtime.device import is_simulated
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.cards import zeros_for
 from mindgpt.tasks.datasets import evaluation_data, reading
 from mindgpt.tasks.labelled_data import labelled_evaluation_data
-from mindgpt.tasks.models import build_model, say_if_kernels_are_missing
+from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.session import keep_config
 from mindgpt.train.row_lengths import RowLengths
 

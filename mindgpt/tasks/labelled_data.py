@@ -3,9 +3,9 @@ goes into the configuration where it says nothing."""
 
 import numpy as np
 
-from mindgpt.config.data import DatasetSection
+from mindgpt.config.data_sections import DatasetSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.data.buckets import COLUMNS, BucketedDataset, LabelledRows, Plan, bucket_lengths, read_rows
 from mindgpt.data.dataset import DatasetInfo, inspect
 from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut

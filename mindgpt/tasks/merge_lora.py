@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config
+from mindgpt.checkpoints.mindspore_format import write_checkpoint
+from mindgpt.checkpoints.run_folder import rank_folders
+from mindgpt.checkpoints.sharded_checkpoint import holds_slices
+from mindgpt.checkpoints.tensor_source import TensorSource
+from mindgpt.checkpoints.weights import Weights, newest_in, open_weights, own_config
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
-from mindgpt.config.model import PetSection
-from mindgpt.data.files import atomic_write, read_json
-from mindgpt.models.checkpoint_file import write_checkpoint
-from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config
-from mindgpt.models.run_folder import rank_folders
-from mindgpt.models.sharded_checkpoint import holds_slices
-from mindgpt.models.tensor_file import TensorSource
-from mindgpt.models.weights import Weights, newest_in, open_weights, own_config
+from mindgpt.config.model_sections import PetSection
+from mindgpt.io.files import atomic_write, read_json
 from mindgpt.pet.adapter import check_factors, open_adapter, rank_of, told_beside
 from mindgpt.pet.merge import MergedWeights
 from mindgpt.pet.names import SCORE, is_factor

@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mindgpt.config.callbacks import CheckpointMonitorSection, SummaryMonitorSection
+from mindgpt.checkpoints.run_folder import checkpoints_in, rank_folders
+from mindgpt.config.callback_sections import CheckpointMonitorSection, SummaryMonitorSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.io.locks import Lock, holder_of, try_lock
-from mindgpt.models.run_folder import checkpoints_in, rank_folders
 from mindgpt.runtime.interrupts import last_words
 from mindgpt.runtime.ranks import rank
 

@@ -6,19 +6,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mindgpt.config.generation import sampling_without_effect
-from mindgpt.config.run import RunConfig
-from mindgpt.data.files import adding_to, atomic_write, make_folder
+from mindgpt.config.generation_section import sampling_without_effect
+from mindgpt.config.run_config import RunConfig
 from mindgpt.generation import Completion, GenerationSettings, Generator, generate_text
 from mindgpt.generation.streaming import print_text
-from mindgpt.generation.text import encode_prompts
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.generation.text_generation import encode_prompts
+from mindgpt.io.files import adding_to, atomic_write, make_folder
 from mindgpt.runtime.collectives import joined, share
 from mindgpt.runtime.device import is_simulated
 from mindgpt.runtime.ranks import rank, say, world_size
-from mindgpt.tasks.models import build_model, say_if_kernels_are_missing
+from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.prompts import BATCH_SIZE, Progress, Prompt, find_tokenizer, read_prompts
 from mindgpt.tasks.session import keep_config
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 FILES = ("predictions.jsonl", "predictions.txt")
 

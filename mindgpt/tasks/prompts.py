@@ -10,19 +10,19 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from mindgpt.config.arguments import text_or_path
-from mindgpt.config.data import TokenizerSection
+from mindgpt.config.data_sections import TokenizerSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import shown
-from mindgpt.data.byte_bpe import SPECIAL_TOKEN_NAMES, holds_tokenizer
-from mindgpt.data.files import DOWNLOADS, read_lines
 from mindgpt.data.json_values import begins_as_json, json_values
 from mindgpt.data.records import Record, checked_text, kind_by_name, listed, table_records, text_of
 from mindgpt.data.text import TEXT_SUFFIXES, input_files
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.models.gpt2.special_tokens import END_OF_TEXT
+from mindgpt.io.files import DOWNLOADS, read_lines
 from mindgpt.runtime.ranks import rank, say
-from mindgpt.tasks.models import weights_path
+from mindgpt.tasks.model_setup import weights_path
+from mindgpt.tokenizers.byte_level_bpe import SPECIAL_TOKEN_NAMES, holds_tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.special_tokens import END_OF_TEXT
 
 BATCH_SIZE = 8
 _KEYS = ("prompt", "text")

@@ -9,14 +9,14 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write
+from mindgpt.config.run_config import RunConfig
 from mindgpt.generation.scoring import score
-from mindgpt.generation.text import check_ids, check_tokenizer_fits
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.generation.text_generation import check_ids, check_tokenizer_fits
+from mindgpt.io.files import atomic_write
 from mindgpt.runtime.ranks import say
-from mindgpt.tasks.models import build_model
+from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.prompts import Prompt, find_tokenizer, read_prompts
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 _SHOWN = 60  # characters of a text on the console
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mindgpt.config import layout
-from mindgpt.config.callbacks import CheckpointMonitorSection
+from mindgpt.config.callback_sections import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.execution import ParallelConfigSection, ParallelSection, StrategyCheckpointSection
+from mindgpt.config.execution_sections import ParallelConfigSection, ParallelSection, StrategyCheckpointSection
 from mindgpt.config.loader import dump_config
-from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write, read_text, set_aside
+from mindgpt.config.run_config import RunConfig
+from mindgpt.io.files import atomic_write, read_text, set_aside
 from mindgpt.runtime.collectives import join_cut, join_data_parallel, join_tensor_parallel
 from mindgpt.runtime.device import choose_target, prepare_device
 from mindgpt.runtime.precision import replaced_on_cpu

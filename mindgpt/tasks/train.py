@@ -8,9 +8,9 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.train import Callback, Model
 
-from mindgpt.config.callbacks import SummaryMonitorSection
+from mindgpt.config.callback_sections import SummaryMonitorSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import Section
 from mindgpt.data.buckets import BucketedDataset
 from mindgpt.data.dataset import DatasetInfo, fingerprint
@@ -19,15 +19,15 @@ from mindgpt.runtime.collectives import data_parallel_ranks, gathered, model_is_
 from mindgpt.runtime.device import is_simulated
 from mindgpt.runtime.interrupts import last_words
 from mindgpt.runtime.ranks import rank, say, world_size
-from mindgpt.tasks.callbacks import RunCallbacks
 from mindgpt.tasks.cards import build_step, compile_cut, cut_of, holds_parts, loss_scale_note, zeros_for
 from mindgpt.tasks.checks import ranks_in, resume_folders
 from mindgpt.tasks.datasets import reading, rows_a_step, training_data
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.labelled_data import labelled_training_data
-from mindgpt.tasks.models import build_model
+from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.output_folder import earlier_run_note
 from mindgpt.tasks.session import keep_config
+from mindgpt.tasks.training_callbacks import RunCallbacks
 from mindgpt.train.callbacks import StepMeter, what_overflowed
 from mindgpt.train.optimizers import decay_groups, state_line
 from mindgpt.train.progress import Progress

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mindspore import nn
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.run_folder import free_stem, record_checkpoints
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.errors import UserError
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.run_folder import free_stem, record_checkpoints
-from mindgpt.models.weights import save_checkpoint
-from mindgpt.train.checkpoints import files_to_continue
+from mindgpt.train.checkpoint_monitor import files_to_continue
 from mindgpt.train.progress import Progress
 
 # Metrics by which a run may be judged, and whether more of them is better. The first that an evaluation returns is the

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mindspore.train import Callback, RunContext
 
-from mindgpt.config.callbacks import EvalCallBackSection
+from mindgpt.config.callback_sections import EvalCallBackSection
 from mindgpt.config.errors import UserError
 from mindgpt.runtime.ranks import say
 from mindgpt.train.best import BestCheckpoint, BestScore, judged_by

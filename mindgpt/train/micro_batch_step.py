@@ -11,7 +11,7 @@ import mindspore as ms
 from mindspore import ParameterTuple, Tensor, lazy_inline, nn, ops
 from mindspore.parallel.nn import GradAccumulation, MicroBatchInterleaved, Pipeline
 
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.train.optimizers.state import zeros_like
 from mindgpt.train.step import LossScale, Update
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import atomic_write
+from mindgpt.io.files import atomic_write
 from mindgpt.train.run_log import read_log
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from typing import Any
 from mindspore import Tensor, nn
 from mindspore.train import Callback, RunContext
 
-from mindgpt.config.errors import UserError
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.run_folder import (
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.run_folder import (
     Step,
     by_step,
     checkpoints_in,
@@ -26,8 +25,9 @@ from mindgpt.models.run_folder import (
     rank_of_file,
     step_of,
 )
+from mindgpt.config.errors import UserError
 from mindgpt.runtime.ranks import say
-from mindgpt.train.checkpoints import COUNTERS, parameters_of_step
+from mindgpt.train.checkpoint_monitor import COUNTERS, parameters_of_step
 
 STATE = "training_state"
 _CPU_KEY = "dropout_key"  # what the masks of a step on a CPU follow from

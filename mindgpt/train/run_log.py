@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import adding_to, atomic_write, make_folder, read_lines, set_aside
+from mindgpt.io.files import adding_to, atomic_write, make_folder, read_lines, set_aside
 from mindgpt.runtime.ranks import rank, say
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ unscale, check, clip by global norm, update, adjust the scale.
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.dropout import StepKey
 from mindgpt.runtime.collectives import cards_of_a_stage, data_parallel_ranks, model_is_cut
 from mindgpt.runtime.graph_cache import KeptGraphCell

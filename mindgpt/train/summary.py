@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mindspore.train import Callback, RunContext
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import adding_to, make_folder
+from mindgpt.io.files import adding_to, make_folder
 from mindgpt.train.callbacks import StepMeter
 
 if TYPE_CHECKING:

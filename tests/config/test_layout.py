@@ -14,7 +14,7 @@ from mindgpt.config.layout import (
     tensor_parallel_problems,
     working_grids,
 )
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 
 
 def config(model=None, runner=None, mode=1, **layout):

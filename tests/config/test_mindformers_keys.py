@@ -11,10 +11,11 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config import UserError, load_config
-from mindgpt.config.callbacks import CALLBACKS, REFUSED, EffectlessCallback
-from mindgpt.config.data import DataLoaderSection, EvalDatasetSection, ProcessorSection, TokenizerSection
-from mindgpt.config.execution import (
+from mindgpt.config.callback_sections import CALLBACKS, REFUSED, EffectlessCallback
+from mindgpt.config.data_sections import DataLoaderSection, EvalDatasetSection, ProcessorSection, TokenizerSection
+from mindgpt.config.execution_sections import (
     ContextSection,
     JitConfigSection,
     ParallelConfigSection,
@@ -22,12 +23,11 @@ from mindgpt.config.execution import (
     RecomputeSection,
     RunnerConfigSection,
 )
-from mindgpt.config.model import GPT2Section, PetSection
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
-from mindgpt.config.run import RunConfig
+from mindgpt.config.model_sections import GPT2Section, PetSection
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import ANY_VALUE, Section
-from mindgpt.config.training import RunnerWrapperSection, TensorBoardSection
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.config.training_sections import RunnerWrapperSection, TensorBoardSection
 
 
 class Refused(NamedTuple):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from mindgpt.data.buckets import read_rows
-from mindgpt.data.classification import write_classification
+from mindgpt.data.classification_rows import write_classification
 from mindgpt.data.dataset import inspect
 from mindgpt.data.labelled_text import LAYOUTS, layout_of, read_examples
 from mindgpt.data.records import BadRecords
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 SCRIPT = "tools/dataset_preprocess/gpt2/txtcls_dataset_to_mindrecord.py"
 

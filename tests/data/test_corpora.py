@@ -8,7 +8,7 @@ import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.dataset import build_dataset
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 TEXT = "tools/dataset_preprocess/text_to_mindrecord.py"
 INSTRUCTIONS = "tools/dataset_preprocess/instruction_to_mindrecord.py"

@@ -12,7 +12,7 @@ import pytest
 
 from mindgpt.data.dataset import build_dataset, inspect
 from mindgpt.data.mindrecord import find_mindrecord_files
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 WIKITEXT = "tools/dataset_preprocess/gpt2/wikitext2_data_process.py"
 TEXT = "tools/dataset_preprocess/text_to_mindrecord.py"

@@ -231,8 +231,8 @@ def test_input_mask_is_the_attention_mask(repo, tmp_path):
 def test_a_padding_token_behind_the_table_is_no_reason_to_refuse_data(tmp_path):
     """The tokenizer has 12 tokens, the last of them only for padding, and the model 11."""
     from mindgpt.data.blocks import vocabulary_metadata
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
     from mindgpt.tasks.datasets import check_vocabulary
+    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
     metadata = {"vocab_size": 12, "text_vocab_size": 11}
     write(tmp_path / "a.mindrecord", [10] * 300, metadata=metadata)

@@ -263,7 +263,7 @@ def test_a_real_sample(tmp_path, shared_data, gpt2_tokenizer_dir):
     """Stanford's seed tasks with OpenAI's vocabulary; the oracle is the library `tokenizers` and prompts spelt out."""
     from tokenizers import ByteLevelBPETokenizer
 
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
     file = shared_data / "text" / "alpaca_seed_tasks.json"
     summary = write(tmp_path, GPT2Tokenizer.from_pretrained(gpt2_tokenizer_dir), ExampleReader([file]), max_length=1025)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Tensor
 
-from mindgpt.evaluation.classification import ClassificationMetric, scores
+from mindgpt.evaluation.classification_metrics import ClassificationMetric, scores
 
 
 def confusion_of(labels, predictions, size):

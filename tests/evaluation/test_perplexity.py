@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
 from mindgpt.evaluation.perplexity import PerplexityCell, PerplexityMetric
-from mindgpt.models.cpu_kernels.kernels import library
+from mindgpt.models.cpu.kernels import library
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

@@ -74,7 +74,7 @@ def operators(monkeypatch):
 @pytest.fixture
 def kernels():
     """Generators that are built now use the C++ kernels."""
-    from mindgpt.models.cpu_kernels.kernels import library
+    from mindgpt.models.cpu.kernels import library
 
     if library() is None:
         pytest.skip("there is no C++ compiler")

@@ -9,11 +9,11 @@ import sys
 import numpy as np
 from mindspore import Tensor
 
-from mindgpt.config.execution import ContextSection
+from mindgpt.checkpoints.weights import load_weights, open_weights
+from mindgpt.config.execution_sections import ContextSection
 from mindgpt.generation import GenerationSettings, Generator
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
-from mindgpt.models.weights import load_weights, open_weights
 from mindgpt.runtime.collectives import join_tensor_parallel
 from mindgpt.runtime.device import prepare_device
 from mindgpt.runtime.ranks import rank, say, world_size

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import UserError
-from mindgpt.config.model import PetSection
+from mindgpt.config.model_sections import PetSection
 from mindgpt.generation import GenerationSettings, Generator, generate
 from mindgpt.generation.engine import generator_of
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.pet.lora import add_lora
 from mindgpt.pet.names import FACTOR_B
 

@@ -10,10 +10,10 @@ from mindspore import Tensor
 
 import mindgpt
 from mindgpt import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer, UserError
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.generation.reader import Reader
 from mindgpt.generation.streaming import TextStreamer
-from mindgpt.generation.text import stream_text
-from mindgpt.models.weights import save_checkpoint
+from mindgpt.generation.text_generation import stream_text
 
 torch = pytest.importorskip("torch", reason="the oracle is transformers on torch")
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")

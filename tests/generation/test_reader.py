@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.generation import GenerationSettings, Generator, generate
 from mindgpt.generation import prefill as prefill_module
 from mindgpt.generation import reader as reader_module
@@ -14,7 +15,6 @@ from mindgpt.generation.prefill import ChunkedReading, KernelReading
 from mindgpt.generation.reader import CompiledGraphs, bucket
 from mindgpt.generation.scoring import score
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -8,11 +8,11 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import UserError
-from mindgpt.config.generation import GenerationSection
-from mindgpt.config.model import GPT2Section
+from mindgpt.config.generation_section import GenerationSection
+from mindgpt.config.model_sections import GPT2Section
 from mindgpt.generation.settings import GenerationSettings
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
 
 NAN, INFINITE = float("nan"), float("inf")
 

@@ -8,13 +8,13 @@ import sys
 import mindspore as ms
 import pytest
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import UserError
 from mindgpt.generation import GenerationSettings, Generator, generate_text
 from mindgpt.generation.labels import encode_texts
-from mindgpt.generation.text import check_tokenizer_fits, encode_prompts
+from mindgpt.generation.text_generation import check_tokenizer_fits, encode_prompts
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 PROMPTS = ["a rose is a rose", "is", "the rose, the rose, the rose is here", "a", "héllo, 你好"]
 

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mindgpt.models.cpu_kernels import kernels
+from mindgpt.models.cpu import kernels
 
 COMPILER = shutil.which(os.environ.get("CXX") or "g++")
 needs_compiler = pytest.mark.skipif(

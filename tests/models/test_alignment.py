@@ -5,10 +5,10 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
+from mindgpt.checkpoints.mindspore_format import write_checkpoint
+from mindgpt.checkpoints.weights import load_checkpoint_strict
 from mindgpt.evaluation.perplexity import PerplexityCell
-from mindgpt.models.alignment import CACHE_LINE, align, aligned
-from mindgpt.models.checkpoint_file import write_checkpoint
-from mindgpt.models.weights import load_checkpoint_strict
+from mindgpt.runtime.alignment import CACHE_LINE, align, aligned
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

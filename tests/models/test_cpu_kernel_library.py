@@ -29,7 +29,7 @@ def run_python(script, **variables):
 LIBRARY = """
     import mindspore as ms
     ms.set_device("CPU")
-    from mindgpt.models.cpu_kernels import kernels
+    from mindgpt.models.cpu import kernels
     print(kernels.library())
     print(kernels.why_no_library())
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindgpt.models.cpu_kernels import kernels
+from mindgpt.models.cpu import kernels
 from tests.models.kernel_calls import (
     COMPILER,
     EPS,

@@ -6,8 +6,8 @@ import pytest
 from mindspore import Tensor, nn
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
-from mindgpt.config.execution import RecomputeSection
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.execution_sections import RecomputeSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.dropout import HashedDropout, MaskedDropout, StepKey, mask_generator
 from mindgpt.models.gpt2.gpt2_parallel import Layout, apply_recompute, cut_dropout
 from mindgpt.train.optimizers import AdamW

@@ -5,13 +5,13 @@ import pytest
 from mindspore import Tensor
 
 from mindgpt import GPT2Config, GPT2LMHeadModel, UserError
-from mindgpt.config.model import PetSection
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.checkpoints.weights import open_weights, save_checkpoint
+from mindgpt.config.model_sections import PetSection
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.generation import GenerationSettings, Generator
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
 from mindgpt.models.gpt2.gpt2_modules import Linear
-from mindgpt.models.weights import open_weights, save_checkpoint
 from mindgpt.pet.lora import LoRALinear, add_lora, find_targets, trained_values
 from mindgpt.pet.merge import MergedWeights
 from mindgpt.pet.names import FACTOR_A, FACTOR_B, pattern_of, shown_paths, stored_out_in

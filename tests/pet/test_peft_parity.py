@@ -9,8 +9,8 @@ import pytest
 from mindspore import Tensor
 
 from mindgpt import GPT2LMHeadModel, UserError
-from mindgpt.config.model import PetSection
-from mindgpt.models.weights import load_weights
+from mindgpt.checkpoints.weights import load_weights
+from mindgpt.config.model_sections import PetSection
 from mindgpt.pet.adapter import open_adapter, settled
 from mindgpt.pet.lora import add_lora
 from mindgpt.pet.names import FACTOR_A, FACTOR_B

@@ -13,7 +13,7 @@ SUFFIXES = (".o", ".so", ".info", ".json")
 PROGRAM = """
 import sys
 import numpy as np, mindspore as ms
-from mindgpt.config.execution import ContextSection
+from mindgpt.config.execution_sections import ContextSection
 from mindgpt.runtime.device import prepare_device
 prepare_device(ContextSection(device_target="CPU"), sys.argv[1])
 class Fused(ms.nn.Cell):

@@ -10,8 +10,8 @@ import mindspore as ms
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.execution import ContextSection
-from mindgpt.config.model import GPT2Section
+from mindgpt.config.execution_sections import ContextSection
+from mindgpt.config.model_sections import GPT2Section
 from mindgpt.runtime import device, precision, ranks
 
 # ---- the device ------------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def test_a_simulated_ascend_counts(monkeypatch):
 _PREPARED = """
 import json, os, sys
 import mindspore as ms
-from mindgpt.config.execution import ContextSection
+from mindgpt.config.execution_sections import ContextSection
 from mindgpt.runtime.device import prepare_device
 from pathlib import Path
 Path("kernel_meta").mkdir(exist_ok=True)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
+from mindgpt.io.user_cache import user_cache
 from mindgpt.runtime import simulated_ascend
 from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated, simulated_environment
-from mindgpt.runtime.user_cache import user_cache
 
 PROGRAM = """
 import sys

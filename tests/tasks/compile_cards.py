@@ -12,9 +12,9 @@ import numpy as np
 
 from mindgpt.config.errors import run_program
 from mindgpt.config.loader import load_config
+from mindgpt.planning.planned_step import GRAPHS, compile_step
 from mindgpt.runtime.collectives import model_is_cut
 from mindgpt.runtime.compiled_graph import Graph
-from mindgpt.tasks.planned_step import GRAPHS, compile_step
 from mindgpt.tasks.session import prepare
 from mindgpt.train.step import AccumulatingTrainStep
 

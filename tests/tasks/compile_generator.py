@@ -11,15 +11,15 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import run_program
 from mindgpt.config.loader import load_config
 from mindgpt.generation.cached_model import Decode, KeyValueCache, LastLogits, Prefill
 from mindgpt.models import model_class
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.gpt2.gpt2_tensor_parallel import keep_part
+from mindgpt.planning.planned_step import GRAPHS
 from mindgpt.runtime.compiled_graph import Graph
 from mindgpt.runtime.ranks import world_size
-from mindgpt.tasks.planned_step import GRAPHS
 from mindgpt.tasks.session import prepare
 
 CHUNK, CAPACITY = 32, 128  # tokens read at once, slots of the cache

@@ -100,7 +100,7 @@ def succeed(program):
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory, succeed):
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
     toy = Toy(tmp_path_factory.mktemp("toy"))
     GPT2Tokenizer.train([text(200, seed=1)], VOCAB_SIZE).save_pretrained(toy.tokenizer)

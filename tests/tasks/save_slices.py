@@ -56,17 +56,17 @@ def slice_of(name: str, shape: tuple[int, ...], layout: tuple[Any, ...], card: i
 def main(yaml: str, folder: str, others: str | None = None) -> None:
     from mindspore import Tensor
 
+    from mindgpt.checkpoints.gpt2_config import GPT2Config
+    from mindgpt.checkpoints.weights import save_checkpoint
     from mindgpt.config.loader import load_config
     from mindgpt.models import model_class
-    from mindgpt.models.gpt2.gpt2_config import GPT2Config
-    from mindgpt.models.weights import save_checkpoint
     from mindgpt.pet.lora import add_lora
+    from mindgpt.planning.planned_step import shapes_of_batch
     from mindgpt.runtime.collectives import cards_of_a_stage
     from mindgpt.runtime.ranks import rank
     from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
-    from mindgpt.tasks.planned_step import shapes_of_batch
     from mindgpt.tasks.session import prepare
-    from mindgpt.train.checkpoints import parameters_of_step
+    from mindgpt.train.checkpoint_monitor import parameters_of_step
 
     config, _ = load_config(yaml, {"output_dir": folder})
     prepare(config)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.skip_rules import skip_rule
 from mindgpt.models import model_class
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.skip_rules import skip_rule
 from mindgpt.pet.lora import add_lora
 from mindgpt.runtime.simulated_ascend import run_simulated
 from tests.tasks.save_slices import is_parameter, whole

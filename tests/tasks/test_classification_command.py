@@ -120,7 +120,7 @@ def test_predict_gives_names_and_the_probabilities_of_transformers(prepared, tun
         "--torch_path", tmp_path / "hf", cwd=tmp_path,
     )  # fmt: skip
     peer = transformers.GPT2ForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
     tokenizer = GPT2Tokenizer.from_pretrained(toy.tokenizer)
     for entry in predictions:

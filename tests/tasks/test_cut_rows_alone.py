@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.run_folder import record_checkpoints
-from mindgpt.models.weights import save_checkpoint
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.run_folder import record_checkpoints
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.runtime.simulated_ascend import run_simulated
 
 pytestmark = pytest.mark.needs_ascend

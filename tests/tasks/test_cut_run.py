@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.weights import save_checkpoint
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.runtime.simulated_ascend import run_simulated
 
 pytestmark = pytest.mark.needs_ascend

@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.config import load_config
 from mindgpt.data.mindrecord import MindRecordWriter
-from mindgpt.models.checkpoint_file import CheckpointFile
 from mindgpt.tasks.session import layout_problems
-from mindgpt.train.checkpoints import last_checkpoint
+from mindgpt.train.checkpoint_monitor import last_checkpoint
 
 CLEAN = ("MS_", "RANK_ID", "AKG_", "OMP_", "PYTHONPATH")
 
@@ -293,10 +293,10 @@ import sys
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
-from mindgpt.config.execution import ContextSection
+from mindgpt.config.execution_sections import ContextSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.optimization import OptimizerSection
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.optimizer_sections import OptimizerSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.dropout import HashedDropout
 from mindgpt.runtime.collectives import gathered, join_data_parallel, joined, share
 from mindgpt.runtime.device import prepare_device

@@ -137,8 +137,8 @@ def test_labels_in_the_data_are_obeyed_unless_left_out(configured, rows, toy, cp
 
 
 def test_what_does_not_train_is_not_enlarged(configured, trained, cpu, capsys):
-    from mindgpt.models.resizing import POSITIONS
-    from mindgpt.tasks.models import build_model
+    from mindgpt.checkpoints.resizing import POSITIONS
+    from mindgpt.tasks.model_setup import build_model
 
     checkpoint = str(trained.last_checkpoint)
     arguments = {"load_checkpoint": checkpoint, "resize_embeddings": True}
@@ -172,7 +172,7 @@ def test_what_does_not_train_is_not_enlarged(configured, trained, cpu, capsys):
     ],
 )
 def test_fine_tuning_does_not_start_from_random_weights(configured, cpu, tmp_path, named, message):
-    from mindgpt.tasks.models import build_model
+    from mindgpt.tasks.model_setup import build_model
 
     for folder in ("empty", "output/checkpoint/rank_0", "text", "other"):
         (tmp_path / folder).mkdir(parents=True)

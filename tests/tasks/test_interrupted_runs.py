@@ -14,10 +14,10 @@ import time
 import numpy as np
 import pytest
 
-from mindgpt.models.checkpoint_file import CheckpointFile
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.weights import save_checkpoint
-from mindgpt.train.checkpoints import last_checkpoint
+from mindgpt.train.checkpoint_monitor import last_checkpoint
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from mindgpt.config.layout import layout_problems
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from tests.tasks.toy_layouts import (
     FACTORS,
     TOKENS,

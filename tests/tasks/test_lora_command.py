@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import yaml
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.command_line import parse_arguments
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
-from mindgpt.config.model import PetSection
-from mindgpt.models.checkpoint_file import CheckpointFile, write_checkpoint
-from mindgpt.models.weights import save_checkpoint
+from mindgpt.config.model_sections import PetSection
 from mindgpt.pet.names import FACTOR_A, FACTOR_B
 from mindgpt.pet.peft_folder import write_peft
 from mindgpt.tasks.merge_lora import import_peft, merge
-from mindgpt.tasks.models import build_model
+from mindgpt.tasks.model_setup import build_model
 
 PET = {
     "pet_type": "lora",

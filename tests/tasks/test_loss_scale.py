@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.tasks.cards import first_loss_scale, loss_scale_note
 
 

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.hugging_face_format import write_safetensors
+from mindgpt.checkpoints.tensor_source import TensorInfo
+from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
-from mindgpt.models.hugging_face_file import write_safetensors
-from mindgpt.models.tensor_file import TensorInfo
-from mindgpt.models.weights import open_weights
 
 H, LAYERS = 8, 2
 

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.config.loader import load_config
-from mindgpt.config.optimization import OPTIMIZER_KEYS
-from mindgpt.models.checkpoint_file import CheckpointFile
+from mindgpt.config.optimizer_sections import OPTIMIZER_KEYS
 from mindgpt.train.schedules import rates_of_run
 
 SCHEDULE = "lr_schedule: {type: constant, learning_rate: 0.01, warmup_steps: 4}\n"

@@ -12,8 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tasks.main import main
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 PROMPTS = ["the quick brown", "seven old ships sail", "new land a", "dog"]
 NEW = 8

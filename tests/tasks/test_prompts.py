@@ -6,8 +6,8 @@ import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tasks.prompts import find_tokenizer, read_prompts
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 TEXTS = ["你好", "two words"]
 

@@ -18,13 +18,13 @@ import pytest
 import yaml
 from mindspore import Tensor
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.skip_rules import skip_rule
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.loader import load_config
 from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.models import model_class
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.skip_rules import skip_rule
-from mindgpt.models.weights import save_checkpoint
 from mindgpt.pet.lora import add_lora
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
 from mindgpt.runtime.simulated_ascend import run_simulated

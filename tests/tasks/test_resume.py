@@ -11,9 +11,9 @@ import time
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.config.loader import load_config
-from mindgpt.models.checkpoint_file import CheckpointFile, write_checkpoint
-from mindgpt.train.checkpoints import last_checkpoint
+from mindgpt.train.checkpoint_monitor import last_checkpoint
 
 STEPS = 30
 OPTIONS = (
@@ -222,8 +222,8 @@ def test_other_data_of_the_same_size_are_refused(program, toy, copy, tmp_path):
 def test_what_is_missing_or_left_over_in_a_checkpoint_is_refused(tmp_path):
     from mindspore import Parameter, Tensor, nn
 
+    from mindgpt.checkpoints.weights import save_checkpoint
     from mindgpt.config.errors import UserError
-    from mindgpt.models.weights import save_checkpoint
     from mindgpt.train.resume import open_resume_point, restore_parameters, state_entry
 
     class Step(nn.Cell):

@@ -11,7 +11,7 @@ import sys
 import pytest
 import yaml
 
-from mindgpt.models.gpt2.convert_weight import convert_to_hugging_face
+from mindgpt.checkpoints.conversion import convert_to_hugging_face
 
 SMALL = {"runner_config": {"epochs": 1, "batch_size": 8}, "train_dataset": {"num_samples": 32}}
 LORA = {"pet_type": "lora", "lora_rank": 2, "lora_alpha": 4, "target_modules": ".*dense1.*|.*dense3.*"}

@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 
-from mindgpt.tasks.transform_checkpoint import transform
+from mindgpt.checkpoints.transform import transform
 from tests.tasks.sliced_runs import assert_same_slices, assert_whole, make_run
 
 pytestmark = [pytest.mark.usefixtures("cpu"), pytest.mark.needs_ascend]

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.config.loader import load_config
-from mindgpt.models.checkpoint_file import CheckpointFile
 
 
 def log_of(output):

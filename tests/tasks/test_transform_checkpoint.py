@@ -8,9 +8,9 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.weights import load_weights, open_weights
 from mindgpt.models import model_class
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.weights import load_weights, open_weights
 from mindgpt.tasks.merge_lora import merge
 from tests.tasks.save_slices import whole
 from tests.tasks.sliced_runs import assert_same_slices, assert_whole, make_run

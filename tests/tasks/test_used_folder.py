@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from mindgpt.checkpoints.run_folder import checkpoints_in
 from mindgpt.config.loader import load_config
 from mindgpt.io.locks import try_lock
-from mindgpt.models.run_folder import checkpoints_in
-from mindgpt.tasks.models import weights_path
+from mindgpt.tasks.model_setup import weights_path
 
 
 def steps_in(log):

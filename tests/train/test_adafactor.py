@@ -9,7 +9,7 @@ optimization = pytest.importorskip("transformers.optimization", reason="the orac
 import mindspore as ms  # noqa: E402
 from mindspore import Parameter, Tensor  # noqa: E402
 
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection  # noqa: E402
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection  # noqa: E402
 from mindgpt.train.optimizers import build_optimizer  # noqa: E402
 from mindgpt.train.optimizers.adafactor import AdaFactor  # noqa: E402
 from mindgpt.train.schedules import LearningRateTable, learning_rates, rates_of_run, relative_step_sizes  # noqa: E402

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from mindgpt.config.callbacks import CheckpointMonitorSection
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.run_folder import Step as StepNumber
+from mindgpt.checkpoints.run_folder import by_step
+from mindgpt.checkpoints.weights import save_checkpoint
+from mindgpt.config.callback_sections import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.io.processes import MACHINE
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.run_folder import Step as StepNumber
-from mindgpt.models.run_folder import by_step
-from mindgpt.models.weights import save_checkpoint
-from mindgpt.train import checkpoints
-from mindgpt.train.checkpoints import CheckpointMonitor, files_to_continue, last_checkpoint
+from mindgpt.train import checkpoint_monitor
+from mindgpt.train.checkpoint_monitor import CheckpointMonitor, files_to_continue, last_checkpoint
 from mindgpt.train.progress import Progress
 
 
@@ -99,7 +99,7 @@ def test_steps_0_means_only_at_the_end(monitor):
 
 def test_by_the_clock(monitor, monkeypatch):
     clock = iter(range(0, 1000, 40))  # every look at it is 40 s later
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(checkpoint_monitor.time, "monotonic", lambda: next(clock))
     # Looks: at the start (0), then one a step; one more when saved. 100 s have passed at steps 3, 6 and 9.
     assert monitor(save_checkpoint_steps=0, save_checkpoint_seconds=100, keep_checkpoint_max=0, ended=False) == names(
         "1_3", "2_1", "2_4"
@@ -128,7 +128,7 @@ def test_an_error_of_the_disk_leaves_the_last_one(monitor, tmp_path, monkeypatch
             raise UserError(f"Cannot write {path}: No space left on device.")
         save_checkpoint(path, values)
 
-    monkeypatch.setattr(checkpoints, "save_checkpoint", fails)
+    monkeypatch.setattr(checkpoint_monitor, "save_checkpoint", fails)
     with pytest.raises(UserError, match="No space left"):
         monitor(save_checkpoint_steps=2, keep_checkpoint_max=1)
     folder = tmp_path / "output" / "checkpoint" / "rank_0"
@@ -150,7 +150,7 @@ def test_the_last_is_the_last_by_number(tmp_path):
 _KILLED_HALF_WAY = """
 import os, sys
 import numpy as np
-from mindgpt.models.checkpoint_file import write_checkpoint
+from mindgpt.checkpoints.mindspore_format import write_checkpoint
 def items():
     yield "free", np.zeros(100_000, np.float32)
     os.kill(os.getpid(), 9)

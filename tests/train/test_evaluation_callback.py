@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from mindgpt.config.callbacks import CheckpointMonitorSection, EvalCallBackSection
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.config.callback_sections import CheckpointMonitorSection, EvalCallBackSection
 from mindgpt.config.errors import UserError
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.train.best import BestCheckpoint, judged_by
-from mindgpt.train.checkpoints import CheckpointMonitor, last_checkpoint
+from mindgpt.train.checkpoint_monitor import CheckpointMonitor, last_checkpoint
 from mindgpt.train.evaluation_callback import EvaluationCallback
 from mindgpt.train.progress import Progress
 

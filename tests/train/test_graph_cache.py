@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.runtime import graph_cache
 from mindgpt.runtime.graph_fingerprint import fingerprint
 from mindgpt.train.optimizers import AdamW
@@ -21,8 +21,8 @@ PROGRAM = """
 import sys, zlib
 import numpy as np, mindspore as ms
 from mindgpt import GPT2Config, GPT2LMHeadModel
-from mindgpt.config.execution import ContextSection
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.execution_sections import ContextSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.runtime.device import prepare_device
 from mindgpt.train.optimizers import AdamW
 from mindgpt.train.schedules import LearningRateTable

@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch", reason="the oracle is torch.optim")
 import mindspore as ms  # noqa: E402
 from mindspore import Parameter, Tensor, nn  # noqa: E402
 
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection  # noqa: E402
-from mindgpt.config.training import ScaleSenseSection  # noqa: E402
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection  # noqa: E402
+from mindgpt.config.training_sections import ScaleSenseSection  # noqa: E402
 from mindgpt.train.optimizers import build_optimizer, decay_groups, state_line  # noqa: E402
 from mindgpt.train.optimizers.state import state_bytes  # noqa: E402
 from mindgpt.train.schedules import LearningRateTable, learning_rates  # noqa: E402

@@ -2,8 +2,8 @@
 
 import pytest
 
+from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.config.errors import UserError
-from mindgpt.models.checkpoint_file import write_checkpoint
 from mindgpt.train.resume import find_resume_point_of_card, state_entry
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection
 from mindgpt.train.schedules import learning_rates, rates_line, rates_of_run
 
 

@@ -23,7 +23,7 @@ from mindgpt.data.instructions import FORMATS, TEMPLATES, ExampleReader, format_
 from mindgpt.data.records import RECORD_SUFFIXES, BadRecords, refuse_with_hint
 from mindgpt.data.text import input_files
 from mindgpt.data.tool_arguments import add_output_arguments, add_skip_bad, bad_records, tokenizer_folder, warn
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 _MUCH_PADDING = 0.5
 

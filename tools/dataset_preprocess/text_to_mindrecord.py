@@ -20,7 +20,7 @@ from mindgpt.config.arguments import CheckedParser
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
 from mindgpt.data.tool_arguments import TextFiles, add_output_arguments, add_text_arguments, tokenizer_folder
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -10,9 +10,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import UserError
-from mindgpt.models.alignment import align
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead, NextTokens
 from mindgpt.models.gpt2.gpt2_modules import (
     AttentionMask,
@@ -22,12 +21,13 @@ from mindgpt.models.gpt2.gpt2_modules import (
     use_flash_kernel,
 )
 from mindgpt.models.gpt2.pretrained import PretrainedCell
+from mindgpt.runtime.alignment import align
 from mindgpt.runtime.precision import precision_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 
 class GPT2Model(nn.Cell):

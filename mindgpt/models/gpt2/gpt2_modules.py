@@ -14,8 +14,8 @@ from mindspore import Parameter, Tensor, lazy_inline, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.models.dropout import dropout, mask_generator
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.random_weights import NormalWeights
 from mindgpt.runtime.precision import Precision
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from mindspore import Parameter, nn
 
-from mindgpt.config.execution import RecomputeSection
+from mindgpt.config.execution_sections import RecomputeSection
 from mindgpt.models.dropout import MaskedDropout, seed_shard
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification

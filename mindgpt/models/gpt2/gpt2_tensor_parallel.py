@@ -13,10 +13,10 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_modules import FlashAttention, Linear
 from mindgpt.models.gpt2.gpt2_parallel import linear_cuts
-from mindgpt.models.tensor_file import TensorInfo, TensorSource
 
 
 class SummedProduct(nn.Cell):

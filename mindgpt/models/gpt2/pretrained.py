@@ -6,10 +6,17 @@ from typing import Any, ClassVar
 
 from mindspore import nn
 
+from mindgpt.checkpoints.resizing import fit_to
+from mindgpt.checkpoints.weights import (
+    CHECKPOINT_NAME,
+    find_weights,
+    load_weights,
+    open_weights,
+    preset_of,
+    save_checkpoint,
+)
 from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
-from mindgpt.models.resizing import fit_to
-from mindgpt.models.weights import CHECKPOINT_NAME, find_weights, load_weights, open_weights, preset_of, save_checkpoint
 from mindgpt.runtime.ranks import say
 
 

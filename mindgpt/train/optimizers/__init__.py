@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mindspore import Parameter, nn
 
-from mindgpt.config.optimization import OPTIMIZER_KEYS, OptimizerSection
+from mindgpt.config.optimizer_sections import OPTIMIZER_KEYS, OptimizerSection
 from mindgpt.train.optimizers.adafactor import AdaFactor
 from mindgpt.train.optimizers.adamw import AdamW
 from mindgpt.train.optimizers.lion import Lion

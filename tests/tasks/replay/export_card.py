@@ -21,7 +21,7 @@ from mindgpt.runtime.compiled_graph import Graph
 from mindgpt.runtime.ranks import rank
 from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
 from mindgpt.tasks.datasets import training_data
-from mindgpt.tasks.models import build_model
+from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.session import prepare
 from mindgpt.train.schedules import rates_of_run
 

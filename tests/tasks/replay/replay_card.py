@@ -15,9 +15,9 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.communication import create_group, init
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.loader import load_config
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.weights import save_checkpoint
 from mindgpt.runtime.device import prepare_device
 from mindgpt.runtime.ranks import rank
 from mindgpt.tasks.datasets import training_data

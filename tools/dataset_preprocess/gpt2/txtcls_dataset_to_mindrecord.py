@@ -19,11 +19,11 @@ from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.command_line import boolean
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import use_cores
-from mindgpt.data.classification import read_label_names, write_classification
-from mindgpt.data.files import check_readable
+from mindgpt.data.classification_rows import read_label_names, write_classification
 from mindgpt.data.labelled_text import LAYOUTS, layout_of
 from mindgpt.data.tool_arguments import add_output_arguments, add_skip_bad, bad_records, tokenizer_folder, warn
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.io.files import check_readable
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

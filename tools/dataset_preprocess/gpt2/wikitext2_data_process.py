@@ -19,10 +19,10 @@ if __name__ == "__main__":  # before what takes time to load
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
-from mindgpt.data.files import check_readable
 from mindgpt.data.text import mindformers_pieces, wikitext_pieces
 from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.io.files import check_readable
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -1,0 +1,188 @@
+"""What `tools/transform_ckpt.py` does: merge the slices of a parallel run, or cut them for another layout."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
+from mindgpt.checkpoints.run_folder import Step, checkpoint_files, choose_files, listed, rank_folders, step_of
+from mindgpt.checkpoints.sharded_checkpoint import SlicedCheckpoint, refuse_slice
+from mindgpt.checkpoints.skip_rules import skip_rule
+from mindgpt.checkpoints.strategy_format import Box, Strategy, read_strategy
+from mindgpt.checkpoints.tensor_source import TensorInfo
+from mindgpt.checkpoints.weights import config_beside
+from mindgpt.config.errors import UserError
+from mindgpt.io.files import atomic_write, open_to_read
+
+_LISTED = 5
+Source = SlicedCheckpoint | CheckpointFile
+
+
+def transform(
+    source: Path,
+    target: Path,
+    prefix: str = "checkpoint_",
+    strategy: Path | None = None,
+    target_strategy: Path | None = None,
+    step: Step | None = None,
+    training_state: bool | None = None,
+) -> list[Path]:
+    """Write the checkpoint of a run for another number of ranks, as `<target>/rank_<r>/<prefix><r>.ckpt`; with
+    `-<epoch>_<step>` before the end of the names where a run in several parts can go on from the result.
+
+    Everything is checked before the first file is written; each file appears when it is whole.
+
+    Args:
+        source: a run's folder `checkpoint`, or a whole `.ckpt`.
+        target: folder of the result, not the source's.
+        prefix: of the files' names.
+        strategy: how the source is cut; None: the folder `strategy` beside it, if it is of several ranks.
+        target_strategy: how the result is to be cut; None: one whole file.
+        step: which checkpoint; None for the newest, which every rank must have.
+        training_state: whether optimizer state, loss scale, counters and the like are written, too; None: when
+            `target_strategy` is given, since a run can then go on from the result.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: the source is not whole or not of one run, the layouts do not fit it, or the result would be written
+            into the source.
+    """
+    checkpoint = _open(source, strategy, step)
+    layouts = read_strategy(target_strategy) if target_strategy else None
+    keep_state = training_state if training_state is not None else layouts is not None
+    written = step_of(checkpoint.path) if layouts and keep_state else None  # by which a cut run's cards agree
+    ending = f"-{written}.ckpt" if written else ".ckpt"
+    files = [target / f"rank_{r}" / f"{prefix}{r}{ending}" for r in range(layouts.ranks if layouts else 1)]
+    _check_target(target, files, source, strategy, target_strategy)
+    entries = {name: info for name, info in checkpoint.entries.items() if _kept(name, keep_state)}
+    texts = {name: text for name, text in checkpoint.texts.items() if _kept(name, keep_state)}
+    left_out = _check_fit(layouts, entries, checkpoint) if layouts else []
+    entries = {name: info for name, info in entries.items() if name not in left_out}
+    _say_what_is_read(checkpoint, left_out)
+    plan = [_boxes(layouts, rank, entries) for rank in range(len(files))]
+    with tqdm(total=sum(map(len, plan)), desc=target.name, unit=" tensors", disable=None) as progress:
+        for file, boxes in zip(files, plan, strict=True):
+            write_checkpoint(file, _contents(checkpoint, boxes, texts, progress.update))
+            _copy_config(checkpoint.path, file)
+    state = "with training state" if keep_state else "weights only"
+    cut = f"cut for {len(files)} ranks: {target}" if layouts else files[0]
+    print(f"wrote {len(entries)} tensors, {state}, {cut}")
+    return files
+
+
+def _open(source: Path, strategy: Path | None, step: Step | None) -> Source:
+    if not source.exists():
+        raise UserError(f"--src_ckpt_dir: there is no {source}.")
+    if source.is_file():
+        refuse_slice(source)
+        if strategy or step:
+            raise UserError(f"{source}: is one file; --src_ckpt_strategy and --step are for the folder of a run.")
+        return CheckpointFile(source)
+    folders = rank_folders(source)
+    if strategy is None and len(folders) == 1:
+        return CheckpointFile(choose_files(list(folders.values()), step)[0])
+    return SlicedCheckpoint(source, strategy, step)
+
+
+def _kept(name: str, state: bool) -> bool:
+    rule = skip_rule(name)
+    return rule is None or (state and rule != "layout")
+
+
+def _say_what_is_read(checkpoint: Source, left_out: list[str]) -> None:
+    if isinstance(checkpoint, SlicedCheckpoint):
+        step = f"step {checkpoint.step} (epoch_step)" if checkpoint.step else checkpoint.path.name
+        print(f"source: {step} of {checkpoint.strategy.ranks} ranks in {checkpoint.folder}")
+        for name, difference in checkpoint.differences_between_stages().items():
+            print(f"note: {name} differs by up to {difference:.2g} between the pipeline stages; the first is taken")
+    else:
+        print(f"source: {checkpoint.path}")
+    if left_out:
+        print(f"note: not in the strategy of the result, and left out: {listed(left_out)}")
+
+
+def _check_fit(layouts: Strategy, entries: Mapping[str, TensorInfo], checkpoint: Source) -> list[str]:
+    """Whether the result's strategy is one for these tensors. Returns optimizer state that it has no place for.
+
+    Raises:
+        UserError: it is not; names and shapes are listed.
+    """
+    problems, left_out = [], []
+    for name, info in entries.items():
+        for stage in layouts.stages_of(name):
+            layout = layouts.stages[stage][name]
+            if not layout.divides(info.shape):
+                problems.append(f"{name} {list(info.shape)} cannot be cut into {list(layout.cuts)} parts")
+        if name in layouts.names:
+            continue
+        if skip_rule(name) is None:
+            whole = isinstance(checkpoint, SlicedCheckpoint) and checkpoint.layout(name) is None
+            problems += [] if whole else [f"{name} is not in the strategy"]
+        elif name.partition(".")[2] in entries:  # of a parameter; a counter belongs to all
+            left_out.append(name)
+    problems += [
+        f"{name} is in the strategy and not in the checkpoint"
+        for name in sorted(layouts.names)
+        if name not in entries and skip_rule(name) is None
+    ]
+    if problems:
+        lines = "\n  ".join(problems[:_LISTED])
+        lines += f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise UserError(f"--dst_ckpt_strategy {layouts.path}: does not fit {checkpoint.path}:\n  {lines}")
+    return left_out
+
+
+def _boxes(layouts: Strategy | None, rank: int, entries: Mapping[str, TensorInfo]) -> dict[str, Box | None]:
+    """What a rank gets of each tensor; None: all of it. What no strategy mentions, every rank gets."""
+    if layouts is None:
+        return dict.fromkeys(entries)
+    stage, local_rank = divmod(rank, layouts.ranks_per_stage)
+    own = layouts.stages[stage]
+    return {
+        name: own[name].box(local_rank, info.shape) if name in own else None
+        for name, info in entries.items()
+        if name in own or name not in layouts.names
+    }
+
+
+def _contents(
+    checkpoint: Source,
+    boxes: Mapping[str, Box | None],
+    texts: Mapping[str, str],
+    count: Callable[[int], object],
+) -> Iterator[tuple[str, np.ndarray | str]]:
+    for name, box in boxes.items():
+        yield name, checkpoint.read_box(name, box)
+        count(1)
+    yield from texts.items()
+
+
+def _check_target(target: Path, files: list[Path], source: Path, *strategies: Path | None) -> None:
+    """Whether the result has a place of its own.
+
+    Raises:
+        UserError: it would be written among the sources, or among other checkpoints.
+    """
+    read = [source, source.absolute().parent / "strategy", *filter(None, strategies)]
+    for folder in filter(Path.is_dir, read):
+        if target.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--dst_ckpt_dir: {target} lies in {folder}, which is only read. Name another folder.")
+    planned = {file.resolve() for file in files}
+    found = [file.resolve() for folder in rank_folders(target).values() for file in checkpoint_files(folder)]
+    strange = [file for file in found if file not in planned or file == source.resolve()]
+    if strange:
+        raise UserError(
+            f"--dst_ckpt_dir: {target} holds other checkpoints already ({strange[0]}), which would be taken for parts "
+            "of the result. Name an empty folder."
+        )
+
+
+def _copy_config(source: Path, file: Path) -> None:
+    config = config_beside(source)
+    if config is not None:
+        with open_to_read(config) as content, atomic_write(file.with_name("config.json")) as output:
+            output.write(content.read())
