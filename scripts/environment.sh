@@ -37,6 +37,10 @@ make_venv() {
         echo "the virtual environment $VENV had no pip: added"
         return
     fi
+    if [ -e "$VENV" ] && [ ! -d "$VENV" ]; then
+        echo "error: $VENV is a file; name a folder with VENV=folder" >&2
+        exit 2
+    fi
     if [ -d "$VENV" ] && [ -n "$(ls -A "$VENV")" ]; then
         if [ ! -e "$VENV/pyvenv.cfg" ] && [ ! -e "$VENV/.unfinished" ]; then
             echo "error: $VENV is a folder, and no virtual environment; name another with VENV=folder" >&2

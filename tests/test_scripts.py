@@ -128,6 +128,13 @@ def test_a_folder_that_is_no_environment_is_left_alone(script, tmp_path):
     assert (tmp_path / "venv" / "thesis").exists()
 
 
+def test_a_file_is_no_environment(script, tmp_path):
+    (tmp_path / "venv").write_text("my notes")
+    status, output, _ = script(MAKE)
+    assert (status, output) == (2, f"error: {tmp_path}/venv is a file; name a folder with VENV=folder\n")
+    assert (tmp_path / "venv").read_text() == "my notes"
+
+
 def test_a_python_without_ensurepip_is_told_of(script, stub, tmp_path):
     status, output, _ = script(MAKE, fails="ensurepip")
     assert status == 2

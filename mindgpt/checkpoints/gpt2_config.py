@@ -82,7 +82,7 @@ _REQUIRED_OF_HUGGING_FACE = {
 
 _POSITIONS = "position_embedding_type"
 _ANOTHER_NETWORK = re.compile(
-    r"rope|rotary|alibi|relative_attention|experts?(_|$)|(^|_)moe(_|$)|softcap|(^|_)mup|multi_query|multi_head_latent"
+    r"rope|rotary|alibi|relative_attention|experts?$|(num|n|routed|local|shared|per_tok)_experts|experts_per|(^|_)moe(_|$)|softcap|(^|_)mup|multi_query|multi_head_latent"
     r"|sliding_window|parallel_(residual|attn|attention)|qk_(layer)?norm|rms_norm|post_layer_?norm|residual_multiplier"
     r"|embedding_multiplier|attention_multiplier|logits?_scal|scale_embedding|embedding_scale|kv_lora|n_head_kv|kv_heads"
     r"|key_value_heads"
@@ -109,6 +109,17 @@ _SKIPPED_OF_HUGGING_FACE = frozenset([
 """Keys of a Hugging Face config.json that do not change the network. Its generation defaults are among them: they
 belong in generation_config.json (`generation_from_hf`), and ours under `mindgpt`."""
 
+
+_WHOLE_NUMBERS = {
+    *("n_positions", "n_ctx", "n_embd", "n_layer", "n_head", "n_inner", "vocab_size"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+}
+_OF_HUGGING_FACE = {
+    *_TO_HUGGING_FACE.values(),
+    *("n_ctx", "n_inner", "activation_function", "hidden_size", "max_position_embeddings"),
+    *("num_attention_heads", "num_hidden_layers"),
+}
+"""Keys of a Hugging Face config.json that mean something to mindgpt."""
 
 _OF_NO_TEXT = frozenset([
     "_from_model_config", "transformers_version", "bos_token_id", "use_cache", "cache_implementation",
@@ -253,10 +264,11 @@ def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[st
     """
     if not isinstance(content, dict):
         raise UserError(f"{source}: must hold a JSON object, not {shown(content)}")
+    content = {key: _plain_number(value) if key in _WHOLE_NUMBERS else value for key, value in content.items()}
     problems = [
         f"{source}: {key}: must be {wanted!r}, not {shown(content[key])}; mindgpt computes no other network"
         for key, wanted in _REQUIRED_OF_HUGGING_FACE.items()
-        if content.get(key, wanted) not in (wanted, None)
+        if not (content.get(key) in (None, wanted) or not (content[key] or wanted))  # [] is as good as {}
     ]
     problems += [
         f"{source}: {key}: {shown(content[key])} asks for another network than GPT-2; mindgpt does not compute it"
@@ -268,7 +280,7 @@ def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[st
             f"{source}: quantization_config: the weights are quantised, which mindgpt does not read. Dequantise the "
             "model with the library that made it and save it in float16 or float32."
         )
-    ours = content.get("mindgpt", {})
+    ours = content.get("mindgpt") or {}
     if not isinstance(ours, dict):
         problems.append(f"{source}: mindgpt: must be an object, not {shown(ours)}")
     if problems:
@@ -282,9 +294,13 @@ def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[st
         if key not in skipped and not key.startswith("_") and value is not None
     }
     known = {*GPT2Section.known_keys(), *GPT2Section.other_names, *GPT2Section.ignored}
-    settings = {key: value for key, value in given.items() if key in known}
+    settings = {key: value for key, value in given.items() if key in _OF_HUGGING_FACE}
+    of_ours = [key for key in given if key in known and key not in _OF_HUGGING_FACE]
     unknown = [key for key, value in given.items() if key not in known and not _says_nothing(key, value)]
     notes = [f"{source}: mindgpt has no {', '.join(unknown)}: left out"] if unknown else []
+    if of_ours:
+        names = ", ".join(of_ours)
+        notes.append(f"{source}: {names}: left out, as transformers does it; settings of mindgpt's are under mindgpt")
     labels, of_labels = _labels_from_hf(content.get("id2label"))
     settings |= labels
     notes += [f"{source}: {note}" for note in of_labels]
@@ -292,12 +308,17 @@ def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[st
     return settings | ours, notes
 
 
+def _plain_number(value: Any) -> Any:
+    """A whole number that was written as 2.0 as 2; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
 def _asks_for_another_network(key: str, content: Mapping[str, Any]) -> bool:
     """Whether a key of a config.json is none of GPT-2's and changes what is computed."""
     value = content[key]
     if key == _POSITIONS:
         return value not in (None, "absolute", "learned")
-    if not _ANOTHER_NETWORK.search(key) or value in (None, False, 0, "", [], {}):
+    if key.startswith("_") or not _ANOTHER_NETWORK.search(key) or value in (None, False, 0, "", [], {}):
         return False
     if key.endswith(("kv_heads", "key_value_heads", "n_head_kv")):
         return value != content.get("n_head", content.get("num_attention_heads", value))
@@ -323,6 +344,9 @@ def _drop_impossible(settings: dict[str, Any]) -> Iterator[str]:
     vocab_size = settings.get("vocab_size")
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         token = settings.get(key)
+        if token == []:
+            del settings[key]
+            continue
         ids = token if key == "eos_token_id" and isinstance(token, list) else [token]
         usable = [one for one in ids if _may_be_id(one, vocab_size)]
         if key not in settings or usable == ids:
@@ -365,10 +389,16 @@ def generation_from_hf(config_file: Path, vocab_size: Any) -> tuple[dict[str, An
     for key in ("eos_token_id", "pad_token_id"):
         if asked.get(key) == _HUGGING_FACE_EOS and isinstance(vocab_size, int) and vocab_size <= _HUGGING_FACE_EOS:
             del asked[key]
+    notes = []
+    for key, value in asked.items():
+        kept = _usable_ids(value, vocab_size)
+        if kept != value and kept:
+            notes.append(f"{file}: {key}: {shown(value)} holds ids that are none of the vocabulary's; {kept} is used")
+            asked[key] = kept
     names = {"max_length": "max_decode_length"}
     fields = {*GenerationSection.model_fields, "pad_token_id", "max_length"}
     unknown = [key for key, value in asked.items() if key not in fields and value not in (False, 0, "", [], {})]
-    notes = [f"{file}: mindgpt has no {', '.join(unknown)}: left out"] if unknown else []
+    notes += [f"{file}: mindgpt has no {', '.join(unknown)}: left out"] if unknown else []
     known = {names.get(key, key): value for key, value in asked.items() if key in fields}
     sizes = {} if vocab_size is None else {"vocab_size": vocab_size}
     while problems := {k: what for k, what in _problems_of_generation(known | sizes).items() if k in known}:
@@ -376,6 +406,17 @@ def generation_from_hf(config_file: Path, vocab_size: Any) -> tuple[dict[str, An
         notes += [f"{file}: {called.get(key, key)}: {what}: left out" for key, what in problems.items()]
         known = {key: value for key, value in known.items() if key not in problems}
     return known, notes
+
+
+def _usable_ids(value: Any, vocab_size: Any) -> Any:
+    """`value`; if it is a list of ids, or of lists of them, without those that name no token."""
+    if not isinstance(value, list):
+        return value
+    if all(isinstance(item, list) for item in value):
+        return [item for item in value if all(_may_be_id(token, vocab_size) for token in item)]
+    if all(isinstance(item, int) for item in value):
+        return [token for token in value if _may_be_id(token, vocab_size)]
+    return value
 
 
 def _problems_of_generation(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -83,6 +83,7 @@ _PREFIX = re.compile(
 )
 # What torch.compile, activation checkpointing and FSDP put into the names of the modules they wrap.
 _INNER = re.compile(r"\b(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+_MINDFORMERS = re.compile(r"(?P<prefix>(?:\w+\.)*?)backbone\.(?:embedding|blocks|layernorm)\.")
 MF_LAYER = re.compile(r"backbone\.blocks\.(\d{1,4})\.")
 
 
@@ -141,7 +142,10 @@ class MindFormersView:
         """Name without prefix -> stored name, for the weights; and stored name -> rule, for what is skipped."""
         weights: dict[str, str] = {}
         skipped: dict[str, str] = {}
-        plain, left_out = _unwrapped(stored_names)
+        try:
+            plain, left_out = _unwrapped(stored_names)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
         if left_out:
             self.notes.append(f"{self.path}: {left_out} left out")
         for stored, name in plain.items():
@@ -212,11 +216,13 @@ def _unwrapped(names: Iterable[str]) -> tuple[dict[str, str], str]:
     An output head lies beside the network and not in it, so it may have the beginning of the prefix alone.
     """
     found = {name: _PREFIX.match(name) for name in names}
-    prefixes = {match["prefix"] if match else "" for match in found.values() if not (match and match["head"])}
-    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    prefix = _prefix_of({name: match["prefix"] for name, match in found.items() if match and not match["head"]})
     plain, wrappers = {}, set()
     for name, match in found.items():
         own = match["prefix"] if match and match["head"] and prefix.startswith(match["prefix"]) else prefix
+        if not match or not name.startswith(own):  # none of these weights: it is listed as it is
+            plain[name] = name
+            continue
         inside = name.removeprefix(own)
         wrappers.update(_INNER.findall(inside))
         plain[name] = _INNER.sub("", inside).removeprefix(HF_PREFIX)
@@ -226,9 +232,34 @@ def _unwrapped(names: Iterable[str]) -> tuple[dict[str, str], str]:
     return plain, " left out; ".join(parts)
 
 
+def _prefix_of(prefixes: Mapping[str, str]) -> str:
+    """The prefix that most names have, of name -> prefix.
+
+    Raises:
+        UserError: the same weights are there under two prefixes.
+    """
+    by_prefix: dict[str, set[str]] = {}
+    for name, prefix in prefixes.items():
+        by_prefix.setdefault(prefix, set()).add(name.removeprefix(prefix).removeprefix(HF_PREFIX))
+    most = sorted(by_prefix, key=lambda prefix: len(by_prefix[prefix]), reverse=True)[:2]
+    if len(most) > 1 and 2 * len(by_prefix[most[0]] & by_prefix[most[1]]) > len(by_prefix[most[0]]):
+        raise UserError(
+            f"two sets of weights in one file, under {most[0] or 'no prefix'} and {most[1] or 'no prefix'}, and "
+            "nothing says which are meant. Save the ones you want by themselves."
+        )
+    return most[0] if most else ""
+
+
+def mindformers_prefix(names: Iterable[str]) -> str | None:
+    """What stands before MindFormers' names, and so ours, such as `network.`, mostly ""; None if there are no such
+    names."""
+    found = Counter(match["prefix"] for name in names if (match := _MINDFORMERS.match(name)))
+    return found.most_common(1)[0][0] if found else None
+
+
 def are_mindformers(names: Iterable[str]) -> bool:
     """Whether weights have MindFormers' names, and so ours."""
-    return any(name.startswith("backbone.") for name in names)
+    return mindformers_prefix(names) is not None
 
 
 def count_layers(names: Iterable[str], pattern: re.Pattern[str]) -> int:

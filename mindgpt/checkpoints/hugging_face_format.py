@@ -53,6 +53,7 @@ WEIGHT_NAMES = (  # in a folder, in the order transformers looks for them
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")  # of Lightning, nanoGPT, DeepSpeed and others
 _OPTIMIZER_KEY = re.compile(r"(^|_)opt(im|imizer|imizers)?(_|$)")
 _TIED = ("lm_head.weight", "wte.weight")  # one matrix in GPT-2, so that one name is enough
+_MASK = re.compile(r"\.attn\.(masked_)?bias$")  # a constant
 _HUB_CACHE = ("blobs", "refs", "snapshots")
 
 
@@ -250,7 +251,7 @@ class ShardedFiles:
         absent = [
             f"{name} (in {file})"
             for name, file in weight_map.items()
-            if name not in shards[file].entries and not self._is_tied_to_another(name)
+            if name not in shards[file].entries and not (_MASK.search(name) or self._is_tied_to_another(name))
         ]
         if absent:
             raise UserError(f"{index}: its files do not hold what it says they hold. Missing: {', '.join(absent)}.")

@@ -17,7 +17,7 @@ SKIP_RULES = (
     # What CheckpointMonitor of MindFormers 1.3 to 1.5 and save_checkpoint of MindSpore note beside.
     ("training counter", re.compile(r"(global_batch_size|dataset_size|steps_per_epoch|consumed_samples)$")),
     ("training counter", re.compile(r"(cur_epoch_num|cur_step_num|batch_num|random_seed|remove_redundancy)$")),
-    ("training counter", re.compile(r"(fused_step|cur_rank|__exception_save__)$")),
+    ("training counter", re.compile(r"(fused_step|cur_rank|__exception_save__|graceful_(exit|init))$")),
     ("key-value cache", re.compile(r"backbone\.blocks\.\d+\.(attention\.)?(key_past|value_past)$")),
     ("causal-mask buffer", re.compile(r"backbone\.blocks\.\d+\.attention\.(beta|masked_beta)$")),
 )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, PRESETS, GPT2Config, read_config
-from mindgpt.checkpoints.gpt2_names import MindFormersView, are_mindformers, hint
+from mindgpt.checkpoints.gpt2_names import MindFormersView, are_mindformers, hint, mindformers_prefix
 from mindgpt.checkpoints.hugging_face_format import WEIGHT_NAMES, is_torch_file, open_hugging_face, weights_in
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.checkpoints.run_folder import checkpoint_files, checkpoints_in, files_of_last_run, rank_folders
@@ -42,6 +42,7 @@ class CheckpointWeights:
     Attributes:
         path, entries: as in `TensorSource`.
         skipped: name -> the rule it was skipped by.
+        notes: sentences for the person.
 
     Raises:
         UserError: the file is broken, or one rank's slice.
@@ -58,15 +59,19 @@ class CheckpointWeights:
         names = [*self._file.entries, *texts]
         self.skipped = {name: rule for name in names if (rule := skip_rule(name))}
         texts = [name for name in texts if name not in self.skipped]
+        weights = [name for name in self._file.entries if name not in self.skipped]
+        self._prefix = mindformers_prefix(weights) or ""
+        self.notes = (f"{self.path}: {self._prefix} before the names is left out",) if self._prefix else ()
         if texts:
             raise UserError(
                 f"{self.path}: these entries are text, not weights, and no rule skips them: {', '.join(texts)}."
             )
-        self.entries = {name: info for name, info in self._file.entries.items() if name not in self.skipped}
+        self._stored = {name.removeprefix(self._prefix): name for name in weights}
+        self.entries = {name: self._file.entries[stored] for name, stored in self._stored.items()}
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
-        return self._file.read(name)
+        return self._file.read(self._stored[name])
 
 
 @dataclass(frozen=True)

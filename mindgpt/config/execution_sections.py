@@ -15,6 +15,7 @@ _PARALLEL_MODES = {
     "data_parallel": "data_parallel",
     "semi_auto_parallel": "semi_auto_parallel",
 }
+_MODES = {"GRAPH_MODE": 0, "PYNATIVE_MODE": 1}  # MindFormers' names
 _NUMBERED_PARALLEL_MODES = {0: "data_parallel", 1: "semi_auto_parallel"}  # MindFormers' numbers; 2 and 3 we do not do
 
 JitLevel = Literal["O0", "O1", "O2"]
@@ -115,6 +116,8 @@ class ContextSection(Section):
     @field_validator("mode", mode="before")
     @classmethod
     def _not_a_truth_value(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in _MODES:
+            return _MODES[value]
         if isinstance(value, bool):  # True == 1, which a Literal would let pass
             raise ValueError(f"must be 0 (graph) or 1 (pynative), not {value}")
         return value

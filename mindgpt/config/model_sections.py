@@ -33,7 +33,7 @@ ACTIVATIONS = {
     "quick_gelu": "fast_gelu",
     "swish": "silu",
 }
-HUGGING_FACE_ACTIVATIONS = ACTIVATIONS | {"gelu": "gelu_erf", "gelu_fast": "gelu"}
+HUGGING_FACE_ACTIVATIONS = ACTIVATIONS | {"gelu": "gelu_erf", "gelu_python": "gelu_erf", "gelu_fast": "gelu"}
 """What a name means under the key `activation_function`, where plain `gelu` is the exact erf form."""
 
 _DTYPES = {

@@ -115,7 +115,7 @@ def table_records(file: Path, kind: Literal["csv", "tsv"], on_bad: OnBad = refus
     """The rows of a table under its header: commas or, in a TSV, TABs between cells; `"` round a cell that holds them.
 
     A quoted cell may go over several lines; `""` inside it is one `"`. Columns without a name and content, which Excel
-    adds, are dropped.
+    adds, are dropped; one with content, such as the index that pandas adds, is called `column <number>`.
 
     Raises:
         UserError: the file cannot be read, has broken quotes, or no header.
@@ -162,14 +162,12 @@ def trimmed(row: list[str], columns: int) -> list[str]:
 
 
 def _fields(row: list[str], names: list[str]) -> dict[str, str]:
-    """The named cells of a row; those without a name must be empty, and may be absent at the end."""
+    """The cells of a row by name; those without one by their column's number, if they hold anything."""
     row = trimmed(row, len(names))
     if len(row) != len(names):
         raise UserError(f"has {len(row)} columns, but the header has {len(names)}.")
-    for number, (name, cell) in enumerate(zip(names, row, strict=True), start=1):
-        if not name and cell.strip():
-            raise UserError(f"has {cell[:40]!r} in column {number}, to which the header gives no name.")
-    return {name: cell for name, cell in zip(names, row, strict=True) if name}
+    numbered = enumerate(zip(names, row, strict=True), start=1)
+    return {name or f"column {number}": cell for number, (name, cell) in numbered if name or cell.strip()}
 
 
 def csv_rows(file: Path, kind: Literal["csv", "tsv"]) -> Iterator[tuple[int, list[str]]]:

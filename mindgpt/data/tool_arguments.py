@@ -1,6 +1,7 @@
 """The command-line arguments that the data tools share: what they write, and the texts that they read."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,17 @@ def add_skip_bad(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out records that are broken or lack a text, count them and name the first, rather than stop",
     )
+
+
+@contextlib.contextmanager
+def counted_in_errors(bad: BadRecords | None) -> Iterator[None]:
+    """Where what is done inside fails, as it does if nothing is left, the error also says what `bad` left out."""
+    try:
+        yield
+    except UserError as error:
+        if not bad or not bad.count:
+            raise
+        raise UserError(f"{error} {bad}") from error
 
 
 def bad_records(arguments: argparse.Namespace) -> BadRecords | None:

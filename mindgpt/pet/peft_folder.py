@@ -63,9 +63,7 @@ _OF_NO_UPDATE = frozenset([
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
 """Ways to initialise the factors that leave the base weights as they are; the others subtract what the factors begin
 with, so that the adapter fits the changed weights alone."""
-_FACTOR = re.compile(
-    r"(?:base_model\.model\.)?(?:transformer\.)?h\.(\d{1,4})\.([\w.]+)\.lora_([AB])(?:\.default)?\.weight"
-)
+_FACTOR = re.compile(r"(?:\w+\.)*?(?:transformer\.)?h\.(\d{1,4})\.([\w.]+)\.lora_([AB])(?:\.default)?\.weight")
 _SCORE = re.compile(rf"{re.escape(PREFIX)}score(?:\.modules_to_save(?:\.default)?)?\.weight")
 
 # PEFT's name of a layer inside a block -> ours: {"attn.c_attn": ("attention.dense1", ...), "attn.c_proj": (...), ...}

@@ -13,31 +13,7 @@ from mindgpt.io.processes import available_cores, quota_binds
 from mindgpt.io.user_cache import why_nothing_is_kept, work_folder
 from mindgpt.runtime.kernel_cache import bring_kernels, keep_kernels
 from mindgpt.runtime.ranks import rank, world_size
-
-
-def is_simulated() -> bool:
-    """Whether MindSpore compiles for Ascend cards that are not there (`MS_SIMULATION_LEVEL`)."""
-    return "MS_SIMULATION_LEVEL" in os.environ
-
-
-def ascend_is_there() -> bool:
-    """Whether this machine has an Ascend card, or simulates one."""
-    return Path("/dev/davinci_manager").exists() or is_simulated()
-
-
-def choose_target(wanted: str | None) -> str:
-    """The device to run on: what is named, else Ascend if there is one, else CPU.
-
-    Raises:
-        UserError: Ascend is named and there is none.
-    """
-    if wanted == "Ascend" and not ascend_is_there():
-        raise UserError(
-            "context.device_target is Ascend, but this machine has no Ascend card (no /dev/davinci_manager). To run on "
-            "the CPU, add --device_target CPU or take device_target out of the YAML."
-        )
-    return wanted or ("Ascend" if ascend_is_there() else "CPU")
-
+from mindgpt.runtime.targets import choose_target
 
 # What MindSpore and CANN write into the working directory: files and folders by name, and of `rank_<r>`, a name that
 # mindgpt and its users have for checkpoints, only what is in it.

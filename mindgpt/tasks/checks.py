@@ -16,8 +16,9 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
 from mindgpt.data.mindrecord import find_mindrecord_files, read_header
 from mindgpt.pet.adapter import open_adapter
+from mindgpt.runtime.targets import choose_target
 from mindgpt.tasks.model_setup import adapter_path, strategy_of, weights_path
-from mindgpt.tasks.output_folder import check_callback_folders, checkpoint_folder
+from mindgpt.tasks.output_folder import checkpoint_folder
 from mindgpt.tasks.prompts import find_tokenizer, read_prompts
 
 _TRAINING = ("train", "finetune")
@@ -33,8 +34,8 @@ def check_named_files(config: RunConfig, texts: list[str], called: str = "--pred
     Raises:
         UserError: something is not there, is of another kind, or cannot be written.
     """
+    choose_target(config.context.device_target)
     with contextlib.redirect_stdout(io.StringIO()):  # what there is to say is said when it is used
-        check_callback_folders(config)
         if config.run_mode == "predict":
             read_prompts(texts, called)
         for name, section in _data_sets(config):

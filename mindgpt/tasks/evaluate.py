@@ -15,8 +15,8 @@ from mindgpt.evaluation.classification_metrics import ClassificationCell, Classi
 from mindgpt.evaluation.perplexity import PerplexityCell, PerplexityMetric
 from mindgpt.io.files import atomic_write
 from mindgpt.runtime.collectives import data_parallel_ranks, gathered
-from mindgpt.runtime.device import is_simulated
 from mindgpt.runtime.ranks import rank, say
+from mindgpt.runtime.targets import is_simulated
 from mindgpt.tasks.cards import zeros_for
 from mindgpt.tasks.datasets import evaluation_data, reading
 from mindgpt.tasks.labelled_data import labelled_evaluation_data

@@ -34,17 +34,26 @@ def held_output_folder(config: RunConfig) -> Iterator[None]:
     if rank() != 0:  # rank 0 writes what all have in common
         yield
         return
-    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder, kind)
-    try:
-        with last_words(lock.release):
-            yield
-    finally:
-        lock.release()
-        for path in missing:
-            with contextlib.suppress(OSError):  # it holds something
-                path.rmdir()
+    check_callback_folders(config)
+    folders = {folder: "output_dir"}
+    if kind == "training":
+        folders.setdefault(checkpoint_folder(config), "callbacks: CheckpointMonitor.directory")
+    missing = [path for held in folders for path in (held.absolute(), *held.absolute().parents) if not path.exists()]
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, missing)
+        for held, called in folders.items():
+            held.mkdir(parents=True, exist_ok=True)
+            lock = _lock(held, kind, called)
+            stack.callback(lock.release)
+            stack.enter_context(last_words(lock.release))
+        yield
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, each before those above it, that hold nothing."""
+    for path in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+        with contextlib.suppress(OSError):  # it holds something
+            path.rmdir()
 
 
 def check_callback_folders(config: RunConfig) -> None:
@@ -68,18 +77,17 @@ def _check_can_be_written(folder: Path, called: str, way_out: str) -> None:
         raise UserError(f"{called}: cannot write into the folder {there} ({error.strerror}); {way_out}") from error
 
 
-def _lock(folder: Path, kind: str) -> Lock:
+def _lock(folder: Path, kind: str, called: str) -> Lock:
     path = folder / f".{kind}.lock"
+    way_out = "with --output_dir" if called == "output_dir" else "there"
     try:
         lock = try_lock(path)
     except OSError as error:
-        raise UserError(
-            f"output_dir: cannot write {path} ({error.strerror}); name another with --output_dir"
-        ) from error
+        raise UserError(f"{called}: cannot write {path} ({error.strerror}); name another {way_out}") from error
     if lock is None:
         raise UserError(
-            f"output_dir: another {kind} is writing into {folder} ({holder_of(path)}). Name another folder with "
-            "--output_dir, or wait until it has ended."
+            f"{called}: another {kind} is writing into {folder} ({holder_of(path)}). Name another folder {way_out}, or "
+            "wait until it has ended."
         )
     return lock
 
@@ -88,12 +96,15 @@ def earlier_run_note(config: RunConfig) -> str | None:
     """A line for a new training, if its folders hold an earlier one: what stays there, and what the newest will be."""
     folder, checkpoints = Path(config.output_dir), checkpoint_folder(config)
     found = [file for ranks in rank_folders(checkpoints).values() for file in checkpoints_in(ranks)]
-    if not found and not (folder / "log" / "train.jsonl").exists():
+    has_logs = (folder / "log" / "train.jsonl").exists()
+    if not found and not has_logs:
         return None
+    place = folder if has_logs else checkpoints
+    logs = "its logs are renamed, and " if has_logs else ""
     return (
-        f"note: {folder} holds an earlier run ({len(found)} checkpoints), which stays: its logs are renamed, and the "
-        "checkpoints of this run get names of their own. From the first of these on, --load_checkpoint "
-        f"{checkpoints} and --resume_training mean this run"
+        f"note: {place} holds an earlier run ({len(found)} checkpoints), which stays: {logs}the checkpoints of this "
+        f"run get names of their own. From the first of these on, --load_checkpoint {checkpoints} and "
+        "--resume_training mean this run"
     )
 
 

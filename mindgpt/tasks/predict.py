@@ -13,8 +13,8 @@ from mindgpt.generation.streaming import print_text
 from mindgpt.generation.text_generation import encode_prompts
 from mindgpt.io.files import adding_to, atomic_write, make_folder
 from mindgpt.runtime.collectives import joined, share
-from mindgpt.runtime.device import is_simulated
 from mindgpt.runtime.ranks import rank, say, world_size
+from mindgpt.runtime.targets import is_simulated
 from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.prompts import BATCH_SIZE, Progress, Prompt, find_tokenizer, read_prompts
 from mindgpt.tasks.session import keep_config

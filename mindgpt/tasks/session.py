@@ -11,9 +11,10 @@ from mindgpt.config.loader import dump_config
 from mindgpt.config.run_config import RunConfig
 from mindgpt.io.files import atomic_write, read_text, set_aside
 from mindgpt.runtime.collectives import join_cut, join_data_parallel, join_tensor_parallel
-from mindgpt.runtime.device import choose_target, prepare_device
+from mindgpt.runtime.device import prepare_device
 from mindgpt.runtime.precision import replaced_on_cpu
 from mindgpt.runtime.ranks import rank, say, world_size
+from mindgpt.runtime.targets import choose_target
 from mindgpt.tasks.cards import cut_of, is_cut, shares_layers
 
 

@@ -16,9 +16,9 @@ from mindgpt.data.buckets import BucketedDataset
 from mindgpt.data.dataset import DatasetInfo, fingerprint
 from mindgpt.pet.lora import trained_values
 from mindgpt.runtime.collectives import data_parallel_ranks, gathered, model_is_cut
-from mindgpt.runtime.device import is_simulated
 from mindgpt.runtime.interrupts import last_words
 from mindgpt.runtime.ranks import rank, say, world_size
+from mindgpt.runtime.targets import is_simulated
 from mindgpt.tasks.cards import build_step, compile_cut, cut_of, holds_parts, loss_scale_note, zeros_for
 from mindgpt.tasks.checks import ranks_in, resume_folders
 from mindgpt.tasks.datasets import reading, rows_a_step, training_data

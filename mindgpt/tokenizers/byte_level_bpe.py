@@ -35,7 +35,8 @@ def read_tokenizer(path: PathLike) -> tuple[Tokenizer, dict[str, Any]]:
 
     Returns:
         the tokenizer, and the settings found in tokenizer_config.json and special_tokens_map.json: any of the
-        `SPECIAL_TOKEN_NAMES` (str), `add_bos_token`, `add_eos_token` (bool), `padding_side`, `model_max_length`.
+        `SPECIAL_TOKEN_NAMES` (str), `additional_special_tokens`, `add_bos_token`, `add_eos_token` (bool),
+        `padding_side`, `model_max_length`.
 
     Raises:
         UserError: a file is missing or broken, or the files do not belong together.
@@ -133,6 +134,12 @@ def _settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         source, values = ("tokenizer_config.json", config) if name in config else ("special_tokens_map.json", token_map)
         if values.get(name) is not None:
             settings[name] = _token(values[name], f"{folder / source}: {name}").content
+    more = config.get("additional_special_tokens") or token_map.get("additional_special_tokens") or []
+    place = f"{folder}: additional_special_tokens"
+    if not isinstance(more, list):
+        raise UserError(f"{place}: should be a list of tokens; it is {more!r}.")
+    if more:
+        settings["additional_special_tokens"] = [_token(token, place).content for token in more]
     for name in ("add_bos_token", "add_eos_token"):
         settings[name] = _flag(config, name, folder)
     if config.get("padding_side") is not None:

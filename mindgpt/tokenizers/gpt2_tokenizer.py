@@ -48,6 +48,7 @@ class GPT2Tokenizer(TokenVocabulary):
         bos_token, eos_token, unk_token: special tokens by name; None: those of the vocabulary (see `special_tokens.py`:
             `<|endoftext|>`, or `</s>` and the like). New ones get the ids after the last.
         pad_token: None pads with the id of `eos_token`; the attention mask tells padding from text.
+        additional_special_tokens: more of them, without a role.
         add_bos_token, add_eos_token: put these round every text that is encoded with `add_special_tokens`.
         add_prefix_space: begin every text with a space, as a word inside a text; None: as the files say.
         padding_side: "right" or "left", where a call does not say.
@@ -72,6 +73,7 @@ class GPT2Tokenizer(TokenVocabulary):
         eos_token: str | None = None,
         unk_token: str | None = None,
         pad_token: str | None = None,
+        additional_special_tokens: Sequence[str] = (),
         add_bos_token: bool = False,
         add_eos_token: bool = False,
         add_prefix_space: bool | None = None,
@@ -88,6 +90,7 @@ class GPT2Tokenizer(TokenVocabulary):
         backend.no_truncation()
         named = {"bos_token": bos_token, "eos_token": eos_token, "unk_token": unk_token, "pad_token": pad_token}
         super().__init__(backend, named)
+        self._add(additional_special_tokens, special=True)
         self.add_bos_token, self.add_eos_token = add_bos_token, add_eos_token
         if add_bos_token or add_eos_token:
             backend.post_processor = self._frame()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mindgpt.checkpoints.gpt2_names import HuggingFaceView
+from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.checkpoints.weights import find_weights, open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.models.gpt2.convert_weight import main
@@ -64,6 +65,40 @@ def test_a_wrapper_round_each_block_is_left_out(tmp_path, wrapper):
     assert weights.notes[0].endswith(f"{wrapper} in names is left out")
 
 
+def test_one_foreign_entry_is_named_alone(tmp_path):
+    """Lightning saves the state of metrics with the network's."""
+    held = {f"model.{name}": array for name, array in tensors().items()} | {"train_ppl.total": np.zeros(1, np.float32)}
+    with pytest.raises(UserError, match=r"not the weights of a GPT-2:\n  unknown: train_ppl.total \[1\]$"):
+        open_weights(folder(tmp_path / "hf", held))
+
+
+def test_two_sets_of_weights_under_two_prefixes(tmp_path):
+    held = {f"{prefix}.{name}": array for name, array in tensors().items() for prefix in ("model", "ema")}
+    with pytest.raises(UserError, match=r"two sets of weights in one file, under (model|ema)\. and (model|ema)\.,"):
+        open_weights(folder(tmp_path / "hf", held))
+
+
+@pytest.mark.parametrize("prefix", ["network.", "_backbone.network.", "module."])
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_prefix_before_mindformers_names_is_left_out(tmp_path, prefix, suffix):
+    held = {prefix + name: array for name, array in ours(tmp_path).items()} | {"global_step": np.zeros(1, np.int32)}
+    file = tmp_path / f"x{suffix}"
+    if suffix == ".ckpt":
+        write_checkpoint(file, held.items())
+    else:
+        write(file, held)
+    weights = open_weights(file)
+    assert (weights.kind, list(weights.source.skipped)) == ("checkpoint", ["global_step"])
+    assert_is_the_model(weights, tmp_path)
+    assert f"{prefix} before the names is left out" in weights.notes[0]
+
+
+def test_hugging_face_names_behind_backbone(tmp_path):
+    weights = open_weights(folder(tmp_path / "hf", tensors("backbone.")))
+    assert weights.kind == "hugging_face"
+    assert_is_the_model(weights, tmp_path)
+
+
 def test_a_prefix_of_some_names_alone_is_an_error(tmp_path):
     held = tensors()
     held["module.transformer.wpe.weight"] = held.pop("transformer.wpe.weight")
@@ -90,6 +125,9 @@ def test_an_index_may_list_the_tied_head_that_no_shard_holds(tmp_path):
     held = tensors()
     held["lm_head.weight"] = held.pop("transformer.wte.weight")
     write(source / "part.safetensors", held)  # or the embedding is listed and only the head is there
+    assert_is_the_model(open_weights(source), tmp_path)
+    listed["transformer.h.0.attn.bias"] = "part.safetensors"  # a mask, which newer transformers do not save
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
     assert_is_the_model(open_weights(source), tmp_path)
     listed["transformer.h.5.ln_1.weight"] = "part.safetensors"
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
@@ -142,6 +180,8 @@ COUNTERS = [
     "fused_step",
     "cur_rank",
     "__exception_save__",
+    "graceful_exit",
+    "graceful_init",
 ]
 STATES = ["adam_m", "adam_v", "moment1", "moments", "accum", "mean_square", "vhat", "lamb_m", "pma_weight"]
 

@@ -320,6 +320,10 @@ def test_context_refuses(values, key):
     assert problems(ContextSection, **values).keys() == {key}
 
 
+def test_modes_by_mindformers_names():
+    assert [ContextSection(mode=mode).mode for mode in ("GRAPH_MODE", "PYNATIVE_MODE", 1)] == [0, 1, 1]
+
+
 def test_parallel_modes():
     assert ParallelSection(parallel_mode=0).parallel_mode == "data_parallel"
     assert ParallelSection(parallel_mode=1).parallel_mode == "semi_auto_parallel"

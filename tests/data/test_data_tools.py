@@ -149,6 +149,10 @@ def test_a_trained_tokenizer_is_used_by_the_tools(run, tmp_path):
     [
         ({"--input_file": "none.txt"}, "No such file: none.txt"),
         ({"--input_file": "."}, "is a folder"),
+        (
+            {"--input_file": "list.json"},
+            "list.json holds json, not the plain text of WikiText; tools/",
+        ),
         ({"--input_file": "empty.txt"}, "no document with any text"),
         ({"--input_file": "latin.txt"}, "latin.txt:2: not UTF-8: byte 0xfc at offset 5"),
         ({"--max_length": "1"}, "max_length must be at least 2"),
@@ -165,6 +169,7 @@ def test_wikitext_errors_are_one_sentence(run, tokenizer_dir, tmp_path, argument
     (tmp_path / "good.txt").write_text(" = A = \n \n some text \n")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "latin.txt").write_bytes(b"fine\n\xfc\n")
+    (tmp_path / "list.json").write_text('["a text"]')
     before = sorted(os.listdir(tmp_path))
     good = {"--input_file": "good.txt", "--output_file": "x.mindrecord", "--tokenizer_type": tokenizer_dir}
     flat = [part for pair in {**good, **arguments}.items() for part in pair]

@@ -108,10 +108,10 @@ def test_what_excel_adds_to_a_table_is_dropped(read):
         (3, {"prompt": "you", "response": "too"}),
     ]
     assert read("x.csv", "a,,b\n1,,2\n") == [(2, {"a": "1", "b": "2"})]
+    assert read("x.csv", ",a,b\n0,x,y\n") == [(2, {"column 1": "0", "a": "x", "b": "y"})]  # pandas' index
     assert read("X.CSV", "a,b\n1,2,,\n") == [(2, {"a": "1", "b": "2"})]
     for content, message in (
         ("a,b,,\n1,2,x,\n", "x.csv:2: has 3 columns, but the header has 2"),
-        ("a,,b\n1,x,2\n", "x.csv:2: has 'x' in column 2, to which the header gives no name"),
         (",,\n1,2\n", "x.csv:1: should be a header"),
         ("a;b\n1;2\n", "x.csv:1: the columns of a csv file are separated by commas, and these by semicolons"),
         ("a\tb\n1\t2\n", "by commas, and these by TABs. Rename it to .tsv"),

@@ -48,6 +48,7 @@ CASES = [
     ([*PREDICT, "--tokenizer", "nope"], "No tokenizer at nope"),
     ([*PREDICT, "--predict_data", "nope.txt"], "--predict_data: there is no file nope.txt"),
     ([*PREDICT, "--predict_data", "{file}.txt"], "holds no prompt"),
+    ([*PREDICT, "--device_target", "Ascend", "--predict_data", "a"], "this machine has no Ascend card"),
     ([*PREDICT, *CLASSIFY, "--tokenizer", "nope"], "No tokenizer at nope"),
     ([*SCORE, "nope.txt"], "texts: there is no file nope.txt"),
     ([*SCORE, "--load_checkpoint", "no/pe", "a text"], "load_checkpoint: there is no file or folder no/pe"),

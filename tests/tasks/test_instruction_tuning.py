@@ -168,16 +168,18 @@ def test_what_does_not_train_is_not_enlarged(configured, trained, cpu, capsys):
         ("empty", "empty: no weights in this folder"),
         ("output/checkpoint", "no weights in this folder"),
         ("text", "text: no weights in this folder"),
-        ("other", "other: no weights in this folder. .* Found a.ckpt: name the file you mean"),
+        ("other", "other: no weights in this folder. .* Found a.ckpt, b.ckpt: name the file you mean"),
+        ("lone", "a.ckpt: the file is empty"),
     ],
 )
 def test_fine_tuning_does_not_start_from_random_weights(configured, cpu, tmp_path, named, message):
     from mindgpt.tasks.model_setup import build_model
 
-    for folder in ("empty", "output/checkpoint/rank_0", "text", "other"):
+    for folder in ("empty", "output/checkpoint/rank_0", "text", "other", "lone"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "text" / "config.json").write_text("{}")
-    (tmp_path / "other" / "a.ckpt").write_bytes(b"")
+    for file in ("other/a.ckpt", "other/b.ckpt", "lone/a.ckpt"):
+        (tmp_path / file).write_bytes(b"")
     with pytest.raises(UserError, match=message):
         build_model(configured(run_mode="finetune", load_checkpoint=named))
 

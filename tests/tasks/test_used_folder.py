@@ -74,6 +74,19 @@ def test_a_second_run_of_a_kind_is_refused_at_once(toy, program, tmp_path, mode,
     assert os.listdir(tmp_path / "output") == []
 
 
+def test_a_second_training_into_the_same_checkpoint_folder_is_refused(toy, program, tmp_path):
+    """Each has an output folder of its own, and both the folder of the CheckpointMonitor."""
+    (tmp_path / "shared").mkdir()
+    lock = try_lock(tmp_path / "shared" / ".training.lock")
+    options = ("--options", "callbacks.1.directory=shared")
+    command = ("run_mindformer.py", "--config", toy.yaml, "--run_mode", "train", "--output_dir", "b", *options)
+    done = program(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "CheckpointMonitor.directory: another training is writing into shared (process" in done.stderr
+    lock.release()
+    assert sorted(os.listdir(tmp_path)) == ["shared"]
+
+
 def test_a_run_that_is_refused_leaves_no_folder(toy, program, tmp_path):
     done = program(
         "run_mindformer.py", "--config", toy.yaml, "--run_mode", "train", "--output_dir", "a/b", cwd=tmp_path

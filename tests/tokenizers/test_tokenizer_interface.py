@@ -5,11 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from tests.tokenizers.test_gpt2_tokenizer import EOT, byte_symbols, write_pair
 
 import mindgpt
 from mindgpt.config.errors import UserError
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
+from tests.tokenizers.test_gpt2_tokenizer import EOT, byte_symbols, write_pair
 
 # The toy vocabulary of transformers' own tests of its GPT-2 tokenizer.
 SMALL = [*"lowerstidn", "Ġ", "Ġl", "Ġn", "Ġlo", "Ġlow", "er", "Ġlowest", "Ġnewer", "Ġwider", "<unk>", EOT]
@@ -304,6 +304,19 @@ def test_what_is_named_goes_before_what_is_known(tmp_path):
 def test_an_end_is_added_where_none_is_known(tmp_path):
     tokenizer = GPT2Tokenizer.from_pretrained(with_tokens(tmp_path / "t", "<fin>"))
     assert (tokenizer.eos_token_id, tokenizer.new_tokens) == (260, [EOT])
+
+
+@pytest.mark.parametrize("file", ["special_tokens_map.json", "tokenizer_config.json"])
+def test_additional_special_tokens_of_the_files_are_tokens(tmp_path, file):
+    folder = write_pair(tmp_path / "t")
+    (folder / file).write_text('{"additional_special_tokens": ["<a>", {"content": "<b>"}]}')
+    tokenizer = GPT2Tokenizer.from_pretrained(folder)
+    assert len(tokenizer) == len(GPT2Tokenizer.from_pretrained(write_pair(tmp_path / "u"))) + 2
+    first = len(tokenizer) - 2
+    assert tokenizer.encode("x<b>y<a>")[1::2] == [first + 1, first]
+    assert len(GPT2Tokenizer.from_pretrained(folder, additional_special_tokens=[])) == first
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert GPT2Tokenizer.from_pretrained(tmp_path / "again").encode("x<b>") == tokenizer.encode("x<b>")
 
 
 def test_padding_behind_the_last_token_of_text(tmp_path):

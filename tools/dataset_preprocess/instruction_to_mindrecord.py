@@ -22,7 +22,14 @@ from mindgpt.data.instruction_rows import Summary, write_examples
 from mindgpt.data.instructions import FORMATS, TEMPLATES, ExampleReader, format_with_keys, read_templates
 from mindgpt.data.records import RECORD_SUFFIXES, BadRecords, refuse_with_hint
 from mindgpt.data.text import input_files
-from mindgpt.data.tool_arguments import add_output_arguments, add_skip_bad, bad_records, tokenizer_folder, warn
+from mindgpt.data.tool_arguments import (
+    add_output_arguments,
+    add_skip_bad,
+    bad_records,
+    counted_in_errors,
+    tokenizer_folder,
+    warn,
+)
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 _MUCH_PADDING = 0.5
@@ -84,16 +91,17 @@ def main(argv: list[str] | None = None) -> None:
         read_templates(arguments.template) if arguments.template else TEMPLATES,
         on_bad=bad or refuse_with_hint,
     )
-    summary = write_examples(
-        examples,
-        GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
-        arguments.output_file,
-        max_length=arguments.max_length,
-        pack=arguments.pack,
-        too_long=arguments.too_long,
-        num_splits=arguments.num_splits,
-        overwrite=arguments.overwrite,
-    )
+    with counted_in_errors(bad):
+        summary = write_examples(
+            examples,
+            GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+            arguments.output_file,
+            max_length=arguments.max_length,
+            pack=arguments.pack,
+            too_long=arguments.too_long,
+            num_splits=arguments.num_splits,
+            overwrite=arguments.overwrite,
+        )
     warn_of_losses(summary, examples, bad)
     print(summary)
     if summary.padding > _MUCH_PADDING and not arguments.pack:

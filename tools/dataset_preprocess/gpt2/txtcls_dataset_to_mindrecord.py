@@ -21,7 +21,14 @@ from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.classification_rows import read_label_names, write_classification
 from mindgpt.data.labelled_text import LAYOUTS, layout_of
-from mindgpt.data.tool_arguments import add_output_arguments, add_skip_bad, bad_records, tokenizer_folder, warn
+from mindgpt.data.tool_arguments import (
+    add_output_arguments,
+    add_skip_bad,
+    bad_records,
+    counted_in_errors,
+    tokenizer_folder,
+    warn,
+)
 from mindgpt.io.files import check_readable
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
@@ -80,17 +87,18 @@ def main(argv: list[str] | None = None) -> None:
         label_names=read_label_names(arguments.label_file) if arguments.label_file else arguments.label_names,
     )
     bad = bad_records(arguments)
-    summary = write_classification(
-        arguments.input_file,
-        layout,
-        GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
-        arguments.output_file,
-        max_length=arguments.max_length,
-        skip_empty=arguments.skip_empty,
-        bad=bad,
-        num_splits=arguments.num_splits,
-        overwrite=arguments.overwrite,
-    )
+    with counted_in_errors(bad):
+        summary = write_classification(
+            arguments.input_file,
+            layout,
+            GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+            arguments.output_file,
+            max_length=arguments.max_length,
+            skip_empty=arguments.skip_empty,
+            bad=bad,
+            num_splits=arguments.num_splits,
+            overwrite=arguments.overwrite,
+        )
     print(summary)
     for warning in summary.warnings():
         print(f"warning: {warning}")

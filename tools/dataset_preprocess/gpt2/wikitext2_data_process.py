@@ -17,9 +17,9 @@ if __name__ == "__main__":  # before what takes time to load
     end_on_interrupt_while_loading()
 
 from mindgpt.config.arguments import CheckedParser, path_argument
-from mindgpt.config.errors import run_program
+from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
-from mindgpt.data.text import mindformers_pieces, wikitext_pieces
+from mindgpt.data.text import kind_of, mindformers_pieces, wikitext_pieces
 from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
 from mindgpt.io.files import check_readable
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
@@ -55,6 +55,11 @@ def main(argv: list[str] | None = None) -> None:
     use_cores(arguments.num_workers)
     file = Path(arguments.input_file)
     check_readable(file)
+    if kind_of(file) != "text":
+        raise UserError(
+            f"{file} holds {kind_of(file)}, not the plain text of WikiText; tools/dataset_preprocess/"
+            "text_to_mindrecord.py reads it"
+        )
     compat = arguments.compat == "mindformers"
     summary = write_blocks(
         mindformers_pieces(file) if compat else wikitext_pieces(file),
