@@ -5,7 +5,6 @@ The fields, their defaults and their checks are those of the YAML section `model
 express under the one key `mindgpt`, so that transformers and mindgpt open the same file.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from mindgpt.config.generation_section import GenerationSection
 from mindgpt.config.model_sections import GPT2Section
 from mindgpt.config.paths import expanded_path
 from mindgpt.config.section import dotted, nearest, problems_of, shown
-from mindgpt.io.files import atomic_write, read_json
+from mindgpt.io.files import read_json, write_json
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -161,9 +160,7 @@ class GPT2Config(GPT2Section):
         folder cannot be written.
         """
         file = expanded_path(folder) / CONFIG_FILE
-        with atomic_write(file, "w") as output:
-            json.dump(self.to_hf_dict(architecture), output, indent=2)
-            output.write("\n")
+        write_json(file, self.to_hf_dict(architecture))
         return file
 
     def to_hf_dict(self, architecture: str = "GPT2LMHeadModel") -> dict[str, Any]:

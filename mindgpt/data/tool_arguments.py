@@ -10,7 +10,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.data.records import BadRecords, refuse_with_hint
 from mindgpt.data.text import Piece, document_pieces, input_files, kind_of
 from mindgpt.io.files import DOWNLOADS
-from mindgpt.tokenizers.byte_level_bpe import holds_tokenizer
+from mindgpt.tokenizers.loading import holds_tokenizer
 
 _DEFAULT = "gpt2"  # of MindFormers' --tokenizer_type: the name of a model, whose tokenizer it downloaded
 _BLOCK_LENGTH = "tokens in a {row}: seq_length + 1 to train, seq_length to evaluate"

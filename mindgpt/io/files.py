@@ -75,6 +75,17 @@ def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) 
     sync_folder(target.parent)
 
 
+def write_text(path: PathLike, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all. Raises UserError as `atomic_write`."""
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write an indented JSON file, whole or not at all. Raises UserError as `atomic_write`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
 def _sweep(folder: Path, stem: str) -> None:
     """Remove the temporary files `<stem><pid>-<machine><random>` of processes of this machine that no longer run."""
     for file in folder.glob(f"{glob.escape(stem)}*-{MACHINE}*"):

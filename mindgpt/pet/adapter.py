@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.gpt2_config import GPT2Config
-from mindgpt.checkpoints.sharded_checkpoint import SlicedCheckpoint, holds_slices
+from mindgpt.checkpoints.locations import config_beside
+from mindgpt.checkpoints.sharded_checkpoint import holds_shards
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
-from mindgpt.checkpoints.weights import CheckpointWeights, config_beside
+from mindgpt.checkpoints.weights import CheckpointWeights
 from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import PetSection
 from mindgpt.pet.names import FACTOR_A, SCORE, check_pairs, is_factor, linears_with_factors
@@ -52,13 +54,12 @@ def open_adapter(path: Path) -> Adapter:
     if is_peft_folder(path):
         settings, arrays = read_peft(path)
         return Adapter(Arrays(path, arrays), settings)
-    sliced = path.is_dir() and holds_slices(path)
-    if not sliced and (path.is_dir() or path.suffix != ".ckpt"):
+    if path.suffix != ".ckpt" and not holds_shards(path):
         raise UserError(
             f"{path}: not an adapter. Name a PEFT folder (with adapter_config.json), or a .ckpt or folder "
             "checkpoint_trainable of a run with save_trainable_params: True."
         )
-    source = CheckpointWeights(SlicedCheckpoint(path) if sliced else path)
+    source = CheckpointWeights(open_source(path))
     check_factors(source)
     others = [name for name in source.entries if not is_factor(name) and name != SCORE and not name.endswith(".bias")]
     if others:

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.gpt2_names import LAYER
-from mindgpt.checkpoints.hugging_face_format import open_hugging_face, write_safetensors
+from mindgpt.checkpoints.safetensors_format import write_safetensors
 from mindgpt.checkpoints.tensor_source import TensorInfo
 from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import PetSection
@@ -220,7 +221,7 @@ def _name_pattern(name: str) -> re.Pattern[str]:
 
 def _modules(file: Path) -> tuple[dict[tuple[int, str], dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """(block, PEFT's module) -> {"A": ..., "B": ...}, and what else there is under our names."""
-    source = open_hugging_face(file)
+    source = open_source(file)
     modules: dict[tuple[int, str], dict[str, np.ndarray]] = {}
     others: dict[str, np.ndarray] = {}
     unknown = []

@@ -10,11 +10,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config
+from mindgpt.checkpoints.locations import newest_in, own_config
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.checkpoints.run_folder import rank_folders
-from mindgpt.checkpoints.sharded_checkpoint import holds_slices
+from mindgpt.checkpoints.sharded_checkpoint import holds_shards
 from mindgpt.checkpoints.tensor_source import TensorSource
-from mindgpt.checkpoints.weights import Weights, newest_in, open_weights, own_config
+from mindgpt.checkpoints.weights import Weights, open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
 from mindgpt.config.model_sections import PetSection
@@ -149,7 +150,7 @@ def _newest(source: Path) -> Path:
     Raises:
         UserError: several ranks have written, and nothing tells how their files belong together.
     """
-    if source.is_file() or holds_slices(source):
+    if source.is_file() or holds_shards(source):
         return source
     ranks = rank_folders(source)
     if len(ranks) > 1 and not (source.absolute().parent / "strategy").is_dir():

@@ -343,7 +343,7 @@ def test_files_that_are_no_weights_are_refused(model, tmp_path, capsys, monkeypa
     assert "no weights in this folder" in refused(capsys, tmp_path / "empty", ckpt)
     assert "no such file" in refused(capsys, tmp_path / "absent.bin", ckpt)
     (tmp_path / "notes.md").write_text("weights")
-    assert "not a name of Hugging Face weights" in refused(capsys, "notes.md", ckpt)
+    assert "not a file of weights, by its name" in refused(capsys, "notes.md", ckpt)
 
     torch.save({"a": Evil()}, "evil.bin")
     assert "Python objects" in refused(capsys, "evil.bin", ckpt)
@@ -361,7 +361,7 @@ def test_files_that_are_no_weights_are_refused(model, tmp_path, capsys, monkeypa
     shutil.copy(sorted(shards.glob("model-*.safetensors"))[0], gone)
     assert "two shards" in refused(capsys, shards, ckpt)
     safetensors.torch.save_file({"other": torch.ones(1)}, gone)
-    assert "do not hold what it says" in refused(capsys, shards, ckpt)
+    assert "do not hold all that it lists" in refused(capsys, shards, ckpt)
     index = shards / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "../gone.safetensors"}}')
     assert "same folder" in refused(capsys, shards, ckpt)

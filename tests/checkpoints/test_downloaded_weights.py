@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from mindgpt.checkpoints.gpt2_names import HuggingFaceView
-from mindgpt.checkpoints.weights import find_weights, open_weights
+from mindgpt.checkpoints.gpt2_views import HuggingFaceView
+from mindgpt.checkpoints.locations import find_weights
+from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.models.gpt2.convert_weight import main
 from tests.checkpoints.tiny_gpt2 import CONFIG, POINTER, folder, ours, tensors, write, write_ours

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from mindspore import Tensor
 
 from mindgpt.checkpoints import mindspore_format
-from mindgpt.checkpoints.hugging_face_format import SafetensorsFile, write_safetensors
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
+from mindgpt.checkpoints.safetensors_format import SafetensorsFile, write_safetensors
 from mindgpt.checkpoints.tensor_source import TensorInfo, cast
 from mindgpt.config.errors import UserError
 

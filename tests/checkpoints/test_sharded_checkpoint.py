@@ -11,7 +11,7 @@ from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
 
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.checkpoints.run_folder import Step, choose_files, rank_folders
-from mindgpt.checkpoints.sharded_checkpoint import SlicedCheckpoint
+from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint
 from mindgpt.checkpoints.strategy_format import read_strategy
 from mindgpt.checkpoints.tensor_source import BFLOAT16_BITS, TensorInfo
 from mindgpt.checkpoints.transform import transform
@@ -73,7 +73,7 @@ def test_slices_of_mindspore_merge_and_ours_are_the_same(tmp_path):
     strategy, held = tmp_path / "strategy.ckpt", tensors()
     write_strategy(strategy, LAYOUTS)
     folder = cut_by_mindspore(tmp_path, held, strategy)
-    sliced = SlicedCheckpoint(folder, strategy)
+    sliced = ShardedCheckpoint(folder, strategy)
     assert sliced.entries == {name: TensorInfo(array.shape, "float32") for name, array in held.items()}
     for name, array in held.items():
         assert np.array_equal(sliced.read(name), array), name
@@ -95,11 +95,11 @@ def test_slices_in_safetensors_merge_as_those_in_ckpt(tmp_path):
         ms.ckpt_to_safetensors(str(file), str(tmp_path / "turned"))
         next((tmp_path / "turned").rglob("*.safetensors")).rename(ranks / f"gpt2_rank_{rank}-1_2.safetensors")
         file.unlink()
-    sliced = SlicedCheckpoint(folder)
+    sliced = ShardedCheckpoint(folder)
     assert sliced.step == Step(1, 2)
     for name, array in held.items():
         assert np.array_equal(sliced.read(name), array), name
-    with pytest.raises(UserError, match="is the slice of rank 3, one of 8, and no model by itself"):
+    with pytest.raises(UserError, match="is the shard of rank 3, one of 8, and no model by itself"):
         open_weights(folder / "rank_3" / "gpt2_rank_3-1_2.safetensors")
 
 
@@ -123,7 +123,7 @@ def test_stages_hold_what_their_strategy_says(tmp_path, merged):
     if merged:
         strategy = tmp_path / "merged.ckpt"
         ms.merge_pipeline_strategys(str(strategies), str(strategy))
-    sliced = SlicedCheckpoint(tmp_path / "checkpoint", strategy)
+    sliced = ShardedCheckpoint(tmp_path / "checkpoint", strategy)
     assert sliced.strategy.ranks == 4
     assert sliced.step == Step(2, 5)
     assert sorted(sliced.entries) == ["a", "b", "step_num", "tied"]
@@ -178,8 +178,8 @@ def test_what_does_not_fit_is_said(tmp_path):
     refused("rows .* has 2 dimensions, and 1 in the strategy", LAYOUTS | {"rows": ([8], [0], 0, 0)})
     refused("vector should be the same on ranks 0 and 1", LAYOUTS | {"vector": ([4, 2], [1], 0, 0)})
     refused("contradicts itself: its stages are of 4 and 8 ranks", LAYOUTS | {"rows": ([4], [0, -1], 0, 0)})
-    refused("holds the slices of 8 ranks, and .* describes a run of 4", {"rows": ([4], [0, -1], 0, 0)})
-    refused(r"rows \[16, 24\] cannot be cut into \[1, 5\] parts",
+    refused("holds the shards of 8 ranks, and .* describes a run of 4", {"rows": ([4], [0, -1], 0, 0)})
+    refused(r"rows \[16, 24\] cannot be cut into \[1, 5\] shards",
             {name: ([5], [-1] * len(cut[1]), 0, 0) for name, cut in LAYOUTS.items()} | {"rows": ([5], [-1, 0], 0, 0)},
             target=True)  # fmt: skip
     refused("does not fit .*\n  rows is not in the strategy", without, target=True)
@@ -190,13 +190,13 @@ def test_what_does_not_fit_is_said(tmp_path):
     transform(tmp_path / "square.whole.ckpt", cut, "x", target_strategy=tmp_path / "square.ckpt")
     write_strategy(tmp_path / "square.ckpt", dict.fromkeys(square, LAYOUTS["columns"]))
     with pytest.raises(UserError, match=r"would become \[4, 32\], and is square in every GPT-2"):
-        SlicedCheckpoint(cut, tmp_path / "square.ckpt")
+        ShardedCheckpoint(cut, tmp_path / "square.ckpt")
 
 
 def test_strategy_files_that_contradict_each_other(tmp_path):
     write_strategy(tmp_path / "a_rank_0.ckpt", {"w": LAYOUTS["rows"]})
     write_strategy(tmp_path / "a_rank_1.ckpt", {"w": LAYOUTS["columns"]})
-    with pytest.raises(UserError, match=r"a_rank_1.ckpt and .*a_rank_0.ckpt cut the same pipeline stage 0 in two ways"):
+    with pytest.raises(UserError, match=r"a_rank_1.ckpt and .*a_rank_0.ckpt shard the same .* stage 0 in two ways"):
         read_strategy(tmp_path)
     write_strategy(tmp_path / "a_rank_1.ckpt", {"w": LAYOUTS["rows"]}, stage=2)
     with pytest.raises(UserError, match="the strategy files of pipeline stage 1 are missing"):
@@ -220,5 +220,5 @@ def test_the_step_is_the_newest_by_number_and_on_every_rank(tmp_path):
     with pytest.raises(UserError, match="10_5 .* is missing in rank_1; rank_1 has 9_5.*all have: --step 9_5"):
         choose_files(folders)
     write_checkpoint(tmp_path / "rank_0/y_rank_0-9_5.ckpt", [("a", np.ones(1))])
-    with pytest.raises(UserError, match="are of one step"):
+    with pytest.raises(UserError, match="have the same step"):
         choose_files(folders, Step(9, 5))

@@ -5,11 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from tests.tokenizers.test_gpt2_tokenizer import EOT, byte_symbols, write_pair
 
 import mindgpt
 from mindgpt.config.errors import UserError
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
+from tests.tokenizers.test_gpt2_tokenizer import EOT, byte_symbols, write_pair
 
 # The toy vocabulary of transformers' own tests of its GPT-2 tokenizer.
 SMALL = [*"lowerstidn", "Ġ", "Ġl", "Ġn", "Ġlo", "Ġlow", "er", "Ġlowest", "Ġnewer", "Ġwider", "<unk>", EOT]
@@ -240,7 +240,7 @@ def test_a_file_named_for_its_folder_is_the_one_that_is_read(other, toy, tmp_pat
         ),
         (lambda d: GPT2Tokenizer(d / "no.json", d / "merges.txt"), "No such file: .*no.json"),
         (lambda d: GPT2Tokenizer.from_pretrained(d / "x-vocab.json"), "x-merges.txt is missing.*vocab_file and"),
-        (lambda d: GPT2Tokenizer.from_pretrained(d / "tokenizer.model"), "is no file of a GPT-2 tokenizer"),
+        (lambda d: GPT2Tokenizer.from_pretrained(d / "tokenizer.model"), "is not a file of a GPT-2 tokenizer"),
         (
             lambda d: GPT2Tokenizer(d / "vocab.json", d / "merges.txt", errors="strict"),
             "errors must be one of 'replace'",

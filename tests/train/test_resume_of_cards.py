@@ -103,4 +103,4 @@ def test_what_is_not_whole_or_not_clear_is_refused(written):
 def test_two_of_one_step_are_refused(written, tmp_path):
     folder = written("run", {0: ["1_4"], 1: ["1_4"]})
     write_checkpoint(folder / "rank_1" / "y_rank_1-1_4.ckpt", state_entry(4, {}, {}).items())
-    assert "x_rank_1-1_4.ckpt and y_rank_1-1_4.ckpt are of one step" in refused(True, [folder])
+    assert "x_rank_1-1_4.ckpt and y_rank_1-1_4.ckpt have the same step" in refused(True, [folder])

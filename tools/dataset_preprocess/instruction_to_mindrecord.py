@@ -23,7 +23,7 @@ from mindgpt.data.instructions import FORMATS, TEMPLATES, ExampleReader, format_
 from mindgpt.data.records import RECORD_SUFFIXES, BadRecords, refuse_with_hint
 from mindgpt.data.text import input_files
 from mindgpt.data.tool_arguments import add_output_arguments, add_skip_bad, bad_records, tokenizer_folder, warn
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import load_tokenizer
 
 _MUCH_PADDING = 0.5
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     summary = write_examples(
         examples,
-        GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+        load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
         arguments.output_file,
         max_length=arguments.max_length,
         pack=arguments.pack,

@@ -23,7 +23,7 @@ from mindgpt.data.classification_rows import read_label_names, write_classificat
 from mindgpt.data.labelled_text import LAYOUTS, layout_of
 from mindgpt.data.tool_arguments import add_output_arguments, add_skip_bad, bad_records, tokenizer_folder, warn
 from mindgpt.io.files import check_readable
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import load_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     summary = write_classification(
         arguments.input_file,
         layout,
-        GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+        load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
         arguments.output_file,
         max_length=arguments.max_length,
         skip_empty=arguments.skip_empty,
