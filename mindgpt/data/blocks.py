@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
 
 
 @dataclass
-class Summary:
+class BlocksSummary:
     """What was read and written."""
 
     documents: int = 0
@@ -77,7 +77,7 @@ def write_blocks(
     overwrite: bool = False,
     total_bytes: int | None = None,
     show_progress: bool = True,
-) -> Summary:
+) -> BlocksSummary:
     """Tokenise documents, pack them into blocks and write these as MindRecord; memory use does not grow with the text.
 
     Args:
@@ -103,7 +103,7 @@ def write_blocks(
     if unknown or not columns:
         raise UserError(f"data_columns may be {', '.join(COLUMNS)}; got {', '.join(unknown) or 'none'}.")
     metadata = metadata_of(tokenizer, recipe, max_length)
-    summary = Summary()
+    summary = BlocksSummary()
     with (
         tqdm(
             total=total_bytes, unit="B", unit_scale=True, desc="tokenising", disable=None if show_progress else True
@@ -144,7 +144,7 @@ def vocabulary_metadata(tokenizer: Tokenizer) -> dict[str, str | int]:
     return {**sizes, "eos_token_id": tokenizer.eos_token_id, "vocab_sha256": tokenizer.vocab_hash()}
 
 
-def _check_anything_written(summary: Summary, max_length: int, num_splits: int) -> None:
+def _check_anything_written(summary: BlocksSummary, max_length: int, num_splits: int) -> None:
     if summary.documents == 0:
         raise UserError("There is nothing to write: the input holds no document with any text.")
     if summary.blocks < num_splits:
@@ -154,7 +154,7 @@ def _check_anything_written(summary: Summary, max_length: int, num_splits: int) 
         )
 
 
-def _counted(pieces: Iterable[Piece], summary: Summary, progress: tqdm) -> Iterator[Piece]:
+def _counted(pieces: Iterable[Piece], summary: BlocksSummary, progress: tqdm) -> Iterator[Piece]:
     """The pieces of documents that are not blank; counts documents and read bytes as they pass."""
     inside = False  # of a document whose earlier pieces have passed
     for piece in pieces:
@@ -204,7 +204,7 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def _blocks(
-    tokens: Iterable[np.ndarray], length: int, pad_id: int, keep_tail: bool, summary: Summary
+    tokens: Iterable[np.ndarray], length: int, pad_id: int, keep_tail: bool, summary: BlocksSummary
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Consecutive blocks: ids and mask, each int32 of shape (n, length), n up to `BATCH_BLOCKS`."""
     held: list[np.ndarray] = []

@@ -129,7 +129,7 @@ def bucket_lengths(lengths: np.ndarray, most: int, limit: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BucketPlan:
     """How rows become batches.
 
     Attributes:
@@ -159,12 +159,12 @@ class Plan:
         return (rows // size if self.drop_remainder else -(-rows // size)) * self.repeat
 
 
-def batches_of_epoch(plan: Plan, epoch: int) -> list[tuple[int, np.ndarray]]:
+def batches_of_epoch(plan: BucketPlan, epoch: int) -> list[tuple[int, np.ndarray]]:
     """The batches of an epoch, counted from 0, in order: (length, numbers of rows), of all shards together."""
     return [batch for turn in range(plan.repeat) for batch in _one_pass(plan, epoch * plan.repeat + turn)]
 
 
-def _one_pass(plan: Plan, number: int) -> list[tuple[int, np.ndarray]]:
+def _one_pass(plan: BucketPlan, number: int) -> list[tuple[int, np.ndarray]]:
     draw = np.random.default_rng([plan.seed, number])
     order = draw.permutation(len(plan.lengths)) if plan.shuffle else np.arange(len(plan.lengths))
     bucket_of = np.searchsorted(plan.buckets, plan.lengths[order])
@@ -193,7 +193,7 @@ class BucketedDataset(ds.GeneratorDataset):
         tokens_per_batch: real tokens of a batch, on average.
     """
 
-    def __init__(self, rows: LabelledRows, plan: Plan, shard_id: int = 0, prefetch_size: int = 1):
+    def __init__(self, rows: LabelledRows, plan: BucketPlan, shard_id: int = 0, prefetch_size: int = 1):
         self.plan = plan
         self.tokens_per_batch = float(rows.lengths.mean() * plan.batch_size)
         self._epochs = _Epochs(rows, plan, shard_id)
@@ -215,7 +215,7 @@ class _Epochs:
     """What MindSpore reads: each pass over it is the next epoch. MindSpore itself skips what `set_init_step` skips
     within the first one."""
 
-    def __init__(self, rows: LabelledRows, plan: Plan, shard_id: int):
+    def __init__(self, rows: LabelledRows, plan: BucketPlan, shard_id: int):
         self.rows = rows
         self.plan = plan
         self.shard_id = shard_id

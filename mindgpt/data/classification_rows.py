@@ -16,8 +16,8 @@ from mindgpt.config.errors import UserError
 from mindgpt.data.blocks import Tokenizer, batches, vocabulary_metadata
 from mindgpt.data.json_values import OnBad
 from mindgpt.data.labelled_text import (
-    Example,
-    Layout,
+    FileLayout,
+    LabelledText,
     label_names_in,
     label_number,
     no_label,
@@ -33,7 +33,7 @@ RECIPE = "classification"
 
 
 @dataclass
-class Summary:
+class RowsSummary:
     """What was read and written."""
 
     label_names: tuple[str, ...]
@@ -70,7 +70,7 @@ class Summary:
 
 def write_classification(
     file: PathLike,
-    layout: Layout,
+    layout: FileLayout,
     tokenizer: Tokenizer,
     output_file: PathLike,
     *,
@@ -80,7 +80,7 @@ def write_classification(
     num_splits: int = 1,
     overwrite: bool = False,
     show_progress: bool = True,
-) -> Summary:
+) -> RowsSummary:
     """Tokenise the texts of `file` and write them with their labels' numbers.
 
     Args:
@@ -102,7 +102,7 @@ def write_classification(
     on_bad = bad or refuse_with_hint
     # The labels are found by a reading of their own, so that bad rows are counted once.
     names = layout.label_names or label_names_in(file, layout, skip_empty, BadRecords() if bad else on_bad)
-    summary = Summary(names, max_length)
+    summary = RowsSummary(names, max_length)
     metadata = {
         "recipe": RECIPE,
         "max_length": max_length,
@@ -139,7 +139,7 @@ def read_label_names(file: PathLike) -> list[str]:
     return names
 
 
-def _counted(examples: Iterable[Example], total_bytes: int, show_progress: bool) -> Iterator[Example]:
+def _counted(examples: Iterable[LabelledText], total_bytes: int, show_progress: bool) -> Iterator[LabelledText]:
     disable = None if show_progress else True
     with tqdm(total=total_bytes, unit="B", unit_scale=True, desc="tokenising", disable=disable) as progress:
         for example in examples:
@@ -148,8 +148,13 @@ def _counted(examples: Iterable[Example], total_bytes: int, show_progress: bool)
 
 
 def _numbered(
-    examples: Iterable[Example], layout: Layout, file: PathLike, skip_empty: bool, summary: Summary, on_bad: OnBad
-) -> Iterator[tuple[Example, int]]:
+    examples: Iterable[LabelledText],
+    layout: FileLayout,
+    file: PathLike,
+    skip_empty: bool,
+    summary: RowsSummary,
+    on_bad: OnBad,
+) -> Iterator[tuple[LabelledText, int]]:
     """The rows that can be used, with the numbers of their labels."""
     for example in examples:
         try:
@@ -168,7 +173,7 @@ def _numbered(
 
 
 def _rows(
-    numbered: Sequence[tuple[Example, int]], tokenizer: Tokenizer, file: PathLike, summary: Summary
+    numbered: Sequence[tuple[LabelledText, int]], tokenizer: Tokenizer, file: PathLike, summary: RowsSummary
 ) -> dict[str, list[np.ndarray]]:
     """int32 arrays of one dimension: the ids of a text, as many ones, and its label."""
     batch, numbers = [example for example, _ in numbered], [number for _, number in numbered]

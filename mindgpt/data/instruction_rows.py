@@ -26,7 +26,7 @@ from mindgpt.data.blocks import (
     check_max_length,
     metadata_of,
 )
-from mindgpt.data.instructions import Example
+from mindgpt.data.instructions import Instruction
 from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.io.files import PathLike
 
@@ -41,7 +41,7 @@ class Tokens(NamedTuple):
 
 
 @dataclass
-class Summary:
+class ExamplesSummary:
     """What was read and written; `learnt` counts the tokens that are in the loss."""
 
     examples: int = 0
@@ -70,7 +70,7 @@ class Summary:
 
 
 def write_examples(
-    examples: Iterable[Example],
+    examples: Iterable[Instruction],
     tokenizer: Tokenizer,
     output_file: PathLike,
     *,
@@ -80,7 +80,7 @@ def write_examples(
     num_splits: int = 1,
     overwrite: bool = False,
     show_progress: bool = True,
-) -> Summary:
+) -> ExamplesSummary:
     """Tokenise examples and write them as MindRecord rows of `COLUMNS`, each int32 of shape (max_length,).
 
     Args:
@@ -96,7 +96,7 @@ def write_examples(
     """
     started = time.monotonic()
     check_max_length(max_length)
-    summary = Summary(row_length=max_length)
+    summary = ExamplesSummary(row_length=max_length)
     recipe = "instructions, packed" if pack else "instructions"
     metadata = metadata_of(tokenizer, recipe, max_length)
     with (
@@ -118,7 +118,7 @@ def write_examples(
     return summary
 
 
-def _check_anything_written(summary: Summary, num_splits: int) -> None:
+def _check_anything_written(summary: ExamplesSummary, num_splits: int) -> None:
     if summary.rows == 0 and summary.dropped:
         raise UserError(
             f"There is nothing to write: all {summary.dropped} examples are longer than --max_length "
@@ -131,7 +131,7 @@ def _check_anything_written(summary: Summary, num_splits: int) -> None:
 
 
 def _tokenised(
-    examples: Iterable[Example], tokenizer: Tokenizer, max_length: int, too_long: str, summary: Summary
+    examples: Iterable[Instruction], tokenizer: Tokenizer, max_length: int, too_long: str, summary: ExamplesSummary
 ) -> Iterator[Tokens]:
     """The tokens of each example that fits, or is made to fit.
 
@@ -169,7 +169,7 @@ def _packed(examples: Iterable[Tokens], max_length: int) -> Iterator[Tokens]:
     yield from open_rows
 
 
-def _arrays(rows: list[Tokens], pad_id: int, summary: Summary) -> dict[str, np.ndarray]:
+def _arrays(rows: list[Tokens], pad_id: int, summary: ExamplesSummary) -> dict[str, np.ndarray]:
     """The columns of rows, int32 of shape (rows, max_length); padding is masked and has no label."""
     shape = (len(rows), summary.row_length)
     ids, mask = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)

@@ -13,7 +13,7 @@ from mindgpt.data.records import BadRecords, Record, kind_by_name, listed, read_
 from mindgpt.io.files import PathLike, read_json
 
 
-class Example(NamedTuple):
+class Instruction(NamedTuple):
     """`prompt` is read only, `response` is learnt. An empty prompt means plain text, learnt from its beginning."""
 
     prompt: str
@@ -21,7 +21,7 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Format:
+class RecordFormat:
     """Which keys a record has. `response_optional`: a record without one is plain text, to be continued."""
 
     prompt: str
@@ -36,18 +36,18 @@ class Format:
 
 
 FORMATS = {
-    "alpaca": Format("instruction", "output", input="input"),
-    "dolly": Format("instruction", "response", input="context"),
-    "prompt_response": Format("prompt", "response"),
-    "prompt_completion": Format("prompt", "completion"),
-    "src_tgt": Format("src_txt", "tgt_txt", response_optional=True),  # ModelScope's
+    "alpaca": RecordFormat("instruction", "output", input="input"),
+    "dolly": RecordFormat("instruction", "response", input="context"),
+    "prompt_response": RecordFormat("prompt", "response"),
+    "prompt_completion": RecordFormat("prompt", "completion"),
+    "src_tgt": RecordFormat("src_txt", "tgt_txt", response_optional=True),  # ModelScope's
 }
 _INPUTS = {layout.input for layout in FORMATS.values() if layout.input}
 
 
 def format_with_keys(
     name: str | None, prompt: str | None = None, response: str | None = None, input: str | None = None
-) -> Format | None:
+) -> RecordFormat | None:
     """The format of that name with other keys in place of its own; None if nothing is given.
 
     Without a name, `prompt` and `response` are both needed; with an `input`, prompts are worded as those of alpaca.
@@ -63,7 +63,7 @@ def format_with_keys(
         raise UserError(
             "--prompt_key and --response_key are needed both, unless --format names the format whose keys they replace."
         )
-    layout = replace(FORMATS[name], **keys) if name else Format(**keys)
+    layout = replace(FORMATS[name], **keys) if name else RecordFormat(**keys)
     used = [key for key in (layout.prompt, layout.response, layout.input) if key is not None]
     if len(set(used)) < len(used):
         raise UserError(f"--prompt_key, --response_key and --input_key must differ; they are {listed(used)}.")
@@ -135,7 +135,7 @@ class ExampleReader:
     def __init__(
         self,
         files: Iterable[Path],
-        layout: Format | None = None,
+        layout: RecordFormat | None = None,
         templates: dict[str, str] = TEMPLATES,
         on_bad: OnBad = refuse,
     ):
@@ -143,7 +143,7 @@ class ExampleReader:
         self.unused: set[str] = set()
         self.empty = BadRecords()
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[Instruction]:
         found = False
         for example in self._examples():
             found = True
@@ -151,7 +151,7 @@ class ExampleReader:
         if self.empty.count and not found:
             raise UserError(f"There is no example: {self.empty.count} record(s) have no response: {self.empty.first}")
 
-    def _examples(self) -> Iterator[Example]:
+    def _examples(self) -> Iterator[Instruction]:
         for file in self.files:
             layout = self.layout
             for record in read_records(file, self.on_bad):
@@ -169,23 +169,23 @@ class ExampleReader:
                 else:  # 28 of the 52,002 in alpaca_data.json
                     self.empty(UserError(f"{record.place}: '{layout.response}' is empty."))
 
-    def _check_templates(self, layout: Format, file: Path) -> None:
+    def _check_templates(self, layout: RecordFormat, file: Path) -> None:
         needed = ("prompt_input", "prompt_no_input") if layout.input else ("prompt",)
         missing = [key for key in needed if key not in self.templates]
         if missing:
             raise UserError(f"--template: {file} needs {' and '.join(missing)}; there is {', '.join(self.templates)}.")
 
-    def _example(self, record: Record, layout: Format) -> Example:
+    def _example(self, record: Record, layout: RecordFormat) -> Instruction:
         prompt = _filled_text(record, layout.prompt)
         if layout.response_optional and record.fields.get(layout.response) in (None, ""):
-            return Example("", prompt)
+            return Instruction("", prompt)
         missing = record.fields.get(layout.response, "") is None
         response = "" if missing else text_of(record, layout.response)
         if layout.input is None:
-            return Example(_fill(self.templates["prompt"], {"prompt": prompt}), response)
+            return Instruction(_fill(self.templates["prompt"], {"prompt": prompt}), response)
         given = "" if record.fields.get(layout.input) is None else text_of(record, layout.input)
         template = self.templates["prompt_input" if given.strip() else "prompt_no_input"]
-        return Example(_fill(template, {"instruction": prompt, "input": given}), response)
+        return Instruction(_fill(template, {"instruction": prompt, "input": given}), response)
 
 
 def _filled_text(record: Record, key: str) -> str:
@@ -215,7 +215,7 @@ def format_of(record: Record, file: Path) -> str:
     raise UserError(f"{place}: the keys {found} {problem}.")
 
 
-def _fits(layout: Format, keys: set[str]) -> bool:
+def _fits(layout: RecordFormat, keys: set[str]) -> bool:
     """Whether keys are those of a format. The input of another format is none of them: it would be lost."""
     foreign = (_INPUTS - {layout.input}) & keys if layout.input not in keys and layout.input else set()
     return layout.prompt in keys and (layout.response in keys or layout.response_optional) and not foreign

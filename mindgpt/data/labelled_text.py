@@ -16,7 +16,7 @@ _LONGEST_NUMBER = 640  # digits; Python may be told to read no more, and a label
 _SHOWN = 6  # columns or labels that a message lists
 
 
-class Example(NamedTuple):
+class LabelledText(NamedTuple):
     """A text and its label as the file spells them, without space around; `line` is where the row begins, from 1."""
 
     text: str
@@ -25,7 +25,7 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """How a file holds its rows.
 
     Attributes:
@@ -47,32 +47,32 @@ class Layout:
 
 
 # The files as their makers publish them. Whatever has a header is read by its names, in any order.
-LAYOUTS = {
-    "sst_2": Layout("tsv", True, ("sentence",), "label", ("negative", "positive")),
-    "cola": Layout("tsv", False, ("4",), "2", ("unacceptable", "acceptable")),
-    "ag_news": Layout("csv", False, ("2", "3"), "1", ("World", "Sports", "Business", "Sci/Tech"), first_label=1),
-    "imdb": Layout("csv", True, ("review",), "sentiment", ("negative", "positive")),
-    "csv": Layout("csv"),
-    "tsv": Layout("tsv"),
-    "json": Layout("json"),
-    "jsonl": Layout("json"),
+FILE_LAYOUTS = {
+    "sst_2": FileLayout("tsv", True, ("sentence",), "label", ("negative", "positive")),
+    "cola": FileLayout("tsv", False, ("4",), "2", ("unacceptable", "acceptable")),
+    "ag_news": FileLayout("csv", False, ("2", "3"), "1", ("World", "Sports", "Business", "Sci/Tech"), first_label=1),
+    "imdb": FileLayout("csv", True, ("review",), "sentiment", ("negative", "positive")),
+    "csv": FileLayout("csv"),
+    "tsv": FileLayout("tsv"),
+    "json": FileLayout("json"),
+    "jsonl": FileLayout("json"),
 }
 
 
-def layout_of(
+def file_layout(
     dataset_name: str,
     *,
     header: bool | None = None,
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     label_names: Sequence[str] | None = None,
-) -> Layout:
+) -> FileLayout:
     """The layout of a known data set or a kind of file, with what is given in place of its own.
 
     Raises:
         UserError: names of columns where there is no header, numbers that are none, or names of labels that repeat.
     """
-    layout = LAYOUTS[dataset_name]
+    layout = FILE_LAYOUTS[dataset_name]
     changes = {
         "header": header,
         "text_columns": tuple(text_columns) if text_columns else None,
@@ -95,7 +95,7 @@ def layout_of(
     return layout
 
 
-def read_examples(file: PathLike, layout: Layout, on_bad: OnBad = refuse) -> Iterator[Example]:
+def read_examples(file: PathLike, layout: FileLayout, on_bad: OnBad = refuse) -> Iterator[LabelledText]:
     """The rows of `file` in order; blank lines are skipped, but a row of empty fields is a row.
 
     Args:
@@ -113,10 +113,12 @@ def read_examples(file: PathLike, layout: Layout, on_bad: OnBad = refuse) -> Ite
         except UserError as error:
             on_bad(error)
             continue
-        yield Example(" ".join(texts).strip(), label.strip(), line)
+        yield LabelledText(" ".join(texts).strip(), label.strip(), line)
 
 
-def label_names_in(file: PathLike, layout: Layout, skip_empty: bool = False, on_bad: OnBad = refuse) -> tuple[str, ...]:
+def label_names_in(
+    file: PathLike, layout: FileLayout, skip_empty: bool = False, on_bad: OnBad = refuse
+) -> tuple[str, ...]:
     """The different labels of a file, sorted: by number if all are whole numbers, else as texts.
 
     Args:
@@ -146,7 +148,7 @@ def label_names_in(file: PathLike, layout: Layout, skip_empty: bool = False, on_
     return tuple(sorted(found, key=int) if all(map(_is_whole, found)) else sorted(found))
 
 
-def no_label(file: PathLike, example: Example) -> UserError:
+def no_label(file: PathLike, example: LabelledText) -> UserError:
     """What to say of a row without a label."""
     return UserError(f"{file}:{example.line}: the label is empty.")
 
@@ -157,7 +159,7 @@ def no_rows(file: PathLike, empty: int) -> UserError:
     return UserError(f"{file} holds no rows{left_out}.")
 
 
-def label_number(example: Example, layout: Layout, names: Sequence[str], file: PathLike) -> int:
+def label_number(example: LabelledText, layout: FileLayout, names: Sequence[str], file: PathLike) -> int:
     """The number of an example's label: its place in `names`, or the number that it is itself.
 
     Raises:
@@ -189,7 +191,7 @@ def _listed(names: Sequence[str]) -> str:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _table_rows(file: PathLike, layout: Layout, on_bad: OnBad) -> Iterator[tuple[int, dict[str, str]]]:
+def _table_rows(file: PathLike, layout: FileLayout, on_bad: OnBad) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, column -> field); without a header the columns are called 1, 2, 3 ... Empty fields behind the last column
     are dropped, as Excel adds them."""
     rows = _fields(file, layout.kind)
@@ -211,7 +213,7 @@ def _table_rows(file: PathLike, layout: Layout, on_bad: OnBad) -> Iterator[tuple
         yield line, dict(zip(columns, fields, strict=True))
 
 
-def _check_header(file: PathLike, line: int, columns: list[str], layout: Layout) -> None:
+def _check_header(file: PathLike, line: int, columns: list[str], layout: FileLayout) -> None:
     if not columns:
         raise UserError(f"{file} holds no rows.")
     if not set(layout.text_columns) | {layout.label_column} <= set(columns):

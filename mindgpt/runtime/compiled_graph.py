@@ -51,7 +51,7 @@ class Collective(NamedTuple):
     bytes: int
 
 
-class Tensor(NamedTuple):
+class GraphTensor(NamedTuple):
     """A value of a graph, as its text describes it. is_weight: a parameter, not a result."""
 
     dtype: str
@@ -76,7 +76,7 @@ class _Subgraph:
     calls: list[tuple[str, ...]] = field(default_factory=list)  # each of one function, or of one of several
 
 
-class Graph:
+class CompiledGraph:
     """A compiled graph, read from the text at `path`.
 
     Attributes:
@@ -87,7 +87,7 @@ class Graph:
     """
 
     def __init__(self, path: str | Path):
-        self.parameters: dict[str, Tensor] = {}
+        self.parameters: dict[str, GraphTensor] = {}
         self._parts: dict[str, _Subgraph] = {}
         self._entry = ""
         self._read(Path(path))
@@ -212,9 +212,9 @@ def _split(text: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
-def _tensors(text: str) -> list[Tensor]:
+def _tensors(text: str) -> list[GraphTensor]:
     return [
-        Tensor(dtype, tuple(int(size) for size in shape.split(",") if size.strip()), bool(ref))
+        GraphTensor(dtype, tuple(int(size) for size in shape.split(",") if size.strip()), bool(ref))
         for ref, dtype, shape in _TENSOR.findall(text)
     ]
 
@@ -239,7 +239,7 @@ def _purpose(kind: str, rest: str) -> str:
     return "other" if own else "activations"
 
 
-def _product_flops(kind: str, rest: str, inputs: list[Tensor], outputs: list[Tensor]) -> int:
+def _product_flops(kind: str, rest: str, inputs: list[GraphTensor], outputs: list[GraphTensor]) -> int:
     if kind.startswith("FlashAttention"):
         batch, heads, tokens, size = inputs[0].shape
         forward = 4 * batch * heads * tokens * inputs[1].shape[2] * size

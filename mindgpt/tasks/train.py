@@ -30,7 +30,7 @@ from mindgpt.tasks.session import keep_config
 from mindgpt.tasks.training_callbacks import RunCallbacks
 from mindgpt.train.callbacks import StepMeter, what_overflowed
 from mindgpt.train.optimizers import decay_groups, state_line
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 from mindgpt.train.resume import (
     ResumePoint,
     check_same_plan,
@@ -53,7 +53,7 @@ def train(config: RunConfig) -> None:
         check_tensorboard()
     dataset, info = _TRAINING_DATA[config.trainer.type](config)
     evaluator = Evaluator(config) if config.do_eval else None
-    progress = Progress(config.runner_config.epochs, dataset.get_dataset_size())
+    progress = RunProgress(config.runner_config.epochs, dataset.get_dataset_size())
     plan = _plan(config, progress, info)
     point = _resume_point(config, plan)
     if point is not None and point.step >= progress.total_steps:
@@ -117,7 +117,7 @@ def _stop_after_compiling(config: RunConfig, step: nn.Cell, callbacks: RunCallba
         say(f"the cards are simulated, so nothing is trained; weights: {callbacks.checkpoints.save(step, done)}")
 
 
-def _plan(config: RunConfig, progress: Progress, info: DatasetInfo) -> dict[str, Any]:
+def _plan(config: RunConfig, progress: RunProgress, info: DatasetInfo) -> dict[str, Any]:
     """What a run must have in common with the one that it resumes, for the same batches and updates to follow.
 
     Not the layout on cards: slices that `tools/transform_ckpt.py` has cut anew are gone on from in another.
@@ -216,7 +216,7 @@ def _run(
     step: nn.Cell,
     dataset: ms.dataset.Dataset,
     callbacks: list[Callback],
-    progress: Progress,
+    progress: RunProgress,
     done: int,
 ) -> None:
     """Train. `done`: steps that a resumed run has behind it."""

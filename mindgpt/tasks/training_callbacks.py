@@ -23,7 +23,7 @@ from mindgpt.train.checkpoint_monitor import CheckpointMonitor
 from mindgpt.train.closing import closing_table
 from mindgpt.train.evaluation_callback import EvaluationCallback
 from mindgpt.train.plot import PLOT_FILE, plot_or_say_why_not
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 from mindgpt.train.resume import ResumePoint, StartAt, state_entry
 from mindgpt.train.row_lengths import RowLengths
 from mindgpt.train.summary import SummaryMonitor
@@ -44,7 +44,7 @@ class RunCallbacks:
     def __init__(
         self,
         config: RunConfig,
-        progress: Progress,
+        progress: RunProgress,
         model: PretrainedCell,
         evaluator: Evaluator | None,
         tokens_per_step: int,
@@ -103,7 +103,12 @@ class RunCallbacks:
         return state_entry(step, self.plan, callbacks)
 
     def _evaluation(
-        self, section: EvalCallBackSection, progress: Progress, model: PretrainedCell, evaluator: Evaluator, log: Path
+        self,
+        section: EvalCallBackSection,
+        progress: RunProgress,
+        model: PretrainedCell,
+        evaluator: Evaluator,
+        log: Path,
     ) -> EvaluationCallback:
         keep = None
         if section.save_best and rank() == 0:

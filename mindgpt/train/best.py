@@ -12,7 +12,7 @@ from mindgpt.checkpoints.run_folder import free_stem, record_checkpoints
 from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.errors import UserError
 from mindgpt.train.checkpoint_monitor import files_to_continue
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 
 # Metrics by which a run may be judged, and whether more of them is better. The first that an evaluation returns is the
 # one, unless the configuration names another.
@@ -112,7 +112,7 @@ class BestCheckpoint:
     """
 
     def __init__(
-        self, folder: Path, prefix: str, progress: Progress, model: nn.Cell, config: GPT2Config, rank: int = 0
+        self, folder: Path, prefix: str, progress: RunProgress, model: nn.Cell, config: GPT2Config, rank: int = 0
     ):
         self.folder = Path(folder) / "checkpoint_best" / f"rank_{rank}"
         self.stem = f"{prefix}_rank_{rank}"

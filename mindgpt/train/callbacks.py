@@ -10,7 +10,7 @@ from mindspore.train import Callback, RunContext
 
 from mindgpt.config.errors import UserError
 from mindgpt.runtime.ranks import say
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 from mindgpt.train.run_log import RunLog
 
 
@@ -29,7 +29,7 @@ class StepMeter(Callback):
         first_seconds: duration of the first step, which compiles, in seconds.
     """
 
-    def __init__(self, progress: Progress, tokens_per_step: int):
+    def __init__(self, progress: RunProgress, tokens_per_step: int):
         super().__init__()
         self.progress = progress
         self.tokens_per_step = tokens_per_step

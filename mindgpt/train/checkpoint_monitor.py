@@ -20,7 +20,7 @@ from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.callback_sections import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import make_folder
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 
 COUNTERS = ("epoch_num", "step_num")  # in a checkpoint beside the parameters, under MindFormers' names
 
@@ -49,7 +49,7 @@ class CheckpointMonitor(Callback):
     def __init__(
         self,
         section: CheckpointMonitorSection,
-        progress: Progress,
+        progress: RunProgress,
         output_dir: str | Path,
         model: nn.Cell,
         config: GPT2Config,

@@ -9,7 +9,7 @@ from mindgpt.config.callback_sections import EvalCallBackSection
 from mindgpt.config.errors import UserError
 from mindgpt.runtime.ranks import say
 from mindgpt.train.best import BestCheckpoint, BestScore, judged_by
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 from mindgpt.train.run_log import RunLog
 
 
@@ -38,7 +38,7 @@ class EvaluationCallback(Callback):
         self,
         evaluate: Callable[[], dict[str, float]],
         section: EvalCallBackSection,
-        progress: Progress,
+        progress: RunProgress,
         log: Path,
         keep: BestCheckpoint | None = None,
         report: Callable[[int, Mapping[str, float]], None] | None = None,

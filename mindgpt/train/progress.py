@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """The plan of a run."""
 
     epochs: int

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from mindgpt.config.errors import UserError
 from mindgpt.data.buckets import (
     BucketedDataset,
+    BucketPlan,
     LabelledRows,
-    Plan,
     batches_of_epoch,
     bucket_lengths,
     read_rows,
@@ -60,7 +60,7 @@ def test_no_length_is_beyond_the_limit():
 def test_a_pass_uses_each_row_once_in_full_batches_that_hold_it(lengths, size, shuffle, drop, shards, repeat):
     lengths = np.array(lengths)
     buckets = bucket_lengths(lengths, 3, 32)
-    plan = Plan(lengths, buckets, size, shuffle, 7, drop, shards, repeat)
+    plan = BucketPlan(lengths, buckets, size, shuffle, 7, drop, shards, repeat)
     batches = batches_of_epoch(plan, 2)
     assert len(batches) == plan.batches
     for length, rows in batches:
@@ -76,14 +76,14 @@ def test_a_pass_uses_each_row_once_in_full_batches_that_hold_it(lengths, size, s
 
 def test_epochs_differ_and_depend_on_the_seed_alone():
     lengths = np.random.default_rng(0).integers(1, 30, 40)
-    plan = Plan(lengths, bucket_lengths(lengths, 3, 32), 4, True, 5, True)
+    plan = BucketPlan(lengths, bucket_lengths(lengths, 3, 32), 4, True, 5, True)
 
     def order(plan, epoch):
         return [tuple(rows) for _, rows in batches_of_epoch(plan, epoch)]
 
     assert order(plan, 1) == order(plan, 1)
     assert order(plan, 0) != order(plan, 1)
-    assert order(plan, 0) != order(Plan(lengths, plan.buckets, 4, True, 6, True), 0)
+    assert order(plan, 0) != order(BucketPlan(lengths, plan.buckets, 4, True, 6, True), 0)
     batches = {frozenset(rows) for epoch in range(2) for rows in order(plan, epoch)}
     assert len(batches) > plan.batches, "which rows are together changes too"
 
@@ -100,7 +100,7 @@ def seen(dataset, epochs):
 
 def dataset(shard_id=0, **changes):
     settings = {"batch_size": 6, "shuffle": True, "seed": 3, "drop_remainder": True, **changes}
-    plan = Plan(LENGTHS, bucket_lengths(LENGTHS, 3, 40), **settings)
+    plan = BucketPlan(LENGTHS, bucket_lengths(LENGTHS, 3, 40), **settings)
     return BucketedDataset(rows_of(LENGTHS), plan, shard_id)
 
 

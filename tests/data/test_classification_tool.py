@@ -9,7 +9,7 @@ import pytest
 from mindgpt.data.buckets import read_rows
 from mindgpt.data.classification_rows import write_classification
 from mindgpt.data.dataset import inspect
-from mindgpt.data.labelled_text import LAYOUTS, layout_of, read_examples
+from mindgpt.data.labelled_text import FILE_LAYOUTS, file_layout, read_examples
 from mindgpt.data.records import BadRecords
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
@@ -36,7 +36,7 @@ def write(tmp_path, tokenizer, content, dataset_name, max_length=99, skip_empty=
     (tmp_path / "in").write_bytes(content.encode())
     return write_classification(
         tmp_path / "in",
-        layout_of(dataset_name, **layout),
+        file_layout(dataset_name, **layout),
         tokenizer,
         tmp_path / "x.mindrecord",
         max_length=max_length,
@@ -78,7 +78,7 @@ def test_formats_as_their_makers_write_them(tmp_path, tokenizer, name, case):
 def test_names_of_labels_are_kept(tmp_path, tokenizer):
     for name in ("sst_2", "ag_news"):
         write(tmp_path, tokenizer[0], FORMATS[name][0], name)
-        assert inspect(tmp_path / "x.mindrecord").metadata["label_names"] == list(LAYOUTS[name].label_names)
+        assert inspect(tmp_path / "x.mindrecord").metadata["label_names"] == list(FILE_LAYOUTS[name].label_names)
     summary = write(tmp_path, tokenizer[0], FORMATS["tsv"][0], "tsv")
     assert summary.label_names == ("9", "10"), "numbers sort as numbers"
     write(tmp_path, tokenizer[0], FORMATS["csv"][0], "csv", label_names=["yes", "no", "maybe"])
@@ -249,7 +249,7 @@ def test_the_command_of_mindformers_finds_the_tokenizer_it_downloaded(repo, tmp_
 
 
 def test_real_sst_2(shared_data):
-    rows = list(read_examples(shared_data / "sst2" / "dev.tsv", LAYOUTS["sst_2"]))
+    rows = list(read_examples(shared_data / "sst2" / "dev.tsv", FILE_LAYOUTS["sst_2"]))
     assert len(rows) == 872
     assert sum(row.label == "1" for row in rows) == 444
     assert rows[0] == ("one long string of cliches .", "0", 2)

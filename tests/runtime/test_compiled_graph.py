@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindgpt.runtime.compiled_graph import Collective, Graph
+from mindgpt.runtime.compiled_graph import Collective, CompiledGraph
 
 # As MindSpore 2.10 writes it, shortened: two calls of one block forward and backward, and a condition.
 TEXT = """\
@@ -72,7 +72,7 @@ subgraph @9_TrainStep_construct_1() {
 def graph(tmp_path):
     file = tmp_path / "21_validate_0001.ir"
     file.write_text(TEXT, encoding="utf-8")
-    return Graph(file)
+    return CompiledGraph(file)
 
 
 def test_collectives_are_counted_through_calls(graph):
@@ -108,4 +108,4 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path):
     file = tmp_path / "x.ir"
     file.write_text("nothing\n")
     with pytest.raises(ValueError, match="is not the text of a graph"):
-        Graph(file)
+        CompiledGraph(file)

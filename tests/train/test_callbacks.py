@@ -9,9 +9,9 @@ import pytest
 from mindgpt.config.errors import UserError
 from mindgpt.train import callbacks
 from mindgpt.train.callbacks import LossMonitor, SkippedSteps, StepMeter
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 
-PROGRESS = Progress(epochs=2, steps_per_epoch=3)
+PROGRESS = RunProgress(epochs=2, steps_per_epoch=3)
 
 
 class Drive:

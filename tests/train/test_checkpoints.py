@@ -21,7 +21,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.io.processes import MACHINE
 from mindgpt.train import checkpoint_monitor
 from mindgpt.train.checkpoint_monitor import CheckpointMonitor, files_to_continue, last_checkpoint
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 
 
 class Network(nn.Cell):
@@ -52,7 +52,7 @@ def monitor(tmp_path):
         section = CheckpointMonitorSection(prefix="x", **settings)
         config = GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=10, seq_length=4)
         callback = CheckpointMonitor(
-            section, Progress(2, 5), tmp_path / "output", network, config, rank, in_parts=in_parts
+            section, RunProgress(2, 5), tmp_path / "output", network, config, rank, in_parts=in_parts
         )
         state = SimpleNamespace(cur_step_num=begin, train_network=Step(network))
         context = SimpleNamespace(original_args=lambda: state)

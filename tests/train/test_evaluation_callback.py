@@ -16,7 +16,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.train.best import BestCheckpoint, judged_by
 from mindgpt.train.checkpoint_monitor import CheckpointMonitor, last_checkpoint
 from mindgpt.train.evaluation_callback import EvaluationCallback
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 
 CONFIG = GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=10, seq_length=4)
 
@@ -50,7 +50,7 @@ def scripted(tmp_path):
     """A callback that evaluates every step, from 0 on, to the given scores; and a run of as many steps."""
 
     def make(scores, log="eval.jsonl", keep=None, **section):
-        progress = Progress(1, len(scores) - 1)
+        progress = RunProgress(1, len(scores) - 1)
         script = iter(scores)
         section = EvalCallBackSection(eval_steps=1, **section)
         callback = EvaluationCallback(
@@ -72,7 +72,7 @@ def test_when_it_is_evaluated(tmp_path, capsys, every_steps, every_epochs, steps
     (tmp_path / "eval.jsonl").write_text("of an earlier run\n")
     section = EvalCallBackSection(eval_steps=every_steps, eval_epochs=every_epochs)
     callback = EvaluationCallback(
-        lambda: {"loss": run.state.cur_step_num + 0.5}, section, Progress(2, 3), tmp_path / "eval.jsonl"
+        lambda: {"loss": run.state.cur_step_num + 0.5}, section, RunProgress(2, 3), tmp_path / "eval.jsonl"
     )
     run = Run(callback, callback.progress)
     run.to_the_end()
@@ -208,7 +208,7 @@ class Network(nn.Cell):
 
 def test_the_weights_of_the_best_step_are_kept_beside_the_others(scripted, tmp_path):
     """Checkpoints every step, one of them kept: the best is none of their business, nor they its."""
-    network, progress = Network(), Progress(1, 5)
+    network, progress = Network(), RunProgress(1, 5)
     other = tmp_path / "checkpoint_best" / "rank_0" / "x_rank_0-7_9.ckpt"  # the best of an earlier run: not ours
     other.parent.mkdir(parents=True)
     other.write_text("old")
@@ -241,11 +241,11 @@ def test_the_weights_of_the_best_step_are_kept_beside_the_others(scripted, tmp_p
 
 
 def test_a_resumed_run_replaces_its_own_best_alone(scripted, tmp_path):
-    keep = BestCheckpoint(tmp_path, "x", Progress(1, 2), Network(), CONFIG)
+    keep = BestCheckpoint(tmp_path, "x", RunProgress(1, 2), Network(), CONFIG)
     keep.save(1)
     other = keep.folder / "y_rank_0-1_1.ckpt"
     other.write_text("of another run")
-    again = BestCheckpoint(tmp_path, "x", Progress(1, 2), Network(), CONFIG)
+    again = BestCheckpoint(tmp_path, "x", RunProgress(1, 2), Network(), CONFIG)
     callback, run = scripted([9, 8, 7], keep=again)
     callback.restore({"last_step": 1, "score": 8, "step": 1, "reference": 8, "waited": 0})
     run.state.cur_step_num = 1
@@ -257,7 +257,7 @@ def test_a_resumed_run_replaces_its_own_best_alone(scripted, tmp_path):
 def test_a_disk_that_is_full_leaves_the_last_best(tmp_path, monkeypatch):
     from mindgpt.train import best
 
-    keep = BestCheckpoint(tmp_path, "x", Progress(1, 5), Network(), CONFIG)
+    keep = BestCheckpoint(tmp_path, "x", RunProgress(1, 5), Network(), CONFIG)
     keep.save(1)
 
     def full(path, values):

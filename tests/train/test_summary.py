@@ -8,7 +8,7 @@ import pytest
 from mindgpt.config.errors import UserError
 from mindgpt.train import summary
 from mindgpt.train.callbacks import StepMeter
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 from mindgpt.train.summary import SummaryMonitor, check_tensorboard
 
 needs_tensorboard = pytest.mark.skipif(
@@ -26,7 +26,7 @@ def scalars(folder):
 
 
 def run(folder, steps, first=0, every=1, **evaluations):
-    meter = StepMeter(Progress(1, 10), 1)
+    meter = StepMeter(RunProgress(1, 10), 1)
     monitor = SummaryMonitor(meter, folder, every)
     monitor.on_train_begin(SimpleNamespace(original_args=lambda: SimpleNamespace(cur_step_num=first)))
     for step, values in steps.items():

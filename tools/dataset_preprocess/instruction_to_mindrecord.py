@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before what takes time to load
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import use_cores
-from mindgpt.data.instruction_rows import Summary, write_examples
+from mindgpt.data.instruction_rows import ExamplesSummary, write_examples
 from mindgpt.data.instructions import FORMATS, TEMPLATES, ExampleReader, format_with_keys, read_templates
 from mindgpt.data.records import RECORD_SUFFIXES, BadRecords, refuse_with_hint
 from mindgpt.data.text import input_files
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         print("much of this is padding, which costs as much time as text: --pack puts several examples in a row")
 
 
-def warn_of_losses(summary: Summary, examples: ExampleReader, bad: BadRecords | None) -> None:
+def warn_of_losses(summary: ExamplesSummary, examples: ExampleReader, bad: BadRecords | None) -> None:
     """One line for everything that was read and is not learnt."""
     length = summary.row_length
     if summary.truncated:

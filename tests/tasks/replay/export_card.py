@@ -17,7 +17,7 @@ from mindspore import nn, ops
 
 from mindgpt.config.layout import cuts_vocabulary
 from mindgpt.config.loader import load_config
-from mindgpt.runtime.compiled_graph import Graph
+from mindgpt.runtime.compiled_graph import CompiledGraph
 from mindgpt.runtime.ranks import rank
 from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
 from mindgpt.tasks.datasets import training_data
@@ -46,7 +46,7 @@ def main(yaml: str) -> None:
     ms.export(step, *columns, file_name=str(folder / f"step_{rank()}"), file_format="MINDIR")
     text = max(Path(os.environ["MS_DEV_SAVE_GRAPHS_PATH"]).rglob("*_validate_*.ir"), key=lambda path: path.name)
     (folder / f"groups_{rank()}.json").write_text(json.dumps(groups(text)))
-    print(json.dumps([[*collective, count] for collective, count in Graph(text).collectives().items()]))
+    print(json.dumps([[*collective, count] for collective, count in CompiledGraph(text).collectives().items()]))
 
 
 def groups(text: Path) -> dict[str, list[int]]:
