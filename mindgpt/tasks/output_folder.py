@@ -14,7 +14,7 @@ from mindgpt.config.callback_sections import CheckpointMonitorSection, SummaryMo
 from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
 from mindgpt.io.locks import Lock, holder_of, try_lock
-from mindgpt.runtime.interrupts import last_words
+from mindgpt.runtime.interrupts import on_interrupt
 from mindgpt.runtime.ranks import rank
 
 _KINDS = {"train": "training", "finetune": "training", "eval": "evaluation", "predict": "prediction"}
@@ -38,7 +38,7 @@ def held_output_folder(config: RunConfig) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder, kind)
     try:
-        with last_words(lock.release):
+        with on_interrupt(lock.release):
             yield
     finally:
         lock.release()

@@ -17,7 +17,7 @@ from mindgpt.data.dataset import DatasetInfo, fingerprint
 from mindgpt.pet.lora import trained_values
 from mindgpt.runtime.collectives import data_parallel_ranks, gathered, model_is_cut
 from mindgpt.runtime.device import is_simulated
-from mindgpt.runtime.interrupts import last_words
+from mindgpt.runtime.interrupts import on_interrupt
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.cards import build_step, compile_cut, cut_of, holds_parts, loss_scale_note, zeros_for
 from mindgpt.tasks.checks import ranks_in, resume_folders
@@ -90,7 +90,7 @@ def train(config: RunConfig) -> None:
     config_file = keep_config(config)
     began = time.monotonic()
     try:
-        with last_words(callbacks.say_interrupted), reading(info):
+        with on_interrupt(callbacks.say_interrupted), reading(info):
             _run(config, step, dataset, callbacks.all, progress, 0 if point is None else point.step)
     finally:
         callbacks.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mindgpt.config.errors import UserError
-from mindgpt.io.files import adding_to, atomic_write, make_folder, read_lines, set_aside
+from mindgpt.io.files import appending_to, atomic_write, make_folder, read_lines, set_aside
 from mindgpt.runtime.ranks import rank, say
 
 
@@ -51,7 +51,7 @@ class RunLog:
         """
         if rank() != 0:
             return
-        with adding_to(self.path):
+        with appending_to(self.path):
             if self._file is None:
                 if self._mode == "wb":
                     self._set_aside_earlier()

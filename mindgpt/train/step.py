@@ -10,7 +10,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.dropout import StepKey
 from mindgpt.runtime.collectives import cards_of_a_stage, data_parallel_ranks, model_is_cut
-from mindgpt.runtime.graph_cache import KeptGraphCell
+from mindgpt.runtime.graph_cache import CachedGraphCell
 from mindgpt.train.global_norm import GlobalNorm
 from mindgpt.train.optimizers.state import zeros_like
 
@@ -180,7 +180,7 @@ class LossAndGradients(nn.Cell):
         return ops.depend(loss, self.step_key()), gradients
 
 
-class TrainStep(KeptGraphCell):
+class TrainStep(CachedGraphCell):
     """A whole step in one graph.
 
     Args:
@@ -239,7 +239,7 @@ class AccumulatingTrainStep(nn.Cell):
         return self.finish()
 
 
-class _Accumulate(KeptGraphCell):
+class _Accumulate(CachedGraphCell):
     """Adds loss and gradients of one micro-batch to the sums."""
 
     def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, loss_scale: LossScale):
@@ -254,7 +254,7 @@ class _Accumulate(KeptGraphCell):
         return ops.depend(ops.assign_add(self.loss, loss), self.map(_accumulate, self.sums, gradients))
 
 
-class _FinishAccumulated(KeptGraphCell):
+class _FinishAccumulated(CachedGraphCell):
     """Updates from the sums and empties them."""
 
     def __init__(self, update: Update, accumulate: _Accumulate):

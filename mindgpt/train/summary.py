@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mindspore.train import Callback, RunContext
 
 from mindgpt.config.errors import UserError
-from mindgpt.io.files import adding_to, make_folder
+from mindgpt.io.files import appending_to, make_folder
 from mindgpt.train.callbacks import StepMeter
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class SummaryMonitor(Callback):
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
         paths = (self.folder / f"{name}.{number}" for number in itertools.count())
         self._path = next(path for path in paths if not path.exists())
-        with adding_to(self._path):
+        with appending_to(self._path):
             self._file = open(self._path, "xb")  # noqa: SIM115 (closed by `close`)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         first = step + 1 if step else 0  # 0: the evaluation before training
@@ -95,7 +95,7 @@ class SummaryMonitor(Callback):
         end with a traceback while the run goes on."""
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        with adding_to(self._path):
+        with appending_to(self._path):
             RecordWriter(self._file).write(event.SerializeToString())
             self._file.flush()
 

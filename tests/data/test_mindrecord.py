@@ -277,7 +277,7 @@ def damage_rename(path):
         (damage_cut, r"is cut short: it has \d+ bytes of \d+"),
         (lambda path: path.write_bytes(b"\x05\0\0\0\0\0\0\0hello world"), "no MindRecord file, or a broken one"),
         (lambda path: path.write_text("just some text, long enough to be read"), "no MindRecord file"),
-        (lambda path: path.with_name("x.mindrecord.db").write_bytes(b""), "no MindRecord index"),
+        (lambda path: path.with_name("x.mindrecord.db").write_bytes(b""), "not a MindRecord index"),
         (damage_rename, r"y.mindrecord was renamed; it was written as x.mindrecord"),
     ],
 )

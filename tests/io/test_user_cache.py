@@ -12,7 +12,7 @@ from mindgpt.io.processes import MACHINE
 
 FIND = (
     "from mindgpt.io.user_cache import *; "
-    "print(user_cache(), why_nothing_is_kept(), work_folder(), work_folder().is_dir(), sep='|')"
+    "print(user_cache(), why_not_cached(), work_folder(), work_folder().is_dir(), sep='|')"
 )
 
 
@@ -57,14 +57,14 @@ def test_a_user_without_a_home_works_in_a_temporary_folder(tmp_path, monkeypatch
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     cache = user_cache.user_cache()
     assert cache.parent == tmp_path and cache.name.startswith("mindgpt-") and cache.is_dir()
-    assert user_cache.why_nothing_is_kept() == "this user has no home folder"
+    assert user_cache.why_not_cached() == "this user has no home folder"
     assert user_cache.work_folder().parent == cache / "work"
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch, new_process):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MINDGPT_CACHE", str(tmp_path / "file" / "cache"))
-    assert user_cache.why_nothing_is_kept() == f"{tmp_path}/file/cache cannot be written"
+    assert user_cache.why_not_cached() == f"{tmp_path}/file/cache cannot be written"
     assert user_cache.work_folder().parent == tmp_path  # of temporary files
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mindgpt.runtime import kernel_cache
-from mindgpt.runtime.kernel_cache import FOLDER, bring_kernels, cache_folder, keep_kernels
+from mindgpt.runtime.kernel_cache import FOLDER, cache_folder, fetch_kernels, keep_kernels
 
 SUFFIXES = (".o", ".so", ".info", ".json")
 PROGRAM = """
@@ -40,7 +40,7 @@ def test_kernels_go_to_the_next_run_byte_for_byte(tmp_path, cache):
     kernel(tmp_path / "one" / FOLDER, "a_1")
     assert keep_kernels(tmp_path / "one") == 1
     assert keep_kernels(tmp_path / "one") == 0
-    assert bring_kernels(tmp_path / "two") == 1
+    assert fetch_kernels(tmp_path / "two") == 1
     there = sorted((tmp_path / "two" / FOLDER).iterdir())
     assert [path.read_text() for path in there] == sorted("a_1" + suffix for suffix in SUFFIXES)
 
@@ -55,7 +55,7 @@ def test_a_kernel_takes_up_room_once_where_there_are_links(tmp_path, cache, monk
     kernel(tmp_path / "one" / FOLDER, "a_1")
     keep_kernels(tmp_path / "one")
     kernel(tmp_path / "two" / FOLDER, "a_1", SUFFIXES[:1])  # of a run that was killed: replaced
-    assert bring_kernels(tmp_path / "two") == 1
+    assert fetch_kernels(tmp_path / "two") == 1
     for suffix in SUFFIXES:
         one, kept, two = (
             folder / f"a_1{suffix}" for folder in (tmp_path / "one" / FOLDER, cache, tmp_path / "two" / FOLDER)
@@ -71,7 +71,7 @@ def test_what_was_not_used_for_longest_is_dropped_first(tmp_path, cache, monkeyp
         for suffix in SUFFIXES:
             used = 100 if name == "old_but_used" else number
             os.utime(cache / f"{name}{suffix}", (used, number))
-    monkeypatch.setattr(kernel_cache, "_MOST_KERNELS", 2)
+    monkeypatch.setattr(kernel_cache, "_MAX_KERNELS", 2)
     keep_kernels(tmp_path)
     assert {path.stem for path in cache.iterdir()} == {"old_but_used", "new"}
 
@@ -87,7 +87,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv("MINDGPT_CACHE", str(tmp_path / "file"))
     kernel(tmp_path / FOLDER, "a_1")
     assert keep_kernels(tmp_path) == 0
-    assert bring_kernels(tmp_path) == 0
+    assert fetch_kernels(tmp_path) == 0
 
 
 def test_the_second_run_compiles_nothing(tmp_path, cache, repo):

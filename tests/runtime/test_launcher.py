@@ -89,12 +89,12 @@ def test_the_four_forms(folder):
     one = parse(["script.py --a 1"])
     assert (one.script, one.arguments) == (folder / "script.py", ["--a", "1"])
     assert (one.workers, one.local_workers, list(one.ranks)) == (8, 8, list(range(8)))
-    assert (one.address, one.port, one.port_was_asked, one.join, one.time_out) == ("127.0.0.1", 8118, False, True, 7200)
+    assert (one.address, one.port, one.port_is_chosen, one.join, one.time_out) == ("127.0.0.1", 8118, False, True, 7200)
     assert str(one.log_dir) == "output/msrun_log"
     two = parse(["script.py", "4"])
     assert (two.workers, two.local_workers) == (4, 4)
     six = parse(["script.py", "4", "9000", "logs", "False", "300"])
-    assert (six.workers, six.port, six.port_was_asked, six.join, six.time_out) == (4, 9000, True, False, 300)
+    assert (six.workers, six.port, six.port_is_chosen, six.join, six.time_out) == (4, 9000, True, False, 300)
     assert (str(six.log_dir), six.local_workers, six.address) == ("logs", 4, "127.0.0.1")
     nine = parse(["script.py", "16", "8", "10.0.0.1", "9000", "1", "logs", "True", "-1"])
     assert (nine.workers, nine.local_workers, nine.address, nine.port) == (16, 8, "10.0.0.1", 9000)
@@ -217,7 +217,7 @@ def test_an_error_that_all_have_is_shown_once(shell):
     assert status == 2
     assert (out + err).count("error: wrong") == 1
     assert re.search(
-        r"^error: worker_[01] ended with exit status 2 \(worker_[01] by the same error\)", err, re.MULTILINE
+        r"^error: worker_[01] ended with exit status 2 \(worker_[01] with the same error\)", err, re.MULTILINE
     )
 
 
@@ -225,7 +225,7 @@ def test_the_loss_of_another_machine_is_told_as_that(shell):
     process = shell("script.py all=wait+receiving+[1,2]+failed", 4, 2, "127.0.0.1", 9999, 1, "logs", "True", 60)
     status, _, err = finished(process)
     assert status == 1
-    assert err.startswith("error: a process on another machine has gone, and so the job; the launcher there tells why")
+    assert err.startswith("error: a process on another machine has ended, and so the job; the launcher there tells why")
 
 
 @pytest.mark.parametrize("status", [0, 3])

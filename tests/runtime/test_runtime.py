@@ -28,19 +28,19 @@ from mindgpt.runtime import device, precision, ranks
     ],
 )
 def test_the_device_is_what_is_named_or_what_is_there(monkeypatch, wanted, there, target):
-    monkeypatch.setattr(device, "ascend_is_there", lambda: there)
+    monkeypatch.setattr(device, "is_ascend_available", lambda: there)
     assert device.choose_target(wanted) == target
 
 
 def test_a_device_that_is_not_there_is_refused_with_the_way_out(monkeypatch):
-    monkeypatch.setattr(device, "ascend_is_there", lambda: False)
+    monkeypatch.setattr(device, "is_ascend_available", lambda: False)
     with pytest.raises(UserError, match="no Ascend card.*--device_target CPU"):
         device.choose_target("Ascend")
 
 
 def test_a_simulated_ascend_counts(monkeypatch):
     monkeypatch.setenv("MS_SIMULATION_LEVEL", "1")
-    assert device.ascend_is_there()
+    assert device.is_ascend_available()
 
 
 _PREPARED = """

@@ -10,7 +10,7 @@ import pytest
 from mindgpt.config.errors import UserError
 from mindgpt.io.user_cache import user_cache
 from mindgpt.runtime import simulated_ascend
-from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated, simulated_environment
+from mindgpt.runtime.simulated_ascend import is_cann_installed, run_simulated, simulated_environment
 
 PROGRAM = """
 import sys
@@ -83,18 +83,18 @@ def test_without_a_compiler_the_message_names_what_is_missing(tmp_path, monkeypa
 def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("MINDGPT_CACHE", str(tmp_path))
     monkeypatch.setattr(simulated_ascend, "_HEADERS", "#error no\n")
-    with pytest.raises(UserError, match="making the empty CANN libraries failed"):
+    with pytest.raises(UserError, match="building the CANN stub library failed"):
         simulated_environment(0, 1)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_real_cann_is_used_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
-    assert not cann_is_there()
+    assert not is_cann_installed()
     (tmp_path / "lib64").mkdir()
     (tmp_path / "lib64" / "libascendcl.so").touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", "/of/cann")
-    assert cann_is_there()
+    assert is_cann_installed()
     environment = simulated_environment(1, 8)
     assert environment["ASCEND_HOME_PATH"] == str(tmp_path)
     assert environment["LD_LIBRARY_PATH"] == "/of/cann"

@@ -150,5 +150,5 @@ def test_two_processes_do_not_exchange_graphs_through_one_folder(tmp_path, monke
         assert folder is not None
         with graph_cache._exchange_folder() as other:  # an open file of its own, as another process has
             assert other is None
-        graph_cache._put_for_reading(folder, b"graph")
+        graph_cache._provide(folder, b"graph")
     assert not list(folder.glob("*.mindir"))
