@@ -326,7 +326,7 @@ def _existing_set(folder: Path, name: str) -> list[str]:
     return found
 
 
-# ---- finishing and cleaning up -------------------------------------------------------------------------------------------
+# ---- finishing and cleaning up ---------------------------------------------------------------------------------------
 
 
 def finish_interrupted_writes(folder: PathLike) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
-"""A short name of this machine: on a shared file system, processes of other machines must not be mistaken for dead ones."""
+"""A short name of this machine, to tell its processes from those of others on a shared file system."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _GROUPS_OF_PROCESS = Path("/proc/self/cgroup")

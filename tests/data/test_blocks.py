@@ -7,7 +7,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.data import blocks
 from mindgpt.data.blocks import write_blocks
 from mindgpt.data.dataset import build_dataset, inspect
-from mindgpt.data.text import Piece, cut
+from mindgpt.data.text import Piece, split_document
 
 
 def rows_of(path, columns=("input_ids", "attention_mask")):
@@ -68,10 +68,10 @@ def test_a_tail_is_padded_or_dropped(tokenizer, tmp_path, length):
     text = "the lazy dog jumps over the quick brown fox " * 5
     stream = tokenizer.encode(text)
     kept = write_blocks(
-        cut([text]), tokenizer, tmp_path / "a.mindrecord", max_length=length, recipe="t", separate=False
+        split_document([text]), tokenizer, tmp_path / "a.mindrecord", max_length=length, recipe="t", separate=False
     )
     dropped = write_blocks(
-        cut([text]),
+        split_document([text]),
         tokenizer,
         tmp_path / "b.mindrecord",
         max_length=length,
@@ -93,9 +93,9 @@ def test_a_tail_is_padded_or_dropped(tokenizer, tmp_path, length):
 
 def test_splits_share_the_blocks(tokenizer, tmp_path):
     text = "the lazy dog jumps over the quick brown fox " * 20
-    one = write_blocks(cut([text]), tokenizer, tmp_path / "one" / "x.mindrecord", max_length=9, recipe="t")
+    one = write_blocks(split_document([text]), tokenizer, tmp_path / "one" / "x.mindrecord", max_length=9, recipe="t")
     many = write_blocks(
-        cut([text]), tokenizer, tmp_path / "many" / "x.mindrecord", max_length=9, recipe="t", num_splits=4
+        split_document([text]), tokenizer, tmp_path / "many" / "x.mindrecord", max_length=9, recipe="t", num_splits=4
     )
     assert [file.rsplit("/", 1)[1] for file in many.files] == [f"x.{n}.mindrecord" for n in range(4)]
     rows = rows_of(tmp_path / "one")

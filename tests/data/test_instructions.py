@@ -206,7 +206,7 @@ def test_only_the_response_and_its_end_are_learnt(tmp_path, tokenizer):
     ]
     assert (summary.examples, summary.continued, summary.rows) == (2, 1, 2)
     assert summary.tokens == len(prompt + response + plain) + 2
-    assert summary.learnt == len(response) + 1 + len(plain)  # nothing stands before the first token of a plain text
+    assert summary.learned == len(response) + 1 + len(plain)  # nothing stands before the first token of a plain text
     assert summary.padding == pytest.approx(1 - summary.tokens / 80)
     metadata = inspect(tmp_path / "x.mindrecord").metadata
     assert (metadata["recipe"], metadata["block_length"], metadata["vocab_size"]) == ("instructions", 40, 300)

@@ -49,7 +49,7 @@ def test_a_json_list_is_what_python_reads(tmp_path_factory, values):
         ("x.json", '[{"a": 1}\n{"a": 2}]', r"x.json:2:1: not valid JSON: expected ',' or '\]'"),
         ("x.json", '[{"a": 1},\n]', r"x.json:2:1: not valid JSON"),
         ("x.json", '[{"a": 1}', r"x.json:1:10: not valid JSON: expected"),
-        ("x.json", '[{"a": 1}]\n [2]', r"x.json:2:2: not valid JSON: extra text behind the list"),
+        ("x.json", '[{"a": 1}]\n [2]', r"x.json:2:2: not valid JSON: extra text after the list"),
         ("x.json", '[{"a": 1},\n\n 5]', r"x.json:3: should be a JSON object, \{...\}; it is a int"),
         ("x.json", "[" * 100_000, "x.json: not usable JSON: it is nested too deeply"),
         ("x.jsonl", '{"a": 1}\n{"a": ', r"x.jsonl:2: not valid JSON: .* at column"),
@@ -142,7 +142,7 @@ def test_text_of_a_key(tmp_path):
     assert text_of(record, "a") == "t"
     for key, message in (
         ("b", "x.jsonl:1: 'b' should be a text; it is a int"),
-        ("c", "x.jsonl:1: 'c' is no valid Unicode"),
+        ("c", "x.jsonl:1: 'c' is not valid Unicode"),
         ("d", "x.jsonl:1: no key 'd'.* there are: 'a', 'b', 'c'"),
     ):
         with pytest.raises(UserError, match=message):

@@ -12,7 +12,6 @@ from mindgpt.data import text as text_module
 from mindgpt.data.records import BadRecords
 from mindgpt.data.text import (
     Piece,
-    cut,
     detokenize_wikitext,
     document_pieces,
     input_files,
@@ -46,7 +45,7 @@ def documents(pieces):
 def test_pieces_have_the_ids_of_the_whole(tokenizer, text, size, chunk):
     old, text_module.PIECE_CHARACTERS = text_module.PIECE_CHARACTERS, size
     try:
-        pieces = list(cut(text[start : start + chunk] for start in range(0, len(text), chunk)))
+        pieces = list(split_document(text[start : start + chunk] for start in range(0, len(text), chunk)))
     finally:
         text_module.PIECE_CHARACTERS = old
     assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
@@ -56,7 +55,7 @@ def test_pieces_have_the_ids_of_the_whole(tokenizer, text, size, chunk):
 
 def test_long_documents_are_cut(monkeypatch):
     monkeypatch.setattr(text_module, "PIECE_CHARACTERS", 4)
-    assert [piece.text for piece in cut(["one two\nthree  four\n\nfive six"])] == [
+    assert [piece.text for piece in split_document(["one two\nthree  four\n\nfive six"])] == [
         "one two",
         "\nthree  four\n\nfive",
         " six",
@@ -134,7 +133,7 @@ def test_jsonl_documents(tmp_path):
         ("[1]", r"x.jsonl:2: the record should be a text; it is a list"),
         ('{"body": "b", "id": 1}', r"x.jsonl:2: no key 'text'.*there are: 'body', 'id'"),
         ('{"text": 5}', r"x.jsonl:2: 'text' should be a text; it is a int"),
-        ('{"text": "\\ud800"}', r"x.jsonl:2: 'text' is no valid Unicode"),
+        ('{"text": "\\ud800"}', r"x.jsonl:2: 'text' is not valid Unicode"),
         ('{"text": ["a", 1]}', r"x.jsonl:2: an item of 'text' should be a text; it is a int"),
         ('{"text": []}', r"x.jsonl:2: 'text' should be a text; it is a list"),
     ],
