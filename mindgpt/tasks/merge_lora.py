@@ -20,7 +20,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
 from mindgpt.config.model_sections import PetSection
 from mindgpt.io.files import atomic_write, read_json
-from mindgpt.pet.adapter import check_factors, open_adapter, rank_of, told_beside
+from mindgpt.pet.adapter import check_factors, open_adapter, rank_of, settings_beside
 from mindgpt.pet.merge import MergedWeights
 from mindgpt.pet.names import SCORE, is_factor
 from mindgpt.pet.peft_folder import is_peft_folder, read_peft, write_peft
@@ -59,12 +59,12 @@ def merge(
     """
     weights = _open(source, strategy)
     if adapter is None:
-        factors, told = weights.source, told_beside(weights.source.path)
+        factors, told = weights.source, settings_beside(weights.source.path)
         if LAST_NORM not in factors.entries:
             raise UserError(f"{factors.path}: holds an adapter alone. Name its base weights, and this with --adapter.")
     else:
         opened = open_adapter(_newest(adapter) if not is_peft_folder(adapter) else adapter)
-        factors, told = opened.source, opened.told
+        factors, told = opened.source, opened.settings
     check_factors(factors)
     chosen = _scaling(factors, told, scaling, alpha)
     target = folder / "rank_0" / f"{prefix}0.ckpt"
@@ -82,7 +82,7 @@ def export_peft(source: Path, folder: Path) -> None:
     """Write the LoRA in a checkpoint or adapter `.ckpt` as a PEFT folder. Raises UserError as `merge` does."""
     weights = _open(source, None)
     check_factors(weights.source)
-    settings = _settings(weights.source, told_beside(weights.source.path))
+    settings = _settings(weights.source, settings_beside(weights.source.path))
     if settings is None:
         raise UserError(_no_scaling(weights.source.path) + " Put its config.json, with pet_config, beside it.")
     trained = {name for name in weights.source.entries if is_factor(name) or name == SCORE}

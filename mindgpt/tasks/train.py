@@ -35,7 +35,7 @@ from mindgpt.train.resume import (
     ResumePoint,
     check_same_plan,
     find_resume_point,
-    find_resume_point_of_card,
+    find_resume_point_of_rank,
     restore_parameters,
 )
 from mindgpt.train.schedules import rates_line, rates_of_run
@@ -153,7 +153,7 @@ def _resume_point(config: RunConfig, plan: dict[str, Any]) -> ResumePoint | None
         return None
     folders = resume_folders(config)
     if holds_parts(config):
-        point = find_resume_point_of_card(config.resume_training, folders, rank(), world_size())
+        point = find_resume_point_of_rank(config.resume_training, folders, rank(), world_size())
     else:
         point = find_resume_point(config.resume_training, ranks_in(folders))
     check_same_plan(point, plan)

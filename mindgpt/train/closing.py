@@ -1,4 +1,4 @@
-"""The table at the end of a run: how long, how fast, how good, and where everything is."""
+"""The table at the end of a run: duration, speed, scores, and paths."""
 
 from collections.abc import Mapping
 
@@ -9,13 +9,13 @@ from mindgpt.train.evaluation_callback import EvaluationCallback, when
 def closing_table(
     meter: StepMeter, evaluation: EvaluationCallback | None, seconds: float, files: Mapping[str, object]
 ) -> str:
-    """The lines of the table, each a name and its value.
+    """The lines of the table, each a name and a value.
 
     Args:
-        meter: what measured the run's steps; at least one.
-        evaluation: what evaluated it, if anything did.
-        seconds: duration of the whole training: steps, evaluations, checkpoints.
-        files: name -> path of what the run left.
+        meter: measured the run's steps; at least one.
+        evaluation: the run's evaluation; None: there was none.
+        seconds: duration of the training: steps, evaluations, checkpoints.
+        files: name -> path of a result.
     """
     last, total = meter.record, meter.progress.total_steps
     rows = {

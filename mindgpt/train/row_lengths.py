@@ -1,4 +1,4 @@
-"""A line before a pause: the first batch of another size or length is compiled for, which can take a minute."""
+"""Announces compilation: the first batch of each shape is compiled, which can take a minute."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from mindgpt.runtime.ranks import say
 
 
 class RowLengths(Callback):
-    """Says when a batch is the first of its shape, in training and in evaluation.
+    """Prints a line before the first batch of each shape, in training and in evaluation.
 
     Args:
-        said_before: the first shape of all needs no line: the run has just said that it compiles.
+        said_before: print no line for the very first shape: the run has just announced it.
     """
 
     def __init__(self, said_before: bool = False):
@@ -22,7 +22,7 @@ class RowLengths(Callback):
 
     def on_train_step_begin(self, run_context: RunContext) -> None:
         state = run_context.original_args()
-        if not state.dataset_sink_mode:  # then the device fetches its batches itself
+        if not state.dataset_sink_mode:  # in sink mode the device fetches its batches itself
             self._look(state.train_dataset_element, f"step {state.cur_step_num}")
 
     def on_eval_step_begin(self, run_context: RunContext) -> None:

@@ -17,6 +17,7 @@ from mindgpt.data.text import (
     input_files,
     kind_of,
     mindformers_pieces,
+    split_document,
     wikitext_pieces,
 )
 

@@ -54,10 +54,10 @@ def test_the_expression_describes_whole_paths_or_else_names(plain, pattern, laye
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("c_attn", r"'c_attn' describes no layer\. The layers that can: backbone\.blocks\.0-1\.attention\.dense1, "),
-        (".*", r"describes backbone\.embedding\.word_embedding, .*blocks\.0-1\.layernorm2, which cannot take LoRA"),
-        (".*dense1|.*layernorm1", r"describes backbone\.blocks\.0-1\.layernorm1, which cannot take LoRA"),
-        ("word_embedding", r"describes backbone\.embedding\.word_embedding, which cannot"),
+        ("c_attn", r"'c_attn' matches no layer\. The layers that can: backbone\.blocks\.0-1\.attention\.dense1, "),
+        (".*", r"matches backbone\.embedding\.word_embedding, .*blocks\.0-1\.layernorm2, which cannot take LoRA"),
+        (".*dense1|.*layernorm1", r"matches backbone\.blocks\.0-1\.layernorm1, which cannot take LoRA"),
+        ("word_embedding", r"matches backbone\.embedding\.word_embedding, which cannot"),
     ],
 )
 def test_no_match_or_an_unfit_one_lists_what_could(plain, pattern, said):
@@ -138,7 +138,7 @@ def test_a_classification_head_is_trained_in_full():
     total = sum(parameter.size for parameter in model.get_parameters())
     share = f"{100 * count / total:.3g} %"
     assert trained_values(model.get_parameters()) == f"trained: {count:,} of {total:,} values ({share})"
-    with pytest.raises(UserError, match="describes score, which cannot take LoRA"):
+    with pytest.raises(UserError, match="matches score, which cannot take LoRA"):
         find_targets(GPT2ForSequenceClassification(GPT2Config(**SIZES)), "score")
 
 

@@ -153,7 +153,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(program, toy, copy):
     before = records(copy)
     done = resumed(program, toy, copy, "--resume_training", "True")
     assert done.returncode == 0, done.stderr
-    assert f"resume_training: passed over: output/checkpoint/rank_0/{newest.name}: not a whole" in done.stdout
+    assert f"resume_training: skipped: output/checkpoint/rank_0/{newest.name}: not a whole" in done.stdout
     assert records(copy) == before
 
 

@@ -47,12 +47,12 @@ class Step(nn.Cell):
 def monitor(tmp_path):
     """A function that runs a training of 2 epochs of 5 steps under a monitor; it returns the names that are left."""
 
-    def run(steps=10, ended=True, rank=0, in_parts=False, begin=0, **settings):
+    def run(steps=10, ended=True, rank=0, is_sharded=False, begin=0, **settings):
         network = Network()
         section = CheckpointMonitorSection(prefix="x", **settings)
         config = GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=10, seq_length=4)
         callback = CheckpointMonitor(
-            section, RunProgress(2, 5), tmp_path / "output", network, config, rank, in_parts=in_parts
+            section, RunProgress(2, 5), tmp_path / "output", network, config, rank, is_sharded=is_sharded
         )
         state = SimpleNamespace(cur_step_num=begin, train_network=Step(network))
         context = SimpleNamespace(original_args=lambda: state)
@@ -87,8 +87,8 @@ def test_the_end_is_not_saved_twice_and_the_oldest_go(monitor, tmp_path):
 
 def test_of_a_cut_model_the_last_whole_one_outlives_the_writing_of_the_next(monitor):
     """At any moment another card may have written one checkpoint less."""
-    assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=1, in_parts=True) == names("2_3", "2_5")
-    assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=0, rank=1, in_parts=True) == names(
+    assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=1, is_sharded=True) == names("2_3", "2_5")
+    assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=0, rank=1, is_sharded=True) == names(
         "1_2", "1_4", "2_1", "2_3", "2_5", rank=1
     )
 

@@ -13,7 +13,7 @@ from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.config.callback_sections import CheckpointMonitorSection, EvalCallBackSection
 from mindgpt.config.errors import UserError
-from mindgpt.train.best import BestCheckpoint, judged_by
+from mindgpt.train.best import BestCheckpoint, deciding_metric
 from mindgpt.train.checkpoint_monitor import CheckpointMonitor, last_checkpoint
 from mindgpt.train.evaluation_callback import EvaluationCallback
 from mindgpt.train.progress import RunProgress
@@ -139,14 +139,14 @@ def test_a_score_that_is_not_finite_is_null_in_the_log(scripted, tmp_path):
 
 
 def test_which_metric_decides():
-    assert judged_by({"loss": 1.0, "PPL": 2.0}) == ("PPL", False)
-    assert judged_by({"loss": 1.0, "ACC": 0.5, "F1": 0.5}) == ("ACC", True)
-    assert judged_by({"loss": 1.0, "ACC": 0.5}, "loss") == ("loss", False)
-    assert judged_by({"bleu": 1.0}, "bleu", True) == ("bleu", True)
+    assert deciding_metric({"loss": 1.0, "PPL": 2.0}) == ("PPL", False)
+    assert deciding_metric({"loss": 1.0, "ACC": 0.5, "F1": 0.5}) == ("ACC", True)
+    assert deciding_metric({"loss": 1.0, "ACC": 0.5}, "loss") == ("loss", False)
+    assert deciding_metric({"bleu": 1.0}, "bleu", True) == ("bleu", True)
     with pytest.raises(UserError, match="metric: 'ACC' is not evaluated here; there are: loss, PPL"):
-        judged_by({"loss": 1.0, "PPL": 2.0}, "ACC")
+        deciding_metric({"loss": 1.0, "PPL": 2.0}, "ACC")
     with pytest.raises(UserError, match="greater_is_better: say True or False, and metric: bleu"):
-        judged_by({"bleu": 1.0})
+        deciding_metric({"bleu": 1.0})
 
 
 # ---- resuming --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.config.errors import UserError
-from mindgpt.train.resume import find_resume_point_of_card, state_entry
+from mindgpt.train.resume import find_resume_point_of_rank, state_entry
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def written(tmp_path):
 
 def chosen(wanted, folders, cards=2):
     """Where each card goes on, as (folder, step); they must agree."""
-    points = [find_resume_point_of_card(wanted, folders, card, cards) for card in range(cards)]
+    points = [find_resume_point_of_rank(wanted, folders, card, cards) for card in range(cards)]
     for card, point in enumerate(points):
         assert point.path.parent.name == f"rank_{card}"
         assert f"_rank_{card}-" in point.path.name
@@ -38,7 +38,7 @@ def refused(wanted, folders, cards=2):
     messages = set()
     for card in range(cards):
         with pytest.raises(UserError) as error:
-            find_resume_point_of_card(wanted, folders, card, cards)
+            find_resume_point_of_rank(wanted, folders, card, cards)
         messages.add(str(error.value))
     (message,) = messages
     return message
@@ -83,11 +83,11 @@ def test_without_a_common_disk_the_step_is_to_be_named(written):
     folder = written("run", {2: ["1_2", "1_4"], 3: ["1_2"]})
     for card in (2, 3):
         with pytest.raises(UserError, match=r"rank_2: 1_2, 1_4, rank_3: 1_2\. Where the machines have no common disk"):
-            find_resume_point_of_card(True, [folder], card, 4)
-        point = find_resume_point_of_card("x_rank_0-1_2.ckpt", [folder], card, 4)
+            find_resume_point_of_rank(True, [folder], card, 4)
+        point = find_resume_point_of_rank("x_rank_0-1_2.ckpt", [folder], card, 4)
         assert point.path == folder / f"rank_{card}" / f"x_rank_{card}-1_2.ckpt"
         with pytest.raises(UserError, match="of step 1_4 .* that all 4 cards have"):
-            find_resume_point_of_card("x_rank_0-1_4.ckpt", [folder], card, 4)
+            find_resume_point_of_rank("x_rank_0-1_4.ckpt", [folder], card, 4)
 
 
 def test_what_is_not_whole_or_not_clear_is_refused(written):

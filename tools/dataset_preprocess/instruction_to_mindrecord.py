@@ -32,8 +32,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     formats = "; ".join(f"{name}: {layout.keys}" for name, layout in FORMATS.items())
     parser = CheckedParser(
         description="Instruction data to MindRecord. An example is a prompt, its response and <|endoftext|>; labels "
-        "are -100 at the prompt and at padding, so that only the response and its end are learnt. A row of src_tgt "
-        "without tgt_txt is learnt as a whole."
+        "are -100 at the prompt and at padding, so that only the response and its end are learned. A row of src_tgt "
+        "without tgt_txt is learned as a whole."
     )
     parser.add_argument(
         "--input_file",
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def warn_of_losses(summary: ExamplesSummary, examples: ExampleReader, bad: BadRecords | None) -> None:
-    """One line for everything that was read and is not learnt."""
+    """One line for everything that was read and is not learned."""
     length = summary.row_length
     if summary.truncated:
         warn(f"{summary.truncated} example(s) of more than {length} tokens: the end of the response is cut")
