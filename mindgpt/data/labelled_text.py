@@ -1,17 +1,16 @@
 """Labelled texts from CSV, TSV and JSON files, read one at a time."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import nearest
 from mindgpt.data.json_values import OnBad, json_values, refuse
-from mindgpt.data.records import check_separator, checked_text, listed, trimmed
+from mindgpt.data.records import check_separator, checked_text, csv_rows, listed, trimmed
 from mindgpt.io.files import PathLike, read_lines
 
-_LONGEST_FIELD = 1 << 26  # characters; csv's own limit of 131,072 is shorter than some documents
 _LONGEST_NUMBER = 640  # digits; the smallest limit that Python can be set to
 
 
@@ -230,25 +229,7 @@ def _fields(file: PathLike, kind: str) -> Iterator[tuple[int, list[str]]]:
             if text.strip() or "\t" in text:
                 yield line, text.split("\t")
         return
-    limit = csv.field_size_limit(_LONGEST_FIELD)
-    # Quoted fields may hold line ends. Strict: a comma must follow a closing quote.
-    reader = csv.reader((text + "\n" for text in read_lines(file)), strict=True)
-    try:
-        while True:
-            line = reader.line_num + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise UserError(
-                    f"{file}:{line}: the quotes of the row that begins here are broken: {error}. A field in quotes "
-                    'ends at the next single quote mark; one inside it is written twice ("").'
-                ) from None
-            if len(fields) > 1 or any(field.strip() for field in fields):
-                yield line, fields
-    finally:
-        csv.field_size_limit(limit)
+    yield from csv_rows(Path(file), "csv")
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------

@@ -184,6 +184,9 @@ def csv_rows(file: Path, kind: Literal["csv", "tsv"]) -> Iterator[tuple[int, lis
         except StopIteration:
             return
         except csv.Error as error:
-            raise UserError(f"{file}:{line}: broken quotes in the row that begins here: {error}.") from error
+            raise UserError(
+                f"{file}:{line}: broken quotes in the row that begins here: {error}. A cell in quotes ends at the next "
+                'single quote mark; one inside it is written twice ("").'
+            ) from error
         if len(row) > 1 or any(cell.strip() for cell in row):
             yield line, row

@@ -1,4 +1,4 @@
-"""Strategy files and slices; the oracle is MindSpore, which cuts the same tensors by the same strategy files."""
+"""Strategy files and shards; the oracle is MindSpore, which shards the same tensors by the same strategy files."""
 
 import tracemalloc
 from pathlib import Path
@@ -69,7 +69,7 @@ def cut_by_mindspore(folder: Path, held, strategy: Path) -> Path:
     return folder / "checkpoint"
 
 
-def test_slices_of_mindspore_merge_and_ours_are_the_same(tmp_path):
+def test_shards_of_mindspore_are_merged_and_ours_are_equal(tmp_path):
     strategy, held = tmp_path / "strategy.ckpt", tensors()
     write_strategy(strategy, LAYOUTS)
     folder = cut_by_mindspore(tmp_path, held, strategy)
@@ -85,7 +85,7 @@ def test_slices_of_mindspore_merge_and_ours_are_the_same(tmp_path):
             assert np.array_equal(ours.read(name), theirs.read(name)), (rank, name)
 
 
-def test_slices_in_safetensors_merge_as_those_in_ckpt(tmp_path):
+def test_shards_in_safetensors_are_merged_like_ckpt(tmp_path):
     """As MindFormers with checkpoint_format: safetensors leaves them; MindSpore turns the files into each other."""
     strategy, held = tmp_path / "strategy" / "ckpt_strategy_rank_0.ckpt", tensors()
     write_strategy(strategy, LAYOUTS)
@@ -104,7 +104,7 @@ def test_slices_in_safetensors_merge_as_those_in_ckpt(tmp_path):
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["a file a rank", "merged file"])
-def test_stages_hold_what_their_strategy_says(tmp_path, merged):
+def test_pipeline_stages_hold_what_their_strategy_says(tmp_path, merged):
     """A rank's file holds other stages' parameters too, which are nobody's."""
     by_stage = [{"a": ([2], [0, -1], 0, 0), "tied": ([2], [0, -1], 0, 0)}, {"b": ([2], [-1, 0], 0, 0)}]
     by_stage[1]["tied"] = ([2], [-1, -1], 0, 0)
@@ -132,7 +132,7 @@ def test_stages_hold_what_their_strategy_says(tmp_path, merged):
     assert sliced.differences_between_stages() == {}
 
 
-def test_bfloat16_stays_as_it_is(tmp_path):
+def test_bfloat16_is_preserved(tmp_path):
     strategy = tmp_path / "strategy.ckpt"
     layouts = {"rows": LAYOUTS["rows"], "columns.sharded": LAYOUTS["columns.sharded"]}
     write_strategy(strategy, layouts)
@@ -146,7 +146,7 @@ def test_bfloat16_stays_as_it_is(tmp_path):
     assert all(file.read_box(name).tobytes() == array.tobytes() for name, array in bits.items())
 
 
-def test_memory_is_for_one_tensor(tmp_path):
+def test_only_one_tensor_is_in_memory(tmp_path):
     strategy = tmp_path / "strategy.ckpt"
     layouts = {f"weight.{number}": LAYOUTS["both"] for number in range(20)}
     write_strategy(strategy, layouts)
@@ -160,7 +160,7 @@ def test_memory_is_for_one_tensor(tmp_path):
     assert peak < 3 * array.nbytes  # of 20: a tensor, a slice, and what is always there
 
 
-def test_what_does_not_fit_is_said(tmp_path):
+def test_mismatches_are_reported(tmp_path):
     strategy, held = tmp_path / "strategy.ckpt", tensors()
     write_strategy(strategy, LAYOUTS)
     folder = cut_by_mindspore(tmp_path, held, strategy)

@@ -50,7 +50,7 @@ def write(path, **held) -> None:
     ms.save_checkpoint([{"name": name, "data": Tensor(array)} for name, array in held.items()], path)
 
 
-def test_values_arrive_bit_for_bit(path):
+def test_values_are_loaded_bit_for_bit(path):
     write(path, weight=WEIGHT, bias=BIAS)
     net = Net()
     report = load(net, path)
@@ -95,7 +95,7 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded(path):
 OPTIMIZERS = ({}, {"type": "adafactor", "beta1": 0.9}, {"type": "lion"}, {"type": "sgd", "momentum": 0.9})
 
 
-def test_what_training_adds_is_skipped_by_name_of_rule(path):
+def test_training_state_is_skipped_by_named_rules(path):
     rates = LearningRateTable(np.ones(1))
     theirs = (nn.Momentum([Net().weight], 0.1, 0.9), nn.SGD([Net().weight], 0.1), nn.AdamWeightDecay([Net().weight]))
     ours = [build_optimizer(OptimizerSection(**settings), [*Net().get_parameters()], rates) for settings in OPTIMIZERS]
@@ -148,7 +148,7 @@ def test_broken_files_name_themselves_and_log_nothing(path, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_text_is_no_weight(path):
+def test_text_entries_are_refused(path):
     ms.save_checkpoint([{"name": "weight", "data": Tensor(WEIGHT)}], path, append_dict={"note": "hello"})
     with pytest.raises(UserError, match="text, not weights, .* note"):
         load(Net(), path)
@@ -186,7 +186,7 @@ def contents(weights) -> dict[str, np.ndarray]:
     return {name: weights.source.read(name) for name in weights.source.entries}
 
 
-def test_every_way_to_name_a_model_opens_the_same_weights(hf_folder, tmp_path):
+def test_every_path_to_a_model_opens_the_same_weights(hf_folder, tmp_path):
     ours = tmp_path / "ours/model.ckpt"
     convert_weight.main(["--torch_path", str(hf_folder), "--mindspore_path", str(ours)])
     reference = {name: p.asnumpy() for name, p in ms.load_checkpoint(str(ours)).items()}
@@ -202,7 +202,7 @@ def test_every_way_to_name_a_model_opens_the_same_weights(hf_folder, tmp_path):
         assert all(np.array_equal(parameters[name].asnumpy(), array) for name, array in reference.items())
 
 
-def test_the_config_of_a_checkpoint_is_its_own_before_the_folders(hf_folder, tmp_path):
+def test_a_checkpoints_own_config_takes_precedence(hf_folder, tmp_path):
     ours = tmp_path / "ours/model.ckpt"
     convert_weight.main(["--torch_path", str(hf_folder), "--mindspore_path", str(ours)])
     shared = ours.with_name("config.json")
@@ -214,7 +214,7 @@ def test_the_config_of_a_checkpoint_is_its_own_before_the_folders(hf_folder, tmp
     assert open_weights(ours).config is None
 
 
-def test_folders_without_a_clear_answer_are_refused(hf_folder, tmp_path):
+def test_ambiguous_folders_are_refused(hf_folder, tmp_path):
     with pytest.raises(UserError, match=r"no weights .*model\.safetensors, .*model\.ckpt"):
         open_weights(tmp_path)
     (tmp_path / "gpt2-3_100.ckpt").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""A tiny GPT-2 in the files of others, made without their libraries: what tests of odd files start from."""
+"""A tiny GPT-2 in other tools' file formats, made without their libraries."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Packing: every token once and in order, padding masked, compared with a plain retelling."""
+"""Packing into blocks: no token is lost or moved, padding is masked; the oracle is a plain implementation."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(blocks, "BATCH_BLOCKS", 3)
 
 
-def test_blocks_worked_out_by_hand(tokenizer, tmp_path):
+def test_expected_blocks(tokenizer, tmp_path):
     end = tokenizer.eos_token_id
     a, b, c = (tokenizer.encode(letter)[0] for letter in "abc")
     # The end-of-text token stands between documents with mask 1, and as padding with mask 0.
@@ -48,7 +48,7 @@ def test_blocks_worked_out_by_hand(tokenizer, tmp_path):
     assert (summary.blocks, summary.padded, summary.dropped) == (2, 1, 0)
 
 
-def test_every_token_comes_back(tokenizer, tmp_path, shared_data):
+def test_no_token_is_lost(tokenizer, tmp_path, shared_data):
     text = (shared_data / "text" / "tinyshakespeare.txt").read_text("utf-8")[:30_000]
     texts = text.split("\n\n")
     summary = write_blocks(whole(*texts), tokenizer, tmp_path / "x.mindrecord", max_length=50, recipe="test")
@@ -134,7 +134,7 @@ def test_a_document_may_begin_with_blank_pieces(tokenizer, tmp_path):
     assert rows_of(tmp_path) == [[ids, [1, 1, 1]]]
 
 
-def test_metadata_says_what_it_is_made_with(tokenizer, tmp_path):
+def test_metadata_describe_tokenizer_and_blocks(tokenizer, tmp_path):
     write_blocks(whole("abc"), tokenizer, tmp_path / "x.mindrecord", max_length=4, recipe="mine")
     assert inspect(tmp_path).metadata == {
         "recipe": "mine",
@@ -158,7 +158,7 @@ def test_metadata_says_what_it_is_made_with(tokenizer, tmp_path):
         (["ab"], {"columns": []}, "got none"),
     ],
 )
-def test_what_cannot_be_written_is_explained(tokenizer, tmp_path, texts, arguments, message):
+def test_write_errors_are_explained(tokenizer, tmp_path, texts, arguments, message):
     with pytest.raises(UserError, match=message):
         write_blocks(
             whole(*texts), tokenizer, tmp_path / "x.mindrecord", **{"max_length": 4, "recipe": "t", **arguments}
@@ -166,7 +166,7 @@ def test_what_cannot_be_written_is_explained(tokenizer, tmp_path, texts, argumen
     assert list(tmp_path.iterdir()) == []
 
 
-def test_targets_of_padding_are_never_counted(tokenizer, tmp_path):
+def test_padding_targets_are_not_counted(tokenizer, tmp_path):
     """The mask of the target decides: of a row of n real tokens, n - 1 predictions count."""
     write_blocks(whole("abc"), tokenizer, tmp_path / "x.mindrecord", max_length=8, recipe="t", columns=blocks.COLUMNS)
     ((ids, mask, labels),) = rows_of(tmp_path, blocks.COLUMNS)

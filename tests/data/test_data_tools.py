@@ -1,4 +1,4 @@
-"""The data tools, run as a user types them."""
+"""The data tools, run as a user calls them."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def test_wikitext_as_documented(run, shared_data, gpt2_tokenizer_dir, tmp_path):
     assert digest(tmp_path / "out") == before
 
 
-def test_wikitext_as_mindformers_made_it(run, shared_data, gpt2_tokenizer_dir, tmp_path):
+def test_wikitext_as_in_mindformers(run, shared_data, gpt2_tokenizer_dir, tmp_path):
     from tests.data.test_text import slow_mindformers_text
 
     transformers = pytest.importorskip("transformers")

@@ -1,4 +1,4 @@
-"""Instruction data to examples and rows; the oracle spells every row out, token by token, with the tokenizer alone."""
+"""Instruction data; the oracle builds every row token by token with the tokenizer alone."""
 
 import json
 
@@ -108,7 +108,7 @@ def test_templates(examples, tmp_path):
         ('{"prompt": 5}', "prompt must be a text"),
     ],
 )
-def test_templates_that_would_lose_something(tmp_path, content, message):
+def test_templates_with_missing_fields_are_refused(tmp_path, content, message):
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(UserError, match=message):
         read_templates(tmp_path / "t.json")
@@ -194,7 +194,7 @@ def padded(ids, labels, length, eot):
     return ids + [eot] * rest, [1] * len(ids) + [0] * rest, labels + [-100] * rest
 
 
-def test_only_the_response_and_its_end_are_learnt(tmp_path, tokenizer):
+def test_only_the_response_and_end_of_text_have_labels(tmp_path, tokenizer):
     eot = tokenizer.eos_token_id
     prompt, response = tokenizer.encode("the quick"), tokenizer.encode(" brown fox")
     plain = tokenizer.encode("over the lazy dog")
@@ -212,7 +212,7 @@ def test_only_the_response_and_its_end_are_learnt(tmp_path, tokenizer):
     assert (metadata["recipe"], metadata["block_length"], metadata["vocab_size"]) == ("instructions", 40, 300)
 
 
-def test_what_is_too_long(tmp_path, tokenizer):
+def test_too_long_examples(tmp_path, tokenizer):
     eot = tokenizer.eos_token_id
     prompt, response = tokenizer.encode("the quick"), tokenizer.encode(" brown fox jumps")
     whole = len(prompt) + len(response) + 1
@@ -290,7 +290,7 @@ def test_a_real_sample(tmp_path, shared_data, gpt2_tokenizer_dir):
     assert (summary.examples, summary.dropped) == (174, 1)
 
 
-def test_values_that_are_not_allowed(tmp_path, tokenizer):
+def test_invalid_values_are_refused(tmp_path, tokenizer):
     with pytest.raises(UserError, match="max_length must be at least 2"):
         write(tmp_path, tokenizer, [Instruction("a", "b")], max_length=1)
     with pytest.raises(UserError, match="the input holds no example"):

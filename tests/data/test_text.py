@@ -1,4 +1,4 @@
-"""Documents from files: nothing lost by default, and MindFormers' reading reproduced from its description."""
+"""Documents from files: nothing is lost by default; MindFormers' reading is reproduced from its description."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def documents(pieces):
     size=st.integers(1, 9),
     chunk=st.integers(1, 7),
 )
-def test_pieces_have_the_ids_of_the_whole(tokenizer, text, size, chunk):
+def test_pieces_have_the_ids_of_the_document(tokenizer, text, size, chunk):
     old, text_module.PIECE_CHARACTERS = text_module.PIECE_CHARACTERS, size
     try:
         pieces = list(split_document(text[start : start + chunk] for start in range(0, len(text), chunk)))
@@ -54,7 +54,7 @@ def test_pieces_have_the_ids_of_the_whole(tokenizer, text, size, chunk):
     assert sum(tokenizer.encode_batch([piece.text for piece in pieces]), []) == tokenizer.encode(text)
 
 
-def test_long_documents_are_cut(monkeypatch):
+def test_long_documents_are_split(monkeypatch):
     monkeypatch.setattr(text_module, "PIECE_CHARACTERS", 4)
     assert [piece.text for piece in split_document(["one two\nthree  four\n\nfive six"])] == [
         "one two",
@@ -233,7 +233,7 @@ WIKI = """
  end"""
 
 
-def test_articles_worked_out_by_hand(tmp_path):
+def test_expected_articles(tmp_path):
     path = tmp_path / "wiki.tokens"
     path.write_text(WIKI, "utf-8")
     assert documents(wikitext_pieces(path)) == [
@@ -271,7 +271,7 @@ def test_detokenising_changes_spaces_and_marks_only(shared_data, tmp_path):
         ("end .", "end."),
     ],
 )
-def test_detokenising_worked_out_by_hand(text, expected):
+def test_expected_detokenisation(text, expected):
     assert detokenize_wikitext(text) == expected
 
 
@@ -321,7 +321,7 @@ def test_mindformers_reading_of_wikitext(shared_data):
     assert documents(mindformers_pieces(source)) == [slow_mindformers_text(source.read_text("utf-8"))]
 
 
-def test_mindformers_reading_worked_out_by_hand(tmp_path):
+def test_expected_mindformers_reading(tmp_path):
     path = tmp_path / "x"
     path.write_text(
         ' = A = \n \n one , " two " .5 \n N N N \n = = B = = \n = C = \n ( x ) \n tab\there \n'

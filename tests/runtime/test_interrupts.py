@@ -1,4 +1,4 @@
-"""Signals end a program with a line; those for its children are their own."""
+"""Signals end a program with a line; its children have the default handlers."""
 
 import subprocess
 import sys

@@ -113,7 +113,7 @@ def test_follows_torch_step_for_step():
         assert_close(ours, reference, 1e-6)
 
 
-def test_small_matrices_may_keep_their_whole_second_moment():
+def test_small_matrices_may_have_a_full_second_moment():
     """Unfactored it is RMSProp with the decay 1 - t^-0.8: worked out by hand for the small matrix."""
     start, gradients = start_and_gradients()
     *_, (ours, optimizer) = run_ours(start, gradients, min_dim_size_to_factor=16, scale_parameter=False)

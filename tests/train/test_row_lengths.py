@@ -1,4 +1,4 @@
-"""A line before every batch that is compiled for."""
+"""A line before every batch that is compiled."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ def lines(capsys, callback, shapes, kind="train", sink=False):
     return capsys.readouterr().out.splitlines()
 
 
-def test_training_says_it_of_all_shapes_but_the_first(capsys):
+def test_training_announces_each_shape_but_the_first(capsys):
     callback = RowLengths(said_before=True)
     shapes = [(8, 32), (8, 32), (8, 96), (8, 32), (8, 96), (3, 96)]
     assert lines(capsys, callback, shapes) == [
@@ -27,7 +27,7 @@ def test_training_says_it_of_all_shapes_but_the_first(capsys):
     assert lines(capsys, callback, [(1, 1)], sink=True) == []
 
 
-def test_evaluation_says_it_once_for_each(capsys):
+def test_evaluation_announces_each_shape_once(capsys):
     callback = RowLengths()
     shapes = [(8, 32), (8, 96), (8, 32)]
     assert lines(capsys, callback, shapes, "eval") == [

@@ -1,4 +1,4 @@
-"""From which checkpoint each card of a cut model goes on: all from one step of one folder, or none."""
+"""Resuming a sharded model: all ranks resume from one step of one folder, or none."""
 
 import pytest
 
@@ -44,18 +44,18 @@ def refused(wanted, folders, cards=2):
     return message
 
 
-def test_the_newest_that_all_have(written):
+def test_the_newest_common_step_is_chosen(written):
     folder = written("run", {0: ["1_2", "1_4", "1_10"], 1: ["1_2", "1_4"]})
     assert chosen(True, [folder]) == ("run", "1_4")
     assert chosen("x_rank_0-1_2.ckpt", [folder]) == ("run", "1_2")
 
 
-def test_leftovers_of_some_cards_are_not_mixed_with_another_folder(written):
+def test_checkpoints_of_two_folders_are_not_mixed(written):
     own, named = written("own", {0: ["1_4"]}), written("named", {0: ["1_4"], 1: ["1_4"]})
     assert chosen(True, [own, named]) == chosen("x_rank_0-1_4.ckpt", [own, named]) == ("named", "1_4")
 
 
-def test_the_first_folder_that_has_all_goes_before(written):
+def test_the_first_complete_folder_is_chosen(written):
     own, named = written("own", {0: ["1_4"], 1: ["1_4"]}), written("named", {0: ["1_4", "1_8"], 1: ["1_4", "1_8"]})
     assert chosen(True, [own, named]) == ("own", "1_4")
     assert chosen("x_rank_1-1_8.ckpt", [own, named]) == ("named", "1_8")
@@ -78,11 +78,11 @@ def test_ranks_of_an_older_larger_run_do_not_count(written):
     assert chosen(True, [folder]) == ("run", "1_4")
 
 
-def test_without_a_common_disk_the_step_is_to_be_named(written):
+def test_without_a_shared_disk_the_step_must_be_named(written):
     """The machine of the cards 2 and 3 of four."""
     folder = written("run", {2: ["1_2", "1_4"], 3: ["1_2"]})
     for card in (2, 3):
-        with pytest.raises(UserError, match=r"rank_2: 1_2, 1_4, rank_3: 1_2\. Where the machines have no common disk"):
+        with pytest.raises(UserError, match=r"rank_2: 1_2, 1_4, rank_3: 1_2\. Machines without a shared disk"):
             find_resume_point_of_rank(True, [folder], card, 4)
         point = find_resume_point_of_rank("x_rank_0-1_2.ckpt", [folder], card, 4)
         assert point.path == folder / f"rank_{card}" / f"x_rank_{card}-1_2.ckpt"
@@ -90,12 +90,12 @@ def test_without_a_common_disk_the_step_is_to_be_named(written):
             find_resume_point_of_rank("x_rank_0-1_4.ckpt", [folder], card, 4)
 
 
-def test_what_is_not_whole_or_not_clear_is_refused(written):
+def test_incomplete_or_ambiguous_steps_are_refused(written):
     half, other = written("half", {0: ["1_4"], 1: ["1_2"]}), written("other", {0: ["1_4"]})
     message = refused(True, [half])
     assert message.endswith(f"there is no checkpoint that all 2 cards have: {half} has rank_0: 1_4, rank_1: 1_2.")
     assert f"{half} and {other} both hold step 1_4 of some cards" in refused("x_rank_0-1_4.ckpt", [half, other])
-    assert "other has rank_0: 1_4. Where the machines" in refused(True, [other])
+    assert "other has rank_0: 1_4. Machines without" in refused(True, [other])
     assert "nothing has no rank_<r>" in refused(True, [other.with_name("nothing")])
     assert "x.ckpt does not end in -<epoch>_<step>.ckpt" in refused("x.ckpt", [half])
 
