@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,3 +176,11 @@ def test_no_file_is_longer_than_can_be_read():
     files = package() + programs() + sorted((REPO / "tests").rglob("*.py"))
     lengths = {name_of(file): len(file.read_text().splitlines()) for file in files}
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_modules_and_public_classes_have_names_of_their_own():
+    modules = Counter(file.stem for file in package() if file.stem != "__init__")
+    trees = [ast.parse(file.read_text()) for file in package()]
+    classes = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, count in modules.items() if count > 1] == []
+    assert [name for name, count in classes.items() if count > 1 and not name.startswith("_")] == []

@@ -134,7 +134,7 @@ class _Scanner:
         self._text = ""
         self._place = 0
         self._line = 1  # on which the held text begins
-        self._column = 0  # characters of that line in front of it
+        self._column = 0  # characters of that line before it
 
     def next_character(self) -> str:
         """Move to the next character that is not white space, and return it; "" at the end."""

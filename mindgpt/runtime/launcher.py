@@ -438,7 +438,7 @@ def _in_background(job: Job) -> int:
 
 
 def main() -> None:
-    """The program behind `scripts/msrun_launcher.sh`."""
+    """The program that `scripts/msrun_launcher.sh` runs."""
     sys.exit(launch(parse(sys.argv[1:])))
 
 

@@ -45,7 +45,7 @@ def truncate_pair(first: list[int], second: list[int], room: int, strategy: str 
     else:
         lengths[strategy == "only_second"] -= excess
     if min(lengths) < 0:
-        raise UserError(f"truncation={strategy!r}: that text has fewer than the {excess} tokens to be cut.")
+        raise UserError(f"truncation={strategy!r}: that text has fewer than the {excess} tokens to drop.")
     return first[: lengths[0]], second[: lengths[1]]
 
 

@@ -106,7 +106,7 @@ def _noam(steps: _Steps) -> np.ndarray:
 
 
 def relative_step_sizes(steps: int, warmup_init: bool) -> np.ndarray:
-    """AdaFactor's rho_t = min(1e-2, 1 / sqrt(t)), t from 1; with `warmup_init` 1e-6 t stands in place of 1e-2.
+    """AdaFactor's rho_t = min(1e-2, 1 / sqrt(t)), t from 1; with `warmup_init` 1e-6 t instead of 1e-2.
 
     Shazeer & Stern 2018, section 9 and algorithm 6. (steps,) float64.
     """
