@@ -208,7 +208,7 @@ FOUND = [
     ({"n_head": None, "num_attention_heads": 4}, {}, {"num_heads": 4}, []),
     ({"eos_token_id": [3, 96]}, {}, {"eos_token_id": [3]}, ["eos_token_id [3, 96] is no id of the 96 tokens"]),
     ({"bos_token_id": "<s>"}, {}, {"bos_token_id": None}, ["bos_token_id '<s>' is no id of the 96 tokens"]),
-    ({"initializer_range": 0.0}, {}, {"initializer_range": 0.02}, ["initializer_range 0 begins"]),
+    ({"initializer_range": 0.0}, {}, {"initializer_range": 0.02}, ["initializer_range 0 would make"]),
     ({"id2label": {"0": "a", "1": "a", "2": "b"}}, {}, {"num_labels": 3, "label_names": None}, ["the names are left"]),
     ({"id2label": {"1": "a", "2": "b"}}, {}, {"num_labels": 2}, ["does not give each number from 0 a name"]),
     ({"n_ctx": 64}, {}, {"seq_length": 32}, ["n_ctx 64 is longer than n_positions 32, and left out"]),
