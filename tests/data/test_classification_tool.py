@@ -100,7 +100,7 @@ def test_rows_are_truncated_and_not_padded(tmp_path, tokenizer):
     summary = write(tmp_path, tokenizer[0], content, "sst_2", max_length=5)
     rows = read_rows(inspect(tmp_path / "x.mindrecord"))
     assert rows.lengths.tolist() == [5, len(tokenizer[0].encode("bad"))]
-    assert summary.cut == 1
+    assert summary.truncated == 1
     assert f"the longest had {summary.longest}" in "".join(summary.warnings())
     assert summary.longest == len(tokenizer[0].encode(("good film " * 20).strip()))
 

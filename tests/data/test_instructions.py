@@ -104,7 +104,7 @@ def test_templates(examples, tmp_path):
         ('{"promt": "{prompt}"}', "promt is unknown; did you mean 'prompt'?"),
         ('{"prompt": "no place"}', r"prompt must be a text with \{prompt\} in it"),
         ('{"prompt_input": "{instruction}"}', r"prompt_input must be a text with \{input\} and \{instruction\}"),
-        ('{"prompt": "{prompt} {answer}"}', r"and no other \{place\}"),
+        ('{"prompt": "{prompt} {answer}"}', r"and no other \{field\}"),
         ('{"prompt": 5}', "prompt must be a text"),
     ],
 )
