@@ -20,7 +20,7 @@ from mindgpt.config.errors import UserError
 
 RNG = np.random.default_rng(0)
 
-# Eight ranks. Name -> device matrix, tensor map (axes from the right, -1: not cut), optimizer sharding's step and size.
+# Eight ranks. Name -> device matrix, tensor map (axes from the right, -1: not sharded), optimizer sharding's step and size.
 LAYOUTS = {
     "whole": ([8], [-1, -1], 0, 0),
     "rows": ([2, 4], [0, -1], 0, 0),
@@ -59,7 +59,7 @@ def tensors(layouts=LAYOUTS):
 
 
 def cut_by_mindspore(folder: Path, held, strategy: Path) -> Path:
-    """`rank_<r>/x<r>.ckpt`, cut by MindSpore from whole tensors."""
+    """`rank_<r>/x<r>.ckpt`, sharded by MindSpore from whole tensors."""
     (folder / "whole" / "rank_0").mkdir(parents=True)
     ms.save_checkpoint(
         [{"name": name, "data": Tensor(array)} for name, array in held.items()], str(folder / "whole/rank_0/w.ckpt")
@@ -105,7 +105,7 @@ def test_shards_in_safetensors_are_merged_like_ckpt(tmp_path):
 
 @pytest.mark.parametrize("merged", [False, True], ids=["a file a rank", "merged file"])
 def test_pipeline_stages_hold_what_their_strategy_says(tmp_path, merged):
-    """A rank's file holds other stages' parameters too, which are nobody's."""
+    """A rank's file holds other stages' parameters too, which are ignored."""
     by_stage = [{"a": ([2], [0, -1], 0, 0), "tied": ([2], [0, -1], 0, 0)}, {"b": ([2], [-1, 0], 0, 0)}]
     by_stage[1]["tied"] = ([2], [-1, -1], 0, 0)
     held = tensors(by_stage[0] | by_stage[1])
@@ -157,7 +157,7 @@ def test_only_one_tensor_is_in_memory(tmp_path):
     transform(tmp_path / "sliced", tmp_path / "merged", "x", strategy)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 3 * array.nbytes  # of 20: a tensor, a slice, and what is always there
+    assert peak < 3 * array.nbytes  # of 20: a tensor, a shard, and what is always there
 
 
 def test_mismatches_are_reported(tmp_path):
