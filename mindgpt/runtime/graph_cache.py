@@ -32,10 +32,7 @@ from mindgpt.runtime.kernel_cache import keep_kernels
 from mindgpt.runtime.ranks import world_size
 
 _MAX_GRAPHS = 200  # about 0.3 MB each for GPT-2 small
-_ON = {
-    "MS_COMPILER_CACHE_ENABLE": "1",
-    "MS_DEV_FORCE_USE_COMPILE_CACHE": "1",
-}  # the second: skip MindSpore's check, ours is the digest
+_ON = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_DEV_FORCE_USE_COMPILE_CACHE": "1"}  # the second skips MindSpore's check
 _FRONT_END_ONLY = {"MS_DEV_PRECOMPILE_ONLY": "1"}
 _FILES = "compile_cache_*.mindir"
 _graph_count = 0  # MindSpore names files by the number of graphs that the process has compiled with its cache on

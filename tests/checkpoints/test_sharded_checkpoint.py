@@ -20,7 +20,7 @@ from mindgpt.config.errors import UserError
 
 RNG = np.random.default_rng(0)
 
-# Eight ranks. Name -> device matrix, tensor map (axes from the right, -1: not sharded), optimizer sharding's step and size.
+# Eight ranks. Name -> device matrix, tensor map (axes from the right, -1: not sharded), optimizer shard step and size.
 LAYOUTS = {
     "whole": ([8], [-1, -1], 0, 0),
     "rows": ([2, 4], [0, -1], 0, 0),
