@@ -28,7 +28,7 @@ from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.output_folder import earlier_run_note
 from mindgpt.tasks.session import keep_config
 from mindgpt.tasks.training_callbacks import RunCallbacks
-from mindgpt.train.callbacks import StepMeter, what_overflowed
+from mindgpt.train.callbacks import StepMeter, non_finite_part
 from mindgpt.train.optimizers import decay_groups, state_line
 from mindgpt.train.progress import RunProgress
 from mindgpt.train.resume import (
@@ -38,7 +38,7 @@ from mindgpt.train.resume import (
     find_resume_point_of_rank,
     restore_parameters,
 )
-from mindgpt.train.schedules import rates_line, rates_of_run
+from mindgpt.train.schedules import learning_rates_of_run, schedule_line
 from mindgpt.train.summary import check_tensorboard
 
 _TRAINING_DATA = {
@@ -59,7 +59,7 @@ def train(config: RunConfig) -> None:
     if point is not None and point.step >= progress.total_steps:
         say(f"nothing to resume: {point.path} is of step {point.step}, and the run has {progress.total_steps}")
         return
-    rates = rates_of_run(config.lr_schedule, config.optimizer, progress.total_steps)
+    rates = learning_rates_of_run(config.lr_schedule, config.optimizer, progress.total_steps)
     model = build_model(_starting_from(config, point), weights_follow=point is not None and model_is_cut())
     step, layout = build_step(config, model, rates, padding=len(dataset.get_col_names()) > 1)
     callbacks = RunCallbacks(config, progress, model, evaluator, _tokens_per_step(config, dataset), plan)
@@ -80,7 +80,7 @@ def train(config: RunConfig) -> None:
     say(trained_values(model.get_parameters()))
     say(state_line(step.optimizer))
     say(decay_groups(step.optimizer.parameters, config.optimizer.weight_decay))
-    say(rates_line(config.lr_schedule, rates))
+    say(schedule_line(config.lr_schedule, rates))
     if note := loss_scale_note(config):
         say(note)
     say(
@@ -102,7 +102,7 @@ def _check_that_a_step_counted(meter: StepMeter) -> None:
     """Raise a UserError for a run that has changed nothing, which must not end like one that has trained."""
     if meter.all_skipped:
         raise UserError(
-            f"no step changed the weights: {what_overflowed(meter.record)} not finite in each of {meter.skipped} "
+            f"no step changed the weights: {non_finite_part(meter.record)} not finite in each of {meter.skipped} "
             f"steps, the last at loss scale {meter.record['loss_scale']:g}. Train for more steps if the loss scale was "
             "still falling, or start lower with runner_wrapper.scale_sense.loss_scale_value; else lower the learning "
             "rate, and look at the data and at the weights the run began with."

@@ -132,7 +132,7 @@ class LossMonitor(Callback):
         loss = f"{record['loss']:.4f}" if math.isfinite(record["loss"]) else "not finite"
         if record["skipped"]:
             loss += (
-                f" ({what_overflowed(record)} not finite, step skipped)" if loss != "not finite" else ", step skipped"
+                f" ({non_finite_part(record)} not finite, step skipped)" if loss != "not finite" else ", step skipped"
             )
         norm = f"{record['grad_norm']:.3f}" if math.isfinite(record["grad_norm"]) else "not finite"
         scale = "" if record["loss_scale"] == 1.0 else f", scale {record['loss_scale']:g}"
@@ -185,14 +185,14 @@ class SkippedSteps(Callback):
         raise UserError(
             f"training stopped at step {step} (epoch {record['epoch']}, batch {progress.step_in_epoch(step)} of "
             f"{progress.steps_per_epoch}): loss or gradients were not finite in {self._in_a_row} steps in a row, last "
-            f"the {what_overflowed(record)}, with loss {record['loss']} at loss scale {record['loss_scale']:g}. None "
+            f"the {non_finite_part(record)}, with loss {record['loss']} at loss scale {record['loss_scale']:g}. None "
             "of these steps changed the weights. Lower the learning rate, look at the data of these batches and at the "
             "weights the run began with, or, if the loss scale is still falling, raise "
             "runner_wrapper.max_skipped_steps."
         )
 
 
-def what_overflowed(record: Mapping[str, Any]) -> str:
+def non_finite_part(record: Mapping[str, Any]) -> str:
     """What was not finite in a skipped step: "loss", or "gradients" if the loss was finite."""
     return "gradients" if math.isfinite(record["loss"]) else "loss"
 

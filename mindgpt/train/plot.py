@@ -106,7 +106,7 @@ def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
     return np.where(number > 0, (sums[end] - sums[first]) / np.maximum(number, 1), np.nan)
 
 
-def plot_or_say_why_not(folder: Path, output: Path) -> str:
+def plot_finished_run(folder: Path, output: Path) -> str:
     """Plot a run that has just ended. Returns the path of the plot, or why there is none.
 
     Never raises: the training took hours, and the plot can be made again.

@@ -114,7 +114,7 @@ def relative_step_sizes(steps: int, warmup_init: bool) -> np.ndarray:
     return np.minimum(1e-6 * t if warmup_init else 1e-2, 1.0 / np.sqrt(t))
 
 
-def rates_of_run(schedule: LRScheduleSection | None, optimizer: OptimizerSection, steps: int) -> np.ndarray:
+def learning_rates_of_run(schedule: LRScheduleSection | None, optimizer: OptimizerSection, steps: int) -> np.ndarray:
     """The learning rate of every step, by the schedule, or by the optimizer if that sets its own.
 
     Returns (steps,) float64. Raises as `learning_rates`.
@@ -124,13 +124,13 @@ def rates_of_run(schedule: LRScheduleSection | None, optimizer: OptimizerSection
     return learning_rates(schedule, steps)
 
 
-def rates_line(schedule: LRScheduleSection | None, rates: np.ndarray) -> str:
+def schedule_line(schedule: LRScheduleSection | None, values: np.ndarray) -> str:
     """A line for the user: the highest and the last learning rate, and a warning if the warm-up is too long."""
     name = "AdaFactor's relative step" if schedule is None else schedule.type
-    peak = int(rates.argmax())
-    line = f"learning rate: {name}, highest {rates[peak]:.3g} at step {peak + 1}, {rates[-1]:.3g} at the end"
+    peak = int(values.argmax())
+    line = f"learning rate: {name}, highest {values[peak]:.3g} at step {peak + 1}, {values[-1]:.3g} at the end"
     warmup = 0 if schedule is None else schedule.warmup_steps or 0
-    steps, given = len(rates), -1 if schedule is None else schedule.total_steps
+    steps, given = len(values), -1 if schedule is None else schedule.total_steps
     rising = steps if given == -1 else min(steps, given)
     if warmup <= rising:
         return line
@@ -145,12 +145,12 @@ def rates_line(schedule: LRScheduleSection | None, rates: np.ndarray) -> str:
 class LearningRateTable(nn.learning_rate_schedule.LearningRateSchedule):
     """A schedule for MindSpore's optimizers: step -> learning rate, from a table of shape (steps,)."""
 
-    def __init__(self, rates: np.ndarray):
+    def __init__(self, values: np.ndarray):
         super().__init__()
-        self.rates = Tensor(rates.astype(np.float32))
-        self.last = len(rates) - 1
+        self.values = Tensor(values.astype(np.float32))
+        self.last = len(values) - 1
         self.gather = ops.Gather()
 
     def construct(self, global_step: Tensor) -> Tensor:
         """global_step: (1,) int32 -> (1,) float32"""
-        return self.gather(self.rates, ops.minimum(global_step, Tensor(self.last, ms.int32)), 0)
+        return self.gather(self.values, ops.minimum(global_step, Tensor(self.last, ms.int32)), 0)

@@ -8,7 +8,7 @@ import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.train import plot
-from mindgpt.train.plot import draw, plot_or_say_why_not, plot_runs, read_run, smoothed
+from mindgpt.train.plot import draw, plot_finished_run, plot_runs, read_run, smoothed
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib (the plot extra) is not installed")
 
@@ -111,11 +111,11 @@ def test_plot_errors_are_explained(run_of, tmp_path, monkeypatch):
     empty = run_of([], name="empty")
     with pytest.raises(UserError, match="holds no step yet"):
         plot_runs([empty], tmp_path / "x.png")
-    assert plot_or_say_why_not(empty, tmp_path / "x.png").startswith("could not be drawn (")
+    assert plot_finished_run(empty, tmp_path / "x.png").startswith("could not be drawn (")
     monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'drawing needs matplotlib: pip install "mindgpt\[plot\]"'):
         plot_runs([run_of([1.0])], tmp_path / "x.png")
-    told = plot_or_say_why_not(tmp_path / "o", tmp_path / "x.png")
+    told = plot_finished_run(tmp_path / "o", tmp_path / "x.png")
     assert told.startswith("needs matplotlib: ")
     assert told.endswith(f", then python tools/plot_run.py {tmp_path / 'o'}")
     assert not (tmp_path / "x.png").exists()

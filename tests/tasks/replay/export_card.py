@@ -23,7 +23,7 @@ from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
 from mindgpt.tasks.datasets import training_data
 from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.session import prepare
-from mindgpt.train.schedules import rates_of_run
+from mindgpt.train.schedules import learning_rates_of_run
 
 _GROUP = re.compile(r'= \w+\(.*\bgroup: "([^"]+)".*\bgroup_rank_ids: \(([\d, ]+)\)')
 
@@ -33,7 +33,7 @@ def main(yaml: str) -> None:
     config, _ = load_config(yaml)
     prepare(config)
     dataset, _ = training_data(config)
-    rates = rates_of_run(config.lr_schedule, config.optimizer, dataset.get_dataset_size())
+    rates = learning_rates_of_run(config.lr_schedule, config.optimizer, dataset.get_dataset_size())
     model = build_model(config)
     if cuts_vocabulary(config):
         _shift_by_mean(model)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import mindspore as ms
 import numpy as np
 
-from mindgpt.train.row_lengths import RowLengths
+from mindgpt.train.compilation_notice import CompilationNotice
 
 
 def lines(capsys, callback, shapes, kind="train", sink=False):
@@ -17,7 +17,7 @@ def lines(capsys, callback, shapes, kind="train", sink=False):
 
 
 def test_training_announces_each_shape_but_the_first(capsys):
-    callback = RowLengths(said_before=True)
+    callback = CompilationNotice(already_announced=True)
     shapes = [(8, 32), (8, 32), (8, 96), (8, 32), (8, 96), (3, 96)]
     assert lines(capsys, callback, shapes) == [
         "step 3: the first 8 rows of 96 tokens, compiling",
@@ -28,7 +28,7 @@ def test_training_announces_each_shape_but_the_first(capsys):
 
 
 def test_evaluation_announces_each_shape_once(capsys):
-    callback = RowLengths()
+    callback = CompilationNotice()
     shapes = [(8, 32), (8, 96), (8, 32)]
     assert lines(capsys, callback, shapes, "eval") == [
         "evaluation, batch 1: the first 8 rows of 32 tokens, compiling",
@@ -40,6 +40,6 @@ def test_evaluation_announces_each_shape_once(capsys):
 def test_pynative_mode_compiles_nothing(capsys):
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
-        assert lines(capsys, RowLengths(), [(8, 32)]) == []
+        assert lines(capsys, CompilationNotice(), [(8, 32)]) == []
     finally:
         ms.set_context(mode=ms.GRAPH_MODE)
