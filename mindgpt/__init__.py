@@ -24,6 +24,7 @@ _HOME = {
     "GPT2Tokenizer": "mindgpt.tokenizers.gpt2_tokenizer",
     "GPT2TokenizerFast": "mindgpt.tokenizers.gpt2_tokenizer",
     "UserError": "mindgpt.config.errors",
+    "load_tokenizer": "mindgpt.tokenizers.loading",
     "pipeline": "mindgpt.generation.pipeline",
 }
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "GPT2TokenizerFast",
     "UserError",
     "__version__",
+    "load_tokenizer",
     "pipeline",
 ]
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
     from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
     from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
+    from mindgpt.tokenizers.loading import load_tokenizer
 
 
 def __getattr__(name: str) -> Any:

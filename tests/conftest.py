@@ -21,12 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    from mindgpt.runtime.simulated_ascend import cann_is_there
+    from mindgpt.runtime.simulated_ascend import is_cann_installed
 
     missing = {}
     if not config.getoption("--slow"):
         missing["slow"] = "slow: bash scripts/test.sh --slow"
-    if not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")):
+    if not is_cann_installed() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")):
         missing["needs_ascend"] = "simulated Ascend needs gcc, g++ and nm, or CANN"
     for item in items:
         for mark, reason in missing.items():

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +32,7 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # torch and transformers are for converting .bin files and for comparing with; nothing else may need them.
 PEERS = {"torch", "transformers"}
 MAY_IMPORT_PEERS = {
-    "mindgpt/checkpoints/hugging_face_format.py",
-    "mindgpt/checkpoints/conversion.py",
+    "mindgpt/checkpoints/torch_format.py",
     "mindgpt/tokenizers/token_batch.py",
     "tools/benchmark.py",
     "tools/benchmark_worker.py",
@@ -176,3 +176,11 @@ def test_no_file_is_longer_than_can_be_read():
     files = package() + programs() + sorted((REPO / "tests").rglob("*.py"))
     lengths = {name_of(file): len(file.read_text().splitlines()) for file in files}
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_modules_and_public_classes_have_names_of_their_own():
+    modules = Counter(file.stem for file in package() if file.stem != "__init__")
+    trees = [ast.parse(file.read_text()) for file in package()]
+    classes = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, count in modules.items() if count > 1] == []
+    assert [name for name, count in classes.items() if count > 1 and not name.startswith("_")] == []

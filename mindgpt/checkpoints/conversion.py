@@ -1,42 +1,31 @@
 """Conversion of GPT-2 weights between Hugging Face's files and MindSpore's `.ckpt` with the names of MindFormers 1.5.
 
-Everything is checked before the first byte is written. The file of weights appears under its name only when it is
-whole, and then replaces an earlier one, as MindFormers did. float32 weights come through bit for bit.
+Everything is checked before anything is written. The file of weights is written whole or not at all, and replaces an
+earlier one, as MindFormers did. float32 weights are preserved bit for bit.
 """
 
-import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
-from mindgpt.checkpoints.gpt2_names import HuggingFaceView, MindFormersView, are_mindformers
-from mindgpt.checkpoints.hugging_face_format import (
-    SAFETENSORS_NAME,
-    TORCH_SUFFIXES,
-    import_torch,
-    open_hugging_face,
-    write_safetensors,
-    write_torch,
-)
+from mindgpt.checkpoints.gpt2_views import HuggingFaceView, MindFormersView
+from mindgpt.checkpoints.locations import SAFETENSORS_NAME, config_beside, find_weights, own_config
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
+from mindgpt.checkpoints.safetensors_format import write_safetensors
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, tensors
-from mindgpt.checkpoints.weights import config_beside, find_weights, open_weights, own_config
+from mindgpt.checkpoints.torch_format import TORCH_SUFFIXES, import_torch, write_torch
+from mindgpt.checkpoints.weights import naming_of, open_weights
 from mindgpt.config.errors import UserError
-from mindgpt.io.files import atomic_write, make_folder, open_to_read
+from mindgpt.io.files import atomic_write, make_folder, open_to_read, write_json
+from mindgpt.tokenizers.loading import TOKENIZER_FILES
 
-# Copied along if they lie with the weights, so that the result is a whole model.
-TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+View = MindFormersView | HuggingFaceView
 
 
 def convert_to_mindspore(
@@ -46,21 +35,22 @@ def convert_to_mindspore(
 
     Args:
         torch_path: folder, `.safetensors`, `.bin`, `.pt`, `.pth` or `*.index.json`.
-        mindspore_path: a name that ends in `.ckpt`.
-        layers: the number of layers there must be; None takes what is there.
+        mindspore_path: a file name that ends in `.ckpt`.
+        layers: the expected number of layers; None accepts any.
         dtype: "float32" or "float16".
         config: a preset, config file or folder to use in place of the `config.json` that lies with the weights.
 
     Raises:
-        UserError: something is wrong with the weights, the config or a path. Nothing has been written then.
+        UserError: something is wrong with the weights, the config or a path. Nothing is written in that case.
     """
     if mindspore_path.suffix != ".ckpt":
         raise UserError(f"--mindspore_path {mindspore_path}: the name of a MindSpore checkpoint ends in .ckpt.")
-    stored = open_hugging_face(torch_path)
-    if are_mindformers(stored.entries):
+    stored = open_source(torch_path)
+    if naming_of(stored) != "hugging_face":
+        into_ckpt = "" if stored.path.suffix == ".ckpt" else "mindspore.safetensors_to_ckpt makes a .ckpt of it, and "
         raise UserError(
             f"{stored.path}: has MindFormers' names already. A run takes it as it is (--load_checkpoint); "
-            "mindspore.safetensors_to_ckpt makes a .ckpt of it, and --reversed Hugging Face's folder."
+            f"{into_ckpt}--reversed makes a Hugging Face folder of it."
         )
     view = MindFormersView(stored)
     for note in view.notes:
@@ -68,13 +58,13 @@ def convert_to_mindspore(
     found = _find_config(view, config)
     _check_sizes(view, found, layers)
     write_checkpoint(mindspore_path, _with_progress(view, dtype, mindspore_path))
-    for rule in sorted(set(view.skipped.values())):
-        print(f"skipped: {list(view.skipped.values()).count(rule)} x {rule}")
+    for rule, count in sorted(Counter(view.skipped.values()).items()):
+        print(f"skipped: {count} x {rule}")
     print(f"wrote {mindspore_path}: {_summary(view, dtype)}")
     if found is not None:
         _write_config_beside(mindspore_path, found, view)
     elif taken := config_beside(mindspore_path):
-        print(f"note: no {CONFIG_FILE} lies with {torch_path}; {taken} will be taken for the config of the new file")
+        print(f"note: no {CONFIG_FILE} lies with {torch_path}; {taken} will be read as the config of the new file")
     else:
         print(
             f"note: no {CONFIG_FILE} lies with {torch_path}, and weights do not tell the number of heads: pass --config"
@@ -92,7 +82,7 @@ def convert_to_hugging_face(
             newest is taken.
         torch_path: a folder, which gets `model.safetensors`, `config.json` and the tokenizer; or a single file whose
             name ends in `.safetensors`, `.bin`, `.pt` or `.pth`.
-        The others are those of `convert_to_mindspore`.
+        layers, dtype, config: as in `convert_to_mindspore`.
 
     Raises:
         UserError: as in `convert_to_mindspore`; also if a folder is to be written and no config is found.
@@ -123,8 +113,8 @@ def convert_to_hugging_face(
         _copy_tokenizer(view.path.parent, torch_path)
 
 
-def _find_config(view: MindFormersView | HuggingFaceView, given: str | None) -> GPT2Config | None:
-    """The config `given` on the command line, or else the one that lies with the weights, or None."""
+def _find_config(view: View, given: str | None) -> GPT2Config | None:
+    """The config `given` on the command line, or the one beside the weights, or None."""
     chosen = given or config_beside(view.path)
     if not chosen:
         return None
@@ -134,7 +124,7 @@ def _find_config(view: MindFormersView | HuggingFaceView, given: str | None) -> 
     return config
 
 
-def _check_sizes(view: MindFormersView | HuggingFaceView, config: GPT2Config | None, layers: int | None) -> None:
+def _check_sizes(view: View, config: GPT2Config | None, layers: int | None) -> None:
     sizes = view.sizes
     if layers is not None and layers != sizes["L"]:
         raise UserError(
@@ -150,7 +140,7 @@ def _check_sizes(view: MindFormersView | HuggingFaceView, config: GPT2Config | N
         "max_position_embeddings": (config.max_position_embeddings, sizes["P"]),
         "num_labels": (config.num_labels, sizes.get("C", config.num_labels)),  # in a classifier only
     }
-    wrong = [f"{key} is {said}, the weights have {held}" for key, (said, held) in pairs.items() if said != held]
+    wrong = [f"{key} is {named}, the weights have {held}" for key, (named, held) in pairs.items() if named != held]
     if wrong:
         raise UserError(
             f"{view.path}: the config does not describe these weights: {'; '.join(wrong)}. "
@@ -167,7 +157,7 @@ def _with_progress(source: TensorSource, dtype: str, target: Path) -> Iterator[t
             bar.update(array.nbytes)
 
 
-def _summary(view: MindFormersView | HuggingFaceView, dtype: str) -> str:
+def _summary(view: View, dtype: str) -> str:
     count = sum(TensorInfo(info.shape, "int8").nbytes for info in view.entries.values())
     stored = {info.dtype for info in view.entries.values()}
     was = f" (was {', '.join(sorted(stored))})" if stored != {dtype} else ""
@@ -182,28 +172,27 @@ def _same_config(file: Path, config: GPT2Config) -> bool:
 
 
 def _write_config_beside(checkpoint: Path, config: GPT2Config, view: MindFormersView) -> None:
-    """Write `config` to `config.json` beside `checkpoint`, or to `x.config.json` if that name is another model's."""
+    """Write `config` to `config.json` beside `checkpoint`, or to `x.config.json` if another model has that name."""
     shared, own = checkpoint.with_name(CONFIG_FILE), own_config(checkpoint)
     if own.exists() or (shared.exists() and not _same_config(shared, config)):
         _write_config(own, config, view)
         if shared.exists():
-            print(f"note: {shared} is left as it was; {own.name} goes before it for {checkpoint.name}")
+            print(f"note: {shared} is left as it was; {own.name} takes precedence for {checkpoint.name}")
     elif not shared.exists():
         _write_config(shared, config, view)
 
 
-def _write_config(file: Path, config: GPT2Config, view: MindFormersView | HuggingFaceView) -> None:
+def _write_config(file: Path, config: GPT2Config, view: View) -> None:
     architecture = "GPT2ForSequenceClassification" if "C" in view.sizes else "GPT2LMHeadModel"
-    with atomic_write(file, "w") as out:
-        out.write(json.dumps(config.to_hf_dict(architecture), indent=2) + "\n")
+    write_json(file, config.to_hf_dict(architecture))
     print(f"wrote {file}")
 
 
 def _check_folder(folder: Path, checkpoint: Path, config: GPT2Config | None) -> None:
-    """Refuse a folder that cannot take a whole model, before anything is written."""
+    """Raise a UserError for a folder that a whole model cannot be written to."""
     if config is None:
         raise UserError(
-            f"{checkpoint}: no {CONFIG_FILE} beside it, and the number of heads cannot be told from weights. Pass "
+            f"{checkpoint}: no {CONFIG_FILE} beside it, and the number of heads does not follow from weights. Pass "
             "--config with a config file, a folder or a preset (gpt2, gpt2_medium, gpt2_large, gpt2_xl, gpt2_13b); or "
             "name a single file, such as model.safetensors, for --torch_path."
         )
@@ -220,7 +209,7 @@ def _check_folder(folder: Path, checkpoint: Path, config: GPT2Config | None) -> 
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy tokenizer files that are not there yet; those of the same name with other contents are left and named."""
+    """Copy tokenizer files that the target lacks; those that differ are left alone and reported."""
     if source.resolve() == target.resolve():
         return
     for name in TOKENIZER_FILES:

@@ -1,11 +1,10 @@
-"""`GPT2Config`: the sizes and settings of one GPT-2 network, its presets, and its way to and from `config.json`.
+"""`GPT2Config`: the settings of a GPT-2 network, its presets, and their conversion from and to `config.json`.
 
-The fields, their defaults and their checks are those of the YAML section `model.model_config`
-(`mindgpt.config.GPT2Section`). On disk a config is a `config.json` under Hugging Face's keys, with what those cannot
-express under the one key `mindgpt`, so that transformers and mindgpt open the same file.
+The fields, defaults and checks are those of the YAML section `model.model_config` (`mindgpt.config.GPT2Section`). A
+`config.json` has Hugging Face's keys, and settings that these cannot express under the key `mindgpt`, so that
+transformers and mindgpt open the same file.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from mindgpt.config.generation_section import GenerationSection
 from mindgpt.config.model_sections import GPT2Section
 from mindgpt.config.paths import expanded_path
 from mindgpt.config.section import dotted, nearest, problems_of, shown
-from mindgpt.io.files import atomic_write, read_json
+from mindgpt.io.files import read_json, write_json
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -58,7 +57,7 @@ _ACTIVATION_TO_HUGGING_FACE = {
     "relu": "relu",
     "silu": "silu",
 }
-_EXPRESSED_OTHERWISE = {
+_CONVERTED_SEPARATELY = {
     "type",
     "hidden_act",
     "ffn_hidden_size",
@@ -67,18 +66,18 @@ _EXPRESSED_OTHERWISE = {
     "label_names",
     "checkpoint_name_or_path",
 }
-"""Fields that config.json holds in another form, or that say something about a run rather than about the network."""
+"""Fields that config.json holds in another form, or that describe a run rather than the network."""
 
-_HUGGING_FACE_EOS = 50256  # what transformers writes as bos and eos however small the vocabulary is
+_HUGGING_FACE_EOS = 50256  # transformers writes it as bos and eos for a vocabulary of any size
 
-_REQUIRED_OF_HUGGING_FACE = {
+_REQUIRED_VALUES = {
     "model_type": "gpt2",
     "tie_word_embeddings": True,
     "add_cross_attention": False,
     "is_encoder_decoder": False,
     "pruned_heads": {},
 }
-"""Keys of a Hugging Face config.json that ask for another network unless they have this value."""
+"""Keys of a Hugging Face config.json that mean another network unless they have this value."""
 
 _POSITIONS = "position_embedding_type"
 _ANOTHER_NETWORK = re.compile(
@@ -87,10 +86,10 @@ _ANOTHER_NETWORK = re.compile(
     r"|embedding_multiplier|attention_multiplier|logits?_scal|scale_embedding|embedding_scale|kv_lora|n_head_kv|kv_heads"
     r"|key_value_heads"
 )
-"""Beside `_POSITIONS`, keys of other families' config.json that ask for another network, unless switched off."""
+"""Besides `_POSITIONS`, keys of other model families that mean another network unless they are switched off."""
 
 # fmt: off
-_SKIPPED_OF_HUGGING_FACE = frozenset([
+_SKIPPED_KEYS = frozenset([
     "_name_or_path", "_attn_implementation", "_num_labels", "architectures", "transformers_version", "torch_dtype",
     "dtype", "use_cache", "gradient_checkpointing", "task_specific_params", "problem_type", "finetuning_task",
     "tokenizer_class", "prefix", "n_special", "predict_special_tokens", "output_past", "is_decoder", "torchscript",
@@ -106,27 +105,27 @@ _SKIPPED_OF_HUGGING_FACE = frozenset([
     "tie_encoder_decoder",
 ])
 # fmt: on
-"""Keys of a Hugging Face config.json that do not change the network. Its generation defaults are among them: they
-belong in generation_config.json (`generation_from_hf`), and ours under `mindgpt`."""
+"""Keys of a Hugging Face config.json that do not change the network. Generation defaults are among them: they belong in
+generation_config.json (`generation_from_hf`), and ours under `mindgpt`."""
 
 
 _WHOLE_NUMBERS = {
     *("n_positions", "n_ctx", "n_embd", "n_layer", "n_head", "n_inner", "vocab_size"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 }
-_OF_HUGGING_FACE = {
+_HUGGING_FACE_KEYS = {
     *_TO_HUGGING_FACE.values(),
     *("n_ctx", "n_inner", "activation_function", "hidden_size", "max_position_embeddings"),
     *("num_attention_heads", "num_hidden_layers"),
 }
-"""Keys of a Hugging Face config.json that mean something to mindgpt."""
+"""Keys of a Hugging Face config.json that mindgpt obeys."""
 
-_OF_NO_TEXT = frozenset([
+_SKIPPED_GENERATION_KEYS = frozenset([
     "_from_model_config", "transformers_version", "bos_token_id", "use_cache", "cache_implementation",
     "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
     "decoder_start_token_id", "disable_compile",
 ])  # fmt: skip
-"""Keys of generation_config.json that do not change GPT-2's texts."""
+"""Keys of generation_config.json that do not change the generated text."""
 
 
 class GPT2Config(GPT2Section):
@@ -153,50 +152,52 @@ class GPT2Config(GPT2Section):
     def from_pretrained(cls, name_or_path: str | Path, **changes: Any) -> "GPT2Config":
         """A preset (`GPT2Config.presets`), a folder that holds config.json, or that file itself.
 
-        What a generation_config.json beside config.json says goes before it, as in transformers. Keys that do not
-        change the network and values that are not allowed for generation are left out; `read_config` names them.
+        A generation_config.json beside config.json takes precedence, as in transformers. Unknown keys that do not
+        change the network, and invalid generation settings, are left out; `read_config` returns notes about them.
 
         Args:
-            name_or_path: the name or path. A file or folder of that name goes before a preset.
-            changes: settings that replace those found there.
+            name_or_path: a file or folder of that name takes precedence over a preset.
+            changes: settings that replace those of the file or preset.
 
         Raises:
-            UserError: nothing there, not a GPT-2, broken, or settings that do not fit together.
+            UserError: there is no such config, it is broken or not a GPT-2's, or settings do not fit together.
         """
         return read_config(name_or_path, **changes)[0]
 
     def save_pretrained(self, folder: str | Path, architecture: str = "GPT2LMHeadModel") -> Path:
-        """Write config.json into `folder`, made if absent; a reader never sees half a file. Returns the file's path.
+        """Write config.json into `folder`, atomically. Returns the file's path.
 
-        `architecture` is the class that transformers picks for the weights beside it. Raises `UserError` if the
-        folder cannot be written.
+        Args:
+            folder: created if it is missing.
+            architecture: the class with which transformers opens the weights beside it.
+
+        Raises:
+            UserError: the folder cannot be written.
         """
         file = expanded_path(folder) / CONFIG_FILE
-        with atomic_write(file, "w") as output:
-            json.dump(self.to_hf_dict(architecture), output, indent=2)
-            output.write("\n")
+        write_json(file, self.to_hf_dict(architecture))
         return file
 
     def to_hf_dict(self, architecture: str = "GPT2LMHeadModel") -> dict[str, Any]:
-        """The content of config.json: Hugging Face's keys, and ours that those cannot express under `mindgpt`."""
+        """The content of config.json: Hugging Face's keys, and under `mindgpt` settings that these cannot express."""
         values = self.model_dump()
         hugging_face = {"architectures": [architecture], "model_type": "gpt2"}
         hugging_face |= {theirs: values[ours] for ours, theirs in _TO_HUGGING_FACE.items()}
         hugging_face["n_inner"] = None if self.ffn_hidden_size == 4 * self.hidden_size else self.ffn_hidden_size
         hugging_face["activation_function"] = _ACTIVATION_TO_HUGGING_FACE[self.hidden_act]
-        if self.num_labels != 2 or self.label_names:  # two is their default, and the labels' names are theirs too
+        if self.num_labels != 2 or self.label_names:  # the default of transformers
             names = self.names_of_labels()
             hugging_face["id2label"] = {str(label): name for label, name in enumerate(names)}
             hugging_face["label2id"] = {name: label for label, name in enumerate(names)}
         ours = {
             key: value
             for key, value in values.items()
-            if key not in _TO_HUGGING_FACE and key not in _EXPRESSED_OTHERWISE and value is not None
+            if key not in _TO_HUGGING_FACE and key not in _CONVERTED_SEPARATELY and value is not None
         }
         return hugging_face | {"mindgpt": ours}
 
     def names_of_labels(self) -> list[str]:
-        """`label_names`, or where there are none Hugging Face's: LABEL_0, LABEL_1, ..."""
+        """`label_names`, or else Hugging Face's default names: LABEL_0, LABEL_1, ..."""
         return self.label_names or [f"LABEL_{label}" for label in range(self.num_labels)]
 
     @property
@@ -205,7 +206,7 @@ class GPT2Config(GPT2Section):
         return self.hidden_size // self.num_heads
 
     def num_parameters(self) -> int:
-        """Parameters of the language model, whose head shares the token embedding (tied, and counted once)."""
+        """Number of parameters of the language model; the tied output head counts once."""
         hidden, ffn = self.hidden_size, self.ffn_hidden_size
         embeddings = (self.vocab_size + self.max_position_embeddings) * hidden
         attention = 4 * (hidden * hidden + hidden)
@@ -219,7 +220,7 @@ def read_config(name_or_path: str | Path, **changes: Any) -> tuple[GPT2Config, l
     """See `GPT2Config.from_pretrained`.
 
     Returns:
-        The config, and a sentence for the person about whatever was left out of the files.
+        The config, and sentences for the user about what was left out.
     """
     path = expanded_path(name_or_path)
     if path.is_dir() or path.is_file():
@@ -239,7 +240,7 @@ def _config_from_files(file: Path, changes: Mapping[str, Any]) -> tuple[GPT2Conf
     except UserError:
         if not generation:
             raise
-        # What is allowed by itself may not fit what config.json says. No text is being asked for yet.
+        # Generation settings that are valid by themselves may not fit config.json.
         config = _validated(_changed(settings, changes), str(file))
         of_generation = [f"{file.with_name(GENERATION_FILE)}: does not fit {file.name}: left out"]
     return config, notes + of_generation
@@ -253,27 +254,30 @@ def _validated(settings: Mapping[str, Any], source: str) -> GPT2Config:
 
 
 def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[str]]:
-    """The keywords of `GPT2Config` that a config.json means; `source` names it in messages.
+    """The keywords of `GPT2Config` for a config.json.
+
+    Args:
+        content: of config.json.
+        source: names it in messages.
 
     Returns:
-        The keywords, and sentences about keys that were left out because they say nothing about the network that
-        mindgpt knows of, or something that cannot be.
+        The keywords, and sentences about keys that were left out.
 
     Raises:
-        UserError: a key asks for another network, or for quantised weights.
+        UserError: a key means another network, or quantised weights.
     """
     if not isinstance(content, dict):
         raise UserError(f"{source}: must hold a JSON object, not {shown(content)}")
     content = {key: _plain_number(value) if key in _WHOLE_NUMBERS else value for key, value in content.items()}
     problems = [
         f"{source}: {key}: must be {wanted!r}, not {shown(content[key])}; mindgpt computes no other network"
-        for key, wanted in _REQUIRED_OF_HUGGING_FACE.items()
+        for key, wanted in _REQUIRED_VALUES.items()
         if not (content.get(key) in (None, wanted) or not (content[key] or wanted))  # [] is as good as {}
     ]
     problems += [
         f"{source}: {key}: {shown(content[key])} asks for another network than GPT-2; mindgpt does not compute it"
         for key in content
-        if _asks_for_another_network(key, content)
+        if _is_another_network(key, content)
     ]
     if content.get("quantization_config"):
         problems.append(
@@ -285,18 +289,18 @@ def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[st
         problems.append(f"{source}: mindgpt: must be an object, not {shown(ours)}")
     if problems:
         raise UserError("\n".join(problems))
-    if ours.get("top_k") == 0:  # how earlier versions of mindgpt wrote that there is none
+    if ours.get("top_k") == 0:  # earlier versions of mindgpt wrote it for None
         ours = {key: value for key, value in ours.items() if key != "top_k"}
-    skipped = _SKIPPED_OF_HUGGING_FACE | _REQUIRED_OF_HUGGING_FACE.keys() | {"mindgpt", "quantization_config"}
+    skipped = _SKIPPED_KEYS | _REQUIRED_VALUES.keys() | {"mindgpt", "quantization_config"}
     given = {
         key: value
         for key, value in content.items()
         if key not in skipped and not key.startswith("_") and value is not None
     }
     known = {*GPT2Section.known_keys(), *GPT2Section.other_names, *GPT2Section.ignored}
-    settings = {key: value for key, value in given.items() if key in _OF_HUGGING_FACE}
-    of_ours = [key for key in given if key in known and key not in _OF_HUGGING_FACE]
-    unknown = [key for key, value in given.items() if key not in known and not _says_nothing(key, value)]
+    settings = {key: value for key, value in given.items() if key in _HUGGING_FACE_KEYS}
+    of_ours = [key for key in given if key in known and key not in _HUGGING_FACE_KEYS]
+    unknown = [key for key, value in given.items() if key not in known and not _has_no_effect(key, value)]
     notes = [f"{source}: mindgpt has no {', '.join(unknown)}: left out"] if unknown else []
     if of_ours:
         names = ", ".join(of_ours)
@@ -309,12 +313,12 @@ def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[st
 
 
 def _plain_number(value: Any) -> Any:
-    """A whole number that was written as 2.0 as 2; anything else as it is."""
+    """A whole number that is written as a float, such as 2.0, as an int; anything else unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
-def _asks_for_another_network(key: str, content: Mapping[str, Any]) -> bool:
-    """Whether a key of a config.json is none of GPT-2's and changes what is computed."""
+def _is_another_network(key: str, content: Mapping[str, Any]) -> bool:
+    """Whether a key of a config.json means another network than GPT-2."""
     value = content[key]
     if key == _POSITIONS:
         return value not in (None, "absolute", "learned")
@@ -327,20 +331,20 @@ def _asks_for_another_network(key: str, content: Mapping[str, Any]) -> bool:
     return True
 
 
-def _says_nothing(key: str, value: Any) -> bool:
-    """Whether a key that mindgpt does not have switches something off, or has been found to change nothing."""
+def _has_no_effect(key: str, value: Any) -> bool:
+    """Whether an unknown key switches something off, or is known to change nothing."""
     return value in (False, 0, "", [], {}) or key == _POSITIONS or _ANOTHER_NETWORK.search(key) is not None
 
 
 def _drop_impossible(settings: dict[str, Any]) -> Iterator[str]:
-    """Take out of a config.json's settings what transformers ignores too, or what no text could use; say so."""
+    """Remove settings that transformers ignores too, or that are impossible; yields a sentence for each."""
     positions, rows = settings.get("n_positions"), settings.get("n_ctx")
     if isinstance(positions, int) and isinstance(rows, int) and rows > positions:
         del settings["n_ctx"]
-        yield f"n_ctx {rows} is longer than n_positions {positions}, and left out, as transformers does it"
+        yield f"n_ctx {rows} is longer than n_positions {positions}, and left out, as in transformers"
     if settings.get("initializer_range") == 0:
         del settings["initializer_range"]
-        yield "initializer_range 0 begins a training with weights that are all the same, and is left out"
+        yield "initializer_range 0 would make all weights equal, and is left out"
     vocab_size = settings.get("vocab_size")
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         token = settings.get(key)
@@ -354,26 +358,28 @@ def _drop_impossible(settings: dict[str, Any]) -> Iterator[str]:
         del settings[key]
         if usable:
             settings[key] = usable
-        if token != _HUGGING_FACE_EOS:  # what transformers writes however small the vocabulary is
+        if token != _HUGGING_FACE_EOS:  # which transformers writes for a vocabulary of any size
             instead = "; padding is with the end-of-text token" if key == "pad_token_id" else ""
             left = f"; {usable} is used" if usable else ""
             yield f"{key} {shown(token)} is no id of the {vocab_size} tokens, and left out{instead}{left}"
 
 
 def _may_be_id(token: Any, vocab_size: Any) -> bool:
-    """Whether a value is the id of a token; of any vocabulary if its size is not known."""
+    """Whether a value is a token id; of any vocabulary if its size is not known."""
     if not isinstance(token, int) or isinstance(token, bool):
         return False
     return not isinstance(vocab_size, int) or 0 <= token < vocab_size
 
 
 def generation_from_hf(config_file: Path, vocab_size: Any) -> tuple[dict[str, Any], list[str]]:
-    """The settings of generation in the generation_config.json beside a config.json, and sentences about what of it was
-    left out: keys that mindgpt does not know and that ask for something, and values that are not allowed.
+    """The generation settings in the generation_config.json beside a config.json.
 
     Args:
         config_file: config.json.
-        vocab_size: that it names; None: as the default of `GPT2Section`.
+        vocab_size: its vocabulary size; None: the default of `GPT2Section`.
+
+    Returns:
+        The settings, and sentences about unknown keys and invalid values, which are left out.
     """
     file = config_file.with_name(GENERATION_FILE)
     if config_file.name != CONFIG_FILE or not file.is_file():
@@ -381,10 +387,10 @@ def generation_from_hf(config_file: Path, vocab_size: Any) -> tuple[dict[str, An
     content = read_json(file)
     if not isinstance(content, dict):
         raise UserError(f"{file}: must hold a JSON object, not {shown(content)}")
-    asked = {key: value for key, value in content.items() if value is not None and key not in _OF_NO_TEXT}
+    asked = {key: value for key, value in content.items() if value is not None and key not in _SKIPPED_GENERATION_KEYS}
     if asked.get("top_k") == 0:  # transformers' "all tokens"
         del asked["top_k"]
-    if asked.get("num_beams", 1) == 1:  # without effect, and refused where a person asks for them
+    if asked.get("num_beams", 1) == 1:  # they have no effect then, and are refused as user settings
         asked = {key: value for key, value in asked.items() if key not in ("length_penalty", "early_stopping")}
     for key in ("eos_token_id", "pad_token_id"):
         if asked.get(key) == _HUGGING_FACE_EOS and isinstance(vocab_size, int) and vocab_size <= _HUGGING_FACE_EOS:
@@ -420,7 +426,7 @@ def _usable_ids(value: Any, vocab_size: Any) -> Any:
 
 
 def _problems_of_generation(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What is wrong with settings of generation, by key."""
+    """Problems of generation settings, by key."""
     try:
         GPT2Section.model_validate(settings)
     except ValidationError as error:
@@ -429,8 +435,7 @@ def _problems_of_generation(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _labels_from_hf(id2label: Any) -> tuple[dict[str, Any], list[str]]:
-    """`num_labels`, and `label_names` unless they are those that transformers makes up, or of no use; and what is to
-    be said about that."""
+    """`num_labels`, and `label_names` unless they are transformers' default names or unusable; and notes about that."""
     if not isinstance(id2label, dict) or not id2label:
         return {}, []
     numbers = [str(number) for number in range(len(id2label))]
@@ -451,7 +456,7 @@ def _user_error(error: ValidationError, source: str) -> UserError:
 
 
 def _changed(settings: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings` with `changes` in place of them, whichever spelling either uses."""
+    """`settings` updated with `changes`, in any spelling of the keys."""
     names = GPT2Section.other_names
     replaced = {names.get(key, key) for key in changes}
     return {key: value for key, value in settings.items() if names.get(key, key) not in replaced} | dict(changes)

@@ -1,12 +1,12 @@
-"""MindSpore's `.ckpt` container, read and written one tensor at a time.
+"""MindSpore's `.ckpt` files, read and written one tensor at a time.
 
 A `.ckpt` is a protobuf message (`checkpoint.proto` of MindSpore): `repeated Value`, each a name (`tag`) and a tensor of
 `dims`, `tensor_type` ("Float32") and `tensor_content` (the bytes). Since concatenated messages are one message, the
 file can be written as a stream; a tensor above `SLICE_BYTES` is several consecutive values of one name.
 
-Why not `mindspore.load_checkpoint`: it holds the file three times over (bytes, message, parameters), decides only
-after reading everything, and logs at CRITICAL level what the person should read as one sentence. The files are the
-same: the tests read ours with `mindspore.load_checkpoint` and MindSpore's with `CheckpointFile`.
+`mindspore.load_checkpoint` is not used: it holds the file in memory three times (bytes, message, parameters), notices
+errors only after reading everything, and logs them at CRITICAL level. The files are the same: the tests read ours with
+`mindspore.load_checkpoint` and MindSpore's with `CheckpointFile`.
 """
 
 import mmap
@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mindgpt.checkpoints.tensor_source import BFLOAT16_BITS, SpanFile, TensorInfo, existing_file
+from mindgpt.checkpoints.tensor_source import BFLOAT16_BITS, SpanFile, TensorInfo
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import atomic_write
 
@@ -47,14 +47,15 @@ UTF32 = "utf-32-le"  # MindSpore stores strings as NumPy does
 
 
 class CheckpointFile(SpanFile):
-    """The contents of a `.ckpt`: `entries` and `read` for the tensors, `texts` for the strings stored among them.
+    """A `.ckpt`: `entries` and `read` for its tensors, `texts` for its strings. Opening reads names and shapes only.
 
-    Opening it reads the names and shapes only. Raises UserError if the file is missing, empty, cut short, not a
-    checkpoint, damaged (where it has a checksum), or holds something other than tensors and strings.
+    Raises:
+        UserError: the file is missing, empty, truncated, damaged (if it has a checksum), not a checkpoint, or holds
+            something other than tensors and strings.
     """
 
     def __init__(self, path: str | Path):
-        super().__init__(existing_file(Path(path)))
+        super().__init__(Path(path))
         self.texts: dict[str, str] = {}
         with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             try:
@@ -70,7 +71,7 @@ class CheckpointFile(SpanFile):
                 ) from None
 
     def _add_value(self, buffer: mmap.mmap, start: int, end: int) -> None:
-        """Take in one `Value` of the message: a tensor, a slice of one, or a string."""
+        """Register one `Value` of the message: a tensor, a slice of one, or a string."""
         parts = {number: span for number, _, span in _fields(buffer, start, end)}
         if 1 not in parts or 2 not in parts:
             raise _Malformed(f"the entry at byte {start} has no name or no tensor")
@@ -100,9 +101,8 @@ class CheckpointFile(SpanFile):
 def write_checkpoint(path: str | Path, items: Iterable[tuple[str, np.ndarray | str]]) -> None:
     """Write named arrays and strings to a `.ckpt` that `mindspore.load_checkpoint` reads.
 
-    The file appears under its name only when it is whole; a kill at any instant, or an exception raised by `items`,
-    leaves an earlier file of that name untouched. One array is held at a time if `items` is a generator. An array of
-    `BFLOAT16_BITS` is stored as bfloat16.
+    The write is atomic: a kill at any instant, or an exception raised by `items`, leaves an earlier file untouched. One
+    array is in memory at a time if `items` is a generator. An array of `BFLOAT16_BITS` is stored as bfloat16.
     """
     with atomic_write(path, "wb") as file:
         for name, item in items:
@@ -172,7 +172,7 @@ def _tensor(buffer: mmap.mmap, start: int, end: int) -> tuple[tuple[int, ...], s
 
 
 def _content_end(buffer: mmap.mmap) -> int:
-    """Where the message ends: before the checksum that `save_checkpoint(crc_check=True)` appends, if it is there."""
+    """Where the message ends: before the checksum that `save_checkpoint(crc_check=True)` appends, if there is one."""
     end = len(buffer) - CRC_BYTES
     if end < 0 or buffer[end : end + len(CRC_MARK)] != CRC_MARK:
         return len(buffer)
@@ -183,7 +183,7 @@ def _content_end(buffer: mmap.mmap) -> int:
 
 
 def _read_varint(buffer: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """A base-128 varint at `position`: its value and the position behind it."""
+    """A base-128 varint at `position`: its value and the position after it."""
     value = 0
     for count in range(10):
         if position + count >= end:

@@ -1,13 +1,13 @@
-"""Weights for a network with another number of positions or tokens than the file they come from.
+"""Resized embedding tables, for a network with another number of positions or tokens than its weights.
 
-- Fewer positions: the first rows. What the model computes for the positions that remain does not change.
-- More positions: the old rows, and then the same again, as often as needed (Beltagy et al. 2020, "Longformer",
-  section 5). Trained positions know their neighbours, and copies do too; random ones would have to learn it anew.
-- More tokens: the old rows, and new ones that are the mean of the old plus a little noise, which tells them apart. The
-  table is the head as well: rows near zero would get logits near 0 where GPT-2's are far below, and the new tokens
-  nearly all of the probability; with the mean each new token is as likely as an average one (Hewitt 2021,
-  "Initializing New Word Embeddings for Pretrained Language Models"; transformers does so, too).
-- Fewer tokens: refused. Ids at the end would lose their row, the end-of-text token of GPT-2 first of all.
+- Fewer positions: the first rows. What the model computes for the remaining positions does not change.
+- More positions: the old rows repeated as often as needed (Beltagy et al. 2020, "Longformer", section 5). Trained
+  positions attend to their neighbours, and so do copies; random rows would have to learn this again.
+- More tokens: the old rows, and new ones that are the mean of the old plus a little noise. The table is the output head
+  too: rows near zero would get logits near 0, far above GPT-2's usual logits, and nearly all of the probability. With
+  the mean, a new token is as likely as an average one (Hewitt 2021, "Initializing New Word Embeddings for Pretrained
+  Language Models"; transformers does the same).
+- Fewer tokens: refused. The highest ids would lose their rows, among them GPT-2's end-of-text token.
 """
 
 import math
@@ -25,20 +25,20 @@ from mindgpt.config.errors import UserError
 TOKENS = "backbone.embedding.word_embedding.embedding_table"
 POSITIONS = "backbone.embedding.position_embedding.embedding_table"
 _SIZES = ("seq_length", "max_position_embeddings", "vocab_size")
-_NOISE = 0.01  # of the standard deviation that the old rows have in a column
+_NOISE = 0.01  # times the standard deviation of a column of the old rows
 
 
 class ResizedEmbeddings:
-    """A `TensorSource` that is another one with other numbers of rows in its embedding tables.
+    """A `TensorSource` with the embedding tables of another one resized.
 
     Attributes:
-        path, entries, skipped: as those of the source, but for the shapes of the two tables.
-        changes: what was resized, one sentence a table; empty if the sizes are the source's.
+        path, entries, skipped: the source's, but for the shapes of the two tables.
+        changes: what was resized, one sentence a table; empty if nothing was.
 
     Args:
         source: weights under our names.
-        positions, tokens: rows of the two tables.
-        seed: of the noise in new tokens.
+        positions, tokens: new numbers of rows of the two tables.
+        seed: of the noise in the rows of new tokens.
 
     Raises:
         UserError: the source has more tokens.
@@ -52,7 +52,7 @@ class ResizedEmbeddings:
         self.changes: list[str] = []
         for name, rows in ((POSITIONS, positions), (TOKENS, tokens)):
             info = source.entries.get(name)
-            if info is None or len(info.shape) != 2 or info.shape[0] == rows:  # what is no table, loading refuses
+            if info is None or len(info.shape) != 2 or info.shape[0] == rows:  # loading reports a wrong shape
                 continue
             if name == TOKENS and rows < info.shape[0]:
                 raise UserError(
@@ -60,7 +60,7 @@ class ResizedEmbeddings:
                     f"id {rows} on would be lost. Set vocab_size to {info.shape[0]}; ids that no text uses do no harm."
                 )
             self.entries[name] = TensorInfo((rows, info.shape[1]), info.dtype)
-            self.changes.append(_sentence(name, info.shape[0], rows))
+            self.changes.append(_change(name, info.shape[0], rows))
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
@@ -73,7 +73,7 @@ class ResizedEmbeddings:
 def fit_to(weights: Weights, changes: Mapping[str, Any], resize: bool) -> tuple[GPT2Config, Weights]:
     """The config of `weights` with `changes`, and the weights with the embedding tables that it needs.
 
-    `max_position_embeddings` and `seq_length` follow each other where only one is given and the other would not fit.
+    If only one of `max_position_embeddings` and `seq_length` is given and does not fit the other, the other follows.
 
     Raises:
         UserError: another number of positions or tokens is asked for and `resize` is False; a smaller vocabulary; or
@@ -97,14 +97,14 @@ def fit_to(weights: Weights, changes: Mapping[str, Any], resize: bool) -> tuple[
         return new, weights
     if not resize:
         raise UserError(
-            f"{weights.source.path} is of another size: {'; '.join(differing)}. resize_embeddings=True resizes the "
+            f"{weights.source.path} has another size: {'; '.join(differing)}. resize_embeddings=True resizes the "
             f"embedding tables. Rows shorter than {config.max_position_embeddings} tokens need no resizing."
         )
     return new, resized(weights, new)[0]
 
 
 def resized(weights: Weights, config: GPT2Config, seed: int = 0) -> tuple[Weights, list[str]]:
-    """`weights` with the embedding tables that `config` needs, and a sentence for each that was resized.
+    """`weights` with the embedding tables that `config` needs, and a sentence for each resized table.
 
     Raises:
         UserError: `config` has a smaller vocabulary.
@@ -113,7 +113,7 @@ def resized(weights: Weights, config: GPT2Config, seed: int = 0) -> tuple[Weight
     return replace(weights, source=source), source.changes
 
 
-def _sentence(name: str, old: int, new: int) -> str:
+def _change(name: str, old: int, new: int) -> str:
     if name == TOKENS:
         return f"vocabulary: from {old} to {new} tokens; new rows are the mean of the old ones with a little noise"
     how = f"the first {new} rows" if new < old else "new rows are copies of the old ones, from the first on"
@@ -121,12 +121,12 @@ def _sentence(name: str, old: int, new: int) -> str:
 
 
 def _other_positions(table: np.ndarray, rows: int) -> np.ndarray:
-    """(P, H) -> (rows, H): cut, or repeated."""
+    """(P, H) -> (rows, H): truncated, or repeated."""
     return np.ascontiguousarray(np.tile(table, (math.ceil(rows / len(table)), 1))[:rows])
 
 
 def _more_tokens(table: np.ndarray, rows: int, seed: int) -> np.ndarray:
-    """(V, H) -> (rows, H), rows > V: the mean of the old rows, plus normal noise of `_NOISE` of their deviation."""
+    """(V, H) -> (rows, H), rows > V: the new rows are the mean of the old ones plus normal noise, see `_NOISE`."""
     mean, deviation = table.mean(axis=0, dtype=np.float64), table.std(axis=0, dtype=np.float64)
     noise = np.random.default_rng(seed).standard_normal((rows - len(table), table.shape[1]))
     return np.concatenate([table, (mean + _NOISE * deviation * noise).astype(table.dtype)])

@@ -1,8 +1,8 @@
-"""The names in a run's output folder: `checkpoint/rank_<r>/<prefix>_rank_<r>-<epoch>_<step>.ckpt`.
+"""The checkpoints in a run's output folder: `checkpoint/rank_<r>/<prefix>_rank_<r>-<epoch>_<step>.ckpt`.
 
-Several runs may have written into one folder. `meta.json` lists the checkpoints of the last of them, so that the newest
-is that of the last run, not the one of the highest step. MindFormers writes a file of this name too, with the last
-checkpoint alone. Where there is none, all count as of one run.
+Several runs may write into one folder. `meta.json` lists the checkpoints of the last of them, so the newest checkpoint
+is the last run's, not the one with the highest step. MindFormers' file of that name lists the last checkpoint only.
+Without the file, all checkpoints count as one run's.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mindgpt.config.errors import UserError
-from mindgpt.io.files import atomic_write
+from mindgpt.io.files import write_json
 
 SUFFIXES = (".ckpt", ".safetensors")  # the second from MindFormers with checkpoint_format: safetensors
 _EPOCH_AND_STEP = re.compile(r"-(\d+)_(\d+)(-network|-trainable)?\.(ckpt|safetensors)$")
@@ -33,21 +33,21 @@ class Step(NamedTuple):
 
 
 def step_of(file: Path) -> Step | None:
-    """What the name of a checkpoint says, or None for a name of another kind."""
+    """The step in the name of a checkpoint, or None if the name has none."""
     match = _EPOCH_AND_STEP.search(file.name)
     return Step(int(match[1]), int(match[2])) if match else None
 
 
 def checkpoint_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """All files of weights in a run's folder, by name."""
+    """All files of weights in a run's folder, sorted by name."""
     return sorted(file for file in Path(folder).iterdir() if file.suffix in SUFFIXES) if Path(folder).is_dir() else []
 
 
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """The checkpoints of a run's folder `checkpoint/rank_<r>`, or of those beside it, the newest last.
+    """The checkpoints in a run's folder `checkpoint/rank_<r>` or one beside it, the newest last.
 
-    Those of the last run come after all others; among them by epoch and step, not by name, and not by the time of
-    writing, which copying changes.
+    Those of the last run come after all others. The order is by epoch and step, not by name and not by modification
+    time, which copying changes.
     """
     of_last_run = set(files_of_last_run(folder))
     numbered = [(file.name in of_last_run, step_of(file), file) for file in checkpoint_files(folder)]
@@ -55,7 +55,7 @@ def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def files_of_last_run(folder: str | os.PathLike[str]) -> list[str]:
-    """The names of the last run's checkpoints that are there; empty if nothing tells which these are."""
+    """The names of the last run's checkpoints that exist; empty without a readable `meta.json`."""
     try:
         record = json.loads(Path(folder, RECORD).read_bytes())
         names = [*record.get("files", ()), record["last_ckpt_file"]]
@@ -65,34 +65,33 @@ def files_of_last_run(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def record_checkpoints(folder: Path, files: Sequence[Path]) -> None:
-    """Note which checkpoints in a folder are of the run that is going on, the newest last.
+    """Write `meta.json`: which checkpoints in a folder are the current run's, the newest last.
 
     Raises:
-        UserError: the note cannot be written.
+        UserError: it cannot be written.
     """
     step = step_of(files[-1])
     names = [file.name for file in files]
     record = {"last_epoch": step.epoch, "last_step": step.step, "last_ckpt_file": names[-1], "files": names}
-    with atomic_write(folder / RECORD, "w") as file:
-        file.write(json.dumps(record, indent=2) + "\n")
+    write_json(folder / RECORD, record)
 
 
 def free_stem(folders: Sequence[Path], stem: str) -> str:
-    """`stem`, or if checkpoints in one of the folders begin with it `stem_1`, `stem_2`...: a run replaces no file of
-    another. MindSpore names them so, too."""
+    """`stem`, or `stem_1`, `stem_2`, ... if checkpoints in one of the folders have that stem: a run never replaces
+    another's files. MindSpore uses the same names."""
     taken = {stem_of(file) for folder in folders for file in checkpoint_files(folder)}
     candidates = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(1)))
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def stem_of(file: Path) -> str | None:
-    """The name of a checkpoint before `-<epoch>_<step>`, or None for a name of another kind."""
+    """The name of a checkpoint up to `-<epoch>_<step>`, or None if the name has no step."""
     match = _EPOCH_AND_STEP.search(file.name)
     return file.name[: match.start()] if match else None
 
 
 def named_checkpoint(name: str, folders: Sequence[Path]) -> Path:
-    """The checkpoint that `resume_training` names: a path, or the name of one in `folders`.
+    """The checkpoint that `resume_training` names: a path, or a file name in one of `folders`.
 
     Raises:
         UserError: there is none.
@@ -105,7 +104,7 @@ def named_checkpoint(name: str, folders: Sequence[Path]) -> Path:
 
 
 def rank_folders(folder: Path) -> dict[int, Path]:
-    """The folders `rank_<r>` in a folder, by r in order."""
+    """The folders `rank_<r>` in a folder, by rank, in order."""
     found = {int(match[1]): entry for entry in folder.glob("rank_*") if (match := _RANK_FOLDER.match(entry.name))}
     return {rank: found[rank] for rank in sorted(found) if found[rank].is_dir()}
 
@@ -121,11 +120,11 @@ def choose_files(folders: Sequence[Path], step: Step | None = None) -> list[Path
 
     Args:
         folders: of all ranks, in order.
-        step: which; None for the newest that any rank has, which then every rank must have. Where each folder holds
-            one file without a step in its name, as `tools/transform_ckpt.py` writes it, these.
+        step: the step; None: the newest that any rank has, which every rank must then have, or the only file of each
+            folder if none has a step in its name, as `tools/transform_ckpt.py` writes them.
 
     Raises:
-        UserError: a rank does not have it, or has two.
+        UserError: a rank has no checkpoint of the step, or two.
     """
     found = [by_step(folder) for folder in folders]
     if step is None and not any(found):
@@ -144,17 +143,17 @@ def choose_files(folders: Sequence[Path], step: Step | None = None) -> list[Path
 
 
 def by_step(folder: Path) -> dict[Step, Path]:
-    """The checkpoints in a folder `rank_<r>`, by step; of the last run, if it is known which these are.
+    """The checkpoints in a folder `rank_<r>`, by step; the last run's only, if `meta.json` lists them.
 
     Raises:
-        UserError: two are of one step.
+        UserError: two have the same step.
     """
     found: dict[Step, Path] = {}
     files = [Path(folder, name) for name in files_of_last_run(folder)]
     for file in [file for file in files if step_of(file)] or checkpoints_in(folder):
         step = step_of(file)
         if step in found:
-            raise UserError(f"{folder}: {found[step].name} and {file.name} are of one step. Move one of them away.")
+            raise UserError(f"{folder}: {found[step].name} and {file.name} have the same step. Move one of them away.")
         found[step] = file
     return found
 
@@ -169,6 +168,7 @@ def _only_file(folder: Path) -> Path:
     return files[0]
 
 
-def listed(names: Sequence[str], count: int = 5) -> str:
-    """The first names of a list that may be long."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+def listed(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """The first items of a list that may be long, and how many more there are."""
+    shown = separator.join(items[:most])
+    return f"{shown}{separator.removeprefix(',')}and {len(items) - most} more" if len(items) > most else shown

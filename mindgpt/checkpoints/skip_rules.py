@@ -1,8 +1,8 @@
-"""Which entries of a checkpoint are no weights."""
+"""Which entries of a checkpoint are not weights."""
 
 import re
 
-# What a training checkpoint of MindSpore or MindFormers holds besides the weights: (rule, the names it skips).
+# What training checkpoints of MindSpore and MindFormers hold besides weights: (rule, the names it skips).
 SKIP_RULES = (
     ("optimizer state", re.compile(r"(adam_[mv]|adafactor_(row|col|v|m)|lion_m|sgd_v|accu_grads|grad_sum)\.")),
     # AdaFactor, Came, Momentum, SGD and others of MindSpore and MindFormers.
@@ -14,7 +14,7 @@ SKIP_RULES = (
     ("loss scale", re.compile(r"(scale_value|growth_tracker|scale_window_(up|down)_count)$")),
     ("layout", re.compile(r"norm_shares$")),
     ("training counter", re.compile(r"(epoch_num|step_num|global_step|(learning_rate|weight_decay)(_group_\d+)?)$")),
-    # What CheckpointMonitor of MindFormers 1.3 to 1.5 and save_checkpoint of MindSpore note beside.
+    # Written by CheckpointMonitor of MindFormers 1.3 to 1.5 and save_checkpoint of MindSpore.
     ("training counter", re.compile(r"(global_batch_size|dataset_size|steps_per_epoch|consumed_samples)$")),
     ("training counter", re.compile(r"(cur_epoch_num|cur_step_num|batch_num|random_seed|remove_redundancy)$")),
     ("training counter", re.compile(r"(fused_step|cur_rank|__exception_save__|graceful_(exit|init))$")),
@@ -24,5 +24,5 @@ SKIP_RULES = (
 
 
 def skip_rule(name: str) -> str | None:
-    """The rule by which a checkpoint's entry `name` is no weight, or None if it is one."""
+    """The rule that skips the entry `name` of a checkpoint, or None if the entry is a weight."""
     return next((rule for rule, pattern in SKIP_RULES if pattern.match(name)), None)

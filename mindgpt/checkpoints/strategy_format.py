@@ -1,13 +1,13 @@
-"""Strategy files: how the ranks of a parallel run share each parameter, as MindSpore writes it down.
+"""MindSpore's strategy files, which say how each parameter is sharded over the ranks of a parallel run.
 
 `output/strategy/ckpt_strategy_rank_<r>.ckpt` is a protobuf message (`node_strategy.proto` of MindSpore, whose reader is
-used here). For every parameter of the rank's pipeline stage it tells:
+used). For every parameter of the rank's pipeline stage it holds:
 
-- a device matrix, into whose cells the ranks of the stage are put in order, the last axis fastest;
-- for each dimension of the parameter the axes of that matrix over which it is cut, counted from the right, or -1;
-- over how many of the ranks that would then hold the same the first dimension is cut once more (optimizer sharding).
+- a device matrix, whose cells are the ranks of the stage in order, the last axis fastest;
+- for each dimension of the parameter, the axes of that matrix that shard it, counted from the right, or -1;
+- over how many of the replicas the first dimension is sharded again (optimizer sharding).
 
-The parameter's full shape is not in it; it follows from a slice's.
+The parameter's full shape follows from the shape of a shard.
 """
 
 import math
@@ -22,20 +22,20 @@ from typing import Any
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import open_to_read
 
-Box = tuple[slice, ...]  # the part of a tensor that a rank holds: one range for each dimension
+Box = tuple[slice, ...]  # the place of a shard in its tensor: one slice for each dimension
 
 _RANK_IN_NAME = re.compile(r"_rank_(\d+)\.ckpt$")
-_STAGE_IN_NAME = re.compile(r"^(\d+)-")  # of a parameter, in a file that merge_pipeline_strategys has written
+_STAGE_IN_NAME = re.compile(r"^(\d+)-")  # of a parameter name, in a file that merge_pipeline_strategys wrote
 
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """How the ranks of one pipeline stage share a parameter.
+    """How a parameter is sharded over the ranks of one pipeline stage.
 
     Attributes:
         device_matrix: its product is the number of ranks in the stage.
-        tensor_map: for each dimension the axes of the device matrix that cut it, outermost first, from the left.
-        optimizer_shards: into how many parts the first dimension of such a cut is cut once more.
+        tensor_map: for each dimension, the axes of the device matrix that shard it, outermost first, from the left.
+        optimizer_shards: over how many replicas the first dimension is sharded again.
     """
 
     device_matrix: tuple[int, ...]
@@ -48,50 +48,50 @@ class TensorLayout:
         return math.prod(self.device_matrix)
 
     @cached_property
-    def cuts(self) -> tuple[int, ...]:
-        """Into how many parts each dimension is cut."""
-        cuts = [math.prod(self.device_matrix[axis] for axis in axes) for axes in self.tensor_map]
-        if cuts:
-            cuts[0] *= self.optimizer_shards
-        return tuple(cuts)
+    def shards(self) -> tuple[int, ...]:
+        """The number of shards along each dimension."""
+        shards = [math.prod(self.device_matrix[axis] for axis in axes) for axes in self.tensor_map]
+        if shards:
+            shards[0] *= self.optimizer_shards
+        return tuple(shards)
 
     @property
     def is_whole(self) -> bool:
         """Whether every rank of the stage holds the whole parameter."""
-        return all(cut == 1 for cut in self.cuts)
+        return all(count == 1 for count in self.shards)
 
-    def full_shape(self, slice_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The parameter's shape, from that of any rank's slice."""
-        return tuple(size * cut for size, cut in zip(slice_shape, self._cuts_of(slice_shape), strict=True))
+    def full_shape(self, shard_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The parameter's shape, from that of any rank's shard."""
+        return tuple(size * count for size, count in zip(shard_shape, self._shards_of(shard_shape), strict=True))
 
     def divides(self, shape: tuple[int, ...]) -> bool:
-        """Whether a parameter of that full shape can be cut so."""
+        """Whether a parameter of that full shape can be sharded so."""
         return len(self.tensor_map) in (0, len(shape)) and all(
-            size % cut == 0 for size, cut in zip(shape, self._cuts_of(shape), strict=True)
+            size % count == 0 for size, count in zip(shape, self._shards_of(shape), strict=True)
         )
 
     def box(self, local_rank: int, shape: tuple[int, ...]) -> Box:
-        """The part that a rank holds of a parameter of that full shape.
+        """The place of a rank's shard in a parameter.
 
         Args:
             local_rank: number of the rank within its stage.
-            shape: which `divides` is true of.
+            shape: full shape of the parameter; `divides(shape)` is true.
         """
         coordinates = self._coordinates(local_rank)
-        parts = [
+        indices = [
             _mixed_radix((coordinates[axis], self.device_matrix[axis]) for axis in axes) for axes in self.tensor_map
         ]
-        if parts and self.optimizer_shards > 1:
+        if indices and self.optimizer_shards > 1:
             used = {axis for axes in self.tensor_map for axis in axes}
             unused = [axis for axis in range(len(self.device_matrix)) if axis not in used]
             replica = _mixed_radix((coordinates[axis], self.device_matrix[axis]) for axis in unused)
-            parts[0] = parts[0] * self.optimizer_shards + replica % self.optimizer_shards
-        sizes = [size // cut for size, cut in zip(shape, self._cuts_of(shape), strict=True)]
-        parts = parts or [0] * len(shape)
-        return tuple(slice(part * size, (part + 1) * size) for part, size in zip(parts, sizes, strict=True))
+            indices[0] = indices[0] * self.optimizer_shards + replica % self.optimizer_shards
+        sizes = [size // count for size, count in zip(shape, self._shards_of(shape), strict=True)]
+        indices = indices or [0] * len(shape)
+        return tuple(slice(index * size, (index + 1) * size) for index, size in zip(indices, sizes, strict=True))
 
-    def _cuts_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return self.cuts or (1,) * len(shape)  # an empty tensor map: not cut, whatever its shape
+    def _shards_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.shards or (1,) * len(shape)  # an empty tensor map: not sharded, whatever the shape
 
     def _coordinates(self, local_rank: int) -> list[int]:
         coordinates = []
@@ -102,7 +102,7 @@ class TensorLayout:
 
 
 def _mixed_radix(digits: Any) -> int:
-    """The number whose digits are (digit, base), the most significant first."""
+    """The number with the digits (digit, base), the most significant first."""
     number = 0
     for digit, base in digits:
         number = number * base + digit
@@ -111,11 +111,11 @@ def _mixed_radix(digits: Any) -> int:
 
 @dataclass(frozen=True)
 class Strategy:
-    """How the ranks of a run share its parameters.
+    """How the parameters of a run are sharded over its ranks.
 
     Attributes:
         path: the file or folder it was read from.
-        stages: for each pipeline stage the parameters that it holds, by name.
+        stages: for each pipeline stage, the layouts of the parameters that it holds, by name.
         ranks_per_stage: rank r is in stage r // ranks_per_stage.
     """
 
@@ -130,7 +130,7 @@ class Strategy:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The parameters that are in some stage."""
+        """The parameters of all stages."""
         return frozenset(name for stage in self.stages for name in stage)
 
     @property
@@ -147,7 +147,7 @@ def read_strategy(path: Path) -> Strategy:
     """Read a run's folder of strategy files, the one file of a run without pipeline stages, or a merged file.
 
     Raises:
-        UserError: it is not there, holds no strategy, is not whole, or its files contradict each other.
+        UserError: it does not exist, holds no strategy, is incomplete, or its files contradict each other.
     """
     files = _strategy_files(path)
     stages: dict[int, dict[str, TensorLayout]] = {}
@@ -162,7 +162,7 @@ def read_strategy(path: Path) -> Strategy:
         for stage, layouts in _read_file(file, content).items():
             if stages.setdefault(stage, layouts) != layouts:
                 raise UserError(
-                    f"{file} and {origin[stage]} cut the same pipeline stage {stage} in two ways: they are of two "
+                    f"{file} and {origin[stage]} shard the same pipeline stage {stage} in two ways: they are of two "
                     "runs. Keep the files of one run in a folder."
                 )
             origin.setdefault(stage, file)
@@ -181,7 +181,7 @@ def read_strategy(path: Path) -> Strategy:
 
 
 def _strategy_files(path: Path) -> list[Path]:
-    """The files of the ranks in order; one merged of them, which MindFormers leaves beside them, is passed over."""
+    """The files of the ranks, in order; the merged one that MindFormers leaves beside them is ignored."""
     if not path.exists():
         raise UserError(f"{path}: no such strategy file or folder. A run leaves them in <output_dir>/strategy.")
     if path.is_file():
@@ -210,7 +210,7 @@ def _check_ranks_in_names(strategy: Strategy, origin: Mapping[int, Path]) -> Non
 
 
 def _read_file(file: Path, content: bytes) -> dict[int, dict[str, TensorLayout]]:
-    """Stage -> parameter -> layout."""
+    """Pipeline stage -> parameter -> layout."""
     from google.protobuf.message import DecodeError
     from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
 
@@ -233,13 +233,13 @@ def _read_file(file: Path, content: bytes) -> dict[int, dict[str, TensorLayout]]
 
 
 def _layout(file: Path, name: str, stored: Any) -> TensorLayout:
-    """A layout from its message.
+    """A layout from its protobuf message.
 
     Raises:
-        UserError: it is cut in a way that GPT-2 never is (by unequal parts), or refers to no axis of its matrix.
+        UserError: the shards are of unequal size, which GPT-2's never are, or the tensor map does not fit the matrix.
     """
     if stored.field or any(part.dim for part in (*stored.param_split_shape, *stored.indices_offset)):
-        raise UserError(f"{file}: {name} is cut into unequal parts, which is not supported.")
+        raise UserError(f"{file}: {name} has shards of unequal size, which is not supported.")
     matrix = tuple(stored.dev_matrix[0].dim) if stored.dev_matrix else ()
     maps = [tuple(part.dim) for part in stored.tensor_map]
     by_dimension = maps if len(maps) > 1 else [(axis,) for part in maps for axis in part]
@@ -248,9 +248,9 @@ def _layout(file: Path, name: str, stored: Any) -> TensorLayout:
         raise UserError(f"{file}: {name}: its tensor map {maps} is not of its device matrix {list(matrix)}.")
     from_left = tuple(tuple(len(matrix) - 1 - axis for axis in dimension) for dimension in axes)
     whole = TensorLayout(matrix, from_left)
-    replicas = whole.ranks // math.prod(whole.cuts)
+    replicas = whole.ranks // math.prod(whole.shards)
     shards = stored.opt_weight_shard_size if stored.opt_weight_shard_step else 0
     shards = replicas if shards == -1 else max(shards, 1)
     if replicas % shards:
-        raise UserError(f"{file}: {name}: {replicas} equal slices cannot be sharded {shards} ways.")
+        raise UserError(f"{file}: {name}: {replicas} replicas cannot be sharded {shards} ways.")
     return TensorLayout(matrix, from_left, shards)

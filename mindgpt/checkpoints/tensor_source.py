@@ -1,7 +1,7 @@
-"""What every file of named tensors has in common, and the cast between floating-point types.
+"""`TensorSource`, the interface of every checkpoint format, and casts between floating-point types.
 
-A `TensorSource` lists what it holds (`entries`) without reading it, and reads one tensor at a time (`read`), so that a
-file is checked before a byte is written and a conversion needs memory for one tensor, not for the model.
+A source lists names, shapes and dtypes without reading the tensors, and reads one tensor at a time. So a file is
+checked before anything is written, and a conversion needs memory for one tensor, not for the model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,18 +14,18 @@ from mindgpt.config.errors import UserError
 from mindgpt.io.files import refuse_lfs_pointer
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
-BFLOAT16_BITS = np.dtype("V2")  # a bfloat16 as it is stored: two bytes that NumPy moves about and cannot compute with
+BFLOAT16_BITS = np.dtype("V2")  # a stored bfloat16: two bytes that NumPy can copy but not compute with
 
 
 class TensorInfo(NamedTuple):
-    """Shape and NumPy dtype name of a stored tensor; dtype `bfloat16` for what `read` hands out as float32."""
+    """Shape and NumPy dtype name of a stored tensor. `read` returns `bfloat16` as float32."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored tensor; Python integers, so that absurd shapes in a broken file do not overflow."""
+        """Bytes of the stored tensor. Python integers, so that absurd shapes in a broken file do not overflow."""
         count = 1
         for size in self.shape:
             count *= size
@@ -33,17 +33,22 @@ class TensorInfo(NamedTuple):
 
 
 class TensorSource(Protocol):
-    """Named tensors that lie in a file, or in several, or behind a table of names."""
+    """Named tensors in one file or several, possibly renamed.
+
+    Attributes:
+        path: the file, beside which a config may lie.
+        entries: name -> shape and dtype.
+    """
 
     path: Path
     entries: Mapping[str, TensorInfo]
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor `name`, owned by the caller; bfloat16 arrives as float32, which holds each value exactly."""
+        """The tensor `name` as a new array; bfloat16 as float32, which holds each value exactly."""
 
 
 class SpanFile:
-    """A `TensorSource` whose tensors are little-endian bytes at known places of one file.
+    """A `TensorSource` whose tensors are little-endian bytes at known offsets of one file.
 
     Attributes:
         path: the file.
@@ -52,7 +57,7 @@ class SpanFile:
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path = existing_file(path)
         self.entries: dict[str, TensorInfo] = {}
         self.spans: dict[str, list[tuple[int, int]]] = {}
 
@@ -61,9 +66,9 @@ class SpanFile:
         return as_numbers(self.read_box(name))
 
     def read_box(self, name: str, box: tuple[slice, ...] | None = None) -> np.ndarray:
-        """A part of tensor `name`, one range for each dimension, or all of it; bfloat16 stays `BFLOAT16_BITS`.
+        """A box of tensor `name`, one slice for each dimension, or the whole tensor; bfloat16 stays `BFLOAT16_BITS`.
 
-        Only the rows of the part are read. Raises UserError as `read` does.
+        Only the rows of the box are read from the disk. Raises UserError as `read` does.
         """
         info = self.entries[name]
         dtype = BFLOAT16_BITS if info.dtype == "bfloat16" else np.dtype(info.dtype)
@@ -91,7 +96,7 @@ class SpanFile:
 
 
 def existing_file(path: Path) -> Path:
-    """`path` itself, or a UserError if there is no such file, nothing in it, or a Git LFS pointer in its place."""
+    """`path`, if it is a file with content. Raises UserError if it is missing, a folder, empty or a Git LFS pointer."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder, where a file of weights is needed.")
     if not path.exists():
@@ -103,7 +108,7 @@ def existing_file(path: Path) -> Path:
 
 
 def as_numbers(stored: np.ndarray) -> np.ndarray:
-    """An array as it is stored as one to compute with: `BFLOAT16_BITS` as float32, all others as they are."""
+    """A stored array as NumPy can compute with it: `BFLOAT16_BITS` as float32, others unchanged."""
     return widen_bfloat16(stored.view(np.uint16)) if stored.dtype == BFLOAT16_BITS else stored
 
 
@@ -115,15 +120,16 @@ def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 
 def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    """`array` as `dtype`, without a copy where it is that already.
+    """`array` as `dtype`; not copied if it has that dtype already.
 
-    Raises UserError if a finite value of tensor `name` would become infinite: such a file would be silently broken.
+    Raises:
+        UserError: a finite value of tensor `name` would become infinite, or the tensor is not floating-point.
     """
     if array.dtype == dtype:
         return array
     if array.dtype.name not in FLOAT_DTYPES:
         raise UserError(
-            f"{name}: holds {array.dtype}, which is no floating-point type; weights cannot be made from it."
+            f"{name}: holds {array.dtype}, which is not a floating-point type; weights cannot be made from it."
         )
     with np.errstate(over="ignore"):
         result = array.astype(dtype)
@@ -137,7 +143,7 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
 
 
 def tensors(source: TensorSource, dtype: str | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and tensor of everything in `source`, read one at a time; cast to `dtype` if one is given."""
+    """Each name and tensor of `source`, read one at a time, and cast to `dtype` if one is given."""
     for name in source.entries:
         array = source.read(name)
         yield name, array if dtype is None else cast(array, dtype, f"{source.path}: {name}")

@@ -1,4 +1,4 @@
-"""What `tools/transform_ckpt.py` does: merge the slices of a parallel run, or cut them for another layout."""
+"""Merging the shards of a parallel run, or resharding them for another layout: `tools/transform_ckpt.py`."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -6,18 +6,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.checkpoints.run_folder import Step, checkpoint_files, choose_files, listed, rank_folders, step_of
-from mindgpt.checkpoints.sharded_checkpoint import SlicedCheckpoint, refuse_slice
+from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint, refuse_shard
 from mindgpt.checkpoints.skip_rules import skip_rule
 from mindgpt.checkpoints.strategy_format import Box, Strategy, read_strategy
 from mindgpt.checkpoints.tensor_source import TensorInfo
-from mindgpt.checkpoints.weights import config_beside
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import atomic_write, open_to_read
 
-_LISTED = 5
-Source = SlicedCheckpoint | CheckpointFile
+Source = ShardedCheckpoint | CheckpointFile
 
 
 def transform(
@@ -29,32 +28,32 @@ def transform(
     step: Step | None = None,
     training_state: bool | None = None,
 ) -> list[Path]:
-    """Write the checkpoint of a run for another number of ranks, as `<target>/rank_<r>/<prefix><r>.ckpt`; with
-    `-<epoch>_<step>` before the end of the names where a run in several parts can go on from the result.
+    """Write the checkpoint of a run for another number of ranks, as `<target>/rank_<r>/<prefix><r>.ckpt`, or as
+    `<prefix><r>-<epoch>_<step>.ckpt` where a sharded run can resume from the result.
 
-    Everything is checked before the first file is written; each file appears when it is whole.
+    Everything is checked before the first file is written; each file is written whole or not at all.
 
     Args:
         source: a run's folder `checkpoint`, or a whole `.ckpt`.
         target: folder of the result, not the source's.
         prefix: of the files' names.
-        strategy: how the source is cut; None: the folder `strategy` beside it, if it is of several ranks.
-        target_strategy: how the result is to be cut; None: one whole file.
+        strategy: how the source is sharded; None: the folder `strategy` beside it, if there are several ranks.
+        target_strategy: how the result is to be sharded; None: one whole file.
         step: which checkpoint; None for the newest, which every rank must have.
-        training_state: whether optimizer state, loss scale, counters and the like are written, too; None: when
-            `target_strategy` is given, since a run can then go on from the result.
+        training_state: whether to write optimizer state, loss scale, counters and the like, too; None: if
+            `target_strategy` is given, since a run can then resume from the result.
 
     Returns:
         The files.
 
     Raises:
-        UserError: the source is not whole or not of one run, the layouts do not fit it, or the result would be written
-            into the source.
+        UserError: the source is incomplete or not of one run, the layouts do not fit it, or the result would be
+            written into the source.
     """
     checkpoint = _open(source, strategy, step)
     layouts = read_strategy(target_strategy) if target_strategy else None
     keep_state = training_state if training_state is not None else layouts is not None
-    written = step_of(checkpoint.path) if layouts and keep_state else None  # by which a cut run's cards agree
+    written = step_of(checkpoint.path) if layouts and keep_state else None  # by which the ranks of a sharded run agree
     ending = f"-{written}.ckpt" if written else ".ckpt"
     files = [target / f"rank_{r}" / f"{prefix}{r}{ending}" for r in range(layouts.ranks if layouts else 1)]
     _check_target(target, files, source, strategy, target_strategy)
@@ -62,15 +61,15 @@ def transform(
     texts = {name: text for name, text in checkpoint.texts.items() if _kept(name, keep_state)}
     left_out = _check_fit(layouts, entries, checkpoint) if layouts else []
     entries = {name: info for name, info in entries.items() if name not in left_out}
-    _say_what_is_read(checkpoint, left_out)
-    plan = [_boxes(layouts, rank, entries) for rank in range(len(files))]
-    with tqdm(total=sum(map(len, plan)), desc=target.name, unit=" tensors", disable=None) as progress:
-        for file, boxes in zip(files, plan, strict=True):
+    _print_source(checkpoint, left_out)
+    boxes_of_ranks = [_boxes(layouts, rank, entries) for rank in range(len(files))]
+    with tqdm(total=sum(map(len, boxes_of_ranks)), desc=target.name, unit=" tensors", disable=None) as progress:
+        for file, boxes in zip(files, boxes_of_ranks, strict=True):
             write_checkpoint(file, _contents(checkpoint, boxes, texts, progress.update))
             _copy_config(checkpoint.path, file)
     state = "with training state" if keep_state else "weights only"
-    cut = f"cut for {len(files)} ranks: {target}" if layouts else files[0]
-    print(f"wrote {len(entries)} tensors, {state}, {cut}")
+    result = f"sharded for {len(files)} ranks: {target}" if layouts else files[0]
+    print(f"wrote {len(entries)} tensors, {state}, {result}")
     return files
 
 
@@ -78,14 +77,14 @@ def _open(source: Path, strategy: Path | None, step: Step | None) -> Source:
     if not source.exists():
         raise UserError(f"--src_ckpt_dir: there is no {source}.")
     if source.is_file():
-        refuse_slice(source)
+        refuse_shard(source)
         if strategy or step:
             raise UserError(f"{source}: is one file; --src_ckpt_strategy and --step are for the folder of a run.")
         return CheckpointFile(source)
     folders = rank_folders(source)
     if strategy is None and len(folders) == 1:
         return CheckpointFile(choose_files(list(folders.values()), step)[0])
-    return SlicedCheckpoint(source, strategy, step)
+    return ShardedCheckpoint(source, strategy, step)
 
 
 def _kept(name: str, state: bool) -> bool:
@@ -93,8 +92,8 @@ def _kept(name: str, state: bool) -> bool:
     return rule is None or (state and rule != "layout")
 
 
-def _say_what_is_read(checkpoint: Source, left_out: list[str]) -> None:
-    if isinstance(checkpoint, SlicedCheckpoint):
+def _print_source(checkpoint: Source, left_out: list[str]) -> None:
+    if isinstance(checkpoint, ShardedCheckpoint):
         step = f"step {checkpoint.step} (epoch_step)" if checkpoint.step else checkpoint.path.name
         print(f"source: {step} of {checkpoint.strategy.ranks} ranks in {checkpoint.folder}")
         for name, difference in checkpoint.differences_between_stages().items():
@@ -106,23 +105,23 @@ def _say_what_is_read(checkpoint: Source, left_out: list[str]) -> None:
 
 
 def _check_fit(layouts: Strategy, entries: Mapping[str, TensorInfo], checkpoint: Source) -> list[str]:
-    """Whether the result's strategy is one for these tensors. Returns optimizer state that it has no place for.
+    """Check that the target strategy fits these tensors. Returns optimizer state that it has no place for.
 
     Raises:
-        UserError: it is not; names and shapes are listed.
+        UserError: it does not; names and shapes are listed.
     """
     problems, left_out = [], []
     for name, info in entries.items():
         for stage in layouts.stages_of(name):
             layout = layouts.stages[stage][name]
             if not layout.divides(info.shape):
-                problems.append(f"{name} {list(info.shape)} cannot be cut into {list(layout.cuts)} parts")
+                problems.append(f"{name} {list(info.shape)} cannot be cut into {list(layout.shards)} shards")
         if name in layouts.names:
             continue
         if skip_rule(name) is None:
-            whole = isinstance(checkpoint, SlicedCheckpoint) and checkpoint.layout(name) is None
+            whole = isinstance(checkpoint, ShardedCheckpoint) and checkpoint.layout(name) is None
             problems += [] if whole else [f"{name} is not in the strategy"]
-        elif name.partition(".")[2] in entries:  # of a parameter; a counter belongs to all
+        elif name.partition(".")[2] in entries:  # state of one parameter; a counter belongs to all
             left_out.append(name)
     problems += [
         f"{name} is in the strategy and not in the checkpoint"
@@ -130,14 +129,13 @@ def _check_fit(layouts: Strategy, entries: Mapping[str, TensorInfo], checkpoint:
         if name not in entries and skip_rule(name) is None
     ]
     if problems:
-        lines = "\n  ".join(problems[:_LISTED])
-        lines += f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        lines = listed(problems, separator="\n  ")
         raise UserError(f"--dst_ckpt_strategy {layouts.path}: does not fit {checkpoint.path}:\n  {lines}")
     return left_out
 
 
 def _boxes(layouts: Strategy | None, rank: int, entries: Mapping[str, TensorInfo]) -> dict[str, Box | None]:
-    """What a rank gets of each tensor; None: all of it. What no strategy mentions, every rank gets."""
+    """The box of each tensor that a rank gets; None: the whole tensor. Every rank gets what no strategy mentions."""
     if layouts is None:
         return dict.fromkeys(entries)
     stage, local_rank = divmod(rank, layouts.ranks_per_stage)
@@ -162,10 +160,10 @@ def _contents(
 
 
 def _check_target(target: Path, files: list[Path], source: Path, *strategies: Path | None) -> None:
-    """Whether the result has a place of its own.
+    """Check that the target is separate from the sources and from other checkpoints.
 
     Raises:
-        UserError: it would be written among the sources, or among other checkpoints.
+        UserError: it is not.
     """
     read = [source, source.absolute().parent / "strategy", *filter(None, strategies)]
     for folder in filter(Path.is_dir, read):
@@ -176,7 +174,7 @@ def _check_target(target: Path, files: list[Path], source: Path, *strategies: Pa
     strange = [file for file in found if file not in planned or file == source.resolve()]
     if strange:
         raise UserError(
-            f"--dst_ckpt_dir: {target} holds other checkpoints already ({strange[0]}), which would be taken for parts "
+            f"--dst_ckpt_dir: {target} holds other checkpoints already ({strange[0]}), which would be taken for part "
             "of the result. Name an empty folder."
         )
 

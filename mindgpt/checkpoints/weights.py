@@ -1,4 +1,4 @@
-"""Weights in and out of a model: opening whatever the person names, strict loading, atomic saving.
+"""Weights in and out of a model: opening by path, strict loading, atomic saving.
 
     weights = open_weights("gpt2-hf/")            # or our folder, x.ckpt, x.safetensors, x.bin, a run's sharded folder
     model = GPT2LMHeadModel(weights.config)
@@ -9,35 +9,33 @@ MindSpore is imported only where its tensors are made, so that conversion starts
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, PRESETS, GPT2Config, read_config
-from mindgpt.checkpoints.gpt2_names import MindFormersView, are_mindformers, hint, mindformers_prefix
-from mindgpt.checkpoints.hugging_face_format import WEIGHT_NAMES, is_torch_file, open_hugging_face, weights_in
+from mindgpt.checkpoints.formats import open_source
+from mindgpt.checkpoints.gpt2_config import GPT2Config, read_config
+from mindgpt.checkpoints.gpt2_names import are_mindformers, hint, mindformers_prefix
+from mindgpt.checkpoints.gpt2_views import MindFormersView
+from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
-from mindgpt.checkpoints.run_folder import checkpoint_files, checkpoints_in, files_of_last_run, rank_folders
-from mindgpt.checkpoints.sharded_checkpoint import SlicedCheckpoint, holds_slices, refuse_slice
+from mindgpt.checkpoints.run_folder import rank_folders
+from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint
 from mindgpt.checkpoints.skip_rules import skip_rule
 from mindgpt.checkpoints.tensor_source import TensorSource, cast
 from mindgpt.config.errors import UserError
-from mindgpt.io.files import DOWNLOADS
 from mindgpt.runtime.alignment import aligned
-from mindgpt.runtime.ranks import say
 
 if TYPE_CHECKING:
     from mindspore import Parameter, Tensor, nn
 
-CHECKPOINT_NAME = "model.ckpt"
-
 
 class CheckpointWeights:
-    """The weights in a `.ckpt`, in the slices of a parallel run, or in safetensors under MindFormers' names: a
-    `TensorSource` without what `SKIP_RULES` name.
+    """The weights of a source that is named as ours are, as a `TensorSource`: without what `SKIP_RULES` name.
 
     Attributes:
         path, entries: as in `TensorSource`.
@@ -45,33 +43,52 @@ class CheckpointWeights:
         notes: sentences for the person.
 
     Raises:
-        UserError: the file is broken, or one rank's slice.
+        UserError: the source holds text that no rule skips.
     """
 
-    def __init__(self, checkpoint: str | Path | TensorSource):
-        if isinstance(checkpoint, str | Path):
-            refuse_slice(Path(checkpoint))
-            self._file = CheckpointFile(checkpoint)
-        else:
-            self._file = checkpoint
-        self.path = self._file.path
-        texts = getattr(self._file, "texts", {})
-        names = [*self._file.entries, *texts]
-        self.skipped = {name: rule for name in names if (rule := skip_rule(name))}
-        texts = [name for name in texts if name not in self.skipped]
-        weights = [name for name in self._file.entries if name not in self.skipped]
-        self._prefix = mindformers_prefix(weights) or ""
-        self.notes = (f"{self.path}: {self._prefix} before the names is left out",) if self._prefix else ()
-        if texts:
+    def __init__(self, source: TensorSource):
+        self._source = source
+        self.path = source.path
+        texts = getattr(source, "texts", {})
+        self.skipped = {name: rule for name in (*source.entries, *texts) if (rule := skip_rule(name))}
+        unknown = [name for name in texts if name not in self.skipped]
+        if unknown:
             raise UserError(
-                f"{self.path}: these entries are text, not weights, and no rule skips them: {', '.join(texts)}."
+                f"{self.path}: these entries are text, not weights, and no rule skips them: {', '.join(unknown)}."
             )
-        self._stored = {name.removeprefix(self._prefix): name for name in weights}
-        self.entries = {name: self._file.entries[stored] for name, stored in self._stored.items()}
+        weights = [name for name in source.entries if name not in self.skipped]
+        prefix = mindformers_prefix(weights) or ""
+        self.notes = (*getattr(source, "notes", ()),)
+        if prefix:
+            self.notes += (f"{self.path}: {prefix} before the names is left out",)
+        self._stored = {name.removeprefix(prefix): name for name in weights}
+        self.entries = {name: source.entries[stored] for name, stored in self._stored.items()}
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
-        return self._file.read(self._stored[name])
+        return self._source.read(self._stored[name])
+
+
+class Naming(NamedTuple):
+    """How weights that are named in some way are recognised, and the view of them under our names."""
+
+    matches: Callable[[TensorSource], bool]
+    view: Callable[[TensorSource], TensorSource]
+
+
+def _is_ours(source: TensorSource) -> bool:
+    return isinstance(source, CheckpointFile | ShardedCheckpoint) or are_mindformers(source.entries)
+
+
+NAMINGS = {  # the first that matches is used; what none knows is reported as no GPT-2 by the last
+    "checkpoint": Naming(_is_ours, CheckpointWeights),
+    "hugging_face": Naming(lambda source: True, MindFormersView),
+}
+
+
+def naming_of(source: TensorSource) -> str:
+    """The key of `NAMINGS` by which the tensors of a source are named."""
+    return next(kind for kind, naming in NAMINGS.items() if naming.matches(source))
 
 
 @dataclass(frozen=True)
@@ -79,13 +96,13 @@ class Weights:
     """Opened weights under our names, not yet read.
 
     Attributes:
-        kind: the format they are stored in.
+        kind: how they are named where they are stored: a key of `NAMINGS`.
         config: the config that lies with them, or None.
         source: `.path`, `.entries` (name -> shape, dtype), `.skipped` (name -> rule), `.read(name)`.
-        notes: sentences for the person about what was left out, or not as expected, to be said by whoever loads them.
+        notes: sentences for the user about what was skipped or unexpected.
     """
 
-    kind: Literal["hugging_face", "checkpoint"]
+    kind: str
     config: GPT2Config | None
     source: MindFormersView | CheckpointWeights
     notes: tuple[str, ...] = ()
@@ -93,128 +110,30 @@ class Weights:
 
 def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weights:
     """Open a Hugging Face folder or file, our folder (`config.json` and `model.ckpt`), a `.ckpt` beside its config,
-    safetensors under MindFormers' names, or the folder `checkpoint` of a parallel run, whose slices are put together.
+    safetensors under MindFormers' names, or the sharded folder `checkpoint` of a parallel run.
 
     The config of `x.ckpt` is `x.config.json` or else `config.json` in its folder; that of a Hugging Face file is
-    `config.json` in its folder; that of slices lies beside rank 0's.
+    `config.json` in its folder; that of shards lies beside rank 0's.
 
     Args:
         path: of the weights.
-        strategy: file or folder that tells how slices belong together; None: the folder `strategy` beside `path`.
-
-    Raises UserError if there are no weights, if a folder holds two kinds of them, or if they are broken.
-    """
-    path = Path(path)
-    if path.is_dir() and (holds_slices(path) if strategy is None else rank_folders(path)):
-        return _checkpoint(SlicedCheckpoint(path, Path(strategy) if strategy else None))
-    if path.is_dir():
-        path = _weights_file(path)
-    if path.suffix == ".ckpt" and not is_torch_file(path):
-        return _checkpoint(path)
-    refuse_slice(path)
-    stored = open_hugging_face(path)
-    if are_mindformers(stored.entries):
-        return _checkpoint(stored)
-    return _opened("hugging_face", MindFormersView(stored))
-
-
-def _checkpoint(checkpoint: Path | TensorSource) -> Weights:
-    return _opened("checkpoint", CheckpointWeights(checkpoint))
-
-
-def _opened(kind: Literal["hugging_face", "checkpoint"], source: MindFormersView | CheckpointWeights) -> Weights:
-    config, notes = None, [*getattr(source, "notes", ())]
-    if file := config_beside(source.path):
-        config, of_config = read_config(file)
-        notes += of_config
-    return Weights(kind, config, source, tuple(notes))
-
-
-def _weights_file(folder: Path) -> Path:
-    """The file of weights in `folder`."""
-    hugging_face, checkpoint = weights_in(folder), folder / CHECKPOINT_NAME
-    if hugging_face is None and not checkpoint.exists():
-        others = [file.name for file in checkpoint_files(folder)]
-        found = f" Found {', '.join(others)}: name the file you mean." if others else ""
-        raise UserError(
-            f"{folder}: no weights in this folder. Looked for {', '.join((*WEIGHT_NAMES, CHECKPOINT_NAME))}.{found}"
-        )
-    if hugging_face is not None and checkpoint.exists():
-        raise UserError(f"{folder}: holds both {hugging_face.name} and {CHECKPOINT_NAME}. Name the file you mean.")
-    return hugging_face or checkpoint
-
-
-def find_weights(named: str | Path) -> Path:
-    """The file or folder of weights that a person names: itself, the newest checkpoint of a run's folder, or for a bare
-    name what MindFormers downloaded under it, `./checkpoint_download/gpt2/<name>.ckpt`. Nothing is downloaded.
+        strategy: strategy file or folder of shards; None: the folder `strategy` beside `path`.
 
     Raises:
-        UserError: there is nothing of that name; the message says what to do.
+        UserError: there are no weights, a folder holds two kinds of them, they are broken, or not a GPT-2's.
     """
-    path = Path(named)
-    if path.is_dir():
-        return newest_in(path)
-    if path.exists():
-        return path
-    downloaded = DOWNLOADS / f"{named}.ckpt"
-    if downloaded.exists():
-        return downloaded
-    if not is_model_name(named):
-        raise UserError(f"there is no file or folder {named} (looked from {Path.cwd()})")
-    raise UserError(
-        f"{named} is a model name, and there is no {downloaded}. mindgpt downloads nothing: put the file there, or "
-        "name a file or folder of your own. convert_weight.py makes a .ckpt of Hugging Face weights."
-    )
-
-
-def is_model_name(named: str | Path) -> bool:
-    """Whether something that is not there was meant as a model's name rather than as a path."""
-    return "/" not in str(named) and not str(named).endswith((".ckpt", ".bin", ".safetensors"))
-
-
-def preset_of(named: str | Path) -> GPT2Config | None:
-    """The config of a bare model name that is a preset, such as "gpt2"; None for a path."""
-    return None if Path(named).exists() or str(named) not in PRESETS else GPT2Config.from_pretrained(named)
-
-
-def newest_in(folder: Path) -> Path:
-    """`folder` itself if it holds a model, or the slices of one that was cut over cards; the newest checkpoint if it is
-    a run's checkpoint folder, of which a line tells."""
-    if holds_slices(folder):
-        return folder
-    ranks = folder / "rank_0"
-    candidates = ranks if ranks.is_dir() else folder
-    found = checkpoints_in(candidates)
-    if not found:
-        return _only_file_in(candidates) or folder
-    newest, of_last_run = found[-1], files_of_last_run(candidates)
-    others = len(found) - len(of_last_run) if of_last_run else 0
-    earlier = f", of the last run; {others} of earlier runs are there too" if others else ""
-    say(f"weights: the newest in {candidates} is {newest.name}{earlier}")
-    written_last = max(checkpoint_files(candidates), key=lambda file: file.stat().st_mtime_ns)
-    if not of_last_run and written_last != newest:
-        say(f"note: {written_last.name} was written later; if it is of a later run, name it with --load_checkpoint")
-    return newest
-
-
-def _only_file_in(folder: Path) -> Path | None:
-    """The one checkpoint in a folder, whatever it is called, if nothing else there can be meant."""
-    files = checkpoint_files(folder)
-    if len(files) != 1 or (folder / CHECKPOINT_NAME).exists() or weights_in(folder):
-        return None
-    say(f"weights: {files[0]}")
-    return files[0]
-
-
-def own_config(checkpoint: Path) -> Path:
-    """Where the config of `x.ckpt` lies if `config.json` beside it is another model's: `x.config.json`."""
-    return checkpoint.with_suffix("." + CONFIG_FILE)
-
-
-def config_beside(weights: Path) -> Path | None:
-    """The config file that belongs to a file of weights, or None."""
-    candidates = [own_config(weights)] if weights.suffix == ".ckpt" else []
-    return next((file for file in (*candidates, weights.with_name(CONFIG_FILE)) if file.exists()), None)
+    path = Path(path)
+    if strategy is not None and rank_folders(path):
+        stored = ShardedCheckpoint(path, Path(strategy))
+    else:
+        stored = open_source(path)
+    kind = naming_of(stored)
+    source = NAMINGS[kind].view(stored)
+    config, notes = None, [*getattr(source, "notes", ())]
+    if file := config_beside(source.path):
+        config, config_notes = read_config(file)
+        notes += config_notes
+    return Weights(kind, config, source, tuple(notes))
 
 
 @dataclass
@@ -229,10 +148,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"{self.path}: {len(self.loaded)} parameters loaded"]
-        for rule in sorted(set(self.skipped.values())):
-            parts.append(f"{list(self.skipped.values()).count(rule)} skipped ({rule})")
-        for old, new in sorted(set(self.casts.values())):
-            parts.append(f"{list(self.casts.values()).count((old, new))} cast from {old} to {new}")
+        parts += [f"{count} skipped ({rule})" for rule, count in sorted(Counter(self.skipped.values()).items())]
+        casts = sorted(Counter(self.casts.values()).items())
+        parts += [f"{count} cast from {old} to {new}" for (old, new), count in casts]
         if self.not_in_file:
             parts.append(f"not in the file: {', '.join(self.not_in_file)}")
         return "; ".join(parts)
@@ -241,7 +159,7 @@ class LoadReport:
 def load_weights(
     model: "nn.Cell | Mapping[str, Parameter]", weights: Weights | TensorSource, may_be_missing: Iterable[str] = ()
 ) -> LoadReport:
-    """Set the parameters of `model` from `weights`; each is cast to the dtype it has in the model.
+    """Set the parameters of `model` from `weights`, cast to the dtypes of the model.
 
     All names and shapes are checked before the first parameter changes.
 
@@ -252,8 +170,8 @@ def load_weights(
             such as LoRA factors or a new classification head.
 
     Raises:
-        UserError: lists the parameters the file lacks, the names it has left over and those of another shape, with both
-            shapes; or names a tensor whose values overflow in the model's dtype.
+        UserError: names or shapes do not fit; all are listed, with both shapes. Or the values of a tensor overflow in
+            the model's dtype.
     """
     from mindspore import Tensor
 
@@ -278,13 +196,6 @@ def load_weights(
         if held != wanted:
             report.casts[name] = (held, wanted)
     return report
-
-
-def load_checkpoint_strict(
-    model: "nn.Cell | Mapping[str, Parameter]", path: str | Path, may_be_missing: Iterable[str] = ()
-) -> LoadReport:
-    """`load_weights` from a `.ckpt` of mindgpt or MindFormers, skipping what `SKIP_RULES` name."""
-    return load_weights(model, CheckpointWeights(path), may_be_missing)
 
 
 def _check_match(parameters: "Mapping[str, Parameter]", source: TensorSource, report: LoadReport) -> None:
@@ -313,14 +224,17 @@ def dtype_name(tensor: "Tensor") -> str:
 def save_checkpoint(
     path: str | Path, parameters: "nn.Cell | Mapping[str, Parameter | Tensor | np.ndarray | int | float | bool | str]"
 ) -> None:
-    """Write a `.ckpt` that mindgpt, MindFormers and `mindspore.load_checkpoint` read; it appears when it is whole.
+    """Write a `.ckpt`, whole or not at all, that mindgpt, MindFormers and `mindspore.load_checkpoint` read.
+
+    Tensors are fetched from the device one at a time.
 
     Args:
         path: the file; its folder is created.
-        parameters: a cell (its parameters under their names), or name -> value. Numbers are stored as MindSpore's
-            `append_dict` stores them: int64, float32 or bool scalars.
+        parameters: a cell, or name -> value. Numbers are stored as MindSpore's `append_dict` stores them: int64,
+            float32 or bool scalars.
 
-    Tensors are fetched from the device one at a time. Raises UserError if the file cannot be written.
+    Raises:
+        UserError: the file cannot be written.
     """
     values = parameters if isinstance(parameters, Mapping) else parameters.parameters_dict()
     write_checkpoint(path, ((name, _storable(value)) for name, value in values.items()))
@@ -331,5 +245,5 @@ def _storable(value: "Parameter | Tensor | np.ndarray | int | float | bool | str
         return value
     if isinstance(value, (bool, int, float)):
         return np.array(value, np.float32 if isinstance(value, float) else None)
-    # A parameter made by `initializer` may not have been given its memory yet.
+    # A parameter made by `initializer` may not have its memory yet.
     return (value.init_data() if value.has_init else value).asnumpy()

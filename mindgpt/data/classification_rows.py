@@ -1,6 +1,6 @@
-"""Labelled texts to MindRecord rows for classification: tokens without padding, and the label's number.
+"""Writes labelled texts as MindRecord rows for classification: tokens without padding, and the label's index.
 
-A row is as long as its text. Padding, to the longest of a few lengths, is for the one who reads (`data/buckets.py`).
+A row is as long as its text; `data/buckets.py` pads rows when it reads them.
 """
 
 import os
@@ -13,11 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.blocks import Tokenizer, batches, vocabulary_metadata
+from mindgpt.data.blocks import batches, vocabulary_metadata
 from mindgpt.data.json_values import OnBad
 from mindgpt.data.labelled_text import (
-    Example,
-    Layout,
+    FileLayout,
+    LabelledText,
     label_names_in,
     label_number,
     no_label,
@@ -27,21 +27,22 @@ from mindgpt.data.labelled_text import (
 from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.data.records import BadRecords, refuse_with_hint
 from mindgpt.io.files import PathLike, read_lines
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 RECIPE = "classification"
 
 
 @dataclass
-class Summary:
-    """What was read and written."""
+class RowsSummary:
+    """Counts of what was read and written."""
 
     label_names: tuple[str, ...]
     max_length: int
     rows: Counter[int] = field(default_factory=Counter)  # label -> rows
     tokens: int = 0
     longest: int = 0
-    cut: int = 0
+    truncated: int = 0
     empty: int = 0
     seconds: float = 0.0
     files: list[str] = field(default_factory=list)
@@ -55,10 +56,11 @@ class Summary:
         )
 
     def warnings(self) -> Iterator[str]:
-        """What the person should know of rows that were not kept as they are."""
-        if self.cut:
+        """Sentences about rows that were truncated or left out, and labels without rows."""
+        if self.truncated:
             yield (
-                f"{self.cut} rows had more than {self.max_length} tokens and were cut; the longest had {self.longest}. "
+                f"{self.truncated} rows had more than {self.max_length} tokens and were truncated; the longest had "
+                f"{self.longest}. "
                 "--max_length keeps more"
             )
         if self.empty:
@@ -70,8 +72,8 @@ class Summary:
 
 def write_classification(
     file: PathLike,
-    layout: Layout,
-    tokenizer: Tokenizer,
+    layout: FileLayout,
+    tokenizer: BaseTokenizer,
     output_file: PathLike,
     *,
     max_length: int,
@@ -80,29 +82,32 @@ def write_classification(
     num_splits: int = 1,
     overwrite: bool = False,
     show_progress: bool = True,
-) -> Summary:
-    """Tokenise the texts of `file` and write them with their labels' numbers.
+) -> RowsSummary:
+    """Tokenise the texts of `file` and write them with the indices of their labels.
 
     Args:
         file: see `labelled_text.read_examples`.
-        layout: how it holds texts and labels.
-        max_length: tokens of a row at most; longer texts lose their end, and are counted.
-        skip_empty: leave out rows with an empty text, and count them, instead of refusing the file.
-        bad: counts the rows that cannot be used and are left out; None: they are refused.
-        num_splits: how many MindRecord files to spread the rows over, in turn.
-        overwrite: replace what is there.
-        show_progress: show a bar, if standard error is a terminal.
+        layout: which columns hold texts and labels.
+        tokenizer: encodes the texts.
+        output_file: see `MindRecordWriter`.
+        max_length: maximum tokens of a row; longer texts are truncated, and counted.
+        skip_empty: skip and count rows with an empty text, instead of raising an error.
+        bad: counts bad rows, which are skipped; None: they are errors.
+        num_splits: number of MindRecord files to distribute the rows over, in turn.
+        overwrite: replace existing files.
+        show_progress: show a progress bar, if standard error is a terminal.
 
     Raises:
-        UserError: anything wrong with a row (with file and line), no rows, a label unknown, or nothing can be written.
+        UserError: a row is bad (with file and line) or its label unknown, there are no rows, or a file cannot be
+            written.
     """
     started = time.monotonic()
     if max_length < 1:
         raise UserError(f"max_length must be at least 1; it is {max_length}.")
     on_bad = bad or refuse_with_hint
-    # The labels are found by a reading of their own, so that bad rows are counted once.
+    # Labels are found in a separate pass, whose bad rows are not counted.
     names = layout.label_names or label_names_in(file, layout, skip_empty, BadRecords() if bad else on_bad)
-    summary = Summary(names, max_length)
+    summary = RowsSummary(names, max_length)
     metadata = {
         "recipe": RECIPE,
         "max_length": max_length,
@@ -126,7 +131,7 @@ def write_classification(
 
 
 def read_label_names(file: PathLike) -> list[str]:
-    """A file's lines as names of labels, in that order.
+    """The lines of a file as label names, in order.
 
     Raises:
         UserError: there is none, or a line is empty.
@@ -139,7 +144,7 @@ def read_label_names(file: PathLike) -> list[str]:
     return names
 
 
-def _counted(examples: Iterable[Example], total_bytes: int, show_progress: bool) -> Iterator[Example]:
+def _counted(examples: Iterable[LabelledText], total_bytes: int, show_progress: bool) -> Iterator[LabelledText]:
     disable = None if show_progress else True
     with tqdm(total=total_bytes, unit="B", unit_scale=True, desc="tokenising", disable=disable) as progress:
         for example in examples:
@@ -148,9 +153,14 @@ def _counted(examples: Iterable[Example], total_bytes: int, show_progress: bool)
 
 
 def _numbered(
-    examples: Iterable[Example], layout: Layout, file: PathLike, skip_empty: bool, summary: Summary, on_bad: OnBad
-) -> Iterator[tuple[Example, int]]:
-    """The rows that can be used, with the numbers of their labels."""
+    examples: Iterable[LabelledText],
+    layout: FileLayout,
+    file: PathLike,
+    skip_empty: bool,
+    summary: RowsSummary,
+    on_bad: OnBad,
+) -> Iterator[tuple[LabelledText, int]]:
+    """The valid rows, with the indices of their labels."""
     for example in examples:
         try:
             if not example.text and skip_empty:
@@ -168,7 +178,7 @@ def _numbered(
 
 
 def _rows(
-    numbered: Sequence[tuple[Example, int]], tokenizer: Tokenizer, file: PathLike, summary: Summary
+    numbered: Sequence[tuple[LabelledText, int]], tokenizer: BaseTokenizer, file: PathLike, summary: RowsSummary
 ) -> dict[str, list[np.ndarray]]:
     """int32 arrays of one dimension: the ids of a text, as many ones, and its label."""
     batch, numbers = [example for example, _ in numbered], [number for _, number in numbered]
@@ -178,8 +188,8 @@ def _rows(
             raise UserError(f"{file}:{example.line}: the tokenizer makes no token of this text.")
     summary.longest = max(summary.longest, *map(len, rows))
     too_long = [place for place, row in enumerate(rows) if len(row) > summary.max_length]
-    summary.cut += len(too_long)
-    for place in too_long:  # anew, since an end-of-text token that the tokenizer adds stays at the end
+    summary.truncated += len(too_long)
+    for place in too_long:  # again, so that an end-of-text token that the tokenizer adds stays at the end
         rows[place] = tokenizer.encode_batch([batch[place].text], summary.max_length, add_special_tokens=True)[0]
     ids = [np.asarray(row, np.int32) for row in rows]
     summary.rows.update(numbers)

@@ -1,4 +1,4 @@
-"""Instruction data: records in one of several formats to examples, a prompt and the response that is to be learnt."""
+"""Instruction data: reads prompts and responses from records in several formats."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,16 +13,16 @@ from mindgpt.data.records import BadRecords, Record, kind_by_name, listed, read_
 from mindgpt.io.files import PathLike, read_json
 
 
-class Example(NamedTuple):
-    """`prompt` is read only, `response` is learnt. An empty prompt means plain text, learnt from its beginning."""
+class Instruction(NamedTuple):
+    """A prompt and the response to learn. With an empty prompt, the response is plain text."""
 
     prompt: str
     response: str
 
 
 @dataclass(frozen=True)
-class Format:
-    """Which keys a record has. `response_optional`: a record without one is plain text, to be continued."""
+class RecordFormat:
+    """The keys of a record. `response_optional`: the prompt of a record without response is plain text to learn."""
 
     prompt: str
     response: str
@@ -36,21 +36,21 @@ class Format:
 
 
 FORMATS = {
-    "alpaca": Format("instruction", "output", input="input"),
-    "dolly": Format("instruction", "response", input="context"),
-    "prompt_response": Format("prompt", "response"),
-    "prompt_completion": Format("prompt", "completion"),
-    "src_tgt": Format("src_txt", "tgt_txt", response_optional=True),  # ModelScope's
+    "alpaca": RecordFormat("instruction", "output", input="input"),
+    "dolly": RecordFormat("instruction", "response", input="context"),
+    "prompt_response": RecordFormat("prompt", "response"),
+    "prompt_completion": RecordFormat("prompt", "completion"),
+    "src_tgt": RecordFormat("src_txt", "tgt_txt", response_optional=True),  # ModelScope's
 }
 _INPUTS = {layout.input for layout in FORMATS.values() if layout.input}
 
 
 def format_with_keys(
     name: str | None, prompt: str | None = None, response: str | None = None, input: str | None = None
-) -> Format | None:
-    """The format of that name with other keys in place of its own; None if nothing is given.
+) -> RecordFormat | None:
+    """The format of that name, with the given keys in place of its own; None if no argument is given.
 
-    Without a name, `prompt` and `response` are both needed; with an `input`, prompts are worded as those of alpaca.
+    Without a name, `prompt` and `response` are required; with an `input`, prompts use the templates of alpaca.
 
     Raises:
         UserError: a key is missing, or two are the same.
@@ -63,7 +63,7 @@ def format_with_keys(
         raise UserError(
             "--prompt_key and --response_key are needed both, unless --format names the format whose keys they replace."
         )
-    layout = replace(FORMATS[name], **keys) if name else Format(**keys)
+    layout = replace(FORMATS[name], **keys) if name else RecordFormat(**keys)
     used = [key for key in (layout.prompt, layout.response, layout.input) if key is not None]
     if len(set(used)) < len(used):
         raise UserError(f"--prompt_key, --response_key and --input_key must differ; they are {listed(used)}.")
@@ -72,44 +72,44 @@ def format_with_keys(
 
 # ---- templates -------------------------------------------------------------------------------------------------------
 
-_PLACE = re.compile(r"\{(\w+)\}")
-_PLACES = {  # which prompts a template file may hold, and the places that each must have
+_FIELD = re.compile(r"\{(\w+)\}")
+_FIELDS = {  # the templates of a template file, and the fields that each must have
     "prompt_input": {"instruction", "input"},
     "prompt_no_input": {"instruction"},
     "prompt": {"prompt"},
 }
-_WITHOUT_EFFECT = {"description", "response_split"}  # of the template files of Alpaca-LoRA
+_IGNORED_KEYS = {"description", "response_split"}  # in template files of Alpaca-LoRA
 
 TEMPLATES = {
     "prompt_input": "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
     "prompt_no_input": "### Instruction:\n{instruction}\n\n### Response:\n",
     "prompt": "{prompt}",
 }
-"""How a prompt is worded unless a template file says otherwise; the response follows at once."""
+"""The default templates of prompts; the response follows directly."""
 
 
 def read_templates(path: PathLike) -> dict[str, str]:
-    """The prompts of a JSON file, as Alpaca-LoRA has them: `prompt_input` and `prompt_no_input` with the places
-    {instruction} and {input}, or `prompt` with the place {prompt}.
+    """The templates in a JSON file, as in Alpaca-LoRA: `prompt_input` and `prompt_no_input` with the fields
+    {instruction} and {input}, or `prompt` with the field {prompt}.
 
     Raises:
-        UserError: the file cannot be read, or a prompt in it is unknown or has not just its places.
+        UserError: the file cannot be read, or a template is unknown or has other fields.
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: should hold a JSON object with {', '.join(_PLACES)}.")
-    templates = {key: value for key, value in content.items() if key not in _WITHOUT_EFFECT}
+        raise UserError(f"{path}: should hold a JSON object with {', '.join(_FIELDS)}.")
+    templates = {key: value for key, value in content.items() if key not in _IGNORED_KEYS}
     for key, text in templates.items():
-        if key not in _PLACES:
-            raise UserError(f"{path}: {key} is unknown; {nearest(key, _PLACES)}")
-        if not isinstance(text, str) or set(_PLACE.findall(text)) != _PLACES[key]:
-            places = " and ".join(f"{{{place}}}" for place in sorted(_PLACES[key]))
-            raise UserError(f"{path}: {key} must be a text with {places} in it, and no other {{place}}.")
+        if key not in _FIELDS:
+            raise UserError(f"{path}: {key} is unknown; {nearest(key, _FIELDS)}")
+        if not isinstance(text, str) or set(_FIELD.findall(text)) != _FIELDS[key]:
+            fields = " and ".join(f"{{{field}}}" for field in sorted(_FIELDS[key]))
+            raise UserError(f"{path}: {key} must be a text with {fields} in it, and no other {{field}}.")
     return templates
 
 
 def _fill(template: str, fields: dict[str, str]) -> str:
-    return _PLACE.sub(lambda place: fields[place[1]], template)
+    return _FIELD.sub(lambda field: fields[field[1]], template)
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------
@@ -120,22 +120,22 @@ class ExampleReader:
 
     Args:
         files: .json, .jsonl, .ndjson, .csv or .tsv.
-        layout: the keys of a record; None: one of `FORMATS`, told by the keys of each file's first record.
+        layout: the keys of a record; None: one of `FORMATS`, by the keys of each file's first record.
         templates: as `TEMPLATES`.
-        on_bad: gets the error of a record that makes no example; raises it, or lets the record be left out.
+        on_bad: gets the error of a bad record; raises it, or lets the record be skipped.
 
     Attributes:
         unused: keys of records that had no effect, such as an id.
-        empty: counts the records without a response, which make no example.
+        empty: counts the records without a response, which are skipped.
 
     Raises (when iterated):
-        UserError: a file cannot be read; its keys tell no format; its format has no template; or by `on_bad`.
+        UserError: a file cannot be read, its keys fit no format, its format has no template; or by `on_bad`.
     """
 
     def __init__(
         self,
         files: Iterable[Path],
-        layout: Format | None = None,
+        layout: RecordFormat | None = None,
         templates: dict[str, str] = TEMPLATES,
         on_bad: OnBad = refuse,
     ):
@@ -143,7 +143,7 @@ class ExampleReader:
         self.unused: set[str] = set()
         self.empty = BadRecords()
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[Instruction]:
         found = False
         for example in self._examples():
             found = True
@@ -151,7 +151,7 @@ class ExampleReader:
         if self.empty.count and not found:
             raise UserError(f"There is no example: {self.empty.count} record(s) have no response: {self.empty.first}")
 
-    def _examples(self) -> Iterator[Example]:
+    def _examples(self) -> Iterator[Instruction]:
         for file in self.files:
             layout = self.layout
             for record in read_records(file, self.on_bad):
@@ -169,23 +169,23 @@ class ExampleReader:
                 else:  # 28 of the 52,002 in alpaca_data.json
                     self.empty(UserError(f"{record.place}: '{layout.response}' is empty."))
 
-    def _check_templates(self, layout: Format, file: Path) -> None:
+    def _check_templates(self, layout: RecordFormat, file: Path) -> None:
         needed = ("prompt_input", "prompt_no_input") if layout.input else ("prompt",)
         missing = [key for key in needed if key not in self.templates]
         if missing:
             raise UserError(f"--template: {file} needs {' and '.join(missing)}; there is {', '.join(self.templates)}.")
 
-    def _example(self, record: Record, layout: Format) -> Example:
+    def _example(self, record: Record, layout: RecordFormat) -> Instruction:
         prompt = _filled_text(record, layout.prompt)
         if layout.response_optional and record.fields.get(layout.response) in (None, ""):
-            return Example("", prompt)
+            return Instruction("", prompt)
         missing = record.fields.get(layout.response, "") is None
         response = "" if missing else text_of(record, layout.response)
         if layout.input is None:
-            return Example(_fill(self.templates["prompt"], {"prompt": prompt}), response)
+            return Instruction(_fill(self.templates["prompt"], {"prompt": prompt}), response)
         given = "" if record.fields.get(layout.input) is None else text_of(record, layout.input)
         template = self.templates["prompt_input" if given.strip() else "prompt_no_input"]
-        return Example(_fill(template, {"instruction": prompt, "input": given}), response)
+        return Instruction(_fill(template, {"instruction": prompt, "input": given}), response)
 
 
 def _filled_text(record: Record, key: str) -> str:
@@ -196,7 +196,7 @@ def _filled_text(record: Record, key: str) -> str:
 
 
 def format_of(record: Record, file: Path) -> str:
-    """The name of the format whose keys a file's first record has.
+    """The name of the format that the keys of a file's first record fit.
 
     Raises:
         UserError: there is none, or more than one.
@@ -215,7 +215,7 @@ def format_of(record: Record, file: Path) -> str:
     raise UserError(f"{place}: the keys {found} {problem}.")
 
 
-def _fits(layout: Format, keys: set[str]) -> bool:
-    """Whether keys are those of a format. The input of another format is none of them: it would be lost."""
+def _fits(layout: RecordFormat, keys: set[str]) -> bool:
+    """Whether keys fit a format. The input key of another format does not fit: it would be lost."""
     foreign = (_INPUTS - {layout.input}) & keys if layout.input not in keys and layout.input else set()
     return layout.prompt in keys and (layout.response in keys or layout.response_optional) and not foreign

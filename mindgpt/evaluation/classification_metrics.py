@@ -1,4 +1,4 @@
-"""How well a classifier does: accuracy, F1, Matthews correlation, all from one confusion matrix."""
+"""Metrics of a classifier: accuracy, F1 and Matthews correlation, from a confusion matrix."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
 
 
 class ClassificationCell(nn.Cell):
-    """What `mindspore.train.Model` evaluates: a batch of rows -> their logits and their labels."""
+    """The evaluation network of `mindspore.train.Model`: a batch of rows -> logits and labels."""
 
     def __init__(self, network: GPT2ForSequenceClassification):
         super().__init__(auto_prefix=False)
@@ -25,10 +25,10 @@ class ClassificationCell(nn.Cell):
 
 
 class ClassificationMetric(Metric):
-    """Counts which label was given to rows of which label; rows labelled -100 do not count.
+    """Counts labels and predictions in a confusion matrix; rows with the label -100 do not count.
 
     Args:
-        num_labels: how many labels there are.
+        num_labels: number of labels.
     """
 
     def __init__(self, num_labels: int):
@@ -42,7 +42,7 @@ class ClassificationMetric(Metric):
         self._loss = 0.0
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits, (B, C), and labels, (B,), as `ClassificationCell` returns them."""
+        """Add a batch: logits (B, C) and labels (B,), from `ClassificationCell`."""
         logits, labels = logits.asnumpy().astype(np.float64), labels.asnumpy().reshape(-1)
         logits, labels = logits[labels != IGNORED_LABEL], labels[labels != IGNORED_LABEL]
         np.add.at(self.confusion, (labels, logits.argmax(-1)), 1)
@@ -51,11 +51,11 @@ class ClassificationMetric(Metric):
         self._loss += float((log_normaliser - logits[np.arange(len(labels)), labels]).sum())
 
     def state(self) -> list[Any]:
-        """All that was counted so far, for `restore`; JSON can hold it."""
+        """The counts so far, for `restore`, as JSON values."""
         return [self.confusion.tolist(), self._loss]
 
     def restore(self, states: Sequence[Sequence[Any]]) -> None:
-        """Take what several metrics have counted for one's own."""
+        """Replace the counts by the sum of the `state` of several metrics."""
         self.confusion = np.sum([confusion for confusion, _ in states], 0, dtype=np.int64)
         self._loss = sum(loss for _, loss in states)
 
@@ -89,13 +89,13 @@ def scores(confusion: np.ndarray) -> dict[str, float]:
 
 
 def accuracy(confusion: np.ndarray) -> float:
-    """The share of rows that were given their label."""
+    """The share of correct predictions. confusion: (C, C) counts, [label, prediction]."""
     return float(np.trace(confusion) / confusion.sum())
 
 
 def f1_of_labels(confusion: np.ndarray) -> np.ndarray:
     """(C,): 2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall; 0 for a label that never occurs and
-    is never given (van Rijsbergen 1979; as scikit-learn's `f1_score` with `zero_division=0`)."""
+    is never predicted (van Rijsbergen 1979; as scikit-learn's `f1_score` with `zero_division=0`)."""
     hits = np.diag(confusion).astype(np.float64)
     occurring = confusion.sum(0) + confusion.sum(1)  # TP + FP + TP + FN
     return np.divide(2.0 * hits, occurring, out=np.zeros_like(hits), where=occurring > 0)

@@ -1,4 +1,4 @@
-"""Perplexity: e to the mean negative log-likelihood of a token."""
+"""Perplexity: exp of the mean negative log-likelihood per token."""
 
 import math
 from collections.abc import Sequence
@@ -31,10 +31,10 @@ class PerplexityCell(nn.Cell):
 
 
 class PerplexityMetric(Metric):
-    """Loss and perplexity over a data set, each predicted token counted once.
+    """Loss and perplexity over a data set, averaged over all predicted tokens.
 
-    MindFormers 1.5 gave every batch the same weight, a short last one too; for its published numbers `batch_means`
-    computes the mean of batch means instead.
+    With `batch_means`, the mean of batch means instead: MindFormers 1.5 gave every batch the same weight, also a short
+    last one, and its published numbers were computed so.
     """
 
     def __init__(self, batch_means: bool = False):
@@ -47,15 +47,15 @@ class PerplexityMetric(Metric):
         self._batches: list[tuple[float, int]] = []
 
     def update(self, total: Tensor, count: Tensor) -> None:
-        """Add a batch: its summed loss and its number of predicted tokens, as `PerplexityCell` returns them."""
+        """Add a batch: summed loss and number of predicted tokens (scalars), from `PerplexityCell`."""
         self._batches.append((float(total.asnumpy()), int(count.asnumpy())))
 
     def state(self) -> list[tuple[float, int]]:
-        """All batches so far, for `restore`; JSON can hold it."""
+        """All batches so far, for `restore`, as JSON values."""
         return self._batches
 
     def restore(self, states: Sequence[Sequence[Sequence[float]]]) -> None:
-        """Take what several metrics have counted for one's own, in their order."""
+        """Replace the batches by those of the `state` of several metrics, in order."""
         self._batches = [(float(total), int(count)) for state in states for total, count in state]
 
     @property
@@ -64,7 +64,7 @@ class PerplexityMetric(Metric):
         return sum(count for _, count in self._batches)
 
     def eval(self) -> dict[str, float]:
-        """`loss`, in nats per token, and `PPL` = e^loss; infinite where that is beyond float64.
+        """`loss`, in nats per token, and `PPL` = exp(loss), infinite if that overflows float64.
 
         Raises:
             RuntimeError: no token was predicted.
@@ -76,7 +76,7 @@ class PerplexityMetric(Metric):
         return _loss_and_perplexity(sum(means) / len(means))
 
     def token_weighted(self) -> dict[str, float]:
-        """As `eval`, each token counted once whatever `batch_means` says."""
+        """As `eval` without `batch_means`."""
         self._check_anything_counted()
         return _loss_and_perplexity(sum(total for total, count in self._batches if count) / self.tokens)
 

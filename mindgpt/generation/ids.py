@@ -16,6 +16,8 @@ from mindgpt.generation.streaming import StopStrings, TextStreamer
 from mindgpt.generation.text_generation import stop_check
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import load_tokenizer
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 BESIDE_SETTINGS = ("input_ids", "attention_mask", "streamer", "tokenizer", "pad_token_id")
 
@@ -103,11 +105,11 @@ def _tokenizer_for_stop_strings(tokenizer: Any) -> GPT2Tokenizer:
     if tokenizer is None:
         raise UserError("generation: stop_strings: give the tokenizer=, too: they are texts, and these are ids")
     if isinstance(tokenizer, (str, Path)):
-        return GPT2Tokenizer.from_pretrained(tokenizer)
-    if not isinstance(tokenizer, GPT2Tokenizer):
+        return load_tokenizer(tokenizer)
+    if not isinstance(tokenizer, BaseTokenizer):
         raise UserError(
             f"tokenizer: must be a mindgpt.GPT2Tokenizer or its folder, not a {type(tokenizer).__name__}; "
-            "GPT2Tokenizer.from_pretrained opens what others have saved"
+            "load_tokenizer opens what others have saved"
         )
     return tokenizer
 

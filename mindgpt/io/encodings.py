@@ -1,4 +1,4 @@
-"""What a file that is not UTF-8 text probably is: UTF-16, a national encoding, a compressed file; and the way out."""
+"""Guesses what a file is that is not UTF-8 text: UTF-16, a national encoding, compressed; and how to convert it."""
 
 import os
 import shlex
@@ -6,10 +6,10 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-HEAD = 4096  # bytes of a file's beginning that `not_text` looks at
-SAMPLE = 1 << 16  # bytes that are enough to tell an encoding by
+HEAD = 4096  # bytes at the beginning of a file, for `not_text`
+SAMPLE = 1 << 16  # bytes that suffice to recognise an encoding
 
-# Beginnings of files that are no text, and what to do with such a file.
+# First bytes of files that are not text, and what to do with such a file.
 _SIGNATURES = {
     b"\x1f\x8b": "it is compressed with gzip; unpack it first, with gunzip",
     b"\x28\xb5\x2f\xfd": "it is compressed with Zstandard; unpack it first, with unzstd",
@@ -22,16 +22,16 @@ _SIGNATURES = {
     b"ARROW1\x00": "it is an Arrow file; export it as JSON lines",
     b"%PDF-": "it is a PDF; export its text",
 }
-# A mark at the beginning; that of UTF-32 first, since it begins with that of UTF-16.
+# Byte order marks; UTF-32 first, since its mark begins with that of UTF-16.
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_MANY_ZEROS = 0.25  # ASCII in UTF-16 is zeros by half; UTF-8 text has none
+_MANY_ZEROS = 0.25  # half of ASCII text in UTF-16 is zeros; UTF-8 text has none
 
 
 def not_text(path: str | os.PathLike[str], head: bytes) -> str | None:
-    """Why a file that begins with `head` is no UTF-8 text, as far as its beginning shows it; None if it does not."""
+    """Why a file that begins with `head` is not UTF-8 text; None if its beginning may be."""
     for signature, reason in _SIGNATURES.items():
         if head.startswith(signature):
-            return f"{path} is no text: {reason}."
+            return f"{path} is not text: {reason}."
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
             name = encoding + (' (in Windows Notepad: "Unicode")' if encoding == "UTF-16" else "")
@@ -41,11 +41,11 @@ def not_text(path: str | os.PathLike[str], head: bytes) -> str | None:
     for encoding, zeros, others in (("UTF-16LE", head[1::2], head[::2]), ("UTF-16BE", head[::2], head[1::2])):
         if zeros.count(0) > 0.9 * len(zeros) and others.count(0) < 0.1 * len(others):
             return f"{path}: not UTF-8: it seems to be {encoding}. {_convert(path, encoding)}"
-    return f"{path} is no text: {head.count(0)} of its first {len(head)} bytes are zeros."
+    return f"{path} is not text: {head.count(0)} of its first {len(head)} bytes are zeros."
 
 
 def conversion_hint(path: str | os.PathLike[str], sample: bytes) -> str:
-    """How to convert a file to UTF-8 of which `sample` is a part that is not UTF-8."""
+    """How to convert a file to UTF-8; `sample` is a part of it that is not UTF-8."""
     scores = {encoding: score(sample) for encoding, score in _SCORES.items()}
     likeliest = max(scores, key=scores.get)
     if scores[likeliest] < 0.8:
@@ -65,7 +65,7 @@ _LAST_PUNCTUATION = 0xA3  # lead byte of punctuation and full-width forms
 
 
 def _decoded(sample: bytes, encoding: str) -> str | None:
-    """The sample as text; its last character may be incomplete."""
+    """The sample as text, without an incomplete last character; None if it is in another encoding."""
     for cut in range(4):
         try:
             return sample[: len(sample) - cut].decode(encoding)
@@ -76,8 +76,8 @@ def _decoded(sample: bytes, encoding: str) -> str | None:
 
 
 def _common(encoding: str, standard: str, lead_bytes: range) -> Callable[[bytes], float]:
-    """The share of a text's non-ASCII characters that are common in it: punctuation, and the frequent ideographs, which
-    both GB 2312 and Big5 put first, under these lead bytes."""
+    """Scores a sample by the share of common characters among the non-ASCII ones: punctuation, and the frequent
+    ideographs, which GB 2312 and Big5 place first, under these lead bytes."""
 
     def score(sample: bytes) -> float:
         others = [character for character in _decoded(sample, encoding) or "" if character >= "\x80"]
@@ -89,7 +89,7 @@ def _common(encoding: str, standard: str, lead_bytes: range) -> Callable[[bytes]
 
 
 def _kana(encoding: str) -> Callable[[bytes], float]:
-    """1 for a text of Japanese, which has kana among its ideographs."""
+    """Scores a sample by whether it is Japanese, which has kana among its ideographs."""
 
     def score(sample: bytes) -> float:
         others = [character for character in _decoded(sample, encoding) or "" if character >= "\x80"]
@@ -101,7 +101,7 @@ def _kana(encoding: str) -> Callable[[bytes], float]:
 
 
 def _western(sample: bytes) -> float:
-    """The share of letters and punctuation among a Latin text's other characters, which are few and seldom together."""
+    """The share of letters and punctuation among the non-ASCII characters, which are rare in a Latin text."""
     text = _decoded(sample, "cp1252")
     others = [character for character in text or "" if character >= "\x80"]
     if not others or len(others) > 0.3 * len(text):

@@ -1,7 +1,7 @@
-"""Files that are whole or absent, and readers that say what is wrong with a file.
+"""Atomic writing of files, and readers with clear errors.
 
-Every room that writes a file goes through `atomic_write`; every reader of text goes through `read_lines`, `read_text`
-or `read_json`, so a wrong path, a broken byte or a typo ends in one sentence, not in a traceback.
+Files are written with `atomic_write`, text is read with `read_lines`, `read_text` or `read_json`. So a wrong path, a
+broken byte or a typo ends in one sentence, not in a traceback.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from mindgpt.io.processes import MACHINE, process_runs
 PathLike = str | os.PathLike[str]
 
 DOWNLOADS = Path("checkpoint_download/gpt2")
-"""Where MindFormers put what it downloaded, below the working directory."""
+"""The folder of MindFormers' downloads, in the working directory."""
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_LFS_MOST_BYTES = 1023  # of a pointer, by its specification
+_LFS_MAX_BYTES = 1023  # of a pointer, by its specification
 
-LONG_NUMBER = "it holds a number of more digits than Python reads"  # 4300, a guard against slow conversions
+LONG_NUMBER = "it holds a number of more digits than Python reads"  # 4300, which limits slow conversions
 
 
 @contextlib.contextmanager
 def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` that takes its place only when the `with` block ends without an error.
+    """Open a temporary file beside `path`, which replaces it when the `with` block ends without an error.
 
-    Whoever looks at `path`, also after a kill or a power cut at any instant, sees the old file or the new one, whole.
-    Missing folders are created. A `path` that is a symbolic link keeps being one: the file it points at is replaced.
-    What a writer of the same file left that was killed on this machine is swept away.
+    Readers of `path` always find the complete old file or the complete new one, also after a kill or a power cut.
+    Missing folders are created. If `path` is a symbolic link, the file that it points to is replaced. Temporary files
+    of killed processes on this machine are removed.
 
     Args:
         path: the file to write.
@@ -59,7 +59,7 @@ def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) 
     temporary = target.with_name(f"{stem}{os.getpid()}-{MACHINE}{secrets.token_hex(4)}")
     text = {} if "b" in mode else {"encoding": encoding or "utf-8", "newline": ""}
     try:
-        # Opened by name with "x", not by mkstemp: the file gets the permissions of the user's umask, not 0600.
+        # Opened with "x", not by mkstemp, so that the file has the permissions of the user's umask, not 0600.
         with open(temporary, mode.replace("w", "x"), **text) as file:
             yield file
             file.flush()
@@ -75,8 +75,19 @@ def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) 
     sync_folder(target.parent)
 
 
+def write_text(path: PathLike, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all. Raises UserError as `atomic_write`."""
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write an indented JSON file, whole or not at all. Raises UserError as `atomic_write`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
 def _sweep(folder: Path, stem: str) -> None:
-    """Remove the temporary files `<stem><pid>-<machine><random>` of processes of this machine that no longer run."""
+    """Remove temporary files `<stem><pid>-<machine><random>` of dead processes of this machine."""
     for file in folder.glob(f"{glob.escape(stem)}*-{MACHINE}*"):
         pid = file.name[len(stem) :].split("-")[0]
         if pid.isdecimal() and not process_runs(int(pid)):
@@ -85,13 +96,13 @@ def _sweep(folder: Path, stem: str) -> None:
 
 
 def _about(error: OSError, temporary: Path) -> bool:
-    """Whether the error comes from writing this file, rather than from other work done inside the `with` block."""
+    """Whether an error comes from writing this file, and not from other work in the `with` block."""
     full_disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
     return error.errno in full_disk or error.filename == str(temporary)
 
 
 def set_aside(path: PathLike) -> Path | None:
-    """Give a file that is in the way of a new one the name `<stem>-<n><suffix>`, with the first n that is free.
+    """Rename an existing file to `<stem>-<n><suffix>`, with the first free n, to make room for a new one.
 
     Returns:
         The new name, or None if there was no file.
@@ -112,8 +123,8 @@ def set_aside(path: PathLike) -> Path | None:
 
 
 @contextlib.contextmanager
-def adding_to(path: PathLike) -> Iterator[None]:
-    """For a block that adds to a file which grows, such as a log: what goes wrong is a `UserError` that names it."""
+def appending_to(path: PathLike) -> Iterator[None]:
+    """For a block that appends to a file, such as a log: an OSError becomes a `UserError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -126,7 +137,7 @@ def make_folder(folder: PathLike) -> None:
     """Create a folder and its parents if they are missing.
 
     Raises:
-        UserError: it cannot be created, e.g. because a file is in the way; or it would be called `~`.
+        UserError: it cannot be created, e.g. because a file has its name; or it would be called `~`.
     """
     if Path(folder).parts[:1] == ("~",):
         raise UserError(f"Cannot create the folder {folder}: ~ is not expanded. Write the path in full.")
@@ -138,14 +149,19 @@ def make_folder(folder: PathLike) -> None:
         raise UserError(f"Cannot create the folder {folder}: {error.strerror}.") from error
 
 
+def sync(path: PathLike) -> None:
+    """Flush a file, or the names in a folder, to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: PathLike) -> None:
-    """Flush a folder's list of names to the disk, so that a rename in it outlives a power cut."""
+    """Flush the names in a folder to the disk, so that a rename in it survives a power cut."""
     with contextlib.suppress(OSError):  # some file systems cannot; the rename itself has happened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(folder)
 
 
 @contextlib.contextmanager
@@ -153,10 +169,10 @@ def open_to_read(path: PathLike, mode: str = "rb", **arguments: Any) -> Iterator
     """`open` for reading, with errors that name the file.
 
     Raises:
-        UserError: the file is missing, is a folder, may not be read, or is a Git LFS pointer to what it should hold.
+        UserError: the file is missing, a folder, not readable, or a Git LFS pointer instead of the file.
     """
     try:
-        file = open(path, mode, **arguments)  # noqa: SIM115 (closed below; only the opening may become a UserError)
+        file = open(path, mode, **arguments)  # noqa: SIM115 (closed below; only errors of opening become UserErrors)
     except FileNotFoundError as error:
         raise UserError(f"No such file: {path} (looked from {os.getcwd()}).") from error
     except IsADirectoryError as error:
@@ -164,16 +180,16 @@ def open_to_read(path: PathLike, mode: str = "rb", **arguments: Any) -> Iterator
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
     with file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # what is read from a pipe is gone
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe can be read only once
             refuse_lfs_pointer(path)
         yield file
 
 
 def refuse_lfs_pointer(path: PathLike) -> None:
-    """Raise a UserError if a file is only a pointer, which `git clone` without Git LFS leaves in place of a file."""
+    """Raise a UserError if a file is a pointer, which `git clone` without Git LFS leaves in place of the file."""
     with open(path, "rb") as file:
-        start = file.read(_LFS_MOST_BYTES + 1)
-    if start.startswith(_LFS_POINTER) and len(start) <= _LFS_MOST_BYTES:
+        start = file.read(_LFS_MAX_BYTES + 1)
+    if start.startswith(_LFS_POINTER) and len(start) <= _LFS_MAX_BYTES:
         raise UserError(
             f"{path}: is a Git LFS pointer, not the file itself. Install git-lfs and run git lfs pull in the "
             "repository, or download the file by itself."
@@ -181,20 +197,20 @@ def refuse_lfs_pointer(path: PathLike) -> None:
 
 
 def check_readable(path: PathLike) -> None:
-    """Raise a UserError now, not after an hour of work, if a file is missing, is a folder, or may not be read."""
+    """Raise a UserError if a file is missing, a folder, or not readable."""
     with open_to_read(path):
         pass
 
 
-# A byte order mark may begin any line: `cat` joins files that each begin with one. In text it has meant nothing since
-# Unicode 3.2, which has U+2060 for what it meant before.
+# A byte order mark may begin any line, since `cat` joins files that begin with one. Within text it is deprecated since
+# Unicode 3.2, in favour of U+2060.
 _MARK = "\ufeff"
-_MARKS_OF_LINES = re.compile("(?<=\n)\ufeff+")
+_LINE_MARKS = re.compile("(?<=\n)\ufeff+")
 
 
 @contextlib.contextmanager
 def _open_text(path: PathLike) -> Iterator[IO[str]]:
-    """A UTF-8 file's text; line ends become LF. A `UserError` says what a file is that begins like no text."""
+    """Open a UTF-8 text file; line ends become LF. A `UserError` says what a file that is not text seems to be."""
     with open_to_read(path) as file:
         if problem := not_text(path, file.peek(HEAD)[:HEAD]):
             raise UserError(problem)
@@ -205,7 +221,7 @@ def _open_text(path: PathLike) -> Iterator[IO[str]]:
 
 
 def read_lines(path: PathLike) -> Iterator[str]:
-    """Yield a UTF-8 file's lines without their ends (LF, CRLF or CR), one at a time; a BOM that begins one is dropped.
+    """Yield the lines of a UTF-8 file without line ends (LF, CRLF or CR) and leading byte order marks.
 
     Raises:
         UserError: the file cannot be opened, or is not UTF-8 (with line and byte offset of the first wrong byte).
@@ -216,8 +232,8 @@ def read_lines(path: PathLike) -> Iterator[str]:
 
 
 def read_chunks(path: PathLike, characters: int = 1 << 16) -> Iterator[str]:
-    """Yield a UTF-8 file's text in chunks of about `characters`; line ends become LF, a BOM that begins a line is
-    dropped.
+    """Yield the text of a UTF-8 file in chunks of about `characters`; line ends become LF, byte order marks at the
+    beginning of lines are dropped.
 
     Raises:
         UserError: as `read_lines`.
@@ -225,14 +241,14 @@ def read_chunks(path: PathLike, characters: int = 1 << 16) -> Iterator[str]:
     begins_line = True
     with _open_text(path) as file:
         while chunk := file.read(characters):
-            text = _MARKS_OF_LINES.sub("", chunk.lstrip(_MARK) if begins_line else chunk)
+            text = _LINE_MARKS.sub("", chunk.lstrip(_MARK) if begins_line else chunk)
             begins_line = text.endswith("\n") if text else begins_line
             if text:
                 yield text
 
 
 def read_text(path: PathLike) -> str:
-    """A whole UTF-8 file, as `read_chunks` gives it."""
+    """The text of a UTF-8 file, as in `read_chunks`."""
     return "".join(read_chunks(path))
 
 
@@ -254,7 +270,7 @@ def read_json(path: PathLike) -> Any:
 
 
 def _not_utf8(path: PathLike) -> UserError:
-    """Find the first byte that is not UTF-8. A second, binary pass: a text reader's error counts from its buffer."""
+    """Find the first byte that is not UTF-8, in a second, binary pass: a text reader counts from its buffer."""
     offset = 0
     with open_to_read(path) as file:
         for number, line in enumerate(file, start=1):

@@ -1,4 +1,4 @@
-"""Where this person's machine keeps what mindgpt made once and can make again, and where a process works."""
+"""The user's cache folder, and a work folder for this process."""
 
 import atexit
 import functools
@@ -13,15 +13,15 @@ _WORK = "work"
 
 
 def user_cache() -> Path:
-    """`$MINDGPT_CACHE`, else `mindgpt` in the user's cache folder. It need not exist yet, nor be writable.
+    """`$MINDGPT_CACHE`, or else `mindgpt` in the user's cache folder. It may not exist yet, or not be writable.
 
-    A user without a home folder (a random uid in a container) has a temporary one, which goes with the process.
+    For a user without a home folder (a random uid in a container), a temporary folder of this process.
     """
     return _permanent_cache() or _temporary_folder()
 
 
-def why_nothing_is_kept() -> str | None:
-    """Why the next run will have to compile again what this one compiles; None if it is kept."""
+def why_not_cached() -> str | None:
+    """Why compiled code cannot be cached for the next run; None if it can."""
     cache = _permanent_cache()
     if cache is None:
         return "this user has no home folder"
@@ -31,10 +31,10 @@ def why_nothing_is_kept() -> str | None:
 
 @functools.cache
 def work_folder() -> Path:
-    """A folder of this process for what MindSpore writes while it compiles; removed at the end of the process.
+    """A folder in which MindSpore writes while it compiles; removed at the end of the process.
 
-    In the user's cache, so that what is to be kept need not be copied; where that cannot be written, in the system's
-    folder for temporary files.
+    It lies in the user's cache, so that files can be cached by hard links; if the cache is not writable, in the
+    system's temporary folder.
     """
     base = user_cache() / _WORK
     try:
@@ -48,7 +48,7 @@ def work_folder() -> Path:
 
 
 def _sweep(base: Path) -> None:
-    """Remove the work folders of processes of this machine that were killed."""
+    """Remove the work folders of dead processes of this machine."""
     for folder in base.glob(f"{MACHINE}-*-*"):
         pid = folder.name.split("-")[1]
         if pid.isdecimal() and not process_runs(int(pid)):
@@ -61,14 +61,14 @@ def _permanent_cache() -> Path | None:
         return Path(os.path.expanduser(named)).resolve()
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # no HOME, and no entry in the list of users
+    except RuntimeError:  # no HOME, and no entry in the user database
         return None
     return Path(os.path.expanduser(base), "mindgpt").resolve()
 
 
 @functools.cache
 def _temporary_folder() -> Path:
-    """An empty folder of this process, removed at its end."""
+    """A temporary folder, removed at the end of the process."""
     folder = Path(tempfile.mkdtemp(prefix="mindgpt-")).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -29,7 +29,7 @@ from mindgpt.config.run_config import RunConfig
 from mindgpt.planning import estimates
 from mindgpt.planning.estimates import StepTime
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT, Collective
-from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated
+from mindgpt.runtime.simulated_ascend import is_cann_installed, run_simulated
 
 _REPO = Path(__file__).resolve().parents[2]
 _PUBLISHED = "MindFormers published 1376 tokens/s per card for fine-tuning 13B at 2048 tokens on Atlas 800T A2"
@@ -198,7 +198,7 @@ def _stage_plan(config: RunConfig, hardware: Hardware, stage: int, found: dict[s
 def report(plan: Plan) -> Iterator[str]:
     """The lines that tell a person what a plan comes to."""
     config, grid = plan.config, grid_of(plan.config)
-    with_what = "CANN" if cann_is_there() else "empty CANN libraries"
+    with_what = "CANN" if is_cann_installed() else "empty CANN libraries"
     cards = f"{plan.cards} card{'s' if plan.cards > 1 else ''}"
     yield from plan.notes
     yield f"legal: {cards} = {grid}; compiled for simulated Ascend with {with_what}"

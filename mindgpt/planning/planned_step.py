@@ -27,7 +27,7 @@ from mindgpt.models import model_class
 from mindgpt.pet.adapter import settled
 from mindgpt.pet.lora import add_lora
 from mindgpt.runtime.collectives import model_is_cut
-from mindgpt.runtime.compiled_graph import Graph
+from mindgpt.runtime.compiled_graph import CompiledGraph
 from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
 from mindgpt.tasks.session import prepare
 from mindgpt.train.step import AccumulatingTrainStep
@@ -70,7 +70,7 @@ def shapes_of_batch(config: RunConfig) -> list[tuple[int, ...]]:
     return [(rows,) if classifier and name == "labels" else (rows, tokens) for name in columns]
 
 
-def facts(config: RunConfig, model: nn.Cell, graphs: list[Graph], times: list[int]) -> dict[str, Any]:
+def facts(config: RunConfig, model: nn.Cell, graphs: list[CompiledGraph], times: list[int]) -> dict[str, Any]:
     """What the graphs hold, as JSON can keep it. times: how often each runs in a step."""
     collectives: Counter = Counter()
     for graph, count in zip(graphs, times, strict=True):
@@ -114,7 +114,7 @@ def main() -> None:
         texts = sorted(Path(GRAPHS).rglob("*_validate_*.ir"))
         accumulates = isinstance(step, AccumulatingTrainStep)
         times = [step.batches, 1] if accumulates else [1]
-        found = facts(config, model, [Graph(text) for text in texts], times)
+        found = facts(config, model, [CompiledGraph(text) for text in texts], times)
     found["seconds"] = time.monotonic() - began
     found["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     Path(facts_file).write_text(json.dumps(found))

@@ -1,7 +1,7 @@
-"""Weights that begin on a cache line.
+"""Alignment of weights to cache lines.
 
-The C library puts a large array 16 bytes behind one, and then every vector that a processor reads of it lies on two:
-4 % of a decoding step, 2 % of a prompt.
+malloc places a large array 16 bytes after the start of a cache line, so that every vector load spans two lines. That
+costs 4 % of a decode step and 2 % of a prefill.
 """
 
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from mindspore import Parameter
 
 CACHE_LINE = 64
-"""Bytes of a cache line, on all processors that the kernels have been tried on."""
+"""Bytes of a cache line, on all processors that the kernels were tried on."""
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """`array`; or, if it does not begin on a cache line, a copy that does."""
+    """`array`, of any shape and dtype, or a copy if it does not start on a cache line."""
     if array.ctypes.data % CACHE_LINE == 0:
         return array
     room = np.empty(array.nbytes + CACHE_LINE, np.uint8)
@@ -28,10 +28,10 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 def align(parameters: "Iterable[Parameter]") -> None:
-    """Move the float32 ones that do not begin on a cache line to memory that does, with their values.
+    """Move float32 parameters that do not start on a cache line to aligned memory, with their values.
 
-    For parameters that are new: what has been compiled with one before, such as an optimizer's step under PyNative
-    mode, would go on with the old memory.
+    Only for new parameters: code that was compiled with one before, such as an optimizer's step in PyNative mode, would
+    keep using the old memory.
     """
     import mindspore as ms
 

@@ -8,8 +8,8 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from mindgpt.checkpoints.hugging_face_format import is_torch_file
 from mindgpt.checkpoints.run_folder import named_checkpoint
+from mindgpt.checkpoints.torch_format import is_torch_file
 from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.data_sections import DatasetSection
 from mindgpt.config.errors import UserError

@@ -22,7 +22,7 @@ from mindgpt.tasks.datasets import evaluation_data, reading
 from mindgpt.tasks.labelled_data import labelled_evaluation_data
 from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.session import keep_config
-from mindgpt.train.row_lengths import RowLengths
+from mindgpt.train.compilation_notice import CompilationNotice
 
 _LOOKING_UP = ("LaunchEmbedding", "LaunchTargetLosses", "For 'Gather'", "For 'GatherD'")
 """What MindSpore's errors name when an id or a label is in no table: our kernels, or its operators."""
@@ -120,7 +120,7 @@ class Evaluator:
     def __init__(self, config: RunConfig):
         self.measure = MEASURES[config.trainer.type](config)
         self._cell: nn.Cell | None = None
-        self._lengths = RowLengths()
+        self._lengths = CompilationNotice()
 
     def compile(self, model: nn.Cell) -> None:
         """Compile the graph of a batch, and run nothing."""

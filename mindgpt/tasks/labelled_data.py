@@ -6,7 +6,7 @@ import numpy as np
 from mindgpt.config.data_sections import DatasetSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
-from mindgpt.data.buckets import COLUMNS, BucketedDataset, LabelledRows, Plan, bucket_lengths, read_rows
+from mindgpt.data.buckets import COLUMNS, BucketedDataset, BucketPlan, LabelledRows, bucket_lengths, read_rows
 from mindgpt.data.dataset import DatasetInfo, inspect
 from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut
 from mindgpt.runtime.ranks import rank, say
@@ -124,7 +124,7 @@ def _batches(
             "False, or use more data."
         )
     buckets = _buckets(config, section, rows)
-    plan = Plan(
+    plan = BucketPlan(
         lengths=rows.lengths,
         buckets=buckets,
         batch_size=size,

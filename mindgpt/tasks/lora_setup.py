@@ -10,7 +10,7 @@ from mindgpt.checkpoints.weights import Weights, load_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import PetSection
 from mindgpt.config.run_config import RunConfig
-from mindgpt.pet.adapter import Adapter, check_factors, open_adapter, settled, told_beside
+from mindgpt.pet.adapter import Adapter, check_factors, open_adapter, resolve_settings, settings_beside
 from mindgpt.pet.lora import add_lora
 from mindgpt.pet.names import is_factor, linears_with_factors, shown_paths
 from mindgpt.runtime.ranks import say
@@ -86,11 +86,13 @@ def plan_lora(config: RunConfig, weights: Weights | None, adapter_path: Path | N
         raise UserError(f"model.model_config.pet_config: {problem}")
     if factors:
         check_factors(weights.source)
-        settings = settled(section, told_beside(path) if weights.kind == "checkpoint" else {}, weights.source)
+        settings = resolve_settings(
+            section, settings_beside(path) if weights.kind == "checkpoint" else {}, weights.source
+        )
     elif adapter is not None:
-        settings = settled(section, adapter.told, adapter.source)
+        settings = resolve_settings(section, adapter.settings, adapter.source)
     else:
-        settings = settled(section, {}, None)
+        settings = resolve_settings(section, {}, None)
     added = frozenset(adapter.source.entries).difference(weights.source.entries) if adapter else frozenset()
     return LoRAPlan(settings, adapter, bool(factors), added)
 
@@ -115,7 +117,7 @@ def _problem(config: RunConfig, in_weights: bool, weights: Weights | None, adapt
 
 def _without_pet_config(weights: Weights) -> str:
     path = weights.source.path
-    told = told_beside(path) if weights.kind == "checkpoint" else {}
+    told = settings_beside(path) if weights.kind == "checkpoint" else {}
     keys = ("pet_type", "lora_rank", "lora_alpha", "use_rslora", "target_modules")
     shown = ", ".join(f"{key}: {told[key]!r}" for key in keys if key in told)
     shown = shown or "pet_type: lora, lora_rank: ..., lora_alpha: ..."

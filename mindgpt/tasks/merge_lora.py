@@ -10,16 +10,17 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config
+from mindgpt.checkpoints.locations import newest_in, own_config
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.checkpoints.run_folder import rank_folders
-from mindgpt.checkpoints.sharded_checkpoint import holds_slices
+from mindgpt.checkpoints.sharded_checkpoint import holds_shards
 from mindgpt.checkpoints.tensor_source import TensorSource
-from mindgpt.checkpoints.weights import Weights, newest_in, open_weights, own_config
+from mindgpt.checkpoints.weights import Weights, open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
 from mindgpt.config.model_sections import PetSection
 from mindgpt.io.files import atomic_write, read_json
-from mindgpt.pet.adapter import check_factors, open_adapter, rank_of, told_beside
+from mindgpt.pet.adapter import check_factors, open_adapter, rank_of, settings_beside
 from mindgpt.pet.merge import MergedWeights
 from mindgpt.pet.names import SCORE, is_factor
 from mindgpt.pet.peft_folder import is_peft_folder, read_peft, write_peft
@@ -58,12 +59,12 @@ def merge(
     """
     weights = _open(source, strategy)
     if adapter is None:
-        factors, told = weights.source, told_beside(weights.source.path)
+        factors, told = weights.source, settings_beside(weights.source.path)
         if LAST_NORM not in factors.entries:
             raise UserError(f"{factors.path}: holds an adapter alone. Name its base weights, and this with --adapter.")
     else:
         opened = open_adapter(_newest(adapter) if not is_peft_folder(adapter) else adapter)
-        factors, told = opened.source, opened.told
+        factors, told = opened.source, opened.settings
     check_factors(factors)
     chosen = _scaling(factors, told, scaling, alpha)
     target = folder / "rank_0" / f"{prefix}0.ckpt"
@@ -81,7 +82,7 @@ def export_peft(source: Path, folder: Path) -> None:
     """Write the LoRA in a checkpoint or adapter `.ckpt` as a PEFT folder. Raises UserError as `merge` does."""
     weights = _open(source, None)
     check_factors(weights.source)
-    settings = _settings(weights.source, told_beside(weights.source.path))
+    settings = _settings(weights.source, settings_beside(weights.source.path))
     if settings is None:
         raise UserError(_no_scaling(weights.source.path) + " Put its config.json, with pet_config, beside it.")
     trained = {name for name in weights.source.entries if is_factor(name) or name == SCORE}
@@ -149,7 +150,7 @@ def _newest(source: Path) -> Path:
     Raises:
         UserError: several ranks have written, and nothing tells how their files belong together.
     """
-    if source.is_file() or holds_slices(source):
+    if source.is_file() or holds_shards(source):
         return source
     ranks = rank_folders(source)
     if len(ranks) > 1 and not (source.absolute().parent / "strategy").is_dir():

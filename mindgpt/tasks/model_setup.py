@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.locations import find_weights, is_model_name, newest_in
 from mindgpt.checkpoints.resizing import POSITIONS, TOKENS, resized
 from mindgpt.checkpoints.run_folder import checkpoints_in, rank_folders
-from mindgpt.checkpoints.weights import Weights, find_weights, is_model_name, load_weights, newest_in, open_weights
+from mindgpt.checkpoints.weights import Weights, load_weights, open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
 from mindgpt.io.files import DOWNLOADS

@@ -14,7 +14,7 @@ from mindgpt.config.callback_sections import CheckpointMonitorSection, SummaryMo
 from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
 from mindgpt.io.locks import Lock, holder_of, try_lock
-from mindgpt.runtime.interrupts import last_words
+from mindgpt.runtime.interrupts import on_interrupt
 from mindgpt.runtime.ranks import rank
 
 _KINDS = {"train": "training", "finetune": "training", "eval": "evaluation", "predict": "prediction"}
@@ -45,7 +45,7 @@ def held_output_folder(config: RunConfig) -> Iterator[None]:
             held.mkdir(parents=True, exist_ok=True)
             lock = _lock(held, kind, called)
             stack.callback(lock.release)
-            stack.enter_context(last_words(lock.release))
+            stack.enter_context(on_interrupt(lock.release))
         yield
 
 

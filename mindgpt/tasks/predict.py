@@ -11,7 +11,7 @@ from mindgpt.config.run_config import RunConfig
 from mindgpt.generation import Completion, GenerationSettings, Generator, generate_text
 from mindgpt.generation.streaming import print_text
 from mindgpt.generation.text_generation import encode_prompts
-from mindgpt.io.files import adding_to, atomic_write, make_folder
+from mindgpt.io.files import appending_to, atomic_write, make_folder
 from mindgpt.runtime.collectives import joined, share
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.runtime.targets import is_simulated
@@ -120,7 +120,7 @@ def _keep(file: Path, numbers: list[int], completions: list[Completion]) -> None
     make_folder(file.parent)
     rows = ({"number": number} | _record(one) for number, one in zip(numbers, completions, strict=True))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with adding_to(file), open(file, "a", encoding="utf-8") as lines:
+    with appending_to(file), open(file, "a", encoding="utf-8") as lines:
         lines.write(text)
 
 

@@ -20,9 +20,10 @@ from mindgpt.data.text import TEXT_SUFFIXES, input_files
 from mindgpt.io.files import DOWNLOADS, read_lines
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.model_setup import weights_path
-from mindgpt.tokenizers.byte_level_bpe import SPECIAL_TOKEN_NAMES, holds_tokenizer
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.tokenizers.special_tokens import END_OF_TEXT
+from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer
+from mindgpt.tokenizers.special_tokens import END_OF_TEXT, SPECIAL_TOKEN_NAMES
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 BATCH_SIZE = 8
 _KEYS = ("prompt", "text")
@@ -125,7 +126,7 @@ def _exists(word: str) -> bool:
         return False
 
 
-def find_tokenizer(config: RunConfig) -> GPT2Tokenizer:
+def find_tokenizer(config: RunConfig) -> BaseTokenizer:
     """The tokenizer that the configuration names, or the one beside the weights, or where MindFormers downloaded it.
 
     Raises:
@@ -136,7 +137,7 @@ def find_tokenizer(config: RunConfig) -> GPT2Tokenizer:
         names = {name: value for name in _FILES if (value := getattr(section, name))}
         return _with_special_tokens(lambda **tokens: GPT2Tokenizer(**names, **tokens), section)
     folder = section.path or _folder_with_tokenizer(config)
-    return _with_special_tokens(lambda **tokens: GPT2Tokenizer.from_pretrained(folder, **tokens), section)
+    return _with_special_tokens(lambda **tokens: load_tokenizer(folder, **tokens), section)
 
 
 def _folder_with_tokenizer(config: RunConfig) -> Path:
@@ -152,7 +153,7 @@ def _folder_with_tokenizer(config: RunConfig) -> Path:
     )
 
 
-def _with_special_tokens(make: Callable[..., GPT2Tokenizer], section: TokenizerSection) -> GPT2Tokenizer:
+def _with_special_tokens(make: Callable[..., BaseTokenizer], section: TokenizerSection) -> BaseTokenizer:
     """A tokenizer with the special tokens that the YAML names. Every YAML of MindFormers names `<|endoftext|>` for all
     of them, so where the vocabulary lacks it this is no wish to have it added."""
     named = {name: getattr(section, name) for name in SPECIAL_TOKEN_NAMES if name in section.model_fields_set}

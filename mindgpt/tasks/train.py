@@ -16,7 +16,7 @@ from mindgpt.data.buckets import BucketedDataset
 from mindgpt.data.dataset import DatasetInfo, fingerprint
 from mindgpt.pet.lora import trained_values
 from mindgpt.runtime.collectives import data_parallel_ranks, gathered, model_is_cut
-from mindgpt.runtime.interrupts import last_words
+from mindgpt.runtime.interrupts import on_interrupt
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.runtime.targets import is_simulated
 from mindgpt.tasks.cards import build_step, compile_cut, cut_of, holds_parts, loss_scale_note, zeros_for
@@ -28,17 +28,17 @@ from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.output_folder import earlier_run_note
 from mindgpt.tasks.session import keep_config
 from mindgpt.tasks.training_callbacks import RunCallbacks
-from mindgpt.train.callbacks import StepMeter, what_overflowed
+from mindgpt.train.callbacks import StepMeter, non_finite_part
 from mindgpt.train.optimizers import decay_groups, state_line
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 from mindgpt.train.resume import (
     ResumePoint,
     check_same_plan,
     find_resume_point,
-    find_resume_point_of_card,
+    find_resume_point_of_rank,
     restore_parameters,
 )
-from mindgpt.train.schedules import rates_line, rates_of_run
+from mindgpt.train.schedules import learning_rates_of_run, schedule_line
 from mindgpt.train.summary import check_tensorboard
 
 _TRAINING_DATA = {
@@ -53,13 +53,13 @@ def train(config: RunConfig) -> None:
         check_tensorboard()
     dataset, info = _TRAINING_DATA[config.trainer.type](config)
     evaluator = Evaluator(config) if config.do_eval else None
-    progress = Progress(config.runner_config.epochs, dataset.get_dataset_size())
+    progress = RunProgress(config.runner_config.epochs, dataset.get_dataset_size())
     plan = _plan(config, progress, info)
     point = _resume_point(config, plan)
     if point is not None and point.step >= progress.total_steps:
         say(f"nothing to resume: {point.path} is of step {point.step}, and the run has {progress.total_steps}")
         return
-    rates = rates_of_run(config.lr_schedule, config.optimizer, progress.total_steps)
+    rates = learning_rates_of_run(config.lr_schedule, config.optimizer, progress.total_steps)
     model = build_model(_starting_from(config, point), weights_follow=point is not None and model_is_cut())
     step, layout = build_step(config, model, rates, padding=len(dataset.get_col_names()) > 1)
     callbacks = RunCallbacks(config, progress, model, evaluator, _tokens_per_step(config, dataset), plan)
@@ -80,7 +80,7 @@ def train(config: RunConfig) -> None:
     say(trained_values(model.get_parameters()))
     say(state_line(step.optimizer))
     say(decay_groups(step.optimizer.parameters, config.optimizer.weight_decay))
-    say(rates_line(config.lr_schedule, rates))
+    say(schedule_line(config.lr_schedule, rates))
     if note := loss_scale_note(config):
         say(note)
     say(
@@ -90,7 +90,7 @@ def train(config: RunConfig) -> None:
     config_file = keep_config(config)
     began = time.monotonic()
     try:
-        with last_words(callbacks.say_interrupted), reading(info):
+        with on_interrupt(callbacks.say_interrupted), reading(info):
             _run(config, step, dataset, callbacks.all, progress, 0 if point is None else point.step)
     finally:
         callbacks.close()
@@ -102,7 +102,7 @@ def _check_that_a_step_counted(meter: StepMeter) -> None:
     """Raise a UserError for a run that has changed nothing, which must not end like one that has trained."""
     if meter.all_skipped:
         raise UserError(
-            f"no step changed the weights: {what_overflowed(meter.record)} not finite in each of {meter.skipped} "
+            f"no step changed the weights: {non_finite_part(meter.record)} not finite in each of {meter.skipped} "
             f"steps, the last at loss scale {meter.record['loss_scale']:g}. Train for more steps if the loss scale was "
             "still falling, or start lower with runner_wrapper.scale_sense.loss_scale_value; else lower the learning "
             "rate, and look at the data and at the weights the run began with."
@@ -117,7 +117,7 @@ def _stop_after_compiling(config: RunConfig, step: nn.Cell, callbacks: RunCallba
         say(f"the cards are simulated, so nothing is trained; weights: {callbacks.checkpoints.save(step, done)}")
 
 
-def _plan(config: RunConfig, progress: Progress, info: DatasetInfo) -> dict[str, Any]:
+def _plan(config: RunConfig, progress: RunProgress, info: DatasetInfo) -> dict[str, Any]:
     """What a run must have in common with the one that it resumes, for the same batches and updates to follow.
 
     Not the layout on cards: slices that `tools/transform_ckpt.py` has cut anew are gone on from in another.
@@ -153,7 +153,7 @@ def _resume_point(config: RunConfig, plan: dict[str, Any]) -> ResumePoint | None
         return None
     folders = resume_folders(config)
     if holds_parts(config):
-        point = find_resume_point_of_card(config.resume_training, folders, rank(), world_size())
+        point = find_resume_point_of_rank(config.resume_training, folders, rank(), world_size())
     else:
         point = find_resume_point(config.resume_training, ranks_in(folders))
     check_same_plan(point, plan)
@@ -216,7 +216,7 @@ def _run(
     step: nn.Cell,
     dataset: ms.dataset.Dataset,
     callbacks: list[Callback],
-    progress: Progress,
+    progress: RunProgress,
     done: int,
 ) -> None:
     """Train. `done`: steps that a resumed run has behind it."""

@@ -20,12 +20,12 @@ from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.train.best import BestCheckpoint
 from mindgpt.train.callbacks import LossMonitor, SkippedSteps, StepMeter
 from mindgpt.train.checkpoint_monitor import CheckpointMonitor
-from mindgpt.train.closing import closing_table
+from mindgpt.train.compilation_notice import CompilationNotice
 from mindgpt.train.evaluation_callback import EvaluationCallback
-from mindgpt.train.plot import PLOT_FILE, plot_or_say_why_not
-from mindgpt.train.progress import Progress
+from mindgpt.train.plot import PLOT_FILE, plot_finished_run
+from mindgpt.train.progress import RunProgress
 from mindgpt.train.resume import ResumePoint, StartAt, state_entry
-from mindgpt.train.row_lengths import RowLengths
+from mindgpt.train.run_report import run_report
 from mindgpt.train.summary import SummaryMonitor
 
 
@@ -44,7 +44,7 @@ class RunCallbacks:
     def __init__(
         self,
         config: RunConfig,
-        progress: Progress,
+        progress: RunProgress,
         model: PretrainedCell,
         evaluator: Evaluator | None,
         tokens_per_step: int,
@@ -80,7 +80,7 @@ class RunCallbacks:
         self.guard = SkippedSteps(self.meter, config.runner_wrapper.max_skipped_steps)
         wanted = [
             self.meter,
-            RowLengths(said_before=True),
+            CompilationNotice(already_announced=True),
             self.loss_monitor,
             self.checkpoints,
             self.summary,
@@ -103,7 +103,12 @@ class RunCallbacks:
         return state_entry(step, self.plan, callbacks)
 
     def _evaluation(
-        self, section: EvalCallBackSection, progress: Progress, model: PretrainedCell, evaluator: Evaluator, log: Path
+        self,
+        section: EvalCallBackSection,
+        progress: RunProgress,
+        model: PretrainedCell,
+        evaluator: Evaluator,
+        log: Path,
     ) -> EvaluationCallback:
         keep = None
         if section.save_best and rank() == 0:
@@ -139,9 +144,9 @@ class RunCallbacks:
         """Draw the plot and print the closing table of a run that took so many seconds."""
         files = self._files()
         if self.loss_monitor is not None and rank() == 0:
-            files["plot"] = plot_or_say_why_not(self.output_dir, self.output_dir / PLOT_FILE)
+            files["plot"] = plot_finished_run(self.output_dir, self.output_dir / PLOT_FILE)
         files["configuration"] = config_file
-        say(closing_table(self.meter, self.evaluation, seconds, files))
+        say(run_report(self.meter, self.evaluation, seconds, files))
 
     def _files(self) -> dict[str, object]:
         """What the run has written so far, by the names of the table."""

@@ -1,25 +1,26 @@
-"""Which tokens of a vocabulary begin, end and pad texts, where nobody says so."""
+"""The special tokens of a vocabulary: which token begins, ends and pads texts."""
 
 from collections.abc import Container
 
+SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 END_OF_TEXT = "<|endoftext|>"
 
-# What other makers call them, the likeliest first.
+# Names in other vocabularies, the most likely first.
 _ENDS = ("</s>", "<eos>", "<EOS>", "[EOS]", "<|end_of_text|>", "<|eos|>", "<|eot|>", "<|im_end|>", "[SEP]", "<sep>")
 _BEGINNINGS = ("<s>", "<bos>", "<BOS>", "[BOS]", "<|begin_of_text|>", "<|bos|>", "<|startoftext|>", "[CLS]", "<cls>")
 _UNKNOWN = ("<unk>", "<UNK>", "[UNK]", "<|unk|>")
 
 
 def resolve_special_tokens(vocabulary: Container[str], named: dict[str, str | None]) -> dict[str, str | None]:
-    """The token of each role of `SPECIAL_TOKEN_NAMES`: the one named, or else the vocabulary's own.
+    """The token of each role of `SPECIAL_TOKEN_NAMES`: the named one, or else the vocabulary's own.
 
-    GPT-2's `<|endoftext|>` has all roles if the vocabulary holds it; otherwise a token known for a role, such as
-    `</s>`. A beginning and an unknown token that are not known are the end. `<|endoftext|>` is taken although the
-    vocabulary lacks it only if no end is known. `pad_token` stays None unless it is named.
+    If the vocabulary holds GPT-2's `<|endoftext|>`, that has all roles; otherwise a well-known token of the role, such
+    as `</s>`. Without a well-known beginning or unknown token, the end takes its role. `<|endoftext|>` is used although
+    the vocabulary lacks it only if there is no well-known end. `pad_token` is None unless it is named.
 
     Args:
         vocabulary: all tokens of the tokenizer.
-        named: a token by role; None or no entry: not named.
+        named: role -> token; None or no entry: not named.
     """
     own = END_OF_TEXT in vocabulary
 

@@ -1,4 +1,4 @@
-"""Rows of token ids as a batch: pairs truncated, rows padded and masked, tensors of three libraries."""
+"""Rows of token ids as a batch: truncation of pairs, padding, and tensors of three libraries."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,10 +23,15 @@ class TokenBatch(dict):
 
 
 def truncate_pair(first: list[int], second: list[int], room: int, strategy: str | bool) -> tuple[list[int], list[int]]:
-    """Two texts' ids, cut at their ends to `room` in all: by turns the longer one, or one of them alone.
+    """Truncate two texts' ids to `room` in total: the longer one at a time, or one of them only.
+
+    Args:
+        first, second: ids.
+        room: tokens that both may have together.
+        strategy: a value of `TRUNCATIONS`.
 
     Raises:
-        UserError: the one that is to be cut is too short for it.
+        UserError: the text to truncate is too short.
     """
     excess = len(first) + len(second) - room
     if excess <= 0:
@@ -40,12 +45,12 @@ def truncate_pair(first: list[int], second: list[int], room: int, strategy: str 
     else:
         lengths[strategy == "only_second"] -= excess
     if min(lengths) < 0:
-        raise UserError(f"truncation={strategy!r}: that text has fewer than the {excess} tokens to be cut.")
+        raise UserError(f"truncation={strategy!r}: that text has fewer than the {excess} tokens to drop.")
     return first[: lengths[0]], second[: lengths[1]]
 
 
 def pad_rows(rows: list[list[int]], width: int, value: int, side: str) -> list[list[int]]:
-    """Rows filled up with `value` to `width`, on the right or on the left."""
+    """Rows padded with `value` to `width`, on the right or on the left."""
     fillings = [[value] * (width - len(row)) for row in rows]
     if side == "right":
         return [row + filling for row, filling in zip(rows, fillings, strict=True)]
@@ -53,17 +58,17 @@ def pad_rows(rows: list[list[int]], width: int, value: int, side: str) -> list[l
 
 
 def as_tensor(rows: Sequence[list[int]], kind: str) -> Any:
-    """(rows, length): an int32 array ("np") or MindSpore tensor ("ms"), or an int64 tensor of torch ("pt").
+    """Rows as a tensor of shape (rows, length): int32 NumPy ("np") or MindSpore ("ms"), or int64 PyTorch ("pt").
 
     Raises:
-        UserError: rows of unequal lengths, or torch is not installed.
+        UserError: the rows have unequal lengths, or PyTorch is not installed.
     """
     if len({len(row) for row in rows}) > 1:
         raise UserError("The texts have unequal numbers of tokens: tensors need padding=True (or 'max_length').")
     array = np.asarray(rows, dtype=np.int32).reshape(len(rows), -1)
     if kind == "np":
         return array
-    # Each library is loaded only here: everything else works, and loads fast, without it.
+    # Both libraries are imported only where they are needed.
     if kind == "ms":
         import mindspore
 

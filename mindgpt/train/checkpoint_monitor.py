@@ -1,6 +1,5 @@
-"""Checkpoints of a training run: when they are written, what is in them, how long they are kept."""
+"""Checkpoints of a training run: when they are written, what they contain, how many are kept."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,44 +17,43 @@ from mindgpt.checkpoints.run_folder import (
 )
 from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.callback_sections import CheckpointMonitorSection
-from mindgpt.config.errors import UserError
 from mindgpt.io.files import make_folder
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 
 COUNTERS = ("epoch_num", "step_num")  # in a checkpoint beside the parameters, under MindFormers' names
 
 
 class CheckpointMonitor(Callback):
-    """Writes `<prefix>_rank_<r>-<epoch>_<step>.ckpt`, each whole or not at all, and deletes the oldest.
+    """Writes `<prefix>_rank_<r>-<epoch>_<step>.ckpt` atomically, and deletes the oldest checkpoints.
 
-    `step` counts within the epoch, as MindFormers does it. With the weights go the optimizer's state, the loss scale
-    and the counters; `config.json` lies beside them, so that `from_pretrained` opens any of them, and `meta.json`,
-    which lists those of this run. Files of other runs are never replaced: where there are some, the names of this run
-    are `<prefix>_rank_<r>_1-...`.
+    `step` counts within the epoch, as in MindFormers. A checkpoint holds weights, optimizer state, loss scale and
+    counters. Beside it lie `config.json`, so that `from_pretrained` opens it, and `meta.json`, which lists the
+    checkpoints of this run. Files of other runs are never replaced: if there are any, this run's names are
+    `<prefix>_rank_<r>_1-...`.
 
     Args:
         section: when to save and what to keep.
-        progress: the plan of the run.
+        progress: the length of the run.
         output_dir: `<output_dir>/checkpoint/rank_<r>` unless the section names another folder.
-        model: whose parameters are the weights.
+        model: its parameters are the weights.
         config: written beside the checkpoints.
-        rank: the process's number.
-        state: what else to write into the checkpoint of a step, so that the run can go on from it exactly.
-        in_parts: each card writes a part of the model. Then one checkpoint more than `keep_checkpoint_max` is kept: a
-            card that deleted its oldest part as soon as its newest is written would leave no whole model behind if the
-            run broke off while others are still writing theirs.
+        rank: of this process.
+        state: further entries of a step's checkpoint, from which the run resumes exactly.
+        is_sharded: each rank writes a shard of the model. Then one checkpoint more than `keep_checkpoint_max` is kept:
+        if
+            a run breaks off while some ranks still write the newest, all ranks must still have an older one.
     """
 
     def __init__(
         self,
         section: CheckpointMonitorSection,
-        progress: Progress,
+        progress: RunProgress,
         output_dir: str | Path,
         model: nn.Cell,
         config: GPT2Config,
         rank: int = 0,
         state: Callable[[int], Mapping[str, str]] = lambda step: {},
-        in_parts: bool = False,
+        is_sharded: bool = False,
     ):
         super().__init__()
         self.state = state
@@ -64,7 +62,7 @@ class CheckpointMonitor(Callback):
         self.model = model
         self.config = config
         self.rank = rank
-        self.limit = section.keep_checkpoint_max and section.keep_checkpoint_max + in_parts  # 0: all are kept
+        self.limit = section.keep_checkpoint_max and section.keep_checkpoint_max + is_sharded  # 0: all are kept
         self.base = Path(section.directory or Path(output_dir) / "checkpoint")
         self.folder = self.base / f"rank_{rank}"
         self._stem = f"{section.prefix}_rank_{rank}"
@@ -76,10 +74,10 @@ class CheckpointMonitor(Callback):
         self._last_time = time.monotonic()
 
     def on_train_begin(self, run_context: RunContext) -> None:
-        """Make the folder: one that cannot be written should stop the run now, not after hours of it."""
+        """Create the folder, so that a run that cannot write it stops now, not after hours."""
         make_folder(self.folder)
         self._last_step = run_context.original_args().cur_step_num
-        if self._last_step:  # resumed: what the run had written before is among the files to keep or to delete
+        if self._last_step:  # resumed: earlier checkpoints of this run count, too
             self.written, self._stem = files_to_continue(self.folder, self._stem)
         else:
             self._stem = free_stem([self.folder, *self._extra_folders.values()], self._stem)
@@ -93,7 +91,7 @@ class CheckpointMonitor(Callback):
             self.save(run_context.original_args().train_network, step)
 
     def on_train_end(self, run_context: RunContext) -> None:
-        """Save the end of the run, unless its last step was just saved."""
+        """Save the last step, unless it has just been saved."""
         state = run_context.original_args()
         if state.cur_step_num > self._last_step:
             self.save(state.train_network, state.cur_step_num)
@@ -117,7 +115,7 @@ class CheckpointMonitor(Callback):
         return path
 
     def _save_extra(self, kind: str, wanted: bool, name: str, parameters: Mapping[str, Parameter]) -> None:
-        """The weights without the optimizer's state, as MindFormers puts them beside the checkpoint folder."""
+        """Save weights without optimizer state, in MindFormers' folders beside `checkpoint`."""
         if not wanted:
             return
         target = self._extra_folders[kind]
@@ -125,8 +123,7 @@ class CheckpointMonitor(Callback):
         save_checkpoint(target / f"{name}-{kind}.ckpt", parameters)
 
     def _keep_the_last(self, path: Path) -> None:
-        """Note what this run keeps, then delete the rest of what it has written: killed at any instant, the folder has
-        a note of whole files."""
+        """Record the checkpoints to keep, then delete the older ones: `meta.json` never lists a missing file."""
         written = [file for file in self.written if file != path] + [path]
         surplus = max(0, len(written) - self.limit) if self.limit else 0
         outdated, self.written = written[:surplus], written[surplus:]
@@ -141,8 +138,7 @@ class CheckpointMonitor(Callback):
 
 
 def files_to_continue(folder: Path, stem: str) -> tuple[list[Path], str]:
-    """For a run that is resumed: the checkpoints that it has written into a folder, and how their names begin. Where
-    nothing tells which these are, those whose names begin with `stem`."""
+    """For a resumed run: its checkpoints in a folder and their stem, by `meta.json`, or else by `stem`."""
     if names := files_of_last_run(folder):
         files = [folder / name for name in names]
         return files, stem_of(files[-1]) or stem
@@ -150,9 +146,9 @@ def files_to_continue(folder: Path, stem: str) -> tuple[list[Path], str]:
 
 
 def parameters_of_step(step: nn.Cell) -> Mapping[str, Parameter]:
-    """All parameters of a train step but the sums of unfinished gradient accumulation, which are zero here.
+    """All parameters of a train step but the gradient sums, which are zero after a step.
 
-    Where the model is cut over cards: what this card holds, without the parameters of other pipeline stages.
+    For a sharded model, this rank's shards, without parameters of other pipeline stages.
     """
     here = step.parameter_layout_dict
     return {
@@ -160,15 +156,3 @@ def parameters_of_step(step: nn.Cell) -> Mapping[str, Parameter]:
         for name, p in step.parameters_dict().items()
         if not name.startswith(("accu_grads.", "norm_shares")) and (not here or name in here or p.size == 1)
     }
-
-
-def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """The newest of `checkpoints_in`.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = checkpoints_in(folder)
-    if not found:
-        raise UserError(f"{folder}: holds no checkpoint (a file whose name ends in -<epoch>_<step>.ckpt).")
-    return found[-1]

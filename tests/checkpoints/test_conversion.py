@@ -111,7 +111,7 @@ def refused(capsys, *arguments) -> str:
     return captured.err
 
 
-def test_there_and_back_from_another_folder(repo, model, hf_folder, tmp_path):
+def test_round_trip_from_another_folder(repo, model, hf_folder, tmp_path):
     done = run(
         repo, repo / COMMAND, "--layers", L, "--torch_path", "hf", "--mindspore_path", "out/x.ckpt", cwd=tmp_path
     )
@@ -213,7 +213,7 @@ def test_reversed_to_a_single_file_needs_no_config(model, tmp_path, suffix):
     assert all(torch.equal(held["transformer." + name], tensor) for name, tensor in state(model).items())
 
 
-def test_classification_head_goes_along(tmp_path):
+def test_classification_head_is_converted(tmp_path):
     classifier = randomised(transformers.GPT2ForSequenceClassification(tiny(num_labels=5)))
     classifier.save_pretrained(tmp_path / "hf")
     assert convert(tmp_path / "hf", tmp_path / "x.ckpt") == 0
@@ -335,7 +335,7 @@ class Evil:
         return os.system, ("touch hacked",)
 
 
-def test_files_that_are_no_weights_are_refused(model, tmp_path, capsys, monkeypatch):
+def test_files_that_are_not_weights_are_refused(model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ckpt = tmp_path / "out/x.ckpt"
     (tmp_path / "empty").mkdir()
@@ -343,7 +343,7 @@ def test_files_that_are_no_weights_are_refused(model, tmp_path, capsys, monkeypa
     assert "no weights in this folder" in refused(capsys, tmp_path / "empty", ckpt)
     assert "no such file" in refused(capsys, tmp_path / "absent.bin", ckpt)
     (tmp_path / "notes.md").write_text("weights")
-    assert "not a name of Hugging Face weights" in refused(capsys, "notes.md", ckpt)
+    assert "not a file of weights, by its name" in refused(capsys, "notes.md", ckpt)
 
     torch.save({"a": Evil()}, "evil.bin")
     assert "Python objects" in refused(capsys, "evil.bin", ckpt)
@@ -361,7 +361,7 @@ def test_files_that_are_no_weights_are_refused(model, tmp_path, capsys, monkeypa
     shutil.copy(sorted(shards.glob("model-*.safetensors"))[0], gone)
     assert "two shards" in refused(capsys, shards, ckpt)
     safetensors.torch.save_file({"other": torch.ones(1)}, gone)
-    assert "do not hold what it says" in refused(capsys, shards, ckpt)
+    assert "do not hold all that it lists" in refused(capsys, shards, ckpt)
     index = shards / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "../gone.safetensors"}}')
     assert "same folder" in refused(capsys, shards, ckpt)

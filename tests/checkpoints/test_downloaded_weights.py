@@ -1,4 +1,4 @@
-"""Weights as they are found: wrapped, half tied, sharded, from other tools; opened if they are unambiguous."""
+"""Weights from other tools: wrapped, with a missing tied name, sharded; opened if they are unambiguous."""
 
 import json
 import re
@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from mindgpt.checkpoints.gpt2_names import HuggingFaceView
+from mindgpt.checkpoints.gpt2_views import HuggingFaceView
+from mindgpt.checkpoints.locations import find_weights
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
-from mindgpt.checkpoints.weights import find_weights, open_weights
+from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.models.gpt2.convert_weight import main
 from tests.checkpoints.tiny_gpt2 import CONFIG, POINTER, folder, ours, tensors, write, write_ours
@@ -49,7 +50,7 @@ def test_a_common_prefix_is_left_out(tmp_path, wrapper, prefix):
         ("a.", "a."),
     ],
 )
-def test_the_head_beside_the_network_has_the_beginning_of_its_prefix(tmp_path, body, head):
+def test_the_output_head_may_have_a_shorter_prefix(tmp_path, body, head):
     held = tensors(body)
     held[f"{head}lm_head.weight"] = held[f"{body}wte.weight"].copy()
     weights = open_weights(folder(tmp_path / "hf", held))
@@ -58,7 +59,7 @@ def test_the_head_beside_the_network_has_the_beginning_of_its_prefix(tmp_path, b
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module."])
-def test_a_wrapper_round_each_block_is_left_out(tmp_path, wrapper):
+def test_wrappers_of_blocks_are_removed(tmp_path, wrapper):
     held = {re.sub(r"(h\.\d\.)", rf"\1{wrapper}", name): array for name, array in tensors().items()}
     weights = open_weights(folder(tmp_path / "hf", held))
     assert_is_the_model(weights, tmp_path)
@@ -99,14 +100,14 @@ def test_hugging_face_names_behind_backbone(tmp_path):
     assert_is_the_model(weights, tmp_path)
 
 
-def test_a_prefix_of_some_names_alone_is_an_error(tmp_path):
+def test_a_prefix_of_only_some_names_is_an_error(tmp_path):
     held = tensors()
     held["module.transformer.wpe.weight"] = held.pop("transformer.wpe.weight")
     with pytest.raises(UserError, match=r"missing: wpe\.weight\n.*unknown: module\.transformer\.wpe\.weight"):
         open_weights(folder(tmp_path / "hf", held))
 
 
-def test_the_head_stands_for_the_embedding_that_is_not_there(tmp_path):
+def test_the_output_head_replaces_a_missing_embedding(tmp_path):
     """What `safetensors.torch.save_model` makes of tied weights: it keeps the alphabetically first name."""
     held = tensors()
     held["lm_head.weight"] = held.pop("transformer.wte.weight")
@@ -186,7 +187,7 @@ COUNTERS = [
 STATES = ["adam_m", "adam_v", "moment1", "moments", "accum", "mean_square", "vhat", "lamb_m", "pma_weight"]
 
 
-def test_what_mindformers_notes_beside_the_weights_is_skipped(tmp_path):
+def test_mindformers_counters_are_skipped(tmp_path):
     more = {name: np.array(8) for name in COUNTERS}
     state = {f"{kind}.backbone.layernorm.gamma": np.zeros(8, np.float32) for kind in STATES}
     file = write_ours(tmp_path / "mf.ckpt", tmp_path, **more, **state)
@@ -225,7 +226,7 @@ def test_a_state_dict_in_a_training_checkpoint_is_read(tmp_path, key):
     assert_is_the_model(open_weights(tmp_path / "old.ckpt"), tmp_path)
 
 
-def test_two_sets_of_weights_in_one_file_are_not_chosen_from(tmp_path):
+def test_two_sets_of_weights_in_one_file_are_ambiguous(tmp_path):
     torch = pytest.importorskip("torch")
     inside = {name: torch.from_numpy(array) for name, array in tensors("").items()}
     optimizer = {"state": {0: {"exp_avg": torch.zeros(3, 4)}}}
@@ -246,7 +247,7 @@ def test_two_sets_of_weights_in_one_file_are_not_chosen_from(tmp_path):
         ("base_model.model.transformer.h.0.attn.c_attn.lora_A.weight", "PEFT's factors, saved with the weights"),
     ],
 )
-def test_what_lies_beside_the_weights_of_a_language_model_gets_a_hint(tmp_path, name, hint):
+def test_unsupported_weights_get_a_hint(tmp_path, name, hint):
     with pytest.raises(UserError, match=hint):
         open_weights(folder(tmp_path / "hf", tensors() | {name: np.zeros((1, 8), np.float32)}))
 

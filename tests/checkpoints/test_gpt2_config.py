@@ -138,7 +138,7 @@ def test_broken_config_json(tmp_path, content):
         GPT2Config.from_pretrained(tmp_path)
 
 
-def test_names_that_lead_nowhere(tmp_path):
+def test_unknown_names_are_refused(tmp_path):
     with pytest.raises(UserError, match="did you mean 'gpt2_xl'"):
         GPT2Config.from_pretrained("gpt2-xl")
     with pytest.raises(UserError, match=r"config\.json"):
@@ -166,7 +166,7 @@ def test_from_section():
     assert config.model_dump() == section.model_dump()
 
 
-def test_saving_where_that_is_impossible(tmp_path):
+def test_saving_to_an_invalid_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError):
         GPT2Config().save_pretrained(tmp_path / "file")
@@ -187,7 +187,7 @@ SMALL = {"model_type": "gpt2", "vocab_size": 97, "n_positions": 64, "n_embd": 32
     ],
     ids=lambda value: next(iter(value)),
 )
-def test_generation_config_goes_before_config_and_changes_before_both(tmp_path, asked, expected):
+def test_precedence_of_generation_config_and_changes(tmp_path, asked, expected):
     (tmp_path / "config.json").write_text(json.dumps(SMALL | {"eos_token_id": 3, "mindgpt": {"top_k": None}}))
     (tmp_path / "generation_config.json").write_text(json.dumps(asked))
     config = GPT2Config.from_pretrained(tmp_path)
@@ -213,7 +213,7 @@ FOUND = [
     ({"n_head": None, "num_attention_heads": 4}, {}, {"num_heads": 4}, []),
     ({"eos_token_id": [3, 96]}, {}, {"eos_token_id": [3]}, ["eos_token_id [3, 96] is no id of the 96 tokens"]),
     ({"bos_token_id": "<s>"}, {}, {"bos_token_id": None}, ["bos_token_id '<s>' is no id of the 96 tokens"]),
-    ({"initializer_range": 0.0}, {}, {"initializer_range": 0.02}, ["initializer_range 0 begins"]),
+    ({"initializer_range": 0.0}, {}, {"initializer_range": 0.02}, ["initializer_range 0 would make"]),
     ({"id2label": {"0": "a", "1": "a", "2": "b"}}, {}, {"num_labels": 3, "label_names": None}, ["the names are left"]),
     ({"id2label": {"1": "a", "2": "b"}}, {}, {"num_labels": 2}, ["does not give each number from 0 a name"]),
     ({"n_ctx": 64}, {}, {"seq_length": 32}, ["n_ctx 64 is longer than n_positions 32, and left out"]),
@@ -236,7 +236,7 @@ FOUND = [
 
 
 @pytest.mark.parametrize(("config", "generation", "expected", "notes"), FOUND)
-def test_what_is_found_in_downloaded_folders_is_opened_with_a_word(tmp_path, config, generation, expected, notes):
+def test_downloaded_configs_are_opened_with_notes(tmp_path, config, generation, expected, notes):
     sizes = {"vocab_size": 96, "n_positions": 32, "n_embd": 24, "n_layer": 1, "n_head": 2}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"} | sizes | config))
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
@@ -257,7 +257,7 @@ def test_a_vocabulary_that_was_extended_keeps_its_new_ids(tmp_path):
     assert {key: getattr(found, key) for key in ids} == ids
 
 
-def test_values_of_a_person_s_own_keep_their_strictness():
+def test_a_users_own_values_are_checked_strictly():
     for wrong in ({"pad_token_id": 50257}, {"n_ctx": 64, "n_positions": 32}, {"temperature": 0.0}, {"n_haed": 4}):
         with pytest.raises(UserError):
             GPT2Config(**wrong)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from mindspore import Tensor
 
 from mindgpt.checkpoints import mindspore_format
-from mindgpt.checkpoints.hugging_face_format import SafetensorsFile, write_safetensors
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
+from mindgpt.checkpoints.safetensors_format import SafetensorsFile, write_safetensors
 from mindgpt.checkpoints.tensor_source import TensorInfo, cast
 from mindgpt.config.errors import UserError
 
@@ -81,7 +81,7 @@ def test_checksum_finds_a_flipped_bit(tmp_path):
 
 
 @pytest.mark.parametrize("slice_bytes", [mindspore_format.SLICE_BYTES, 8])
-def test_a_checkpoint_cut_at_any_byte_never_gives_half_a_tensor(tmp_path, monkeypatch, slice_bytes):
+def test_a_truncated_checkpoint_never_gives_a_partial_tensor(tmp_path, monkeypatch, slice_bytes):
     """A cut between tensors leaves a valid file of fewer names, which strict loading finds; any other is an error."""
     monkeypatch.setattr(mindspore_format, "SLICE_BYTES", slice_bytes)
     path = tmp_path / "x.ckpt"
@@ -181,7 +181,7 @@ def test_safetensors_reads_what_we_write(tmp_path):
     assert all(same(loaded[name].numpy(), array) for name, array in arrays().items())
 
 
-def test_a_safetensors_file_cut_at_any_byte_is_refused(tmp_path):
+def test_a_truncated_safetensors_file_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file({"a": torch.arange(6.0), "b": torch.ones(3).half()}, path)
     content = path.read_bytes()
@@ -203,7 +203,7 @@ def test_a_safetensors_file_cut_at_any_byte_is_refused(tmp_path):
         (["F32"], "not a whole safetensors file"),
     ],
 )
-def test_safetensors_headers_that_lie_are_refused(tmp_path, entry, reason):
+def test_inconsistent_safetensors_headers_are_refused(tmp_path, entry, reason):
     header = json.dumps({"a": entry}).encode()
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
@@ -211,7 +211,7 @@ def test_safetensors_headers_that_lie_are_refused(tmp_path, entry, reason):
         SafetensorsFile(path)
 
 
-def test_cast_refuses_to_make_infinities_but_keeps_those_there_are():
+def test_cast_refuses_overflow_but_keeps_infinities():
     assert same(cast(np.array([1.0, np.inf], np.float32), "float16", "a"), np.array([1.0, np.inf], np.float16))
     with pytest.raises(UserError, match=r"a: 2 of its values are too large for float16 \(largest: 100000\)"):
         cast(np.array([1.0, -1e5, 7e4, np.nan], np.float32), "float16", "a")

@@ -1,4 +1,4 @@
-"""Embedding tables of another size: which rows stay, what the new ones are, and what the model computes with them."""
+"""Resized embedding tables: which rows stay, what the new ones are, and what the model computes with them."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_more_positions_repeat_the_old(folder, tables):
     assert np.isfinite(logits(longer, ids)).all()
 
 
-def test_more_tokens_are_near_the_mean_each_in_its_way(folder, tables):
+def test_new_tokens_are_near_the_mean_and_distinct(folder, tables):
     larger = GPT2LMHeadModel.from_pretrained(folder, resize_embeddings=True, vocab_size=1040)
     table, old = of(larger, TOKENS), tables[TOKENS]
     assert table[:40].tobytes() == old.tobytes()
@@ -85,7 +85,7 @@ def test_new_rows_follow_from_the_seed(folder):
     assert (first[40:] != other[40:]).all()
 
 
-def test_the_rest_is_handed_through(folder):
+def test_other_tensors_are_unchanged(folder):
     source = open_weights(folder).source
     view = ResizedEmbeddings(source, 20, 41)
     assert view.changes == [
@@ -112,7 +112,7 @@ def test_a_smaller_vocabulary_is_refused(folder):
         ({"vocab_size": 41, "seq_length": 8}, "vocab_size is 40 there and 41 here"),
     ],
 )
-def test_nothing_is_resized_unasked(folder, changes, message):
+def test_resizing_must_be_requested(folder, changes, message):
     with pytest.raises(UserError, match=f"{message}.*resize_embeddings=True.*shorter than 16 tokens need no resizing"):
         GPT2LMHeadModel.from_pretrained(folder, **changes)
 
@@ -123,7 +123,7 @@ def test_shorter_rows_need_no_resizing(folder, tables):
     assert of(model, POSITIONS).tobytes() == tables[POSITIONS].tobytes()
 
 
-def test_half_precision_tables_stay_so(folder):
+def test_half_precision_tables_keep_their_dtype(folder):
     source = open_weights(folder).source
 
     class Half:

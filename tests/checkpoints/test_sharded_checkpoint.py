@@ -1,4 +1,4 @@
-"""Strategy files and slices; the oracle is MindSpore, which cuts the same tensors by the same strategy files."""
+"""Strategy files and shards; the oracle is MindSpore, which shards the same tensors by the same strategy files."""
 
 import tracemalloc
 from pathlib import Path
@@ -11,7 +11,7 @@ from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
 
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.checkpoints.run_folder import Step, choose_files, rank_folders
-from mindgpt.checkpoints.sharded_checkpoint import SlicedCheckpoint
+from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint
 from mindgpt.checkpoints.strategy_format import read_strategy
 from mindgpt.checkpoints.tensor_source import BFLOAT16_BITS, TensorInfo
 from mindgpt.checkpoints.transform import transform
@@ -20,7 +20,7 @@ from mindgpt.config.errors import UserError
 
 RNG = np.random.default_rng(0)
 
-# Eight ranks. Name -> device matrix, tensor map (axes from the right, -1: not cut), optimizer sharding's step and size.
+# Eight ranks. Name -> device matrix, tensor map (axes from the right, -1: not sharded), optimizer shard step and size.
 LAYOUTS = {
     "whole": ([8], [-1, -1], 0, 0),
     "rows": ([2, 4], [0, -1], 0, 0),
@@ -59,7 +59,7 @@ def tensors(layouts=LAYOUTS):
 
 
 def cut_by_mindspore(folder: Path, held, strategy: Path) -> Path:
-    """`rank_<r>/x<r>.ckpt`, cut by MindSpore from whole tensors."""
+    """`rank_<r>/x<r>.ckpt`, sharded by MindSpore from whole tensors."""
     (folder / "whole" / "rank_0").mkdir(parents=True)
     ms.save_checkpoint(
         [{"name": name, "data": Tensor(array)} for name, array in held.items()], str(folder / "whole/rank_0/w.ckpt")
@@ -69,11 +69,11 @@ def cut_by_mindspore(folder: Path, held, strategy: Path) -> Path:
     return folder / "checkpoint"
 
 
-def test_slices_of_mindspore_merge_and_ours_are_the_same(tmp_path):
+def test_shards_of_mindspore_are_merged_and_ours_are_equal(tmp_path):
     strategy, held = tmp_path / "strategy.ckpt", tensors()
     write_strategy(strategy, LAYOUTS)
     folder = cut_by_mindspore(tmp_path, held, strategy)
-    sliced = SlicedCheckpoint(folder, strategy)
+    sliced = ShardedCheckpoint(folder, strategy)
     assert sliced.entries == {name: TensorInfo(array.shape, "float32") for name, array in held.items()}
     for name, array in held.items():
         assert np.array_equal(sliced.read(name), array), name
@@ -85,7 +85,7 @@ def test_slices_of_mindspore_merge_and_ours_are_the_same(tmp_path):
             assert np.array_equal(ours.read(name), theirs.read(name)), (rank, name)
 
 
-def test_slices_in_safetensors_merge_as_those_in_ckpt(tmp_path):
+def test_shards_in_safetensors_are_merged_like_ckpt(tmp_path):
     """As MindFormers with checkpoint_format: safetensors leaves them; MindSpore turns the files into each other."""
     strategy, held = tmp_path / "strategy" / "ckpt_strategy_rank_0.ckpt", tensors()
     write_strategy(strategy, LAYOUTS)
@@ -95,17 +95,17 @@ def test_slices_in_safetensors_merge_as_those_in_ckpt(tmp_path):
         ms.ckpt_to_safetensors(str(file), str(tmp_path / "turned"))
         next((tmp_path / "turned").rglob("*.safetensors")).rename(ranks / f"gpt2_rank_{rank}-1_2.safetensors")
         file.unlink()
-    sliced = SlicedCheckpoint(folder)
+    sliced = ShardedCheckpoint(folder)
     assert sliced.step == Step(1, 2)
     for name, array in held.items():
         assert np.array_equal(sliced.read(name), array), name
-    with pytest.raises(UserError, match="is the slice of rank 3, one of 8, and no model by itself"):
+    with pytest.raises(UserError, match="is the shard of rank 3, one of 8, and no model by itself"):
         open_weights(folder / "rank_3" / "gpt2_rank_3-1_2.safetensors")
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["a file a rank", "merged file"])
-def test_stages_hold_what_their_strategy_says(tmp_path, merged):
-    """A rank's file holds other stages' parameters too, which are nobody's."""
+def test_pipeline_stages_hold_what_their_strategy_says(tmp_path, merged):
+    """A rank's file holds other stages' parameters too, which are ignored."""
     by_stage = [{"a": ([2], [0, -1], 0, 0), "tied": ([2], [0, -1], 0, 0)}, {"b": ([2], [-1, 0], 0, 0)}]
     by_stage[1]["tied"] = ([2], [-1, -1], 0, 0)
     held = tensors(by_stage[0] | by_stage[1])
@@ -123,7 +123,7 @@ def test_stages_hold_what_their_strategy_says(tmp_path, merged):
     if merged:
         strategy = tmp_path / "merged.ckpt"
         ms.merge_pipeline_strategys(str(strategies), str(strategy))
-    sliced = SlicedCheckpoint(tmp_path / "checkpoint", strategy)
+    sliced = ShardedCheckpoint(tmp_path / "checkpoint", strategy)
     assert sliced.strategy.ranks == 4
     assert sliced.step == Step(2, 5)
     assert sorted(sliced.entries) == ["a", "b", "step_num", "tied"]
@@ -132,7 +132,7 @@ def test_stages_hold_what_their_strategy_says(tmp_path, merged):
     assert sliced.differences_between_stages() == {}
 
 
-def test_bfloat16_stays_as_it_is(tmp_path):
+def test_bfloat16_is_preserved(tmp_path):
     strategy = tmp_path / "strategy.ckpt"
     layouts = {"rows": LAYOUTS["rows"], "columns.sharded": LAYOUTS["columns.sharded"]}
     write_strategy(strategy, layouts)
@@ -146,7 +146,7 @@ def test_bfloat16_stays_as_it_is(tmp_path):
     assert all(file.read_box(name).tobytes() == array.tobytes() for name, array in bits.items())
 
 
-def test_memory_is_for_one_tensor(tmp_path):
+def test_only_one_tensor_is_in_memory(tmp_path):
     strategy = tmp_path / "strategy.ckpt"
     layouts = {f"weight.{number}": LAYOUTS["both"] for number in range(20)}
     write_strategy(strategy, layouts)
@@ -157,10 +157,10 @@ def test_memory_is_for_one_tensor(tmp_path):
     transform(tmp_path / "sliced", tmp_path / "merged", "x", strategy)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 3 * array.nbytes  # of 20: a tensor, a slice, and what is always there
+    assert peak < 3 * array.nbytes  # of 20: a tensor, a shard, and what is always there
 
 
-def test_what_does_not_fit_is_said(tmp_path):
+def test_mismatches_are_reported(tmp_path):
     strategy, held = tmp_path / "strategy.ckpt", tensors()
     write_strategy(strategy, LAYOUTS)
     folder = cut_by_mindspore(tmp_path, held, strategy)
@@ -178,8 +178,8 @@ def test_what_does_not_fit_is_said(tmp_path):
     refused("rows .* has 2 dimensions, and 1 in the strategy", LAYOUTS | {"rows": ([8], [0], 0, 0)})
     refused("vector should be the same on ranks 0 and 1", LAYOUTS | {"vector": ([4, 2], [1], 0, 0)})
     refused("contradicts itself: its stages are of 4 and 8 ranks", LAYOUTS | {"rows": ([4], [0, -1], 0, 0)})
-    refused("holds the slices of 8 ranks, and .* describes a run of 4", {"rows": ([4], [0, -1], 0, 0)})
-    refused(r"rows \[16, 24\] cannot be cut into \[1, 5\] parts",
+    refused("holds the shards of 8 ranks, and .* describes a run of 4", {"rows": ([4], [0, -1], 0, 0)})
+    refused(r"rows \[16, 24\] cannot be cut into \[1, 5\] shards",
             {name: ([5], [-1] * len(cut[1]), 0, 0) for name, cut in LAYOUTS.items()} | {"rows": ([5], [-1, 0], 0, 0)},
             target=True)  # fmt: skip
     refused("does not fit .*\n  rows is not in the strategy", without, target=True)
@@ -190,13 +190,13 @@ def test_what_does_not_fit_is_said(tmp_path):
     transform(tmp_path / "square.whole.ckpt", cut, "x", target_strategy=tmp_path / "square.ckpt")
     write_strategy(tmp_path / "square.ckpt", dict.fromkeys(square, LAYOUTS["columns"]))
     with pytest.raises(UserError, match=r"would become \[4, 32\], and is square in every GPT-2"):
-        SlicedCheckpoint(cut, tmp_path / "square.ckpt")
+        ShardedCheckpoint(cut, tmp_path / "square.ckpt")
 
 
 def test_strategy_files_that_contradict_each_other(tmp_path):
     write_strategy(tmp_path / "a_rank_0.ckpt", {"w": LAYOUTS["rows"]})
     write_strategy(tmp_path / "a_rank_1.ckpt", {"w": LAYOUTS["columns"]})
-    with pytest.raises(UserError, match=r"a_rank_1.ckpt and .*a_rank_0.ckpt cut the same pipeline stage 0 in two ways"):
+    with pytest.raises(UserError, match=r"a_rank_1.ckpt and .*a_rank_0.ckpt shard the same .* stage 0 in two ways"):
         read_strategy(tmp_path)
     write_strategy(tmp_path / "a_rank_1.ckpt", {"w": LAYOUTS["rows"]}, stage=2)
     with pytest.raises(UserError, match="the strategy files of pipeline stage 1 are missing"):
@@ -220,5 +220,5 @@ def test_the_step_is_the_newest_by_number_and_on_every_rank(tmp_path):
     with pytest.raises(UserError, match="10_5 .* is missing in rank_1; rank_1 has 9_5.*all have: --step 9_5"):
         choose_files(folders)
     write_checkpoint(tmp_path / "rank_0/y_rank_0-9_5.ckpt", [("a", np.ones(1))])
-    with pytest.raises(UserError, match="are of one step"):
+    with pytest.raises(UserError, match="have the same step"):
         choose_files(folders, Step(9, 5))

@@ -10,7 +10,9 @@ import transformers
 from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import initializer
 
-from mindgpt.checkpoints.weights import load_checkpoint_strict, load_weights, open_weights, save_checkpoint, skip_rule
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.skip_rules import skip_rule
+from mindgpt.checkpoints.weights import CheckpointWeights, LoadReport, load_weights, open_weights, save_checkpoint
 from mindgpt.config.errors import UserError
 from mindgpt.config.optimizer_sections import OptimizerSection
 from mindgpt.models.gpt2 import convert_weight
@@ -18,6 +20,11 @@ from mindgpt.train.optimizers import build_optimizer
 from mindgpt.train.schedules import LearningRateTable
 
 pytestmark = pytest.mark.usefixtures("cpu")
+
+
+def load(model, path, **options) -> LoadReport:
+    """Load a `.ckpt` into a cell or parameters."""
+    return load_weights(model, CheckpointWeights(CheckpointFile(path)), **options)
 
 
 class Net(nn.Cell):
@@ -43,10 +50,10 @@ def write(path, **held) -> None:
     ms.save_checkpoint([{"name": name, "data": Tensor(array)} for name, array in held.items()], path)
 
 
-def test_values_arrive_bit_for_bit(path):
+def test_values_are_loaded_bit_for_bit(path):
     write(path, weight=WEIGHT, bias=BIAS)
     net = Net()
-    report = load_checkpoint_strict(net, path)
+    report = load(net, path)
     assert net.weight.asnumpy().tobytes() == WEIGHT.tobytes()
     assert net.bias.asnumpy().tobytes() == BIAS.tobytes()
     assert sorted(report.loaded) == ["bias", "weight"]
@@ -57,7 +64,7 @@ def test_values_arrive_bit_for_bit(path):
 def test_casts_are_done_and_reported(path):
     write(path, weight=WEIGHT.astype(np.float16), bias=BIAS)
     net = Net(bias="bfloat16")
-    report = load_checkpoint_strict({"weight": net.weight, "bias": net.bias}, path)
+    report = load({"weight": net.weight, "bias": net.bias}, path)
     np.testing.assert_array_equal(net.weight.asnumpy(), WEIGHT.astype(np.float16).astype(np.float32))
     assert net.weight.dtype == ms.float32 and net.bias.dtype == ms.bfloat16
     np.testing.assert_array_equal(net.bias.float().asnumpy(), BIAS)
@@ -68,14 +75,14 @@ def test_casts_are_done_and_reported(path):
 def test_values_that_overflow_in_the_model_are_refused(path):
     write(path, weight=WEIGHT * 1e6, bias=BIAS)
     with pytest.raises(UserError, match="weight: 4 of its values are too large for float16"):
-        load_checkpoint_strict(Net(weight="float16"), path)
+        load(Net(weight="float16"), path)
 
 
 def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded(path):
     write(path, weight=WEIGHT.T.copy(), biass=BIAS)
     net = Net()
     with pytest.raises(UserError) as error:
-        load_checkpoint_strict(net, path)
+        load(net, path)
     assert str(error.value).splitlines() == [
         f"{path}: does not fit the model, and nothing was loaded:",
         "  missing in the file: bias [3]",
@@ -88,7 +95,7 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded(path):
 OPTIMIZERS = ({}, {"type": "adafactor", "beta1": 0.9}, {"type": "lion"}, {"type": "sgd", "momentum": 0.9})
 
 
-def test_what_training_adds_is_skipped_by_name_of_rule(path):
+def test_training_state_is_skipped_by_named_rules(path):
     rates = LearningRateTable(np.ones(1))
     theirs = (nn.Momentum([Net().weight], 0.1, 0.9), nn.SGD([Net().weight], 0.1), nn.AdamWeightDecay([Net().weight]))
     ours = [build_optimizer(OptimizerSection(**settings), [*Net().get_parameters()], rates) for settings in OPTIMIZERS]
@@ -97,7 +104,7 @@ def test_what_training_adds_is_skipped_by_name_of_rule(path):
     assert {"moments.weight", "accum.weight", "adam_m.weight", "adafactor_row.weight", "lion_m.weight"} <= names
     assert all(skip_rule(name) for name in names), names
     write(path, weight=WEIGHT, bias=BIAS, **dict.fromkeys(names, BIAS))
-    report = load_checkpoint_strict(Net(), path)
+    report = load(Net(), path)
     assert set(report.skipped) == names
     assert report.skipped["adam_m.weight"] == "optimizer state"
     assert report.skipped["global_step"] == "training counter"
@@ -113,14 +120,14 @@ def test_lora_factors_are_named_and_may_be_missing_if_allowed(path):
     lora = "dense1.mindpet_delta_lora_a"
     write(path, weight=WEIGHT, bias=BIAS, **{lora: BIAS})
     with pytest.raises(UserError, match="LoRA weights: merge"):
-        load_checkpoint_strict(Net(), path)
+        load(Net(), path)
 
     write(path, weight=WEIGHT, bias=BIAS)
     net = Net()
     parameters = net.parameters_dict() | {lora: Parameter(Tensor(BIAS * 3), name=lora)}
     with pytest.raises(UserError, match="missing in the file: dense1"):
-        load_checkpoint_strict(parameters, path)
-    report = load_checkpoint_strict(parameters, path, may_be_missing=["mindpet_delta_lora"])
+        load(parameters, path)
+    report = load(parameters, path, may_be_missing=["mindpet_delta_lora"])
     assert report.not_in_file == [lora]
     np.testing.assert_array_equal(parameters[lora].asnumpy(), BIAS * 3)
     np.testing.assert_array_equal(net.weight.asnumpy(), WEIGHT)
@@ -133,18 +140,18 @@ def test_broken_files_name_themselves_and_log_nothing(path, tmp_path, capfd):
     for name, content in (("cut", whole[:-3]), ("garbage", b"\x00garbage" * 9), ("empty", b"")):
         (tmp_path / f"{name}.ckpt").write_bytes(content)
         with pytest.raises(UserError, match=f"{name}.ckpt: "):
-            load_checkpoint_strict(Net(), tmp_path / f"{name}.ckpt")
+            load(Net(), tmp_path / f"{name}.ckpt")
     with pytest.raises(UserError, match="no such file"):
-        load_checkpoint_strict(Net(), tmp_path / "absent.ckpt")
+        load(Net(), tmp_path / "absent.ckpt")
     with pytest.raises(UserError, match="is a folder"):
-        load_checkpoint_strict(Net(), tmp_path)
+        load(Net(), tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
-def test_text_is_no_weight(path):
+def test_text_entries_are_refused(path):
     ms.save_checkpoint([{"name": "weight", "data": Tensor(WEIGHT)}], path, append_dict={"note": "hello"})
     with pytest.raises(UserError, match="text, not weights, .* note"):
-        load_checkpoint_strict(Net(), path)
+        load(Net(), path)
 
 
 def test_mindspore_reads_what_save_checkpoint_writes(path):
@@ -179,7 +186,7 @@ def contents(weights) -> dict[str, np.ndarray]:
     return {name: weights.source.read(name) for name in weights.source.entries}
 
 
-def test_every_way_to_name_a_model_opens_the_same_weights(hf_folder, tmp_path):
+def test_every_path_to_a_model_opens_the_same_weights(hf_folder, tmp_path):
     ours = tmp_path / "ours/model.ckpt"
     convert_weight.main(["--torch_path", str(hf_folder), "--mindspore_path", str(ours)])
     reference = {name: p.asnumpy() for name, p in ms.load_checkpoint(str(ours)).items()}
@@ -195,7 +202,7 @@ def test_every_way_to_name_a_model_opens_the_same_weights(hf_folder, tmp_path):
         assert all(np.array_equal(parameters[name].asnumpy(), array) for name, array in reference.items())
 
 
-def test_the_config_of_a_checkpoint_is_its_own_before_the_folders(hf_folder, tmp_path):
+def test_a_checkpoints_own_config_takes_precedence(hf_folder, tmp_path):
     ours = tmp_path / "ours/model.ckpt"
     convert_weight.main(["--torch_path", str(hf_folder), "--mindspore_path", str(ours)])
     shared = ours.with_name("config.json")
@@ -207,7 +214,7 @@ def test_the_config_of_a_checkpoint_is_its_own_before_the_folders(hf_folder, tmp
     assert open_weights(ours).config is None
 
 
-def test_folders_without_a_clear_answer_are_refused(hf_folder, tmp_path):
+def test_ambiguous_folders_are_refused(hf_folder, tmp_path):
     with pytest.raises(UserError, match=r"no weights .*model\.safetensors, .*model\.ckpt"):
         open_weights(tmp_path)
     (tmp_path / "gpt2-3_100.ckpt").write_bytes(b"x")

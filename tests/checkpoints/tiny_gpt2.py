@@ -1,4 +1,4 @@
-"""A tiny GPT-2 in the files of others, made without their libraries: what tests of odd files start from."""
+"""A tiny GPT-2 in other tools' file formats, made without their libraries."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from mindgpt.checkpoints.gpt2_names import MindFormersView
-from mindgpt.checkpoints.hugging_face_format import SafetensorsFile, write_safetensors
+from mindgpt.checkpoints.gpt2_views import MindFormersView
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
+from mindgpt.checkpoints.safetensors_format import SafetensorsFile, write_safetensors
 from mindgpt.checkpoints.tensor_source import TensorInfo
 
 V, P, H, L, F = 60, 16, 8, 2, 32

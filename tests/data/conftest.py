@@ -1,4 +1,4 @@
-"""A small tokenizer that needs no file from outside."""
+"""A small tokenizer, trained here."""
 
 import pytest
 

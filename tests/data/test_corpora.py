@@ -1,4 +1,4 @@
-"""The tools that read a corpus of text, by their own `main`: kinds of files, and what is left out."""
+"""The tools that read text corpora: kinds of files, and what is skipped."""
 
 import importlib.util
 import json
@@ -44,7 +44,7 @@ def to_mindrecord(run, tokenizer_dir, *arguments):
     run(TEXT, "--input_file", *arguments, *output)
 
 
-def test_a_json_corpus_is_not_trained_on_as_brackets(run, tokenizer, tokenizer_dir, tmp_path):
+def test_a_json_corpus_is_not_read_as_plain_text(run, tokenizer, tokenizer_dir, tmp_path):
     texts = ["第一篇文章", "第二篇"]
     (tmp_path / "train.json").write_text(json.dumps(texts))
     to_mindrecord(run, tokenizer_dir, "train.json")
@@ -60,7 +60,7 @@ def test_a_json_corpus_is_not_trained_on_as_brackets(run, tokenizer, tokenizer_d
         run("tools/train_tokenizer.py", "--input_file", "train.txt", "--vocab_size", 300, "--output_dir", "t")
 
 
-def test_a_vocabulary_is_learnt_from_the_texts_of_a_json_corpus(run, tmp_path):
+def test_a_tokenizer_is_trained_on_the_texts_of_a_json_corpus(run, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps([{"body": "早上好" * 20}] * 5 + [{"body": None}]))
     arguments = ("--input_file", "x.json", "--field", "body", "--vocab_size", 300, "--output_dir", "t")
     with pytest.raises(UserError, match="x.json:1: 'body' should be a text; it is a NoneType. --skip_bad leaves such"):
@@ -82,7 +82,7 @@ def test_bad_rows_of_a_corpus(run, tokenizer, tokenizer_dir, tmp_path, capsys):
     assert errors.count("\n") == 1
 
 
-def test_a_notebook_folder_without_its_stale_copies(run, tokenizer, tokenizer_dir, tmp_path):
+def test_hidden_notebook_copies_are_skipped(run, tokenizer, tokenizer_dir, tmp_path):
     for name in ("corp/a.txt", "corp/.ipynb_checkpoints/a-checkpoint.txt", "corp/.git/x.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)

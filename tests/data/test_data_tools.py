@@ -1,4 +1,4 @@
-"""The data tools, run as a user types them."""
+"""The data tools, run as a user calls them."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def test_wikitext_as_documented(run, shared_data, gpt2_tokenizer_dir, tmp_path):
     assert digest(tmp_path / "out") == before
 
 
-def test_wikitext_as_mindformers_made_it(run, shared_data, gpt2_tokenizer_dir, tmp_path):
+def test_wikitext_as_in_mindformers(run, shared_data, gpt2_tokenizer_dir, tmp_path):
     from tests.data.test_text import slow_mindformers_text
 
     transformers = pytest.importorskip("transformers")
@@ -157,7 +157,10 @@ def test_a_trained_tokenizer_is_used_by_the_tools(run, tmp_path):
         ({"--input_file": "latin.txt"}, "latin.txt:2: not UTF-8: byte 0xfc at offset 5"),
         ({"--max_length": "1"}, "max_length must be at least 2"),
         ({"--tokenizer_type": "none"}, "No tokenizer at none"),
-        ({"--tokenizer_type": "."}, "vocab.json and merges.txt missing"),
+        (
+            {"--tokenizer_type": "."},
+            "No tokenizer in .: found empty.txt, good.txt, latin.txt. Give a folder with",
+        ),
         ({"--output_file": "x.txt"}, "ends in 'mindrecord'"),
         ({"--output_file": "good.txt/x.mindrecord"}, "a file of that name is in the way"),
         ({"--num_splits": "0"}, "num_splits must be at least 1"),

@@ -40,7 +40,7 @@ def test_mean_of_batch_means():
     assert metric.token_weighted() == PerplexityMetric.eval(feed(PerplexityMetric(), BATCHES))
 
 
-def test_a_cleared_metric_starts_anew():
+def test_clear_resets_the_metric():
     metric = feed(PerplexityMetric(), BATCHES)
     metric.clear()
     assert feed(metric, [[3.0]]).eval()["loss"] == 3.0
@@ -91,7 +91,7 @@ PADDING = {
 
 
 @pytest.mark.parametrize("padding", PADDING)
-def test_the_cell_sums_over_what_masks_and_labels_leave(by, padding):
+def test_the_cell_sums_over_unmasked_labelled_tokens(by, padding):
     """Against NumPy on the model's own logits: padding and -100 are neither predicted nor counted."""
     model = model_with_large_weights()
     draw = np.random.default_rng(0)
@@ -184,7 +184,7 @@ def test_rows_of_one_token():
         PerplexityCell(model_with_large_weights())(Tensor(np.zeros((2, 1), np.int32)))
 
 
-def test_rows_longer_than_the_window(by):
+def test_rows_longer_than_the_context_length(by):
     model = model_with_large_weights()
     with pytest.raises(ValueError, match="9 tokens in a row, but the position table holds 8"):
         PerplexityCell(model)(Tensor(np.zeros((1, 10), np.int32)))

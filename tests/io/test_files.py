@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; readers name the file and the place."""
+"""Atomic writing, and readers that name the file and the place of an error."""
 
 import errno
 import os
@@ -63,7 +63,7 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path, repo):
     assert path.read_text() == "old"
 
 
-def test_what_cannot_be_written_is_explained(tmp_path):
+def test_write_errors_are_explained(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="a file of that name is in the way"), atomic_write(tmp_path / "file" / "x"):
         pass
@@ -107,7 +107,7 @@ def test_json_errors_have_line_and_column(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "message"), [("none", "No such file"), (".", "is a folder"), ("a\0b", "Cannot read")])
-def test_what_cannot_be_read_is_explained(tmp_path, name, message):
+def test_read_errors_are_explained(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         read_text(os.path.join(tmp_path, name))
 
@@ -146,9 +146,9 @@ JAPANESE = "これは日本語のテキストです。東京は日本の首都�
         (JAPANESE.encode("euc_jp"), "It seems to be EUC-JP."),
         ("a naïve café, “oui”\n".encode("cp1252"), "It seems to be Windows-1252 (Latin-1)."),
         (bytes(range(1, 256)), "Save the file as UTF-8, or convert it: iconv"),
-        (b"\x1f\x8b\x08\0rest", "my x.txt is no text: it is compressed with gzip; unpack it first, with gunzip."),
+        (b"\x1f\x8b\x08\0rest", "my x.txt is not text: it is compressed with gzip; unpack it first, with gunzip."),
         (b"PK\x03\x04rest", "as Excel's and Word's files are"),
-        (b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(40), "is no text: 44 of its first 56 bytes are zeros"),
+        (b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(40), "is not text: 44 of its first 56 bytes are zeros"),
     ],
 )  # fmt: skip
 def test_files_in_other_encodings_are_named_with_the_way_to_convert_them(tmp_path, monkeypatch, content, message):
@@ -170,7 +170,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 +
 
 
 @pytest.mark.parametrize("read", [read_json, read_text, lambda path: list(read_lines(path))])
-def test_a_git_lfs_pointer_is_no_file(tmp_path, read):
+def test_a_git_lfs_pointer_is_refused(tmp_path, read):
     path = tmp_path / "merges.txt"
     path.write_text(POINTER)
     with pytest.raises(UserError, match=r"merges\.txt: is a Git LFS pointer.* git lfs pull"):
@@ -180,7 +180,7 @@ def test_a_git_lfs_pointer_is_no_file(tmp_path, read):
         assert file.read(7) == b"version"
 
 
-def test_what_comes_through_a_pipe_is_read_once(tmp_path):
+def test_a_pipe_is_read_once(tmp_path):
     """Looking for a pointer would take the first bytes away."""
     readable, writable = os.pipe()
     os.write(writable, POINTER.encode())

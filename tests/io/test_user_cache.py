@@ -1,4 +1,4 @@
-"""Where things are kept and where a process works, on machines without a home or with a cache that is read-only."""
+"""The user's cache and work folders, also without a home folder or with a read-only cache."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from mindgpt.io.processes import MACHINE
 
 FIND = (
     "from mindgpt.io.user_cache import *; "
-    "print(user_cache(), why_nothing_is_kept(), work_folder(), work_folder().is_dir(), sep='|')"
+    "print(user_cache(), why_not_cached(), work_folder(), work_folder().is_dir(), sep='|')"
 )
 
 
@@ -29,7 +29,7 @@ def find(repo, **environment):
     return cache, reason, work
 
 
-def test_the_cache_is_where_it_is_named_or_in_the_home(repo, tmp_path):
+def test_cache_location(repo, tmp_path):
     home = {"HOME": str(tmp_path)}
     assert find(repo, **home)[:2] == (f"{tmp_path}/.cache/mindgpt", "None")
     assert find(repo, **home, XDG_CACHE_HOME=f"{tmp_path}/xdg")[0] == f"{tmp_path}/xdg/mindgpt"
@@ -51,20 +51,20 @@ def new_process(monkeypatch, tmp_path):
         function.cache_clear()
 
 
-def test_a_user_without_a_home_works_in_a_temporary_folder(tmp_path, monkeypatch, new_process):
+def test_user_without_home_gets_a_temporary_folder(tmp_path, monkeypatch, new_process):
     """A random uid in a container: neither HOME nor an entry in the list of users."""
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     cache = user_cache.user_cache()
     assert cache.parent == tmp_path and cache.name.startswith("mindgpt-") and cache.is_dir()
-    assert user_cache.why_nothing_is_kept() == "this user has no home folder"
+    assert user_cache.why_not_cached() == "this user has no home folder"
     assert user_cache.work_folder().parent == cache / "work"
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch, new_process):
+def test_an_unwritable_cache_is_reported(tmp_path, monkeypatch, new_process):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MINDGPT_CACHE", str(tmp_path / "file" / "cache"))
-    assert user_cache.why_nothing_is_kept() == f"{tmp_path}/file/cache cannot be written"
+    assert user_cache.why_not_cached() == f"{tmp_path}/file/cache cannot be written"
     assert user_cache.work_folder().parent == tmp_path  # of temporary files
 
 

@@ -1,4 +1,4 @@
-"""A toy GPT-2 of transformers, PEFT adapters on it, and ours with the same weights."""
+"""A toy GPT-2 of transformers, PEFT adapters on it, and our model with the same weights."""
 
 import numpy as np
 import pytest

@@ -27,20 +27,20 @@ from mindgpt.runtime import device, precision, ranks, targets
         ("Ascend", True, "Ascend"),
     ],
 )
-def test_the_device_is_what_is_named_or_what_is_there(monkeypatch, wanted, there, target):
-    monkeypatch.setattr(targets, "ascend_is_there", lambda: there)
+def test_choose_target(monkeypatch, wanted, there, target):
+    monkeypatch.setattr(targets, "is_ascend_available", lambda: there)
     assert targets.choose_target(wanted) == target
 
 
-def test_a_device_that_is_not_there_is_refused_with_the_way_out(monkeypatch):
-    monkeypatch.setattr(targets, "ascend_is_there", lambda: False)
+def test_a_missing_device_is_refused(monkeypatch):
+    monkeypatch.setattr(targets, "is_ascend_available", lambda: False)
     with pytest.raises(UserError, match="no Ascend card.*--device_target CPU"):
         targets.choose_target("Ascend")
 
 
 def test_a_simulated_ascend_counts(monkeypatch):
     monkeypatch.setenv("MS_SIMULATION_LEVEL", "1")
-    assert targets.ascend_is_there()
+    assert targets.is_ascend_available()
 
 
 _PREPARED = """
@@ -89,7 +89,7 @@ def test_a_prepared_process_and_what_it_leaves(prepared, tmp_path):
     assert (tmp_path / "output" / "compile" / "rank_0" / "om").is_dir()
 
 
-def test_a_folder_of_checkpoints_is_not_taken_for_mindspores(prepared, tmp_path):
+def test_a_folder_of_checkpoints_is_not_moved(prepared, tmp_path):
     """`directory: ./` puts checkpoints into ./rank_0, where MindSpore has its dumps (field report R4)."""
     section = '{"device_target": "CPU"}'
     prepared(section, "gpt2_rank_0-1_1.ckpt")
@@ -101,7 +101,7 @@ def test_a_folder_of_checkpoints_is_not_taken_for_mindspores(prepared, tmp_path)
     assert os.listdir(tmp_path / "rank_0") == ["ir"]
 
 
-def test_deterministic_operators_are_asked_for_on_ascend_only(monkeypatch):
+def test_deterministic_is_set_on_ascend_only(monkeypatch):
     asked = []
     monkeypatch.setattr(device.ms, "set_deterministic", asked.append)
     device._prepare_ascend(ContextSection())
@@ -113,7 +113,7 @@ def test_deterministic_operators_are_asked_for_on_ascend_only(monkeypatch):
     assert asked == [True]
 
 
-def test_fusion_asked_for_needs_its_package(monkeypatch):
+def test_explicit_fusion_needs_its_package(monkeypatch):
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install decorator"):
         device._prepare_cpu(ContextSection(enable_graph_kernel=True))

@@ -14,7 +14,7 @@ from mindgpt.config.errors import run_program
 from mindgpt.config.loader import load_config
 from mindgpt.planning.planned_step import GRAPHS, compile_step
 from mindgpt.runtime.collectives import model_is_cut
-from mindgpt.runtime.compiled_graph import Graph
+from mindgpt.runtime.compiled_graph import CompiledGraph
 from mindgpt.tasks.session import prepare
 from mindgpt.train.step import AccumulatingTrainStep
 
@@ -38,7 +38,7 @@ def main() -> None:
     prepare(config)
     model, step = compile_step(config)
     files = sorted(Path(GRAPHS).rglob("*_validate_*.ir"))
-    text, graphs = "".join(file.read_text() for file in files), [Graph(file) for file in files]
+    text, graphs = "".join(file.read_text() for file in files), [CompiledGraph(file) for file in files]
     times = [step.batches, 1] if isinstance(step, AccumulatingTrainStep) else [1]
     trained = step.optimizer.parameters
     shares = step.update.norm.shares.asnumpy() if model_is_cut() else np.ones(len(trained))

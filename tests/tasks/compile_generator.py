@@ -18,7 +18,7 @@ from mindgpt.generation.cached_model import Decode, KeyValueCache, LastLogits, P
 from mindgpt.models import model_class
 from mindgpt.models.gpt2.gpt2_tensor_parallel import keep_part
 from mindgpt.planning.planned_step import GRAPHS
-from mindgpt.runtime.compiled_graph import Graph
+from mindgpt.runtime.compiled_graph import CompiledGraph
 from mindgpt.runtime.ranks import world_size
 from mindgpt.tasks.session import prepare
 
@@ -42,7 +42,7 @@ def main() -> None:
     hidden = Tensor(np.zeros((CHUNK, network.hidden_size)), model.backbone.layernorm.gamma.dtype)
     LastLogits(model.backbone, model.head).compile(hidden, place)
     Decode(model.backbone, model.head, cache).compile(token, token)
-    print(json.dumps(sorted(Graph(file).product_flops for file in Path(GRAPHS).rglob("*_validate_*.ir"))))
+    print(json.dumps(sorted(CompiledGraph(file).product_flops for file in Path(GRAPHS).rglob("*_validate_*.ir"))))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_every_card_goes_on_from_the_same_step_with_what_it_had(repo, toy, cut_r
     refused = card(repo, toy, tmp_path, 0, "--run_mode", "finetune", "--output_dir", "other", *arguments[:3], "True")
     assert refused.returncode == 2
     assert "no checkpoint that all 4 cards have" in refused.stderr
-    assert "rank_0: 1_4, rank_3: 1_4, 1_5. Where the machines have no common disk" in refused.stderr
+    assert "rank_0: 1_4, rank_3: 1_4, 1_5. Machines without a shared disk" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -274,4 +274,4 @@ def test_what_is_left_out_is_counted(prepare, tmp_path):
                                      "--num_splits", 1, "--format", "prompt_response")  # fmt: skip
     assert status == 0
     assert "2 example(s) dropped as too long" in errors
-    assert re.match(r"1 example\(s\), 3 tokens of which 2 are learnt, 1 rows of 33, 91% padding", output)
+    assert re.match(r"1 example\(s\), 3 tokens of which 2 are learned, 1 rows of 33, 91% padding", output)

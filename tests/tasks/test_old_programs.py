@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from mindgpt.checkpoints.hugging_face_format import write_safetensors
+from mindgpt.checkpoints.safetensors_format import write_safetensors
 from mindgpt.checkpoints.tensor_source import TensorInfo
 from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError

@@ -13,7 +13,7 @@ import pytest
 
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.config.loader import load_config
-from mindgpt.train.checkpoint_monitor import last_checkpoint
+from tests.last_checkpoint import last_checkpoint
 
 STEPS = 30
 OPTIONS = (
@@ -153,7 +153,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(program, toy, copy):
     before = records(copy)
     done = resumed(program, toy, copy, "--resume_training", "True")
     assert done.returncode == 0, done.stderr
-    assert f"resume_training: passed over: output/checkpoint/rank_0/{newest.name}: not a whole" in done.stdout
+    assert f"resume_training: skipped: output/checkpoint/rank_0/{newest.name}: not a whole" in done.stdout
     assert records(copy) == before
 
 

@@ -192,7 +192,7 @@ def test_broken_runs_are_refused_in_one_message_and_nothing_is_written(run_of, b
     assert "rank_3 of 4 missing" in refused()
     (tmp_path / "rank_3").rename(last)
     slice_ = last / "toy_rank_3-1_4.ckpt"
-    assert "is the slice of rank 3, one of 4, and no model by itself" in refused(source=slice_)
+    assert "is the shard of rank 3, one of 4, and no model by itself" in refused(source=slice_)
     slice_.rename(last / "toy_rank_3-1_2.ckpt")
     message = refused()
     assert "step 1_4 (epoch_step) is missing in rank_3; rank_3 has 1_2" in message

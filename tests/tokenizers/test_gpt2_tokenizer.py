@@ -1,4 +1,4 @@
-"""GPT2Tokenizer against transformers' own GPT-2 tokenizer, and against examples worked out by hand."""
+"""GPT2Tokenizer against transformers' GPT-2 tokenizer, and against examples computed by hand."""
 
 import json
 import subprocess
@@ -80,7 +80,7 @@ def test_wikitext_has_the_ids_of_transformers(ours, theirs, shared_data):
 
 @settings(max_examples=200, deadline=None)
 @given(texts=st.lists(any_text, min_size=1, max_size=4))
-def test_any_unicode_has_the_ids_and_the_text_of_transformers(ours, theirs, texts):
+def test_unicode_round_trip_equals_transformers(ours, theirs, texts):
     ids = ours.encode_batch(texts)
     assert ids == theirs(texts)["input_ids"]
     assert ours.batch_decode(ids) == texts
@@ -94,7 +94,7 @@ def test_any_unicode_has_the_ids_and_the_text_of_transformers(ours, theirs, text
 @given(
     texts=st.lists(any_text, min_size=1, max_size=4), length=st.integers(1, 12), side=st.sampled_from(["left", "right"])
 )
-def test_padding_and_truncation_are_those_of_transformers(ours, theirs, texts, length, side):
+def test_padding_and_truncation_equal_transformers(ours, theirs, texts, length, side):
     theirs.pad_token = EOT
     arguments = {"padding": "max_length", "truncation": True, "max_length": length, "padding_side": side}
     expected = theirs(texts, **arguments)
@@ -102,7 +102,7 @@ def test_padding_and_truncation_are_those_of_transformers(ours, theirs, texts, l
     assert got == {"input_ids": expected["input_ids"], "attention_mask": expected["attention_mask"]}
 
 
-def test_end_of_text_in_a_text_is_the_token(ours, theirs):
+def test_end_of_text_in_a_text_is_encoded_as_the_token(ours, theirs):
     text = f"One.{EOT}Two. {EOT}\n"
     assert ours.encode(text) == theirs.encode(text)
     assert ours.encode(text).count(50256) == 2
@@ -140,7 +140,7 @@ def test_mindspore_tensors(toy):
     assert toy.decode(batch["input_ids"][1], skip_special_tokens=True) == "A"
 
 
-def test_bos_and_eos_on_demand(tmp_path):
+def test_add_bos_and_eos_tokens(tmp_path):
     folder = write_pair(tmp_path / "t", tokenizer_config={"add_bos_token": True, "bos_token": "<s>"})
     tokenizer = GPT2Tokenizer.from_pretrained(folder, add_eos_token=True)
     assert tokenizer.bos_token_id == 260  # behind <|endoftext|>
@@ -183,7 +183,7 @@ def test_wrong_calls_are_explained(toy, arguments, message):
 
 
 @pytest.mark.parametrize("ids", [[-1], [0.5], [[1, 2]], ["a"]])
-def test_decode_refuses_what_are_no_ids(toy, ids):
+def test_decode_refuses_invalid_ids(toy, ids):
     with pytest.raises(UserError, match="one row of token ids"):
         toy.decode(ids)
 
@@ -236,7 +236,7 @@ def test_files_saved_by_transformers_open_here(ours, theirs, tmp_path):
     assert len(tokenizer) == 50259
 
 
-def test_added_tokens_of_the_side_files(tmp_path):
+def test_added_tokens_of_the_settings_files(tmp_path):
     folder = write_pair(
         tmp_path / "t", added_tokens={"<pad>": 260}, special_tokens_map={"pad_token": {"content": "<pad>"}}
     )
@@ -281,12 +281,12 @@ def test_broken_files_are_named(tmp_path, name, content, message):
     assert str(folder) in str(caught.value)
 
 
-def test_a_model_name_is_no_folder():
+def test_a_model_name_is_not_a_folder():
     with pytest.raises(UserError, match="no such folder.*nothing is downloaded"):
         GPT2Tokenizer.from_pretrained("gpt2-no-such-folder")
 
 
-def test_a_vocabulary_that_loses_text_is_reported(tmp_path, caplog):
+def test_a_vocabulary_without_some_bytes_is_reported(tmp_path, caplog):
     folder = tmp_path / "t"
     folder.mkdir()
     (folder / "vocab.json").write_text('{"a": 0, "b": 1}', "utf-8")
@@ -298,7 +298,7 @@ def test_a_vocabulary_that_loses_text_is_reported(tmp_path, caplog):
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-def test_training_learns_the_merges_worked_out_by_hand():
+def test_training_learns_the_expected_merges():
     # "aab" 4 times, "ab" 3 times: pairs a-b 7, a-a 4 -> first merge "ab"; then a-ab 4 -> "aab"; nothing is left.
     tokenizer = GPT2Tokenizer.train(["aab " * 4, "ab " * 3], 300, min_frequency=4)
     tokens = list(tokenizer.get_vocab())
@@ -328,7 +328,7 @@ def test_training_is_repeatable_and_transformers_agrees(tmp_path, shared_data):
     ("texts", "size", "frequency", "message"),
     [(["a"], 256, 2, "at least 257"), (["a"], 300, 0, "min_frequency"), (["", ""], 300, 2, "no text")],
 )
-def test_impossible_training_is_explained(texts, size, frequency, message):
+def test_invalid_training_arguments_are_explained(texts, size, frequency, message):
     with pytest.raises(UserError, match=message):
         GPT2Tokenizer.train(texts, size, min_frequency=frequency)
 
@@ -338,7 +338,7 @@ def test_the_tokenizer_does_not_load_mindspore(repo):
     assert subprocess.run([sys.executable, "-c", code], cwd=repo).returncode == 0
 
 
-def test_text_is_not_cut_at_spaces_where_a_token_reaches_over_them(tmp_path):
+def test_splits_at_spaces_is_false_if_tokens_span_spaces(tmp_path):
     assert GPT2Tokenizer.from_pretrained(write_pair(tmp_path / "a")).splits_at_spaces
     over = write_pair(tmp_path / "b", added_tokens={"he he": 260})
     assert not GPT2Tokenizer.from_pretrained(over).splits_at_spaces

@@ -1,4 +1,4 @@
-"""What users of MindFormers' and transformers' GPT-2 tokenizers call: constructor, tokens, special tokens, pairs."""
+"""The interface of MindFormers' and transformers' GPT-2 tokenizers: constructor, tokens, special tokens, pairs."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ def both(request, tmp_path):
 TEXT = "Hello shell, it's hell\n\n é🎉 "
 
 
-def test_tokens_and_ids_are_those_of_transformers(both):
+def test_tokens_and_ids_equal_transformers(both):
     ours, theirs = both
     tokens = ours.tokenize(TEXT)
     assert tokens == theirs.tokenize(TEXT)
@@ -60,7 +60,7 @@ def test_tokens_and_ids_are_those_of_transformers(both):
     assert ours.get_vocab() == theirs.get_vocab()
 
 
-def test_pairs_are_those_of_transformers(both):
+def test_pairs_equal_transformers(both):
     ours, theirs = both
     theirs.pad_token = EOT
     firsts, seconds = ["hello", "a", "it's hell and more"], ["b", "shell shell shell", "é"]
@@ -82,14 +82,14 @@ def test_pairs_are_those_of_transformers(both):
     assert theirs.get_special_tokens_mask(ids, already_has_special_tokens=True) == [0, 1]
 
 
-def test_truncating_a_pair_by_turns(toy):
+def test_truncating_a_pair_longest_first(toy):
     assert toy("ABCDEF", "GH", truncation=True, max_length=5).input_ids == toy.encode("ABC") + toy.encode("GH")
     assert toy("AB", "CDEFGH", truncation=True, max_length=5).input_ids == toy.encode("AB") + toy.encode("CDE")
     second = toy("AB", "CDEFGH", truncation="only_second", max_length=3)
     assert second.input_ids == toy.encode("AB") + toy.encode("C")
 
 
-def test_special_tokens_round_texts(tmp_path):
+def test_special_tokens_around_texts(tmp_path):
     """With bos and eos, as MindFormers 1.5 puts them: bos A eos bos B eos, the second three of type 1."""
     names = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "add_eos_token": True}
     folder = write_pair(tmp_path / "t")
@@ -168,7 +168,7 @@ def test_save_vocabulary(both, tmp_path):
         assert list(again.encode(TEXT)) == ours.encode(TEXT)
 
 
-def test_tokens_that_are_added(toy):
+def test_add_tokens(toy):
     assert toy.add_tokens(["mindgpt", "hell"]) == 1
     assert toy.add_special_tokens({"pad_token": "[PAD]", "additional_special_tokens": ["<sep>"]}) == 2
     assert (len(toy), toy.pad_token_id) == (263, 261)
@@ -211,7 +211,7 @@ def test_named_files_are_read_and_no_others(other, toy, tmp_path):
         assert tokenizer.eos_token == EOT
 
 
-def test_a_file_named_for_its_folder_is_the_one_that_is_read(other, toy, tmp_path):
+def test_a_file_may_be_named_instead_of_its_folder(other, toy, tmp_path):
     toy.save_vocabulary(other, "gpt2")
     for name in ("gpt2-vocab.json", "gpt2-merges.txt"):
         assert GPT2Tokenizer.from_pretrained(other / name).encode("hell") == [258]
@@ -240,14 +240,14 @@ def test_a_file_named_for_its_folder_is_the_one_that_is_read(other, toy, tmp_pat
         ),
         (lambda d: GPT2Tokenizer(d / "no.json", d / "merges.txt"), "No such file: .*no.json"),
         (lambda d: GPT2Tokenizer.from_pretrained(d / "x-vocab.json"), "x-merges.txt is missing.*vocab_file and"),
-        (lambda d: GPT2Tokenizer.from_pretrained(d / "tokenizer.model"), "is no file of a GPT-2 tokenizer"),
+        (lambda d: GPT2Tokenizer.from_pretrained(d / "tokenizer.model"), "is not a file of a GPT-2 tokenizer"),
         (
             lambda d: GPT2Tokenizer(d / "vocab.json", d / "merges.txt", errors="strict"),
             "errors must be one of 'replace'",
         ),
     ],
 )
-def test_files_that_make_no_tokenizer(other, make, message):
+def test_invalid_tokenizer_files_are_refused(other, make, message):
     (other / "x-vocab.json").write_text("{}")
     (other / "tokenizer.model").write_text("")
     with pytest.raises(UserError, match=message):
@@ -283,7 +283,7 @@ def with_tokens(folder, *special):
         (("</s>", EOT), EOT, EOT, EOT),
     ],
 )
-def test_a_known_end_is_used_and_none_invented(tmp_path, special, eos, bos, unk):
+def test_a_known_end_of_text_token_is_used(tmp_path, special, eos, bos, unk):
     tokenizer = GPT2Tokenizer.from_pretrained(with_tokens(tmp_path / "t", *special))
     assert len(tokenizer) == 259 + len(special)
     assert tokenizer.new_tokens == []
@@ -293,7 +293,7 @@ def test_a_known_end_is_used_and_none_invented(tmp_path, special, eos, bos, unk)
     assert tokenizer.decode([258, tokenizer.eos_token_id], skip_special_tokens=True) == "hell"
 
 
-def test_what_is_named_goes_before_what_is_known(tmp_path):
+def test_named_tokens_take_precedence(tmp_path):
     folder = with_tokens(tmp_path / "t", "<s>", "</s>", "<end>")
     tokenizer = GPT2Tokenizer.from_pretrained(folder, eos_token="<end>")
     assert (tokenizer.eos_token_id, tokenizer.bos_token, tokenizer.unk_token) == (261, "<s>", "<end>")
@@ -301,7 +301,7 @@ def test_what_is_named_goes_before_what_is_known(tmp_path):
     assert GPT2Tokenizer.from_pretrained(folder).bos_token_id == 261
 
 
-def test_an_end_is_added_where_none_is_known(tmp_path):
+def test_end_of_text_is_added_if_none_is_known(tmp_path):
     tokenizer = GPT2Tokenizer.from_pretrained(with_tokens(tmp_path / "t", "<fin>"))
     assert (tokenizer.eos_token_id, tokenizer.new_tokens) == (260, [EOT])
 
@@ -319,7 +319,7 @@ def test_additional_special_tokens_of_the_files_are_tokens(tmp_path, file):
     assert GPT2Tokenizer.from_pretrained(tmp_path / "again").encode("x<b>") == tokenizer.encode("x<b>")
 
 
-def test_padding_behind_the_last_token_of_text(tmp_path):
+def test_text_vocab_size_without_trailing_padding_token(tmp_path):
     folder = write_pair(tmp_path / "t", special_tokens_map={"pad_token": "[PAD]", "unk_token": "[UNK]"})
     tokenizer = GPT2Tokenizer.from_pretrained(folder)
     assert (len(tokenizer), tokenizer.text_vocab_size) == (262, 260)

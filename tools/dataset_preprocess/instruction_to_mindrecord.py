@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before what takes time to load
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import use_cores
-from mindgpt.data.instruction_rows import Summary, write_examples
+from mindgpt.data.instruction_rows import ExamplesSummary, write_examples
 from mindgpt.data.instructions import FORMATS, TEMPLATES, ExampleReader, format_with_keys, read_templates
 from mindgpt.data.records import RECORD_SUFFIXES, BadRecords, refuse_with_hint
 from mindgpt.data.text import input_files
@@ -30,7 +30,7 @@ from mindgpt.data.tool_arguments import (
     tokenizer_folder,
     warn,
 )
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import load_tokenizer
 
 _MUCH_PADDING = 0.5
 
@@ -39,8 +39,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     formats = "; ".join(f"{name}: {layout.keys}" for name, layout in FORMATS.items())
     parser = CheckedParser(
         description="Instruction data to MindRecord. An example is a prompt, its response and <|endoftext|>; labels "
-        "are -100 at the prompt and at padding, so that only the response and its end are learnt. A row of src_tgt "
-        "without tgt_txt is learnt as a whole."
+        "are -100 at the prompt and at padding, so that only the response and its end are learned. A row of src_tgt "
+        "without tgt_txt is learned as a whole."
     )
     parser.add_argument(
         "--input_file",
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     with counted_in_errors(bad):
         summary = write_examples(
             examples,
-            GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+            load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
             arguments.output_file,
             max_length=arguments.max_length,
             pack=arguments.pack,
@@ -108,8 +108,8 @@ def main(argv: list[str] | None = None) -> None:
         print("much of this is padding, which costs as much time as text: --pack puts several examples in a row")
 
 
-def warn_of_losses(summary: Summary, examples: ExampleReader, bad: BadRecords | None) -> None:
-    """One line for everything that was read and is not learnt."""
+def warn_of_losses(summary: ExamplesSummary, examples: ExampleReader, bad: BadRecords | None) -> None:
+    """One line for everything that was read and is not learned."""
     length = summary.row_length
     if summary.truncated:
         warn(f"{summary.truncated} example(s) of more than {length} tokens: the end of the response is cut")

@@ -17,13 +17,13 @@ from mindspore import nn, ops
 
 from mindgpt.config.layout import cuts_vocabulary
 from mindgpt.config.loader import load_config
-from mindgpt.runtime.compiled_graph import Graph
+from mindgpt.runtime.compiled_graph import CompiledGraph
 from mindgpt.runtime.ranks import rank
 from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
 from mindgpt.tasks.datasets import training_data
 from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.session import prepare
-from mindgpt.train.schedules import rates_of_run
+from mindgpt.train.schedules import learning_rates_of_run
 
 _GROUP = re.compile(r'= \w+\(.*\bgroup: "([^"]+)".*\bgroup_rank_ids: \(([\d, ]+)\)')
 
@@ -33,7 +33,7 @@ def main(yaml: str) -> None:
     config, _ = load_config(yaml)
     prepare(config)
     dataset, _ = training_data(config)
-    rates = rates_of_run(config.lr_schedule, config.optimizer, dataset.get_dataset_size())
+    rates = learning_rates_of_run(config.lr_schedule, config.optimizer, dataset.get_dataset_size())
     model = build_model(config)
     if cuts_vocabulary(config):
         _shift_by_mean(model)
@@ -46,7 +46,7 @@ def main(yaml: str) -> None:
     ms.export(step, *columns, file_name=str(folder / f"step_{rank()}"), file_format="MINDIR")
     text = max(Path(os.environ["MS_DEV_SAVE_GRAPHS_PATH"]).rglob("*_validate_*.ir"), key=lambda path: path.name)
     (folder / f"groups_{rank()}.json").write_text(json.dumps(groups(text)))
-    print(json.dumps([[*collective, count] for collective, count in Graph(text).collectives().items()]))
+    print(json.dumps([[*collective, count] for collective, count in CompiledGraph(text).collectives().items()]))
 
 
 def groups(text: Path) -> dict[str, list[int]]:

@@ -20,7 +20,7 @@ from mindgpt.config.command_line import boolean
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.classification_rows import read_label_names, write_classification
-from mindgpt.data.labelled_text import LAYOUTS, layout_of
+from mindgpt.data.labelled_text import FILE_LAYOUTS, file_layout
 from mindgpt.data.tool_arguments import (
     add_output_arguments,
     add_skip_bad,
@@ -30,7 +30,7 @@ from mindgpt.data.tool_arguments import (
     warn,
 )
 from mindgpt.io.files import check_readable
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import load_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -41,7 +41,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "objects, or an object a line)."
     )
     add = parser.add_argument
-    add("--dataset_name", required=True, choices=list(LAYOUTS), help="which data set, or which kind of file")
+    add("--dataset_name", required=True, choices=list(FILE_LAYOUTS), help="which data set, or which kind of file")
     add("--input_file", type=path_argument, required=True, help="the file of texts and labels")
     add_output_arguments(
         parser, row="row", max_length=1024, length_help="tokens of a {row} at most; longer texts are cut"
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     use_cores(arguments.num_workers)
     check_readable(arguments.input_file)
-    layout = layout_of(
+    layout = file_layout(
         arguments.dataset_name,
         header=arguments.header,
         text_columns=arguments.text_column,
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         summary = write_classification(
             arguments.input_file,
             layout,
-            GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+            load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
             arguments.output_file,
             max_length=arguments.max_length,
             skip_empty=arguments.skip_empty,

@@ -22,7 +22,7 @@ from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
 from mindgpt.data.text import kind_of, mindformers_pieces, wikitext_pieces
 from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
 from mindgpt.io.files import check_readable
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import load_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     compat = arguments.compat == "mindformers"
     summary = write_blocks(
         mindformers_pieces(file) if compat else wikitext_pieces(file),
-        GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+        load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
         arguments.output_file,
         max_length=arguments.max_length,
         recipe="wikitext-mindformers" if compat else "wikitext",

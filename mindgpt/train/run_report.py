@@ -1,21 +1,21 @@
-"""The table at the end of a run: how long, how fast, how good, and where everything is."""
+"""The report at the end of a run: duration, speed, scores, and paths."""
 
 from collections.abc import Mapping
 
-from mindgpt.train.callbacks import StepMeter, duration, what_overflowed
+from mindgpt.train.callbacks import StepMeter, duration, non_finite_part
 from mindgpt.train.evaluation_callback import EvaluationCallback, when
 
 
-def closing_table(
+def run_report(
     meter: StepMeter, evaluation: EvaluationCallback | None, seconds: float, files: Mapping[str, object]
 ) -> str:
-    """The lines of the table, each a name and its value.
+    """The lines of the table, each a name and a value.
 
     Args:
-        meter: what measured the run's steps; at least one.
-        evaluation: what evaluated it, if anything did.
-        seconds: duration of the whole training: steps, evaluations, checkpoints.
-        files: name -> path of what the run left.
+        meter: measured the run's steps; at least one.
+        evaluation: the run's evaluation; None: there was none.
+        seconds: duration of the training: steps, evaluations, checkpoints.
+        files: name -> path of a result.
     """
     last, total = meter.record, meter.progress.total_steps
     rows = {
@@ -28,7 +28,7 @@ def closing_table(
     if evaluation is not None and evaluation.best.score is not None:
         rows[f"best {evaluation.metric}"] = f"{evaluation.best.score:.4f} ({when(evaluation.best.step)})"
     if meter.skipped:
-        rows["skipped"] = f"{meter.skipped} steps were not finite and changed nothing (last: {what_overflowed(last)})"
+        rows["skipped"] = f"{meter.skipped} steps were not finite and changed nothing (last: {non_finite_part(last)})"
     rows |= {name: str(path) for name, path in files.items()}
     width = max(map(len, rows))
     heading = "training done" if last["step"] == total else "training ended"

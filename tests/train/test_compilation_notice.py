@@ -1,11 +1,11 @@
-"""A line before every batch that is compiled for."""
+"""A line before every batch that is compiled."""
 
 from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
 
-from mindgpt.train.row_lengths import RowLengths
+from mindgpt.train.compilation_notice import CompilationNotice
 
 
 def lines(capsys, callback, shapes, kind="train", sink=False):
@@ -16,8 +16,8 @@ def lines(capsys, callback, shapes, kind="train", sink=False):
     return capsys.readouterr().out.splitlines()
 
 
-def test_training_says_it_of_all_shapes_but_the_first(capsys):
-    callback = RowLengths(said_before=True)
+def test_training_announces_each_shape_but_the_first(capsys):
+    callback = CompilationNotice(already_announced=True)
     shapes = [(8, 32), (8, 32), (8, 96), (8, 32), (8, 96), (3, 96)]
     assert lines(capsys, callback, shapes) == [
         "step 3: the first 8 rows of 96 tokens, compiling",
@@ -27,8 +27,8 @@ def test_training_says_it_of_all_shapes_but_the_first(capsys):
     assert lines(capsys, callback, [(1, 1)], sink=True) == []
 
 
-def test_evaluation_says_it_once_for_each(capsys):
-    callback = RowLengths()
+def test_evaluation_announces_each_shape_once(capsys):
+    callback = CompilationNotice()
     shapes = [(8, 32), (8, 96), (8, 32)]
     assert lines(capsys, callback, shapes, "eval") == [
         "evaluation, batch 1: the first 8 rows of 32 tokens, compiling",
@@ -40,6 +40,6 @@ def test_evaluation_says_it_once_for_each(capsys):
 def test_pynative_mode_compiles_nothing(capsys):
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
-        assert lines(capsys, RowLengths(), [(8, 32)]) == []
+        assert lines(capsys, CompilationNotice(), [(8, 32)]) == []
     finally:
         ms.set_context(mode=ms.GRAPH_MODE)

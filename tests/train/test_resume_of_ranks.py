@@ -1,10 +1,10 @@
-"""From which checkpoint each card of a cut model goes on: all from one step of one folder, or none."""
+"""Resuming a sharded model: all ranks resume from one step of one folder, or none."""
 
 import pytest
 
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.config.errors import UserError
-from mindgpt.train.resume import find_resume_point_of_card, state_entry
+from mindgpt.train.resume import find_resume_point_of_rank, state_entry
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def written(tmp_path):
 
 def chosen(wanted, folders, cards=2):
     """Where each card goes on, as (folder, step); they must agree."""
-    points = [find_resume_point_of_card(wanted, folders, card, cards) for card in range(cards)]
+    points = [find_resume_point_of_rank(wanted, folders, card, cards) for card in range(cards)]
     for card, point in enumerate(points):
         assert point.path.parent.name == f"rank_{card}"
         assert f"_rank_{card}-" in point.path.name
@@ -38,24 +38,24 @@ def refused(wanted, folders, cards=2):
     messages = set()
     for card in range(cards):
         with pytest.raises(UserError) as error:
-            find_resume_point_of_card(wanted, folders, card, cards)
+            find_resume_point_of_rank(wanted, folders, card, cards)
         messages.add(str(error.value))
     (message,) = messages
     return message
 
 
-def test_the_newest_that_all_have(written):
+def test_the_newest_common_step_is_chosen(written):
     folder = written("run", {0: ["1_2", "1_4", "1_10"], 1: ["1_2", "1_4"]})
     assert chosen(True, [folder]) == ("run", "1_4")
     assert chosen("x_rank_0-1_2.ckpt", [folder]) == ("run", "1_2")
 
 
-def test_leftovers_of_some_cards_are_not_mixed_with_another_folder(written):
+def test_checkpoints_of_two_folders_are_not_mixed(written):
     own, named = written("own", {0: ["1_4"]}), written("named", {0: ["1_4"], 1: ["1_4"]})
     assert chosen(True, [own, named]) == chosen("x_rank_0-1_4.ckpt", [own, named]) == ("named", "1_4")
 
 
-def test_the_first_folder_that_has_all_goes_before(written):
+def test_the_first_complete_folder_is_chosen(written):
     own, named = written("own", {0: ["1_4"], 1: ["1_4"]}), written("named", {0: ["1_4", "1_8"], 1: ["1_4", "1_8"]})
     assert chosen(True, [own, named]) == ("own", "1_4")
     assert chosen("x_rank_1-1_8.ckpt", [own, named]) == ("named", "1_8")
@@ -78,24 +78,24 @@ def test_ranks_of_an_older_larger_run_do_not_count(written):
     assert chosen(True, [folder]) == ("run", "1_4")
 
 
-def test_without_a_common_disk_the_step_is_to_be_named(written):
+def test_without_a_shared_disk_the_step_must_be_named(written):
     """The machine of the cards 2 and 3 of four."""
     folder = written("run", {2: ["1_2", "1_4"], 3: ["1_2"]})
     for card in (2, 3):
-        with pytest.raises(UserError, match=r"rank_2: 1_2, 1_4, rank_3: 1_2\. Where the machines have no common disk"):
-            find_resume_point_of_card(True, [folder], card, 4)
-        point = find_resume_point_of_card("x_rank_0-1_2.ckpt", [folder], card, 4)
+        with pytest.raises(UserError, match=r"rank_2: 1_2, 1_4, rank_3: 1_2\. Machines without a shared disk"):
+            find_resume_point_of_rank(True, [folder], card, 4)
+        point = find_resume_point_of_rank("x_rank_0-1_2.ckpt", [folder], card, 4)
         assert point.path == folder / f"rank_{card}" / f"x_rank_{card}-1_2.ckpt"
         with pytest.raises(UserError, match="of step 1_4 .* that all 4 cards have"):
-            find_resume_point_of_card("x_rank_0-1_4.ckpt", [folder], card, 4)
+            find_resume_point_of_rank("x_rank_0-1_4.ckpt", [folder], card, 4)
 
 
-def test_what_is_not_whole_or_not_clear_is_refused(written):
+def test_incomplete_or_ambiguous_steps_are_refused(written):
     half, other = written("half", {0: ["1_4"], 1: ["1_2"]}), written("other", {0: ["1_4"]})
     message = refused(True, [half])
     assert message.endswith(f"there is no checkpoint that all 2 cards have: {half} has rank_0: 1_4, rank_1: 1_2.")
     assert f"{half} and {other} both hold step 1_4 of some cards" in refused("x_rank_0-1_4.ckpt", [half, other])
-    assert "other has rank_0: 1_4. Where the machines" in refused(True, [other])
+    assert "other has rank_0: 1_4. Machines without" in refused(True, [other])
     assert "nothing has no rank_<r>" in refused(True, [other.with_name("nothing")])
     assert "x.ckpt does not end in -<epoch>_<step>.ckpt" in refused("x.ckpt", [half])
 
@@ -103,4 +103,4 @@ def test_what_is_not_whole_or_not_clear_is_refused(written):
 def test_two_of_one_step_are_refused(written, tmp_path):
     folder = written("run", {0: ["1_4"], 1: ["1_4"]})
     write_checkpoint(folder / "rank_1" / "y_rank_1-1_4.ckpt", state_entry(4, {}, {}).items())
-    assert "x_rank_1-1_4.ckpt and y_rank_1-1_4.ckpt are of one step" in refused(True, [folder])
+    assert "x_rank_1-1_4.ckpt and y_rank_1-1_4.ckpt have the same step" in refused(True, [folder])
