@@ -1,8 +1,8 @@
 """The lists `callbacks` and `eval_callbacks`: what happens beside a run. To add one, write its section and name it in
 `CALLBACKS`."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf, SerializeAsAny
 
@@ -19,7 +19,11 @@ from mindgpt.config.section import (
     refuse,
     shown,
 )
+from mindgpt.config.strategy import Strategy
 from mindgpt.config.unsupported import ONE_EXPERT, MoESection
+
+if TYPE_CHECKING:
+    from mindgpt.config.strategy import Run
 
 LAST_WHOLE = (
     "a run that ends early leaves its last checkpoint, whole; save_checkpoint_steps or save_checkpoint_seconds say how "
@@ -98,6 +102,15 @@ class CheckpointMonitorSection(Section):
                 [("prefix", f"begins a file's name and must not contain a slash: {shown(self.prefix)}; see directory")]
             )
 
+    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
+        if not run.config.trains:
+            return
+        if self.async_save:
+            yield "async_save: True", "a checkpoint is whole before the next step begins"
+        set_true = self.integrated_save and "integrated_save" in self.model_fields_set
+        if run.strategy is Strategy.SEMI_AUTO and set_true:
+            yield "integrated_save: True", "each card writes its shards (tools/transform_ckpt.py merges them)"
+
 
 class EvalCallBackSection(Section):
     """A callback that evaluates during training, every so many steps or epochs (-1: never by that measure).
@@ -136,7 +149,7 @@ class EvalCallBackSection(Section):
             problems.append(("greater_is_better", "says nothing without metric, the name it is about"))
         refuse(problems)
         if self.eval_steps == -1 and self.eval_epochs == -1:
-            self.eval_epochs = 1
+            self.fill(eval_epochs=1)
 
 
 class SummaryMonitorSection(Section):

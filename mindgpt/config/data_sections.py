@@ -1,10 +1,15 @@
 """The sections about data: datasets, tokenizer, processor."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, one_of, only, refuse, shown
+from mindgpt.config.strategy import Strategy
+
+if TYPE_CHECKING:
+    from mindgpt.config.strategy import Run
 
 Column = Annotated[str, BeforeValidator(lambda name: "attention_mask" if name == "input_mask" else name)]
 """A column's name; early releases of MindFormers called the mask `input_mask`."""
@@ -96,9 +101,9 @@ class DatasetSection(Section):
     def complete(self) -> None:
         """Training shuffles and drops the last, smaller batch unless told otherwise; evaluation does neither."""
         if self.data_loader.shuffle is None:
-            self.data_loader.shuffle = self.for_training
+            self.fill(data_loader=self.data_loader.replaced({"shuffle": self.for_training}))
         if self.drop_remainder is None:
-            self.drop_remainder = self.for_training
+            self.fill(drop_remainder=self.for_training)
 
 
 class TrainDatasetSection(DatasetSection):
@@ -106,9 +111,34 @@ class TrainDatasetSection(DatasetSection):
 
     for_training: ClassVar = True
 
+    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
+        if not run.config.trains:
+            return
+        if self.python_multiprocessing:
+            yield "python_multiprocessing: True", "rows are read by MindSpore's own threads"
+        if reason := self._why_drop_remainder(run):
+            yield "drop_remainder: False", f"{reason}; the last rows of an epoch are left out"
+        if run.strategy is Strategy.SEMI_AUTO and self.num_buckets not in (None, 1):
+            yield "num_buckets", "a model that is sharded over cards is compiled for one length, seq_length"
+
+    def _why_drop_remainder(self, run: "Run") -> str | None:
+        if self.drop_remainder:
+            return None
+        if run.strategy is Strategy.SEMI_AUTO:
+            return "a model that is sharded over cards is compiled for one number of rows"
+        if run.config.runner_config.gradient_accumulation_steps > 1:
+            return "a step of several micro-batches needs all its rows"
+        return None
+
 
 class EvalDatasetSection(DatasetSection):
     """`eval_dataset`."""
+
+    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
+        evaluates = run.config.run_mode == "eval" or (run.config.trains and run.config.do_eval)
+        texts = run.config.trainer.type == "CausalLanguageModelingTrainer"
+        if evaluates and texts and run.strategy is Strategy.DATA_PARALLEL and self.data_loader.shuffle:
+            yield "data_loader.shuffle: True", "several processes read their rows in order"
 
 
 class DatasetTaskSection(Section):

@@ -1,13 +1,18 @@
 """The sections about where and how a job runs: device, epochs and batches, parallel layout, recomputation."""
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from mindgpt.config.section import ANY_VALUE, Count, CountOrZero, PathText, Section, one_of, only, refuse, shown
+from mindgpt.config.strategy import Strategy
 from mindgpt.config.unsupported import AscendConfigSection, ParallelOptimizerSection, PipelineConfigSection
+
+if TYPE_CHECKING:
+    from mindgpt.config.run_config import RunConfig
+    from mindgpt.config.strategy import Run
 
 _MEMORY_SIZE = re.compile(r"\d+(\.\d+)?GB")
 _PARALLEL_MODES = {
@@ -163,6 +168,20 @@ class RunnerConfigSection(Section):
             raise ValueError("must be -1 (a whole epoch) or a number of steps of at least 1, not 0")
         return value
 
+    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
+        if run.config.trains and self.sink_mode and (reason := self.why_no_sink(run.config, run.target)):
+            yield "sink_mode: True", reason
+
+    def why_no_sink(self, config: "RunConfig", target: str) -> str | None:
+        """Why a training cannot feed its data through the device; None: it can."""
+        if target != "Ascend":
+            return "on CPU batches are handed over one by one"
+        if self.gradient_accumulation_steps > 1:
+            return "gradient accumulation hands over its micro-batches one by one"
+        if config.trainer.type == "TextClassificationTrainer":
+            return "batches of several lengths are handed over one by one"
+        return None
+
 
 def _parallel_mode_name(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
@@ -172,11 +191,22 @@ def _parallel_mode_name(value: Any) -> Any:
     return value
 
 
-class StrategyCheckpointSection(Section):
-    """`parallel.strategy_ckpt_config`: the file that records how parameters are sliced."""
+_STRATEGY_FILE = "./ckpt_strategy.ckpt"
 
-    save_file: PathText = "./ckpt_strategy.ckpt"
+
+class StrategyCheckpointSection(Section):
+    """`parallel.strategy_ckpt_config`: the file that records how parameters are sharded."""
+
+    save_file: PathText = _STRATEGY_FILE
     only_trainable_params: bool = False
+
+    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
+        if not run.config.trains:
+            return
+        if self.save_file != _STRATEGY_FILE:
+            yield "save_file", f"strategy files go to {run.config.output_dir}/strategy"
+        if self.only_trainable_params:
+            yield "only_trainable_params: True", "strategy files describe frozen weights, too"
 
 
 class ParallelSection(Section):
@@ -187,7 +217,7 @@ class ParallelSection(Section):
     loss_repeated_mean: bool | None = None
     full_batch: bool | None = None
     enable_parallel_optimizer: bool = False
-    strategy_ckpt_save_file: PathText = "./ckpt_strategy.ckpt"
+    strategy_ckpt_save_file: PathText = _STRATEGY_FILE
     strategy_ckpt_config: StrategyCheckpointSection | None = None
 
     ignored: ClassVar = dict.fromkeys(
@@ -225,6 +255,21 @@ class ParallelSection(Section):
         "auto_pipeline": only(False, reason="layers are shared out evenly over pipeline stages"),
     }
 
+    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
+        if not run.config.trains:
+            return
+        if self.strategy_ckpt_save_file != _STRATEGY_FILE:
+            yield "strategy_ckpt_save_file", f"strategy files go to {run.config.output_dir}/strategy"
+        if run.strategy is Strategy.SEMI_AUTO:
+            if self.full_batch is False:
+                yield "full_batch: False", "every card reads the whole batch and computes its shard"
+            if self.gradients_mean:
+                yield "gradients_mean: True", "the loss is a mean over all rows, so gradients are summed"
+            if self.loss_repeated_mean is False:
+                yield "loss_repeated_mean: False", "what several cards compute counts once"
+        elif run.config.use_parallel and self.gradients_mean is False:
+            yield "gradients_mean: False", "data-parallel processes compute what one process computes"
+
 
 def _shards_rows_only(value: Any) -> bool:
     """Whether a `dataset_strategy` shares out the rows of each column, and nothing else of it."""
@@ -253,6 +298,26 @@ class ParallelConfigSection(Section):
         "seq_split_num": only(1, reason="pipeline stages take whole sequences; micro_batch_num divides a batch"),
         "mem_coeff": ANY_VALUE,  # of the automatic search for a layout
     }
+
+    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
+        if not run.config.trains:
+            return
+        vocab_size = run.config.model.config.vocab_size
+        if run.strategy is not Strategy.SEMI_AUTO:
+            group = self.gradient_aggregation_group
+            if run.config.use_parallel and group != type(self).model_fields["gradient_aggregation_group"].default:
+                yield "gradient_aggregation_group", "the gradients of a model that is not sharded travel together"
+        elif self.model_parallel > 1 and not self.vocab_emb_dp and vocab_size % self.model_parallel:
+            yield (
+                "vocab_emb_dp: False",
+                f"model_parallel {self.model_parallel} does not divide vocab_size {vocab_size}, so every card keeps "
+                "the whole vocabulary",
+            )
+        if run.config.use_parallel and self.micro_batch_num > 1 and self.pipeline_stage == 1:
+            yield (
+                "micro_batch_num",
+                "there are no pipeline stages; runner_config.gradient_accumulation_steps divides a step",
+            )
 
 
 _ONE_ANSWER = "must be True or False, for all blocks alike: layers of single stages cannot be chosen"
@@ -283,3 +348,13 @@ class RecomputeSection(Section):
             False, [], {}, reason="single operators cannot be left out of recomputation"
         ),
     }
+
+    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
+        sharding_keys = {
+            "recompute_slice_activation": self.recompute_slice_activation,
+            "parallel_optimizer_comm_recompute": self.parallel_optimizer_comm_recompute,
+            "mp_comm_recompute": not self.mp_comm_recompute,
+        }
+        set_keys = [key for key, is_set in sharding_keys.items() if is_set]
+        if run.config.trains and run.strategy is not Strategy.SEMI_AUTO and set_keys:
+            yield ", ".join(set_keys), "the model is not sharded over cards"

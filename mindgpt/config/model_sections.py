@@ -3,11 +3,11 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from mindgpt.config.generation_section import KNOWN_ELSEWHERE, GenerationSection, contradictions, ids_outside
+from mindgpt.config.generation_section import KNOWN_ELSEWHERE, GenerationSection
 from mindgpt.config.section import (
     ANY_VALUE,
     Count,
@@ -21,6 +21,9 @@ from mindgpt.config.section import (
     refuse,
 )
 from mindgpt.config.unsupported import is_one_card, is_one_expert
+
+if TYPE_CHECKING:
+    from mindgpt.config.strategy import Run
 
 ACTIVATIONS = {
     "gelu": "gelu",  # the tanh form, as OpenAI and MindFormers mean it
@@ -213,16 +216,22 @@ class GPT2Section(GenerationSection):
         return data
 
     def complete(self) -> None:
-        self.seq_length = self.seq_length or self.max_position_embeddings or 1024
-        self.max_position_embeddings = self.max_position_embeddings or self.seq_length
+        length = self.seq_length or self.max_position_embeddings or 1024
+        self.fill(seq_length=length, max_position_embeddings=self.max_position_embeddings or length)
         if self.embedding_dropout_rate is None:
-            self.embedding_dropout_rate = self.hidden_dropout_rate
+            self.fill(embedding_dropout_rate=self.hidden_dropout_rate)
         refuse(self._problems())
         if self.ffn_hidden_size is None:
-            self.expand_ratio = self.expand_ratio or 4
-            self.ffn_hidden_size = self.expand_ratio * self.hidden_size
+            ratio = self.expand_ratio or 4
+            self.fill(expand_ratio=ratio, ffn_hidden_size=ratio * self.hidden_size)
         elif self.ffn_hidden_size % self.hidden_size == 0:
-            self.expand_ratio = self.ffn_hidden_size // self.hidden_size
+            self.fill(expand_ratio=self.ffn_hidden_size // self.hidden_size)
+
+    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
+        if run.config.run_mode == "predict" and not self.use_past:
+            yield "use_past: False", "text is always generated with a key/value cache"
+        if run.config.run_mode == "predict" and run.config.trainer.type == "CausalLanguageModelingTrainer":
+            yield from self.unused_sampling_settings()
 
     def _problems(self) -> Iterator[tuple[str, str]]:
         if self.seq_length > self.max_position_embeddings:
@@ -240,8 +249,8 @@ class GPT2Section(GenerationSection):
         names = self.label_names
         if names is not None and (len(names) != self.num_labels or len(set(names)) != len(names)):
             yield "label_names", f"must be {self.num_labels} different names, as many as num_labels; not {names}"
-        yield from contradictions(self, self.max_decode_length)
-        yield from ids_outside(self, self.vocab_size)
+        yield from self.contradictions(self.max_decode_length)
+        yield from self.ids_outside(self.vocab_size)
         for name in ("bos_token_id", "pad_token_id"):
             token = getattr(self, name)
             if token is not None and token >= self.vocab_size:

@@ -97,7 +97,7 @@ def _take_up(section: Section, table: Mapping[str, Mapping[str, Any]], what: str
     ]
     for key, default in obeyed.items():
         if getattr(section, key) is None:
-            setattr(section, key, default)
+            section.fill(**{key: default})
     return problems
 
 
@@ -141,7 +141,7 @@ class LRScheduleSection(Section):
             problems += self._cooldown_problems()
         refuse(problems + self._step_problems())
         if self.warmup_ratio is None:
-            self.warmup_steps = self.warmup_steps or 0
+            self.fill(warmup_steps=self.warmup_steps or 0)
 
     def _step_problems(self) -> list[tuple[str, str]]:
         problems = []
@@ -163,7 +163,7 @@ class LRScheduleSection(Section):
         start, ratio = self.decay_start_steps, self.decay_start_ratio
         problems = []
         if start is None and ratio is None:
-            self.decay_start_ratio = 0.8
+            self.fill(decay_start_ratio=0.8)
         elif start is not None and ratio is not None:
             problems.append(("decay_start_ratio", "and decay_start_steps are both set; keep one of the two"))
         if start is not None and start < (self.warmup_steps or 0):

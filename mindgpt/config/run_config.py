@@ -27,6 +27,7 @@ from mindgpt.config.model_sections import ModelSection
 from mindgpt.config.optimizer_sections import NO_RATE_WITH_RELATIVE_STEP, LRScheduleSection, OptimizerSection
 from mindgpt.config.paths import expanded
 from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, only, refuse, shown
+from mindgpt.config.strategy import Run, Strategy
 from mindgpt.config.training_sections import (
     MetricSection,
     RunnerWrapperSection,
@@ -173,37 +174,47 @@ class RunConfig(Section):
     def _without_effectless(cls, value: list[Section]) -> list[Section]:
         return [callback for callback in value if not isinstance(callback, EffectlessCallback)]
 
+    @property
+    def trains(self) -> bool:
+        """Whether the run mode is a training."""
+        return self.run_mode in ("train", "finetune")
+
     def complete(self) -> None:
         refuse([*self._task_problems(), *self._training_problems()])
+        self.fill(**self.replaced(dict(self._derived_values())).__dict__)
+
+    def _derived_values(self) -> Iterator[tuple[str, Any]]:
+        """The fields whose values follow from others, by dotted name."""
         if self.runner_config.batch_size is None:
             dataset = self.eval_dataset if self.run_mode == "eval" else self.train_dataset
-            self.runner_config.batch_size = dataset.batch_size or 1
+            yield "runner_config.batch_size", dataset.batch_size or 1
         if self.lr_schedule is None and self.optimizer.learning_rate is not None:
-            self.lr_schedule = LRScheduleSection(learning_rate=self.optimizer.learning_rate)
-        self.metric.type = _METRIC_OF_TRAINER[self.trainer.type]
-        for task in (self.train_dataset_task, self.eval_dataset_task):
-            task.type = _DATASET_OF_TRAINER[self.trainer.type]
-        self._agree_on_evaluation()
-        self._agree_on_tensorboard()
-        trains = self.run_mode in ("train", "finetune")
-        if self.train_precision_sync if trains else self.infer_precision_sync:
-            self.context.deterministic = True
+            yield "lr_schedule", LRScheduleSection(learning_rate=self.optimizer.learning_rate)
+        yield "metric.type", _METRIC_OF_TRAINER[self.trainer.type]
+        for task in ("train_dataset_task", "eval_dataset_task"):
+            yield f"{task}.type", _DATASET_OF_TRAINER[self.trainer.type]
+        evaluates = EvalCallBackSection in map(type, self.callbacks) if self.do_eval is None else self.do_eval
+        yield "do_eval", evaluates
+        yield "callbacks", [*self.callbacks, *self._callbacks_of_other_keys(evaluates)]
+        if self.train_precision_sync if self.trains else self.infer_precision_sync:
+            yield "context.deterministic", True
         if self.predict_batch_size is not None:
-            self.model.config.batch_size = self.predict_batch_size
+            yield "model.config.batch_size", self.predict_batch_size
 
-    def _agree_on_tensorboard(self) -> None:
-        """The section `tensorboard` and a SummaryMonitor among the callbacks mean the same."""
+    def _callbacks_of_other_keys(self, evaluates: bool) -> Iterator[Section]:
+        """The callbacks that are not listed, and that `do_eval` and `tensorboard` ask for."""
+        listed = set(map(type, self.callbacks))
+        if evaluates and EvalCallBackSection not in listed:
+            yield EvalCallBackSection(eval_steps=self.eval_step_interval, eval_epochs=self.eval_epoch_interval)
         folder = self.tensorboard.tensorboard_dir if self.tensorboard else ""
-        if folder and not any(isinstance(callback, SummaryMonitorSection) for callback in self.callbacks):
-            self.callbacks = [*self.callbacks, SummaryMonitorSection(summary_dir=folder)]
+        if folder and SummaryMonitorSection not in listed:
+            yield SummaryMonitorSection(summary_dir=folder)
 
-    def _agree_on_evaluation(self) -> None:
-        """An EvalCallBack among the callbacks and `do_eval: True` mean the same; let both stand."""
-        listed = any(isinstance(callback, EvalCallBackSection) for callback in self.callbacks)
-        self.do_eval = listed if self.do_eval is None else self.do_eval
-        if self.do_eval and not listed:
-            callback = EvalCallBackSection(eval_steps=self.eval_step_interval, eval_epochs=self.eval_epoch_interval)
-            self.callbacks = [*self.callbacks, callback]
+    def without_effect(self, run: Run) -> Iterator[tuple[str, str]]:
+        if self.transform_process_num > 1:
+            yield "transform_process_num", "each card reads its own shard of a checkpoint"
+        if self.trains and self.micro_batch_interleave_num > 1 and run.strategy is not Strategy.SEMI_AUTO:
+            yield "micro_batch_interleave_num", "the model is not sharded over cards"
 
     def _task_problems(self) -> Iterator[tuple[str, str]]:
         arch, wanted = self.model.arch.type, _ARCH_OF_TRAINER[self.trainer.type]
@@ -258,5 +269,5 @@ class RunConfig(Section):
         if self.optimizer.relative_step:
             if self.lr_schedule is not None:
                 yield "lr_schedule", NO_RATE_WITH_RELATIVE_STEP
-        elif self.run_mode in ("train", "finetune") and self.lr_schedule is None and rate is None:
+        elif self.trains and self.lr_schedule is None and rate is None:
             yield "lr_schedule", f"is missing, and run_mode {self.run_mode!r} needs lr_schedule.learning_rate"

@@ -1,16 +1,16 @@
 """What every section of a configuration has in common: strict keys, old names, ignored keys, readable problems.
 
-A `Section` is a pydantic model in strict mode: no unknown key, no text where a number belongs, no True where a count
-belongs. On top of that it knows the other spellings of its keys (MindFormers', Hugging Face's), the keys it accepts
-without obeying them, and it words every problem for the person who wrote the file. All problems of a section are
-reported together; `problems_of` takes them out of the `ValidationError`.
+A `Section` is a frozen pydantic model in strict mode: no unknown key, no text where a number belongs, no True where a
+count belongs. It also knows other spellings of its keys (MindFormers', Hugging Face's), the keys that it accepts
+without obeying them, and the keys that have no effect in a given run. It words every problem for the person who wrote
+the file. All problems of a section are reported together; `problems_of` takes them out of the `ValidationError`.
 """
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,11 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mindgpt.config.paths import expanded
+
+if TYPE_CHECKING:
+    from mindgpt.config.strategy import Run
+
+AnySection = TypeVar("AnySection", bound="Section")
 
 ANY_VALUE = object()
 """In `Section.ignored`: the key may have any value; it changes speed or memory, or something that is not there."""
@@ -146,6 +151,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        frozen=True,
         strict=True,
         allow_inf_nan=False,
         protected_namespaces=(),
@@ -171,10 +177,46 @@ class Section(BaseModel):
         return data
 
     def complete(self) -> None:
-        """A hook for subclasses, once all values are checked one by one: fill in and check what spans several keys.
-
-        Problems are raised with `refuse`.
+        """A hook for subclasses, called when all values are checked one by one: checks what spans several keys and
+        raises problems with `refuse`; gives fields the values that follow from others with `fill`.
         """
+
+    def fill(self, **values: Any) -> None:
+        """Set fields. For `complete` only, before anybody has the section."""
+        self.__dict__.update(values)
+
+    def replaced(self: AnySection, changes: Mapping[str, Any]) -> AnySection:
+        """A copy with other values, by the dotted names of fields. They are not validated."""
+        result = self
+        for path, value in changes.items():
+            name, _, rest = path.partition(".")
+            assert name in type(self).model_fields, f"{type(self).__name__} has no field {name}"
+            value = getattr(result, name).replaced({rest: value}) if rest else value
+            result = result.model_copy(update={name: value})
+        return result
+
+    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
+        """A hook for subclasses: the keys that are set and have no effect in a run. Yields (key, reason)."""
+        yield from ()
+
+    def notes_without_effect(self, run: "Run", above: str = "") -> Iterator[str]:
+        """A line for every key of this section and those below it that has no effect in a run.
+
+        Args:
+            run: the run.
+            above: what precedes the section's keys in messages, such as "train_dataset.".
+        """
+        for key, reason in self.without_effect(run):
+            yield no_effect(above + key, reason)
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            below = f"{above}{field.alias or name}."
+            if isinstance(value, Section):
+                yield from value.notes_without_effect(run, below)
+            elif isinstance(value, (list, tuple)):
+                for number, item in enumerate(value):
+                    if isinstance(item, Section):
+                        yield from item.notes_without_effect(run, f"{below}{number}.")
 
     @model_validator(mode="wrap")
     @classmethod
@@ -270,6 +312,11 @@ def refuse(problems: Iterable[tuple[str, str]]) -> None:
 def problems_of(error: ValidationError) -> list[tuple[tuple[int | str, ...], str]]:
     """Every problem in a section's `ValidationError`: where (a path of keys and list indexes), and what is wrong."""
     return [(details["loc"], details["msg"]) for details in error.errors(include_url=False, include_input=False)]
+
+
+def no_effect(keys: str, reason: str) -> str:
+    """A line for the person about one key, or several with commas between them."""
+    return f"{keys} {'have' if ', ' in keys else 'has'} no effect: {reason}"
 
 
 def dotted(location: Iterable[int | str]) -> str:

@@ -16,11 +16,9 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
 from mindgpt.data.mindrecord import find_mindrecord_files, read_header
 from mindgpt.pet.adapter import open_adapter
-from mindgpt.tasks.model_setup import adapter_path, strategy_of, weights_path
 from mindgpt.tasks.output_folder import check_callback_folders, checkpoint_folder
 from mindgpt.tasks.prompts import find_tokenizer, read_prompts
-
-_TRAINING = ("train", "finetune")
+from mindgpt.tasks.weights_files import adapter_path, strategy_file, weights_path
 
 
 def check_named_files(config: RunConfig, texts: list[str], called: str = "--predict_data") -> None:
@@ -40,7 +38,7 @@ def check_named_files(config: RunConfig, texts: list[str], called: str = "--pred
         for name, section in _data_sets(config):
             for file in find_mindrecord_files(data_folder(section, name)):
                 read_header(file)
-        if config.run_mode in _TRAINING and config.resume_training:  # which goes before load_checkpoint
+        if config.trains and config.resume_training:  # which goes before load_checkpoint
             _check_resume_name(config)
         else:
             _check_weights(config)
@@ -52,7 +50,7 @@ def _check_weights(config: RunConfig) -> None:
     """Raise `UserError` if weights or adapter are not there, or cannot be read. PyTorch's files are not opened, which
     takes as long as MindSpore."""
     if (path := weights_path(config)) is not None and not _is_of_torch(path):
-        open_weights(path, strategy_of(config, path))
+        open_weights(path, strategy_file(config, path))
     if (path := adapter_path(config)) is not None and not _is_of_torch(path):
         open_adapter(path)
 
@@ -78,9 +76,9 @@ def data_folder(section: DatasetSection, name: str) -> str:
 
 def _data_sets(config: RunConfig) -> Iterator[tuple[str, DatasetSection]]:
     """Those that the run mode reads."""
-    if config.run_mode in _TRAINING:
+    if config.trains:
         yield "train", config.train_dataset
-    if config.run_mode == "eval" or (config.run_mode in _TRAINING and config.do_eval):
+    if config.run_mode == "eval" or (config.trains and config.do_eval):
         yield "eval", config.eval_dataset
 
 

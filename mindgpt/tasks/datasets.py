@@ -10,10 +10,11 @@ from mindgpt.config.data_sections import DatasetSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.layout import rows_of_step
 from mindgpt.config.run_config import RunConfig
+from mindgpt.config.strategy import Strategy
 from mindgpt.data.blocks import IGNORED_LABEL
 from mindgpt.data.dataset import DatasetInfo, build_dataset, check_row_length, inspect
-from mindgpt.data.mindrecord import reason_of
-from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut
+from mindgpt.runtime.collectives import data_parallel_ranks, strategy
+from mindgpt.runtime.mindspore_errors import data_error_reason, is_reading_error
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.checks import data_folder
 
@@ -22,15 +23,15 @@ _ROWS_LOOKED_AT = 256
 
 def rows_a_step(config: RunConfig) -> int:
     """Rows of a step on all processes together."""
-    if model_is_cut():
+    if strategy() is Strategy.SEMI_AUTO:
         return rows_of_step(config)
     return config.runner_config.batch_size * config.runner_config.gradient_accumulation_steps * data_parallel_ranks()
 
 
 def training_data(config: RunConfig) -> tuple[ds.Dataset, DatasetInfo]:
     """The batches of a step, of `batch_size` x `gradient_accumulation_steps` rows of seq_length + 1 tokens, and what
-    the data set is made of. Of several data-parallel processes each has batches of its own; cards over which the model
-    is cut all read the whole batch.
+    the data set is made of. Data-parallel processes have batches of their own; ranks of a sharded model all read the
+    whole batch.
 
     Raises:
         UserError: no data set is named, or it does not fit the model.
@@ -53,8 +54,8 @@ def training_data(config: RunConfig) -> tuple[ds.Dataset, DatasetInfo]:
 def evaluation_data(config: RunConfig) -> tuple[ds.Dataset | None, DatasetInfo]:
     """The batches of an evaluation, of `batch_size` rows, and what the data set is made of.
 
-    Data-parallel processes have a part each of the batches that one process would have, the first of them the first;
-    None is the part of a process for which there is no batch.
+    Each data-parallel process has a run of consecutive batches of those that one process would have, in rank order;
+    None: there are fewer batches than processes, and this one has none.
 
     Raises:
         UserError: as `training_data`.
@@ -62,15 +63,13 @@ def evaluation_data(config: RunConfig) -> tuple[ds.Dataset | None, DatasetInfo]:
     section, size, ranks = config.eval_dataset, config.runner_config.batch_size, data_parallel_ranks()
     info = _inspected(config, section, "eval", training=False)
     rows, shuffle = None, section.data_loader.shuffle
-    number = min(info.num_rows, section.num_samples or info.num_rows)
-    batches = number // size if section.drop_remainder else -(-number // size)
+    total = min(info.num_rows, section.num_samples or info.num_rows)
+    batches = total // size if section.drop_remainder else -(-total // size)
     if ranks > 1 and batches:
-        first, end = (part * batches // ranks for part in (rank(), rank() + 1))
+        first, end = (number * batches // ranks for number in (rank(), rank() + 1))
         if first == end:
             return None, info
-        rows, shuffle = range(first * size, min(end * size, number)), False
-        if section.data_loader.shuffle:
-            say("eval_dataset: shuffle has no effect in several processes")
+        rows, shuffle = range(first * size, min(end * size, total)), False
     dataset = _build(
         config, section, info, batch_size=size, shuffle=shuffle, drop_remainder=section.drop_remainder, rows=rows
     )
@@ -86,25 +85,17 @@ def reading(info: DatasetInfo) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "dataset pipeline" not in str(error):  # MindSpore's words for an error while reading
+        if not is_reading_error(error):
             raise
         named = info.files[0] if len(info.files) == 1 else f"{info.files[0]} or one of the {len(info.files)} with it"
-        raise UserError(f"{named}: reading stopped: {reason_of(error).rstrip('.')}. Make the data again.") from error
+        reason = data_error_reason(error).rstrip(".")
+        raise UserError(f"{named}: reading stopped: {reason}. Make the data again.") from error
 
 
 def must_drop(config: RunConfig) -> bool:
-    """Whether a last batch that is not full is left out: a step of several micro-batches needs all its rows, and a step
-    that is compiled for cards runs with no other number of them; otherwise the section decides."""
-    if config.train_dataset.drop_remainder:
-        return True
-    needs_all = {
-        "a model that is cut over cards is compiled for one number of rows": model_is_cut(),
-        "a step of several micro-batches needs all its rows": config.runner_config.gradient_accumulation_steps > 1,
-    }
-    reason = next((reason for reason, holds in needs_all.items() if holds), None)
-    if reason is not None:
-        say(f"train_dataset.drop_remainder: False has no effect: {reason}; the last rows of an epoch are left out")
-    return reason is not None
+    """Whether a training leaves out a last batch that is not full; see `TrainDatasetSection.without_effect`."""
+    accumulates = config.runner_config.gradient_accumulation_steps > 1
+    return config.train_dataset.drop_remainder or strategy() is Strategy.SEMI_AUTO or accumulates
 
 
 def _inspected(config: RunConfig, section: DatasetSection, name: str, training: bool) -> DatasetInfo:

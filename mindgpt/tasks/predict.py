@@ -6,13 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mindgpt.config.generation_section import sampling_without_effect
 from mindgpt.config.run_config import RunConfig
 from mindgpt.generation import Completion, GenerationSettings, Generator, generate_text
 from mindgpt.generation.streaming import print_text
 from mindgpt.generation.text_generation import encode_prompts
 from mindgpt.io.files import adding_to, atomic_write, make_folder
-from mindgpt.runtime.collectives import joined, share
+from mindgpt.runtime.collectives import gather_shares, share
 from mindgpt.runtime.device import is_simulated
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
@@ -31,7 +30,7 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
         predict_data: texts, or names of files and folders of texts; see `read_prompts`.
 
     Returns:
-        The completions in the order of the prompts; with `num_return_sequences` n, n of each, one behind the other.
+        The completions in the order of the prompts; with `num_return_sequences` n, n consecutive ones of each.
 
     Raises:
         UserError: no prompts, no tokenizer, weights that do not fit, settings that make no sense, or a prompt that
@@ -41,11 +40,10 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
     tokenizer = find_tokenizer(config)
     model_config = config.model.config
     settings = GenerationSettings.from_config(model_config, seed=config.seed)
-    if unused := sampling_without_effect(settings):
-        say(unused)
     texts, names = zip(*prompts, strict=True)
     encode_prompts(tokenizer, texts, settings, model_config.vocab_size, model_config.max_position_embeddings, names)
-    generator = Generator(build_model(config))
+    model, config = build_model(config)
+    generator = Generator(model)
     say_if_kernels_are_missing()
     if is_simulated():
         _compile(generator, settings, len(texts), config.model.config.batch_size or BATCH_SIZE)
@@ -106,7 +104,7 @@ def _continued(
             generate_text(generator, tokenizer, mine, settings, batch_size, numbers, on_batch=on_batch) if mine else []
         )
     of_prompts = [list(map(asdict, done[start : start + copies])) for start in range(0, len(done), copies)]
-    return [Completion(**fields) for of_prompt in joined(of_prompts) for fields in of_prompt]
+    return [Completion(**fields) for of_prompt in gather_shares(of_prompts) for fields in of_prompt]
 
 
 def _partial_file(config: RunConfig) -> Path:

@@ -19,7 +19,7 @@ from mindgpt.data.records import Record, checked_text, kind_by_name, listed, tab
 from mindgpt.data.text import TEXT_SUFFIXES, input_files
 from mindgpt.io.files import DOWNLOADS, read_lines
 from mindgpt.runtime.ranks import rank, say
-from mindgpt.tasks.model_setup import weights_path
+from mindgpt.tasks.weights_files import weights_path
 from mindgpt.tokenizers.byte_level_bpe import SPECIAL_TOKEN_NAMES, holds_tokenizer
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tokenizers.special_tokens import END_OF_TEXT

@@ -64,7 +64,7 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
     check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
     rows = _encoded(tokenizer, texts, config.model.config.max_position_embeddings)
     check_ids(tokenizer, rows, [text.name for text in texts], config.model.config.vocab_size)
-    model = build_model(config)
+    model, _ = build_model(config)
     rows_with_progress = tqdm(rows, unit=" texts", disable=None if len(rows) > 1 else True)
     scored = [
         ScoredText(prompt.text, ids, score(model, [ids])[0])

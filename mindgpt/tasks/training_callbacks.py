@@ -1,4 +1,4 @@
-"""The callbacks of a training run, from the list in the YAML, and what is told from them when it is over."""
+"""The callbacks of a training run, built from the list in the YAML, and what they report when it is over."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +12,11 @@ from mindgpt.config.callback_sections import (
     LossMonitorSection,
     SummaryMonitorSection,
 )
+from mindgpt.config.layout import holds_shards
 from mindgpt.config.run_config import RunConfig
 from mindgpt.models.gpt2.pretrained import PretrainedCell
+from mindgpt.runtime.collectives import strategy
 from mindgpt.runtime.ranks import rank, say
-from mindgpt.tasks.cards import holds_parts
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.train.best import BestCheckpoint
 from mindgpt.train.callbacks import LossMonitor, SkippedSteps, StepMeter
@@ -66,11 +67,10 @@ class RunCallbacks:
                 section.per_print_times,
                 outdated=None if EvalCallBackSection in sections else evaluations,
             )
-        # Cards that share rows alone have the same weights; where the model is cut further, each has a part of its own.
-        in_parts = holds_parts(config)
-        if (section := sections.get(CheckpointMonitorSection)) and (rank() == 0 or in_parts):
+        sharded = holds_shards(config, strategy())  # else all ranks hold the same weights, and rank 0 writes them
+        if (section := sections.get(CheckpointMonitorSection)) and (rank() == 0 or sharded):
             self.checkpoints = CheckpointMonitor(
-                section, progress, self.output_dir, model, model.config, rank(), self._state_entry, in_parts
+                section, progress, self.output_dir, model, model.config, rank(), self._state_entry, sharded
             )
         if (section := sections.get(SummaryMonitorSection)) and rank() == 0:
             folder = Path(section.summary_dir or self.output_dir / "tensorboard")

@@ -7,9 +7,10 @@ unscale, check, clip by global norm, update, adjust the scale.
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from mindgpt.config.strategy import Strategy
 from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.dropout import StepKey
-from mindgpt.runtime.collectives import cards_of_a_stage, data_parallel_ranks, model_is_cut
+from mindgpt.runtime.collectives import data_parallel_ranks, ranks_per_stage, strategy
 from mindgpt.runtime.graph_cache import KeptGraphCell
 from mindgpt.train.global_norm import GlobalNorm
 from mindgpt.train.optimizers.state import zeros_like
@@ -118,8 +119,8 @@ class Update(nn.Cell):
         self.clip = max_grad_norm is not None
         self.max_grad_norm = max_grad_norm
         self.batches = float(batches)
-        self.cut = model_is_cut()
-        self.norm = GlobalNorm(optimizer.parameters, cards_of_a_stage() if self.cut else None)
+        self.cut = strategy() is Strategy.SEMI_AUTO
+        self.norm = GlobalNorm(optimizer.parameters, ranks_per_stage() if self.cut else None)
         self.mean_over_ranks = MeanOverRanks()
         self.parts = self.batches * self.mean_over_ranks.ranks
         self.map = ops.HyperMap()
@@ -156,7 +157,7 @@ class LossAndGradients(nn.Cell):
         self.network.set_grad()
         self.step_key = StepKey(network)
         self.loss_scale = loss_scale
-        self.cut = model_is_cut()
+        self.cut = strategy() is Strategy.SEMI_AUTO
         if self.cut:
             # Semi-automatic parallelism divides the gradient of the loss by the number of cards that have it. In a
             # tuple (has_aux) it finds no loss, and every gradient becomes so many times too large.

@@ -54,6 +54,7 @@ def slice_of(name: str, shape: tuple[int, ...], layout: tuple[Any, ...], card: i
 
 
 def main(yaml: str, folder: str, others: str | None = None) -> None:
+    from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
     from mindspore import Tensor
 
     from mindgpt.checkpoints.gpt2_config import GPT2Config
@@ -64,7 +65,6 @@ def main(yaml: str, folder: str, others: str | None = None) -> None:
     from mindgpt.planning.planned_step import shapes_of_batch
     from mindgpt.runtime.collectives import cards_of_a_stage
     from mindgpt.runtime.ranks import rank
-    from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
     from mindgpt.tasks.session import prepare
     from mindgpt.train.checkpoint_monitor import parameters_of_step
 

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 import mindspore as ms
+from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
 from mindspore import nn, ops
 
 from mindgpt.config.layout import cuts_vocabulary
 from mindgpt.config.loader import load_config
 from mindgpt.runtime.compiled_graph import Graph
 from mindgpt.runtime.ranks import rank
-from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
 from mindgpt.tasks.datasets import training_data
 from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.session import prepare
