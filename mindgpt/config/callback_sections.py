@@ -1,5 +1,4 @@
-"""The lists `callbacks` and `eval_callbacks`: what happens beside a run. To add one, write its section and name it in
-`CALLBACKS`."""
+"""The lists `callbacks` and `eval_callbacks`. To add a callback, write its section and add it to `CALLBACKS`."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -61,8 +60,8 @@ class LossMonitorSection(Section):
 class CheckpointMonitorSection(Section):
     """A callback that saves checkpoints; `directory` "" means `output_dir`/checkpoint.
 
-    Every `save_checkpoint_steps` steps or `save_checkpoint_seconds` seconds (0: never by that measure) one is written,
-    and the oldest goes once there are more than `keep_checkpoint_max` (0: all are kept).
+    It writes one every `save_checkpoint_steps` steps or `save_checkpoint_seconds` seconds (0: never for that reason),
+    and deletes the oldest when there are more than `keep_checkpoint_max` (0: all are kept).
     """
 
     type: Annotated[
@@ -113,7 +112,7 @@ class CheckpointMonitorSection(Section):
 
 
 class EvalCallBackSection(Section):
-    """A callback that evaluates during training, every so many steps or epochs (-1: never by that measure).
+    """A callback that evaluates during training every `eval_steps` steps or `eval_epochs` epochs (-1: never).
 
     The best score is that of `metric` (absent: the metric's first in the order of `mindgpt.train.best.DIRECTIONS`);
     `greater_is_better` is only needed for a metric that is not in that table. With `save_best` the weights of the best
@@ -146,7 +145,7 @@ class EvalCallBackSection(Section):
         if self.min_delta and not self.early_stop_patience:
             problems.append(("min_delta", "has no effect without early_stop_patience"))
         if self.greater_is_better is not None and self.metric is None:
-            problems.append(("greater_is_better", "says nothing without metric, the name it is about"))
+            problems.append(("greater_is_better", "has no effect without metric, which it describes"))
         refuse(problems)
         if self.eval_steps == -1 and self.eval_epochs == -1:
             self.fill(eval_epochs=1)
@@ -155,7 +154,7 @@ class EvalCallBackSection(Section):
 class SummaryMonitorSection(Section):
     """A callback that writes TensorBoard events; `summary_dir` "" means `output_dir`/tensorboard.
 
-    Every `collect_freq` steps, and at every evaluation. The other keys steered what MindSpore's own collector stored.
+    It writes every `collect_freq` steps, and at every evaluation. The ignored keys are of MindSpore's own collector.
     """
 
     type: Literal["SummaryMonitor"] = "SummaryMonitor"
@@ -179,13 +178,13 @@ class EffectlessCallback(Section):
 
 
 class ObsMonitorSection(EffectlessCallback):
-    """Upload to Huawei's cloud, with whatever it holds."""
+    """Upload to Huawei's cloud; any keys are accepted."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class TimeMonitorSection(EffectlessCallback):
-    """MindSpore's duration of a step, which is in every line about a step anyway."""
+    """MindSpore's step timer; every log line of a step has its duration anyway."""
 
     ignored: ClassVar = {"data_size": ANY_VALUE, "data_time": ANY_VALUE}
 
@@ -199,7 +198,7 @@ class StopAtStepSection(EffectlessCallback):
 
 
 class ExpertsSection(EffectlessCallback):
-    """What MindFormers' callbacks about experts are told; of one expert there is nothing to say."""
+    """The settings of MindFormers' callbacks about experts; one expert has nothing to report."""
 
     ignored: ClassVar = dict.fromkeys(
         (
@@ -242,7 +241,7 @@ REFUSED = {
     "TrainingStateMonitor": "norms of single parameters are not recorded; log/train.jsonl has the global gradient norm",
     "StressDetectCallBack": "mindgpt does not test the hardware; use Ascend's own tools before the run",
 }
-"""Types of callbacks that ask for something, each with the reason or the way out."""
+"""Types of callbacks that are refused, each with the reason or what to use instead."""
 
 EVAL_CALLBACKS: dict[str, type[Section]] = {"ObsMonitor": ObsMonitorSection}
 

@@ -1,4 +1,4 @@
-"""The sections about data: datasets, tokenizer, processor."""
+"""The sections of data: datasets, tokenizer, processor."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -99,7 +99,7 @@ class DatasetSection(Section):
     for_training: ClassVar = False
 
     def complete(self) -> None:
-        """Training shuffles and drops the last, smaller batch unless told otherwise; evaluation does neither."""
+        """By default training shuffles and drops the last, smaller batch; evaluation does neither."""
         if self.data_loader.shuffle is None:
             self.fill(data_loader=self.data_loader.replaced({"shuffle": self.for_training}))
         if self.drop_remainder is None:

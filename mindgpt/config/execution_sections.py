@@ -1,4 +1,4 @@
-"""The sections about where and how a job runs: device, epochs and batches, parallel layout, recomputation."""
+"""The sections of execution: device, epochs and batches, parallel layout, recomputation."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -140,7 +140,7 @@ class ContextSection(Section):
 
 
 class RunnerConfigSection(Section):
-    """`runner_config`. After the whole configuration is validated, `batch_size` always has a value.
+    """`runner_config`. In a validated configuration `batch_size` always has a value.
 
     `batch_size` counts sequences per step and per data-parallel rank, before gradient accumulation.
     """
@@ -158,7 +158,7 @@ class RunnerConfigSection(Section):
         "initial_epoch": only(0, reason="resume_training: True goes on where a run stopped"),
         "has_trained_epoches": only(0, reason="resume_training: True goes on where a run stopped"),
         "has_trained_steps": only(0, reason="resume_training: True goes on where a run stopped"),
-        "per_epoch_size": ANY_VALUE,  # the steps that a card is handed at once
+        "per_epoch_size": ANY_VALUE,  # the steps that a device is given at once
     }
 
     @field_validator("sink_size")
@@ -210,7 +210,7 @@ class StrategyCheckpointSection(Section):
 
 
 class ParallelSection(Section):
-    """`parallel`: how the cards share the work. `parallel_mode` is stored as MindSpore's name."""
+    """`parallel`: how the devices share the work. `parallel_mode` is stored as MindSpore's name."""
 
     parallel_mode: Annotated[str, one_of(_PARALLEL_MODES), BeforeValidator(_parallel_mode_name)] = "data_parallel"
     gradients_mean: bool | None = None
@@ -272,14 +272,14 @@ class ParallelSection(Section):
 
 
 def _shards_rows_only(value: Any) -> bool:
-    """Whether a `dataset_strategy` shares out the rows of each column, and nothing else of it."""
+    """Whether a `dataset_strategy` shards the rows of each column, and no other dimension."""
     return isinstance(value, list) and all(
-        isinstance(column, list) and column and all(parts == 1 for parts in column[1:]) for column in value
+        isinstance(column, list) and column and all(shards == 1 for shards in column[1:]) for column in value
     )
 
 
 class ParallelConfigSection(Section):
-    """`parallel_config`: the layout. data_parallel x model_parallel x pipeline_stage must be the number of cards."""
+    """`parallel_config`: the layout. data_parallel x model_parallel x pipeline_stage must be the number of devices."""
 
     data_parallel: Count = 1
     model_parallel: Count = 1
@@ -333,7 +333,7 @@ Recompute = Annotated[bool, BeforeValidator(_for_all_blocks)]
 
 
 class RecomputeSection(Section):
-    """`recompute_config`: which activations are computed again in the backward pass rather than kept."""
+    """`recompute_config`: which activations are recomputed in the backward pass rather than kept."""
 
     recompute: Recompute = False
     select_recompute: Recompute = False

@@ -37,7 +37,7 @@ def grid_of(config: RunConfig) -> DeviceGrid:
 
 
 def shards_optimizer(config: RunConfig) -> bool:
-    """Whether weights and optimizer state are sharded over data-parallel ranks; `optimizer_shard`, if given, decides."""
+    """Whether weights and optimizer state are sharded over data-parallel ranks. `optimizer_shard`, if set, decides."""
     wanted = config.parallel_config.optimizer_shard
     return config.parallel.enable_parallel_optimizer if wanted is None else wanted
 
@@ -105,7 +105,7 @@ def semi_auto_problems(config: RunConfig, devices: int) -> Iterator[str]:
 
 
 def data_parallel_problems(config: RunConfig, processes: int, target: str) -> Iterator[str]:
-    """What of a layout does not fit several processes on the device `target`, each with the whole model."""
+    """What about the layout does not fit data parallelism on `processes` devices of the kind `target`."""
     parallel, mode = config.parallel_config, config.parallel.parallel_mode
     if not config.use_parallel or mode == "stand_alone":
         off, on = ("use_parallel is False", "use_parallel: True")
@@ -140,7 +140,7 @@ def data_parallel_problems(config: RunConfig, processes: int, target: str) -> It
 
 
 def _division_problems(config: RunConfig, grid: DeviceGrid) -> Iterator[str]:
-    """Sizes of the network that the grid does not divide."""
+    """The sizes of the network that the grid does not divide."""
     network, section = config.model.config, config.parallel_config
     sizes = {
         "num_heads": network.num_heads,

@@ -20,7 +20,7 @@ from mindgpt.config.section import (
     only,
     refuse,
 )
-from mindgpt.config.unsupported import is_one_card, is_one_expert
+from mindgpt.config.unsupported import is_one_device, is_one_expert
 
 if TYPE_CHECKING:
     from mindgpt.config.strategy import Run
@@ -65,11 +65,11 @@ Activation = Annotated[str, one_of(ACTIVATIONS)]
 class PetSection(Section):
     """`model.model_config.pet_config`: parameter-efficient tuning by LoRA (Hu et al. 2021).
 
-    Which linear layers get it: those whose whole path (`backbone.blocks.0.attention.dense1`) the regular expression
-    `target_modules` describes; if there is none, those whose own name (`dense1`) begins with it, as in MindFormers.
+    It applies to the linear layers whose full path (`backbone.blocks.0.attention.dense1`) matches the regular
+    expression `target_modules`; if there is none, to those whose own name (`dense1`) begins with it, as in MindFormers.
 
     `bias: lora_only` also trains the biases of these layers. `adapter` is a file or folder of weights that a LoRA was
-    trained to, to be put on `load_checkpoint`; what it tells about itself need not be repeated here.
+    trained to, to be put on `load_checkpoint`; settings in its metadata need not be repeated here.
     """
 
     pet_type: Annotated[str, one_of({"lora": "lora"})] = "lora"
@@ -88,7 +88,7 @@ class PetSection(Section):
         "compute_dtype": ANY_VALUE,
         "lora_a_init": only("normal", reason="A begins with small random numbers"),
         "lora_b_init": only("zero", "zeros", reason="B begins with zeros, so that training begins with the base model"),
-        "exclude_layers": only("", [], reason="target_modules sees a layer's whole path, and can leave layers out"),
+        "exclude_layers": only("", [], reason="target_modules matches a layer's full path, and can leave layers out"),
         "freeze_include": only([], reason="all weights of the base model are frozen"),
         "freeze_exclude": only([], reason="all weights of the base model are frozen"),
     }
@@ -167,7 +167,7 @@ class GPT2Section(GenerationSection):
         "is_dynamic": ANY_VALUE,  # of the key/value cache, which needs none of these three
         "block_size": ANY_VALUE,
         "num_blocks": ANY_VALUE,
-        "parallel_config": only(allows=is_one_card, reason="it is a section of the YAML of its own"),
+        "parallel_config": only(allows=is_one_device, reason="it is a section of the YAML of its own"),
         "moe_config": only(allows=is_one_expert, reason="mindgpt has no mixture of experts"),
         "return_dict_in_generate": only(False, reason=KNOWN_ELSEWHERE["return_dict_in_generate"]),
         "output_scores": only(False, reason=KNOWN_ELSEWHERE["output_scores"]),

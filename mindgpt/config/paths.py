@@ -14,13 +14,13 @@ def expanded(path: str) -> str:
     """
     if not path.startswith("~") or "\0" in path:  # which no path holds: whoever opens it says so
         return path
-    whole = os.path.expanduser(path)
-    if whole.startswith("~"):
+    full_path = os.path.expanduser(path)
+    if full_path.startswith("~"):
         name = path.split(os.sep)[0]
         whose = "your home folder, but HOME is not set" if name == "~" else f"the home folder of a user {name[1:]!r}"
         none = "" if name == "~" else ", whom this machine does not know"
         raise UserError(f"{path!r}: {name} means {whose}{none}. Write the path in full (./{name} for that very name)")
-    return whole
+    return full_path
 
 
 def expanded_path(path: str | os.PathLike[str]) -> Path:

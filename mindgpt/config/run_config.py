@@ -1,4 +1,4 @@
-"""`RunConfig`: everything that can be turned about one job, section by section, and the checks across sections."""
+"""`RunConfig`: all settings of one run, section by section, and the checks across sections."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,7 +24,7 @@ from mindgpt.config.execution_sections import (
     RunnerConfigSection,
 )
 from mindgpt.config.model_sections import ModelSection
-from mindgpt.config.optimizer_sections import NO_RATE_WITH_RELATIVE_STEP, LRScheduleSection, OptimizerSection
+from mindgpt.config.optimizer_sections import NO_LEARNING_RATE_WITH_RELATIVE_STEP, LRScheduleSection, OptimizerSection
 from mindgpt.config.paths import expanded
 from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, only, refuse, shown
 from mindgpt.config.strategy import Run, Strategy
@@ -53,14 +53,14 @@ _DATASET_OF_TRAINER = {
 }
 
 _WITHOUT_COPIES = (
-    "slices without their copies on other cards are not read. Save with remove_redundancy: False, or merge them first "
+    "shards without their copies on other cards are not read. Save with remove_redundancy: False, or merge them first "
     "with the release that wrote them"
 )
 _OF_LATER_RELEASES = "checkpoint folders of MindFormers 1.7 and later are not read; save with use_legacy_format: True"
 
 
 class RunConfig(Section):
-    """One job. Made by `load_config`; every section is there, and every default is filled in.
+    """One run. Made by `load_config`, and frozen: every section is there, and every default is filled in.
 
     After validation `runner_config.batch_size` has a value; `lr_schedule` has one if a learning rate is given anywhere;
     `callbacks` holds what runs (`ObsMonitor` and the like are gone), with an `EvalCallBack` among it exactly if
@@ -268,6 +268,6 @@ class RunConfig(Section):
             )
         if self.optimizer.relative_step:
             if self.lr_schedule is not None:
-                yield "lr_schedule", NO_RATE_WITH_RELATIVE_STEP
+                yield "lr_schedule", NO_LEARNING_RATE_WITH_RELATIVE_STEP
         elif self.trains and self.lr_schedule is None and rate is None:
             yield "lr_schedule", f"is missing, and run_mode {self.run_mode!r} needs lr_schedule.learning_rate"

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 AnySection = TypeVar("AnySection", bound="Section")
 
 ANY_VALUE = object()
-"""In `Section.ignored`: the key may have any value; it changes speed or memory, or something that is not there."""
+"""In `Section.ignored`: any value is accepted. It concerns speed or memory only, or something that mindgpt lacks."""
 
 
 @dataclass(frozen=True)
 class Only:
-    """In `Section.ignored`: the values that can be honoured by doing nothing, and what to say to any other.
+    """In `Section.ignored`: the values that have no effect anyway, and why no other is allowed.
 
     Attributes:
         values: the allowed values; the first is named in messages. null is always allowed.
-        reason: why no other is, or the way out; the end of a sentence.
+        reason: why no other is, or what to do; the end of a sentence.
         allows: a test for further allowed values.
     """
 
@@ -158,13 +158,13 @@ class Section(BaseModel):
     )
 
     other_names: ClassVar[Mapping[str, str]] = {}
-    """Other accepted spellings of a key, each with our own. Two spellings may stand side by side if they agree."""
+    """Other accepted spellings of a key, each with our own. Two spellings may both be given if they agree."""
 
     ignored: ClassVar[Mapping[str, Any]] = {}
     """Accepted keys without effect here, each with `ANY_VALUE`, an `Only`, or the class of a section of such keys."""
 
     hints: ClassVar[Mapping[str, str]] = {}
-    """Keys that people know from elsewhere and that are refused here, each with the reason or the way out."""
+    """Keys that other programs have and that are refused here, each with the reason or what to use instead."""
 
     @classmethod
     def known_keys(cls) -> list[str]:
@@ -222,7 +222,7 @@ class Section(BaseModel):
     @classmethod
     def _validate(cls, data: Any, handler: ModelWrapValidatorHandler) -> "Section":
         if not isinstance(data, Mapping):
-            return handler(data)  # a section that is made already, or a problem that the section above will word
+            return handler(data)  # a section that exists already, or a problem that the section above words
         problems: list[InitErrorDetails] = []
         written_as: dict[str, str] = {}
         data = cls.translated(cls._without_ignored(data, problems))

@@ -40,7 +40,7 @@ def strategy_of(config: "RunConfig", target: str, processes: int) -> Strategy:
 
 @dataclass(frozen=True)
 class Run:
-    """A configuration and where it runs, as far as a section needs to know to tell which of its keys have no effect."""
+    """A configuration, and where and how it runs: by this a section says which of its keys have no effect."""
 
     config: "RunConfig"
     target: str

@@ -128,7 +128,7 @@ class AscendConfigSection(Section):
 
 
 class KernelLaunchGroupSection(Section):
-    """`kernel_launch_group`: how operators are handed to the card."""
+    """`kernel_launch_group`: how operators are launched on the device."""
 
     ignored: ClassVar = {"thread_num": ANY_VALUE, "kernel_group_num": ANY_VALUE}
 
@@ -157,8 +157,8 @@ def is_one_expert(value: Any) -> bool:
     return isinstance(value, Mapping) and _loads(MoESection, value)
 
 
-def is_one_card(value: Any) -> bool:
-    """Whether a value is a `parallel_config` of one card."""
+def is_one_device(value: Any) -> bool:
+    """Whether a value is a `parallel_config` of one device."""
     sizes = ("data_parallel", "model_parallel", "pipeline_stage", "expert_parallel", "context_parallel")
     return isinstance(value, Mapping) and all(value.get(size, 1) == 1 for size in sizes)
 

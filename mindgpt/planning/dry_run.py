@@ -211,13 +211,13 @@ def shortfall(plan: Plan) -> str | None:
     fullest, limit = max(plan.stages, key=lambda stage: stage.memory), _memory_limit(plan.config, plan.hardware)
     if fullest.memory <= limit * _GIB:
         return None
-    parts = {
+    sizes = {
         "parameters": fullest.parameters,
         "gradients": fullest.gradients,
         "optimizer state": fullest.optimizer,
         "activations (estimate)": fullest.activations,
     }
-    listed = ", ".join(f"{name} {_rounded(size)}" for name, size in parts.items())
+    listed = ", ".join(f"{name} {_rounded(size)}" for name, size in sizes.items())
     changes = list(_activation_savers(plan.config)) if 2 * fullest.activations > fullest.memory else []
     changes += [*_weight_savers(plan.config), "a larger model_parallel or pipeline_stage, or more cards"]
     where = f"a card of stage {fullest.stage}" if grid_of(plan.config).pipeline_stage > 1 else "a card"

@@ -1,5 +1,5 @@
-"""What MindSpore's exceptions mean. They are all RuntimeErrors, so only the text tells them apart; this is the one place
-that reads it. The words are those of MindSpore 2.10.
+"""What MindSpore's exceptions mean. They are all RuntimeErrors, so only the text tells them apart, and only this module
+reads it. The words are those of MindSpore 2.10.
 """
 
 _READING = "dataset pipeline"

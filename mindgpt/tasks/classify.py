@@ -1,4 +1,4 @@
-"""`run_mode: predict` of a classifier: texts in, labels and their probabilities out."""
+"""`run_mode: predict` of a classifier: from texts to labels and their probabilities."""
 
 import json
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def classify(config: RunConfig, predict_data: list[str]) -> list[Prediction]:
     keep_config(config)
     path = Path(config.output_dir) / "predictions.jsonl"
     _write(path, predictions)
-    for prediction in predictions:  # after the file: whatever becomes of the console, the labels are there
+    for prediction in predictions:  # after the file: the labels are kept even if the console fails
         say(f"\n>>> {prediction.text}\n{_line(prediction)}")
     say(f"\n{len(predictions)} text(s): {path}")
     return predictions

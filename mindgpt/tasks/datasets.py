@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from mindspore import dataset as ds
@@ -78,9 +79,9 @@ def evaluation_data(config: RunConfig) -> tuple[ds.Dataset | None, DatasetInfo]:
 
 @contextlib.contextmanager
 def reading(info: DatasetInfo) -> Iterator[None]:
-    """For the block that goes through a data set: rows that turn out to be broken end in a `UserError`.
+    """Within the block, a row that cannot be read raises a `UserError`.
 
-    Only the first row is looked at beforehand; looking at all would take as long as an epoch of reading.
+    Only the first row is checked beforehand; checking all would take as long as an epoch of reading.
     """
     try:
         yield
@@ -118,8 +119,8 @@ def _inspected(config: RunConfig, section: DatasetSection, name: str, training: 
     return info
 
 
-def _build(config: RunConfig, section: DatasetSection, info: DatasetInfo, **parts) -> ds.Dataset:
-    """`build_dataset` with the settings of the section, and with `parts`, which the caller chooses."""
+def _build(config: RunConfig, section: DatasetSection, info: DatasetInfo, **options: Any) -> ds.Dataset:
+    """`build_dataset` with the settings of the section and further `options`."""
     return build_dataset(
         info,
         columns=_columns(section, info),
@@ -128,23 +129,23 @@ def _build(config: RunConfig, section: DatasetSection, info: DatasetInfo, **part
         repeat=section.repeat,
         num_parallel_workers=section.num_parallel_workers,
         prefetch_size=section.prefetch_size,
-        **parts,
+        **options,
     )
 
 
 def _columns(section: DatasetSection, info: DatasetInfo) -> list[str]:
-    """The columns to read. Where the configuration names none, labels that the data have are obeyed: without them a
-    model would be trained on the prompts of instruction data, too."""
+    """The columns to read. If the configuration names none, `labels` is read where the data has it: without it a model
+    would be trained on the prompts of instruction data, too."""
     if section.input_columns is not None:
         return _in_the_models_order(section.input_columns)
     return ["input_ids", "attention_mask", *(["labels"] if "labels" in info.columns else [])]
 
 
 def _in_the_models_order(columns: list[str]) -> list[str]:
-    """The columns as the model takes them, by position.
+    """The columns in the order of the model's arguments.
 
     Raises:
-        UserError: a column the model does not know, or none to stand before one it takes later.
+        UserError: a column that the model does not know, or a gap before a later argument.
     """
     known = ["input_ids", "attention_mask", "labels"]
     ordered = [column for column in known if column in columns]
@@ -156,17 +157,17 @@ def _in_the_models_order(columns: list[str]) -> list[str]:
 
 
 def check_vocabulary(vocab_size: int, info: DatasetInfo, ids: np.ndarray | None = None) -> None:
-    """Whether the tokenizer the data was made with fits the embedding table.
+    """Check that the tokenizer of the data fits the embedding table.
 
-    Data that mindgpt's tools wrote tell their vocabulary; of other data `ids` are looked at, or else the first rows.
+    Metadata of data that mindgpt's tools wrote has the vocabulary size; else `ids` are checked, or the first rows.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not fit.
     """
     needed = info.metadata.get("vocab_size")
     source = "was made with a tokenizer"
     if needed is not None and info.metadata.get("text_vocab_size", needed) <= vocab_size < needed:
-        # Only the tokenizer's padding lies behind the table; a text that spells it is looked for in all rows.
+        # Only padding tokens are outside the table; check all rows for a text that spells them.
         needed, source = 1 + (_highest_id(info, info.num_rows) if ids is None else int(ids.max())), "holds token ids"
     if needed is None:
         needed, source = 1 + (_highest_id(info) if ids is None else int(ids.max())), "holds token ids"
@@ -181,7 +182,7 @@ def _highest_id(info: DatasetInfo, count: int = _ROWS_LOOKED_AT) -> int:
     """The highest token id in the first `count` rows.
 
     Raises:
-        UserError: these rows are of different lengths, or hold what is no token id.
+        UserError: these rows have different lengths, or hold something else than token ids.
     """
     lengths, lowest, highest = set(), 0, 0
     for row in _first_rows(info, "input_ids", count):
@@ -197,7 +198,7 @@ def _highest_id(info: DatasetInfo, count: int = _ROWS_LOOKED_AT) -> int:
 
 
 def _check_labels(vocab_size: int, info: DatasetInfo) -> None:
-    """Whether the labels in the first rows of data from elsewhere are token ids, or mark what is not to be learnt.
+    """Check that the labels in the first rows are token ids, or `IGNORED_LABEL`.
 
     Raises:
         UserError: they are not.

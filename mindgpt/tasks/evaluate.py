@@ -1,4 +1,4 @@
-"""`run_mode: eval`: how well a model does on a data set; what is measured follows from `trainer.type`."""
+"""`run_mode: eval`: measures a model on a data set, by the metric of `trainer.type`."""
 
 import json
 import time
@@ -72,7 +72,7 @@ class Perplexity:
         self.metric = PerplexityMetric(batch_means=self.info.metadata.get("recipe") == _RECIPE_OF_BATCH_MEANS)
 
     def lines(self, values: dict[str, float], seconds: float) -> Iterator[str]:
-        """What to print; the first line is MindFormers'."""
+        """The lines to print; the first is MindFormers'."""
         tokens = self.metric.tokens
         yield f"{self.name}: {{{self.name!r}: {values}}}"
         yield f"{tokens:,} predicted tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s (compiling included)"
@@ -98,7 +98,7 @@ class Classification:
         self.metric = ClassificationMetric(config.model.config.num_labels)
 
     def lines(self, values: dict[str, float], seconds: float) -> Iterator[str]:
-        """What to print; the first line is MindFormers'."""
+        """The lines to print; the first is MindFormers'."""
         yield f"ACC: {values['ACC']}"
         yield ", ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "ACC")
         yield f"{self.metric.rows} rows in {seconds:.1f} s (compiling included)"
@@ -132,7 +132,7 @@ class Evaluator:
         self._lengths = RowLengths()
 
     def compile(self, model: nn.Cell) -> None:
-        """Compile the graph of a batch, and run nothing."""
+        """Compile the graph of a batch without running it."""
         dataset = self.measure.dataset
         cell = self.measure.cell(model).set_train(False)
         cell.compile(*zeros_for(dataset.output_shapes()))
@@ -162,7 +162,7 @@ class Evaluator:
             model.set_train(was_training)
 
     def _measure(self) -> None:
-        """Let the metric count all data, of all processes."""
+        """Update the metric with the data of all processes."""
         metric = self.measure.metric
         metric.clear()
         if self.measure.dataset is not None:
@@ -173,7 +173,7 @@ class Evaluator:
 
 
 class _Counting(Metric):
-    """Counts for another metric, which is asked for its values only when all processes have counted."""
+    """Passes batches to another metric, whose value is computed only after all processes have counted."""
 
     def __init__(self, metric: Metric):
         super().__init__()

@@ -56,7 +56,7 @@ def labelled_evaluation_data(config: RunConfig) -> tuple[BucketedDataset, Datase
 
 
 def _read(config: RunConfig, section: DatasetSection, name: str) -> tuple[DatasetInfo, LabelledRows, RunConfig]:
-    """Open and read a data set, check it against the model, and resolve the label names."""
+    """Open and read a data set, check it against the model, and resolve the label names with it."""
     if section.input_columns is not None and sorted(section.input_columns) != sorted(COLUMNS):
         raise UserError(
             f"{name}_dataset.input_columns: classification reads {list(COLUMNS)}, not {section.input_columns}"

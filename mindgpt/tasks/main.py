@@ -1,4 +1,4 @@
-"""The entry point: reads the command line, and hands over to the run mode."""
+"""The entry point: reads the command line and calls the run mode."""
 
 from collections.abc import Sequence
 from pathlib import Path

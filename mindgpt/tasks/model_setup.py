@@ -24,7 +24,7 @@ from mindgpt.runtime.collectives import strategy
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.weights_files import adapter_path, strategy_file, weights_path
 
-_SIZES = {  # the settings that show in the weights' shapes, and where
+_SIZES = {  # the settings that the shapes of weights imply
     TOKENS: ("vocab_size", "hidden_size"),
     POSITIONS: ("max_position_embeddings", "hidden_size"),
     "backbone.blocks.0.output.mapping.weight": ("hidden_size", "ffn_hidden_size"),
@@ -42,13 +42,13 @@ _SAME_SHAPES = (  # settings that change the network but no shape, so that stric
 
 @dataclass(frozen=True)
 class LoRAPlan:
-    """What a run does about LoRA, decided before the network is built.
+    """The LoRA of a run, resolved before the network is built.
 
     Attributes:
-        settings: rank, scaling and the rest, as they count.
-        adapter: what to load on top of the base weights, or None.
-        in_weights: whether the base weights hold the factors themselves.
-        added: the names that the adapter has and the base weights have not.
+        settings: rank, scaling and the rest, resolved.
+        adapter: to load on top of the base weights, or None.
+        in_weights: whether the base weights hold the factors.
+        added: the names that only the adapter has.
     """
 
     settings: PetSection
@@ -57,7 +57,7 @@ class LoRAPlan:
     added: frozenset[str]
 
     def put_on(self, model: nn.Cell) -> None:
-        """Give the network its factors, and freeze the rest."""
+        """Add the factors to the network, and freeze the rest."""
         paths = add_lora(model, self.settings)
         say(
             f"LoRA: rank {self.settings.lora_rank}, scaling {self.settings.scaling:g}, on {len(paths)} linear layers: "
@@ -65,7 +65,7 @@ class LoRAPlan:
         )
 
     def parameters_of_base(self, model: nn.Cell) -> dict[str, Parameter]:
-        """The parameters that the file of `load_checkpoint` has to hold: not new factors, nor what an adapter adds."""
+        """The parameters that `load_checkpoint` must hold: neither new factors nor what an adapter adds."""
         parameters = model.parameters_dict()
         if self.in_weights:
             return parameters
@@ -79,7 +79,7 @@ class LoRAPlan:
 
 
 def say_if_kernels_are_missing() -> None:
-    """For a task that the C++ kernels could do, if they are missing on this CPU: that it takes longer, and why."""
+    """On a CPU without the C++ kernels, print that the task takes longer, and why."""
     if reason := why_no_library():
         say(f"on CPU, MindSpore's own operators are used, which takes longer than mindgpt's kernels would: {reason}")
 
@@ -152,7 +152,7 @@ def resolve_with_weights(config: RunConfig, weights: Weights | None) -> tuple[Ru
 
 
 def plan_lora(config: RunConfig, weights: Weights | None, adapter_path: Path | None) -> LoRAPlan | None:
-    """What the configuration and the weights it names mean for LoRA; None: they have nothing to do with it.
+    """The LoRA that the configuration and the weights ask for; None: none.
 
     Args:
         config: the run's.
@@ -176,7 +176,7 @@ def plan_lora(config: RunConfig, weights: Weights | None, adapter_path: Path | N
             raise UserError(_without_pet_config(weights))
         return None
     resumed = bool(factors and config.resume_training and config.trains)
-    # The checkpoint that a run goes on from holds what the adapter it began with has become.
+    # A resumed run continues the adapter that its checkpoint holds.
     adapter = open_adapter(adapter_path) if adapter_path and not resumed else None
     problem = _problem(config, bool(factors), weights, adapter)
     if problem:
@@ -212,9 +212,9 @@ def _problem(config: RunConfig, in_weights: bool, weights: Weights | None, adapt
 
 def _without_pet_config(weights: Weights) -> str:
     path = weights.source.path
-    told = told_beside(path) if weights.kind == "checkpoint" else {}
+    metadata = told_beside(path) if weights.kind == "checkpoint" else {}
     keys = ("pet_type", "lora_rank", "lora_alpha", "use_rslora", "target_modules")
-    shown = ", ".join(f"{key}: {told[key]!r}" for key in keys if key in told)
+    shown = ", ".join(f"{key}: {metadata[key]!r}" for key in keys if key in metadata)
     shown = shown or "pet_type: lora, lora_rank: ..., lora_alpha: ..."
     return (
         f"{path}: holds LoRA factors (mindpet_delta_lora_a and _b), and the YAML has no pet_config, without which they "

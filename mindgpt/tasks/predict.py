@@ -1,4 +1,4 @@
-"""`run_mode: predict`: prompts in, texts out."""
+"""`run_mode: predict`: continues prompts."""
 
 import json
 import sys
@@ -59,7 +59,7 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
     keep_config(config)
     _write(config, completions, settings.num_return_sequences)
     _partial_file(config).unlink(missing_ok=True)
-    for completion in shown:  # after the files: whatever becomes of the console, the texts are there
+    for completion in shown:  # after the files: the texts are kept even if the console fails
         say(f"\n>>> {completion.prompt}\n{completion.prompt}{completion.text}")
     files = " and ".join(str(Path(config.output_dir) / name) for name in FILES)
     say(f"\n{len(completions)} text(s): {files}")
@@ -67,11 +67,11 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
 
 
 def _compile(generator: Generator, settings: GenerationSettings, prompts: int, batch_size: int) -> None:
-    """What is left to do where cards are simulated, and compute nothing."""
+    """Compile the graphs only: simulated cards compute nothing."""
     rows = min(prompts, batch_size) * max(settings.num_return_sequences, settings.num_beams)
     with generator.running():
         batch, slots = generator.graphs.compile(rows, generator.graphs.window)
-    say(f"compiled: reading a text, and a step of {batch} texts of up to {slots} tokens; simulated cards write none")
+    say(f"compiled: prefill of a text, and a step of {batch} texts of up to {slots} tokens; simulated cards write none")
 
 
 def _one_text_at_a_terminal(prompts: list[Prompt], settings: GenerationSettings) -> bool:
@@ -86,7 +86,7 @@ def _continued(
     prompts: tuple[str, ...],
     settings: GenerationSettings,
 ) -> list[Completion]:
-    """The completions of all prompts, of which this process computes its share."""
+    """The completions of all prompts. Each process computes its share."""
     batch_size = config.model.config.batch_size or BATCH_SIZE
     numbers = share(len(prompts))
     copies = settings.num_return_sequences
@@ -108,13 +108,13 @@ def _continued(
 
 
 def _partial_file(config: RunConfig) -> Path:
-    """Where this process keeps what it has done, until the whole is written: another file for each process."""
+    """The file of this process for completions until all are written."""
     of_rank = f"_{rank()}" if world_size() > 1 else ""
     return Path(config.output_dir) / f"predictions.jsonl.partial{of_rank}"
 
 
 def _keep(file: Path, numbers: list[int], completions: list[Completion]) -> None:
-    """Append the completions of a batch, with the numbers of their prompts, for whoever interrupts the run."""
+    """Append the completions of a batch, with the numbers of their prompts, in case the run is interrupted."""
     make_folder(file.parent)
     rows = ({"number": number} | _record(one) for number, one in zip(numbers, completions, strict=True))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -132,7 +132,7 @@ def _record(completion: Completion) -> dict[str, Any]:
 
 
 def _write(config: RunConfig, completions: list[Completion], copies: int) -> None:
-    """Both `FILES`, each whole; `sequence` numbers the texts of a prompt where there are several."""
+    """Write both `FILES`; `sequence` numbers the texts of a prompt if there are several."""
     if rank() != 0:
         return
     base = Path(config.output_dir)

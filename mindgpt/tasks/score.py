@@ -1,4 +1,4 @@
-"""How likely a language model finds given texts: log-probabilities and perplexities, token by token if asked."""
+"""Scores given texts with a language model: log-probabilities and perplexities, per token on request."""
 
 import json
 import math
@@ -39,7 +39,7 @@ class ScoredText:
 
     @property
     def tokens(self) -> int:
-        """How many tokens have a probability."""
+        """The number of tokens that have a probability."""
         return len(self.log_probabilities)
 
     @property
@@ -82,13 +82,13 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
         say(f"\n{len(scored)} text(s): {output}")
 
 
-def _encoded(tokenizer: GPT2Tokenizer, texts: list[Prompt], window: int) -> list[list[int]]:
+def _encoded(tokenizer: GPT2Tokenizer, texts: list[Prompt], context_length: int) -> list[list[int]]:
     rows = tokenizer.encode_batch([text.text for text in texts])
     for text, ids in zip(texts, rows, strict=True):
-        if len(ids) > window + 1:
+        if len(ids) > context_length + 1:
             raise UserError(
-                f"{text.name} has {len(ids)} tokens; {window + 1} can be scored at "
-                f"once (max_position_embeddings {window}, and one that is only predicted). Cut it into parts."
+                f"{text.name} has {len(ids)} tokens; {context_length + 1} can be scored at once "
+                f"(max_position_embeddings {context_length}, and one that is only predicted). Split it."
             )
     return rows
 

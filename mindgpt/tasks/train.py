@@ -103,13 +103,13 @@ def train(config: RunConfig) -> None:
 
 
 def _check_that_a_step_counted(meter: StepMeter) -> None:
-    """Raise a UserError for a run that has changed nothing, which must not end like one that has trained."""
+    """Raise a UserError if every step was skipped: such a run must not end like one that has trained."""
     if meter.all_skipped:
         raise UserError(
             f"no step changed the weights: {what_overflowed(meter.record)} not finite in each of {meter.skipped} "
             f"steps, the last at loss scale {meter.record['loss_scale']:g}. Train for more steps if the loss scale was "
-            "still falling, or start lower with runner_wrapper.scale_sense.loss_scale_value; else lower the learning "
-            "rate, and look at the data and at the weights the run began with."
+            "still falling, or start it lower with runner_wrapper.scale_sense.loss_scale_value; else lower the "
+            "learning rate, and look at the data and at the weights the run began with."
         )
 
 

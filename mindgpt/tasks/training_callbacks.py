@@ -34,12 +34,12 @@ class RunCallbacks:
     """Builds the callbacks of a run and holds them.
 
     Args:
-        plan: what must be the same when the run is resumed; it goes into every checkpoint.
+        plan: values that must be equal when the run is resumed; saved in every checkpoint.
 
     Attributes:
         all: in the order in which they are called: the meter first, since the others read it; evaluation last, since
             it might fail and a checkpoint should not be lost by it.
-        meter, checkpoints, evaluation: for who needs one of them; the last two may be None.
+        meter, checkpoints, evaluation: single ones; the last two may be None.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class RunCallbacks:
         self.all: list[Callback] = [callback for callback in wanted if callback is not None]
 
     def resume(self, point: ResumePoint) -> None:
-        """Let the callbacks remember what they knew at `point`, and the loop count from there."""
+        """Restore the state of the callbacks at `point`, and the step count of the loop."""
         self.guard.restore(point.callbacks["skipped_steps"])
         if self.evaluation is not None:
             self.evaluation.restore(point.callbacks.get("evaluation", {}))
@@ -121,13 +121,13 @@ class RunCallbacks:
         )
 
     def close(self) -> None:
-        """Close every file; also for a run that ended by an error."""
+        """Close all files; also called when a run ended by an error."""
         for callback in (self.loss_monitor, self.summary, self.evaluation):
             if callback is not None:
                 callback.close()
 
     def say_interrupted(self) -> None:
-        """A line for whoever pressed Ctrl-C: how far it came, and what there is."""
+        """Print how far an interrupted run came, and its last checkpoint."""
         step = self.meter.record.get("step")
         if step is None:
             say("interrupted before the first step was done")
@@ -136,7 +136,7 @@ class RunCallbacks:
         say(f"interrupted after step {step} of {self.meter.progress.total_steps}; last checkpoint: {checkpoint}")
 
     def close_with_table(self, config_file: Path, seconds: float) -> None:
-        """Draw the plot and print the closing table of a run that took so many seconds."""
+        """Draw the plot and print the closing table of a run that took `seconds`."""
         files = self._files()
         if self.loss_monitor is not None and rank() == 0:
             files["plot"] = plot_or_say_why_not(self.output_dir, self.output_dir / PLOT_FILE)
@@ -144,7 +144,7 @@ class RunCallbacks:
         say(closing_table(self.meter, self.evaluation, seconds, files))
 
     def _files(self) -> dict[str, object]:
-        """What the run has written so far, by the names of the table."""
+        """The files that the run has written so far, by their names in the table."""
         files: dict[str, object] = {}
         if self.checkpoints is not None and self.checkpoints.written:
             files["checkpoint"] = self.checkpoints.written[-1]

@@ -92,7 +92,7 @@ def first_loss_scale(config: RunConfig) -> ScaleSenseSection:
 
 
 def loss_scale_note(config: RunConfig) -> str | None:
-    """A line for the person, if the loss scale starts lower than asked for."""
+    """A note if the loss scale starts lower than configured; None: it does not."""
     asked, first = config.runner_wrapper.scale_sense.loss_scale_value, first_loss_scale(config).loss_scale_value
     if first == asked:
         return None

@@ -15,9 +15,9 @@ from mindgpt.tasks.output_folder import checkpoint_folder
 def weights_path(config: RunConfig) -> Path | None:
     """The file or folder of weights that a run starts from, or None to start from scratch.
 
-    `load_checkpoint` goes before `model.model_config.checkpoint_name_or_path`. A bare model name, which MindFormers
-    downloaded, is looked for in `./checkpoint_download/gpt2`. A folder of a run's checkpoints means the newest one. An
-    evaluation or prediction for which none are named takes those in its own output folder, and says so.
+    `load_checkpoint` takes precedence over `model.model_config.checkpoint_name_or_path`. A bare model name, which
+    MindFormers downloaded, is looked for in `./checkpoint_download/gpt2`. A folder of a run's checkpoints means the
+    newest one. An evaluation or prediction for which none are named takes those in its own output folder, and says so.
 
     Raises:
         UserError: what is named is not there, or nothing is named and the run mode needs weights.

@@ -1,6 +1,6 @@
 """A training step over micro-batches of a model that is cut over cards; they follow one another through the stages.
 
-Three things that MindSpore 2.10 does not say, each found by looking at the compiled graphs (tests/tasks/test_cards.py):
+Three things that MindSpore 2.10 does not say, each found in compiled graphs (tests/tasks/test_sharded_graphs.py):
 what the last stage reads, such as a loss scale inside the network, is cut away from all others along with whatever
 depends on it, the update of the weights included, and without a word; the network of a micro-batch must be a cell under
 `lazy_inline`; and every parameter that requires a gradient needs a sum of gradients beside it, so those of other stages

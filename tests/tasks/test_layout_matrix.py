@@ -9,14 +9,14 @@ import re
 
 import pytest
 
-from mindgpt.config.layout import layout_problems
+from mindgpt.config.layout import semi_auto_problems
 from mindgpt.config.run_config import RunConfig
 from tests.tasks.toy_layouts import (
     FACTORS,
     TOKENS,
     cards_of,
     classes_of,
-    compile_as_card,
+    compile_as_rank,
     covering,
     flops_of_step,
     holders_of,
@@ -84,7 +84,7 @@ def test_every_combination_is_refused_for_these_reasons_and_no_other(network):
     for values in itertools.product(*(FACTORS[name] for name in free)):
         case = DEFAULTS | dict(zip(free, values, strict=True))
         config = RunConfig.model_validate(settings_of(case, **network))
-        messages = list(layout_problems(config, cards_of(case)))
+        messages = list(semi_auto_problems(config, cards_of(case)))
         expected = reasons(case, network)
         text = "\n".join(messages)
         assert [words for _, words in REASONS if words in text] == expected, (case, text)
@@ -112,11 +112,11 @@ TRIPLES = [case for case in covering(3, lambda case: not reasons(case)) if case 
     [*(pytest.param(case, id=short(case)) for case in PAIRS),
      *(pytest.param(case, id=short(case), marks=pytest.mark.slow) for case in TRIPLES)],
 )  # fmt: skip
-def test_compiles_and_cuts_as_worked_out_by_hand(case, tmp_path):
+def test_compiles_and_shards_as_worked_out_by_hand(case, tmp_path):
     cards, stages = cards_of(case), case["pp"]
     for stage in sorted({0, max(0, stages - 2), stages - 1}):
         rank = stage * cards // stages + (cards // stages - 1 if stage % 2 else 0)  # its last card, or its first
-        told = compile_as_card(tmp_path, settings_of(case), rank, cards)
+        told = compile_as_rank(tmp_path, settings_of(case), rank, cards)
         parts = part_of_weights(case, stage)
         trained = [name for name in parts if is_trained(case, name)]
         assert {name: size for name, size in values_of(told["held"]).items() if name in parts} == parts

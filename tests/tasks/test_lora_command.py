@@ -198,13 +198,13 @@ def test_a_classifier_s_adapter_brings_its_head(cpu, yamls, trained, tmp_path):
         "metric.type": "Accuracy",
         "model.model_config.num_labels": 3,
     }
-    model = build_model(load_config(yamls[0], values)[0])
+    model, _ = build_model(load_config(yamls[0], values)[0])
     trained_names = {parameter.name for parameter in model.trainable_params()}
     assert "score.weight" in trained_names
     model.config.save_pretrained(tmp_path)
     save_checkpoint(tmp_path / "adapter.ckpt", {name: model.parameters_dict()[name] for name in trained_names})
     values |= {"run_mode": "eval", "model.model_config.pet_config": {"adapter": str(tmp_path / "adapter.ckpt")}}
-    again = build_model(load_config(yamls[0], values)[0]).parameters_dict()
+    again = build_model(load_config(yamls[0], values)[0])[0].parameters_dict()
     assert again.keys() == model.parameters_dict().keys()
     assert all(
         np.array_equal(again[name].asnumpy(), value.asnumpy()) for name, value in model.parameters_dict().items()

@@ -1,9 +1,9 @@
 """The loss scale that a run starts with: MindFormers' 2^32 would cost the first steps of every float16 run."""
 
 import pytest
-from mindgpt.tasks.cards import first_loss_scale, loss_scale_note
 
 from mindgpt.config.run_config import RunConfig
+from mindgpt.tasks.training_step import first_loss_scale, loss_scale_note
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def exported(repo, tmp_path):
     the collectives of rank 0's step, {(kind, purpose, cards): number}."""
 
     def compile_card(file, card):
-        command = [sys.executable, PROGRAMS / "export_card.py", file]
+        command = [sys.executable, PROGRAMS / "export_rank.py", file]
         dumps = DUMP_ENVIRONMENT | {"MS_DEV_SAVE_GRAPHS_PATH": str(tmp_path / f"graphs_{card}")}
         done = run_simulated(command, card, CARDS, cwd=tmp_path, timeout=300, more=dumps, python_path=[repo])
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -171,7 +171,7 @@ def replay(repo, tmp_path):
     def run(file):
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MS_", "RANK_ID", "OMP_"))}
         environment = clean | {"PYTHON": sys.executable, "PYTHONPATH": str(repo)}
-        arguments = f"'{PROGRAMS / 'replay_card.py'}' '{file}' '{tmp_path / 'cards' / 'replay'}' '{tmp_path / 'cards'}'"
+        arguments = f"'{PROGRAMS / 'replay_rank.py'}' '{file}' '{tmp_path / 'cards' / 'replay'}' '{tmp_path / 'cards'}'"
         command = ["bash", str(repo / "scripts" / "msrun_launcher.sh"), arguments, str(CARDS)]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr

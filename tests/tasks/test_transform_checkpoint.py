@@ -12,8 +12,8 @@ from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.checkpoints.weights import load_weights, open_weights
 from mindgpt.models import model_class
 from mindgpt.tasks.merge_lora import merge
-from tests.tasks.save_slices import whole
-from tests.tasks.sliced_runs import assert_same_slices, assert_whole, make_run
+from tests.tasks.save_shards import whole
+from tests.tasks.sharded_runs import assert_same_shards, assert_whole, make_run
 
 TOOL = "tools/transform_ckpt.py"
 LORA = {"pet_config": {"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ".*(dense1|mapping)"}}
@@ -103,13 +103,13 @@ def test_reshards_to_another_layout_and_back(run_of, succeed, tmp_path, pair):
         "back",
     )
     succeed(TOOL, "--src_ckpt_dir", tmp_path / "other", *back, cwd=tmp_path)
-    assert_same_slices(tmp_path / "other", other / "checkpoint", cards=4)
-    assert_same_slices(tmp_path / "back", one / "checkpoint", cards=4)
+    assert_same_shards(tmp_path / "other", other / "checkpoint", cards=4)
+    assert_same_shards(tmp_path / "back", one / "checkpoint", cards=4)
 
 
 @pytest.mark.parametrize("name", [ONE, OTHER, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_what_one_card_of_a_stage_derives_is_what_the_others_hold(run_of, name):
-    """On which `test_sliced_layouts.py` rests."""
+    """On which `test_sharded_layouts.py` rests."""
     output, stages = run_of(name), LAYOUTS[name].get("pipeline_stage", 1)
     cards = sorted((output / "checkpoint").iterdir(), key=lambda folder: int(folder.name[5:]))
     others = [folder for number, folder in enumerate(cards) if number % (len(cards) // stages)]

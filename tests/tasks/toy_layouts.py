@@ -19,7 +19,7 @@ from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
 from mindgpt.runtime.simulated_ascend import run_simulated
 
 REPO = Path(__file__).resolve().parents[2]
-PROGRAM = Path(__file__).with_name("compile_cards.py")
+PROGRAM = Path(__file__).with_name("compile_step.py")
 LAYERS, HIDDEN, HEADS, VOCAB, TOKENS, RANK, LABELS = 4, 256, 4, 512, 32, 8, 2
 SMALLEST_SHARDED = 64 * 1024  # bytes of a weight; MindSpore leaves what is smaller whole
 
@@ -86,8 +86,8 @@ def cards_of(case: Case) -> int:
     return case["dp"] * case["mp"] * case["pp"]
 
 
-def compile_as_card(folder: Path, settings: dict[str, Any], rank: int, cards: int) -> dict[str, Any]:
-    """What `compile_cards.py` tells."""
+def compile_as_rank(folder: Path, settings: dict[str, Any], rank: int, cards: int) -> dict[str, Any]:
+    """What `compile_step.py` tells."""
     own = folder / f"card_{rank}"
     own.mkdir()
     (own / "run.yaml").write_text(yaml.safe_dump(settings))

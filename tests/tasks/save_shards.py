@@ -1,6 +1,6 @@
 """Save the slices of a toy training step as one simulated Ascend card of several does.
 
-python save_slices.py YAML FOLDER [OTHERS]      # under mindgpt.runtime.simulated_ascend
+python save_shards.py YAML FOLDER [OTHERS]      # under mindgpt.runtime.simulated_ascend
 
 In FOLDER/checkpoint/rank_<r>: what this card holds after its step is compiled. In OTHERS/rank_<r>, if given: what the
 other cards of its pipeline stage hold, without compiling for them. They compile the same graph, so that each cuts the
@@ -54,7 +54,6 @@ def slice_of(name: str, shape: tuple[int, ...], layout: tuple[Any, ...], card: i
 
 
 def main(yaml: str, folder: str, others: str | None = None) -> None:
-    from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
     from mindspore import Tensor
 
     from mindgpt.checkpoints.gpt2_config import GPT2Config
@@ -63,9 +62,10 @@ def main(yaml: str, folder: str, others: str | None = None) -> None:
     from mindgpt.models import model_class
     from mindgpt.pet.lora import add_lora
     from mindgpt.planning.planned_step import shapes_of_batch
-    from mindgpt.runtime.collectives import cards_of_a_stage
+    from mindgpt.runtime.collectives import ranks_per_stage
     from mindgpt.runtime.ranks import rank
     from mindgpt.tasks.session import prepare
+    from mindgpt.tasks.training_step import build_step, compile_sharded, zeros_for
     from mindgpt.train.checkpoint_monitor import parameters_of_step
 
     config, _ = load_config(yaml, {"output_dir": folder})
@@ -79,7 +79,7 @@ def main(yaml: str, folder: str, others: str | None = None) -> None:
     for name, parameter in parameters_of_step(step).items():
         if is_parameter(name):
             parameter.set_data(Tensor(whole(name, parameter.shape)))
-    compile_cut(step, zeros_for(shapes_of_batch(config)), layout)
+    compile_sharded(step, zeros_for(shapes_of_batch(config)), layout)
 
     def save(held: Path, card: int, parameters: dict[str, Any]) -> None:
         save_checkpoint(held / f"toy_rank_{card}-1_4.ckpt", parameters)
@@ -87,8 +87,8 @@ def main(yaml: str, folder: str, others: str | None = None) -> None:
 
     own = parameters_of_step(step)
     save(Path(folder, "checkpoint", f"rank_{rank()}"), rank(), own)
-    first = rank() // cards_of_a_stage() * cards_of_a_stage()
-    cards = range(first, first + cards_of_a_stage())
+    first = rank() // ranks_per_stage() * ranks_per_stage()
+    cards = range(first, first + ranks_per_stage())
     cut = [name for name in own if is_parameter(name) and name in step.parameter_layout_dict]
     for card in cards if others else ():
         if card != rank():

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tests.tasks.toy_layouts import compile_as_card
+from tests.tasks.toy_layouts import compile_as_rank
 
 HIDDEN, VOCAB, LAYERS = 64, 256, 2
 BLOCKS = "blocks-CellList"
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.needs_ascend
 
 @pytest.fixture
 def compiled(tmp_path):
-    """Compile as a card: `compiled(rank, cards, {yaml keys})` -> what `compile_cards.py` tells."""
+    """Compile as a card: `compiled(rank, cards, {yaml keys})` -> what `compile_step.py` tells."""
 
     def run(rank, cards, **layout):
         network = {
@@ -29,7 +29,7 @@ def compiled(tmp_path):
             "parallel_config": layout,
             "model": {"model_config": network},
         }
-        return compile_as_card(tmp_path, settings, rank, cards)
+        return compile_as_rank(tmp_path, settings, rank, cards)
 
     return run
 

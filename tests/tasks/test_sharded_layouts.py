@@ -1,7 +1,7 @@
 """Slices of toy layouts in which every pair of the settings occurs that change how parameters are cut: they merge to
 the weights and the optimizer's state bit for bit, and are cut for another layout and back.
 
-Compiled is one card of each pipeline stage; what the stage's others hold follows from it (`save_slices.py`), which
+Compiled is one card of each pipeline stage; what the stage's others hold follows from it (`save_shards.py`), which
 `test_transform_checkpoint.py` compares with slices of cards that are all compiled.
 """
 
@@ -10,7 +10,7 @@ import itertools
 import pytest
 
 from mindgpt.checkpoints.transform import transform
-from tests.tasks.sliced_runs import assert_same_slices, assert_whole, make_run
+from tests.tasks.sharded_runs import assert_same_shards, assert_whole, make_run
 
 pytestmark = [pytest.mark.usefixtures("cpu"), pytest.mark.needs_ascend]
 
@@ -112,6 +112,6 @@ def test_slices_merge_to_the_weights_and_the_state_bit_for_bit(run_of, tmp_path,
 def test_reshards_to_another_layout_and_back(run_of, tmp_path, one, other):
     here, there = run_of(one), run_of(other)
     transform(here / "checkpoint", tmp_path / "there", target_strategy=there / "strategy")
-    assert_same_slices(tmp_path / "there", there / "checkpoint", cards_of(other))
+    assert_same_shards(tmp_path / "there", there / "checkpoint", cards_of(other))
     transform(tmp_path / "there", tmp_path / "back", strategy=there / "strategy", target_strategy=here / "strategy")
-    assert_same_slices(tmp_path / "back", here / "checkpoint", cards_of(one))
+    assert_same_shards(tmp_path / "back", here / "checkpoint", cards_of(one))

@@ -15,10 +15,10 @@ from mindgpt.checkpoints.skip_rules import skip_rule
 from mindgpt.models import model_class
 from mindgpt.pet.lora import add_lora
 from mindgpt.runtime.simulated_ascend import run_simulated
-from tests.tasks.save_slices import is_parameter, whole
+from tests.tasks.save_shards import is_parameter, whole
 
 REPO = Path(__file__).resolve().parents[2]
-PROGRAM = Path(__file__).with_name("save_slices.py")
+PROGRAM = Path(__file__).with_name("save_shards.py")
 
 
 def make_run(settings: dict[str, Any], folder: Path, compile_all: bool) -> Path:
@@ -63,7 +63,7 @@ def assert_whole(file: Path, state: bool) -> None:
     assert len(held.entries) > len(expected) if state else len(held.entries) == len(expected)
 
 
-def assert_same_slices(ours: Path, theirs: Path, cards: int) -> None:
+def assert_same_shards(ours: Path, theirs: Path, cards: int) -> None:
     """That every card's file in `ours`, which holds its own stage's parameters, is that card's of `theirs`."""
     for card in range(cards):
         one, other = (CheckpointFile(next((folder / f"rank_{card}").glob("*.ckpt"))) for folder in (ours, theirs))
