@@ -1,10 +1,11 @@
 """The lists `callbacks` and `eval_callbacks`. To add a callback, write its section and add it to `CALLBACKS`."""
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf, SerializeAsAny
 
+from mindgpt.config.no_effect import NoEffect, if_sharded, in_training
 from mindgpt.config.section import (
     ANY_VALUE,
     Count,
@@ -12,17 +13,14 @@ from mindgpt.config.section import (
     NonNegative,
     PathText,
     Section,
+    any_value,
     nearest,
     one_of,
     only,
     refuse,
     shown,
 )
-from mindgpt.config.strategy import Strategy
 from mindgpt.config.unsupported import ONE_EXPERT, MoESection
-
-if TYPE_CHECKING:
-    from mindgpt.config.strategy import Run
 
 LAST_WHOLE = (
     "a run that ends early leaves its last checkpoint, whole; save_checkpoint_steps or save_checkpoint_seconds say how "
@@ -36,19 +34,9 @@ class LossMonitorSection(Section):
     type: Annotated[str, one_of({"MFLossMonitor": "MFLossMonitor", "LossMonitor": "MFLossMonitor"})] = "MFLossMonitor"
     per_print_times: Count = 1
 
-    ignored: ClassVar = dict.fromkeys(  # the run knows these about itself
-        (
-            "learning_rate",
-            "micro_batch_num",
-            "micro_batch_interleave_num",
-            "origin_epochs",
-            "dataset_size",
-            "initial_epoch",
-            "initial_step",
-            "global_batch_size",
-            "gradient_accumulation_steps",
-        ),
-        ANY_VALUE,
+    ignored: ClassVar = any_value(  # the run knows these about itself
+        "learning_rate micro_batch_num micro_batch_interleave_num origin_epochs dataset_size initial_epoch "
+        "initial_step global_batch_size gradient_accumulation_steps"
     ) | {
         "check_for_nan_in_loss_and_grad": only(
             False, reason="runner_wrapper.max_skipped_steps: 1 ends a run at its first step that is not finite"
@@ -94,21 +82,20 @@ class CheckpointMonitorSection(Section):
         "append_info": ANY_VALUE,  # epoch, step and loss scale are always written
         "global_batch_size": ANY_VALUE,
     }
+    no_effect: ClassVar = (
+        NoEffect("async_save", in_training("a checkpoint is whole before the next step begins")),
+        NoEffect(
+            "integrated_save",
+            if_sharded("each card writes its shards; tools/transform_ckpt.py merges"),
+            value=True,
+        ),
+    )
 
     def complete(self) -> None:
         if "/" in self.prefix or "\\" in self.prefix:
             refuse(
                 [("prefix", f"begins a file's name and must not contain a slash: {shown(self.prefix)}; see directory")]
             )
-
-    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
-        if not run.config.trains:
-            return
-        if self.async_save:
-            yield "async_save: True", "a checkpoint is whole before the next step begins"
-        set_true = self.integrated_save and "integrated_save" in self.model_fields_set
-        if run.strategy is Strategy.SEMI_AUTO and set_true:
-            yield "integrated_save: True", "each card writes its shards (tools/transform_ckpt.py merges them)"
 
 
 class EvalCallBackSection(Section):
@@ -200,21 +187,9 @@ class StopAtStepSection(EffectlessCallback):
 class ExpertsSection(EffectlessCallback):
     """The settings of MindFormers' callbacks about experts; one expert has nothing to report."""
 
-    ignored: ClassVar = dict.fromkeys(
-        (
-            "topk_bias_update_rate",
-            "num_layers",
-            "mtp_depth",
-            "micro_batch_num",
-            "gradient_accumulation_steps",
-            "capacity_factor",
-            "hidden_size",
-            "ffn_hidden_size",
-            "expert_parallel",
-            "model_parallel",
-            "save_checkpoint_steps",
-        ),
-        ANY_VALUE,
+    ignored: ClassVar = any_value(
+        "topk_bias_update_rate num_layers mtp_depth micro_batch_num gradient_accumulation_steps capacity_factor "
+        "hidden_size ffn_hidden_size expert_parallel model_parallel save_checkpoint_steps"
     ) | {
         "expert_num": only(1, reason=ONE_EXPERT),
         "balance_via_topk_bias": only(False, reason=ONE_EXPERT),

@@ -1,18 +1,26 @@
 """The sections of execution: device, epochs and batches, parallel layout, recomputation."""
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from mindgpt.config.section import ANY_VALUE, Count, CountOrZero, PathText, Section, one_of, only, refuse, shown
+from mindgpt.config.no_effect import NoEffect, Run, if_data_parallel, if_sharded, if_unsharded, in_training, when
+from mindgpt.config.section import (
+    ANY_VALUE,
+    Count,
+    CountOrZero,
+    PathText,
+    Section,
+    any_value,
+    one_of,
+    only,
+    refuse,
+    shown,
+)
 from mindgpt.config.strategy import Strategy
 from mindgpt.config.unsupported import AscendConfigSection, ParallelOptimizerSection, PipelineConfigSection
-
-if TYPE_CHECKING:
-    from mindgpt.config.run_config import RunConfig
-    from mindgpt.config.strategy import Run
 
 _MEMORY_SIZE = re.compile(r"\d+(\.\d+)?GB")
 _PARALLEL_MODES = {
@@ -52,33 +60,13 @@ class ContextSection(Section):
     save_graphs_path: PathText = "./graph"
     deterministic: bool = False
 
-    ignored: ClassVar = dict.fromkeys(
-        (
-            "affinity_cpu_list",
-            "mempool_block_size",
-            "variable_memory_max_size",
-            "graph_memory_max_size",
-            "runtime_num_threads",
-            "inter_op_parallel_num",
-            "infer_boost",
-            "op_timeout",
-            "save_dump_path",
-            "reserve_class_name_in_scope",
-            "pynative_synchronize",
-            "enable_reduce_precision",
-            "check_bprop",
-            "grad_for_scalar",
-            "enable_compile_cache",  # mindgpt keeps compiled graphs itself
-            "compile_cache_path",
-            "disable_format_transform",
-            "jit_syntax_level",
-            "gpu_config",
-            "debug_level",
-            "exec_order",
-            "env_config_path",
-        ),
-        ANY_VALUE,
+    ignored: ClassVar = any_value(
+        "affinity_cpu_list mempool_block_size variable_memory_max_size graph_memory_max_size runtime_num_threads "
+        "inter_op_parallel_num infer_boost op_timeout save_dump_path reserve_class_name_in_scope pynative_synchronize "
+        "enable_reduce_precision check_bprop grad_for_scalar compile_cache_path disable_format_transform "
+        "jit_syntax_level gpu_config debug_level exec_order env_config_path"
     ) | {
+        "enable_compile_cache": ANY_VALUE,  # mindgpt keeps compiled graphs itself
         "ascend_config": AscendConfigSection,
         "enable_dump": only(False, reason="MindSpore's environment variable MINDSPORE_DUMP_CONFIG switches dumps on"),
         "print_file_path": only("", reason="nothing is printed from within a graph"),
@@ -139,6 +127,19 @@ class ContextSection(Section):
         return value
 
 
+def why_no_sink(run: Run) -> str | None:
+    """Why a training cannot feed its data through the device; None: it can."""
+    if not run.trains:
+        return None
+    if run.target != "Ascend":
+        return "on CPU batches are handed over one by one"
+    if run.config.runner_config.gradient_accumulation_steps > 1:
+        return "gradient accumulation hands over its micro-batches one by one"
+    if run.config.trainer.type == "TextClassificationTrainer":
+        return "batches of several lengths are handed over one by one"
+    return None
+
+
 class RunnerConfigSection(Section):
     """`runner_config`. In a validated configuration `batch_size` always has a value.
 
@@ -160,6 +161,7 @@ class RunnerConfigSection(Section):
         "has_trained_steps": only(0, reason="resume_training: True goes on where a run stopped"),
         "per_epoch_size": ANY_VALUE,  # the steps that a device is given at once
     }
+    no_effect: ClassVar = (NoEffect("sink_mode", why_no_sink),)
 
     @field_validator("sink_size")
     @classmethod
@@ -167,20 +169,6 @@ class RunnerConfigSection(Section):
         if value == 0:
             raise ValueError("must be -1 (a whole epoch) or a number of steps of at least 1, not 0")
         return value
-
-    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
-        if run.config.trains and self.sink_mode and (reason := self.why_no_sink(run.config, run.target)):
-            yield "sink_mode: True", reason
-
-    def why_no_sink(self, config: "RunConfig", target: str) -> str | None:
-        """Why a training cannot feed its data through the device; None: it can."""
-        if target != "Ascend":
-            return "on CPU batches are handed over one by one"
-        if self.gradient_accumulation_steps > 1:
-            return "gradient accumulation hands over its micro-batches one by one"
-        if config.trainer.type == "TextClassificationTrainer":
-            return "batches of several lengths are handed over one by one"
-        return None
 
 
 def _parallel_mode_name(value: Any) -> Any:
@@ -192,6 +180,7 @@ def _parallel_mode_name(value: Any) -> Any:
 
 
 _STRATEGY_FILE = "./ckpt_strategy.ckpt"
+_STRATEGY_FOLDER = in_training("strategy files go to {config.output_dir}/strategy")
 
 
 class StrategyCheckpointSection(Section):
@@ -200,13 +189,10 @@ class StrategyCheckpointSection(Section):
     save_file: PathText = _STRATEGY_FILE
     only_trainable_params: bool = False
 
-    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
-        if not run.config.trains:
-            return
-        if self.save_file != _STRATEGY_FILE:
-            yield "save_file", f"strategy files go to {run.config.output_dir}/strategy"
-        if self.only_trainable_params:
-            yield "only_trainable_params: True", "strategy files describe frozen weights, too"
+    no_effect: ClassVar = (
+        NoEffect("save_file", _STRATEGY_FOLDER),
+        NoEffect("only_trainable_params", in_training("strategy files describe frozen weights, too")),
+    )
 
 
 class ParallelSection(Section):
@@ -220,23 +206,24 @@ class ParallelSection(Section):
     strategy_ckpt_save_file: PathText = _STRATEGY_FILE
     strategy_ckpt_config: StrategyCheckpointSection | None = None
 
-    ignored: ClassVar = dict.fromkeys(
-        (
-            "search_mode",
-            "auto_parallel_search_mode",
-            "device_num",  # the launcher says how many processes there are, and which one this is
-            "global_rank",
-            "parameter_broadcast",  # processes begin equal, which is checked
-            "gradient_fp32_sync",
-            "enable_alltoall",
-            "all_reduce_fusion_config",
-            "comm_fusion",
-            "force_fp32_communication",
-            "pipeline_result_broadcast",
-            "group_ckpt_save_file",
+    no_effect: ClassVar = (
+        NoEffect("strategy_ckpt_save_file", _STRATEGY_FOLDER),
+        NoEffect("full_batch", if_sharded("every card reads the whole batch and computes its shard"), value=False),
+        NoEffect("gradients_mean", if_sharded("the loss is a mean over all rows, so gradients are summed"), value=True),
+        NoEffect(
+            "gradients_mean",
+            if_data_parallel("data-parallel processes compute what one process computes"),
+            value=False,
         ),
-        ANY_VALUE,
+        NoEffect("loss_repeated_mean", if_sharded("what several cards compute counts once"), value=False),
+    )
+
+    ignored: ClassVar = any_value(
+        "search_mode auto_parallel_search_mode global_rank gradient_fp32_sync enable_alltoall "
+        "all_reduce_fusion_config comm_fusion force_fp32_communication pipeline_result_broadcast group_ckpt_save_file"
     ) | {
+        "device_num": ANY_VALUE,  # the launcher says how many processes there are, and which one this is
+        "parameter_broadcast": ANY_VALUE,  # processes begin equal, which is checked
         "parallel_optimizer_config": ParallelOptimizerSection,
         "pipeline_config": PipelineConfigSection,
         "dataset_strategy": only(
@@ -255,26 +242,24 @@ class ParallelSection(Section):
         "auto_pipeline": only(False, reason="layers are shared out evenly over pipeline stages"),
     }
 
-    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
-        if not run.config.trains:
-            return
-        if self.strategy_ckpt_save_file != _STRATEGY_FILE:
-            yield "strategy_ckpt_save_file", f"strategy files go to {run.config.output_dir}/strategy"
-        if run.strategy is Strategy.SEMI_AUTO:
-            if self.full_batch is False:
-                yield "full_batch: False", "every card reads the whole batch and computes its shard"
-            if self.gradients_mean:
-                yield "gradients_mean: True", "the loss is a mean over all rows, so gradients are summed"
-            if self.loss_repeated_mean is False:
-                yield "loss_repeated_mean: False", "what several cards compute counts once"
-        elif run.config.use_parallel and self.gradients_mean is False:
-            yield "gradients_mean: False", "data-parallel processes compute what one process computes"
-
 
 def _shards_rows_only(value: Any) -> bool:
     """Whether a `dataset_strategy` shards the rows of each column, and no other dimension."""
     return isinstance(value, list) and all(
         isinstance(column, list) and column and all(shards == 1 for shards in column[1:]) for column in value
+    )
+
+
+_WHOLE_VOCABULARY = (
+    "model_parallel {config.parallel_config.model_parallel} does not divide vocab_size "
+    "{config.model.config.vocab_size}, so every card keeps the whole vocabulary"
+)
+
+
+def _cannot_shard_vocabulary(run: Run) -> bool:
+    return (
+        run.strategy is Strategy.SEMI_AUTO
+        and run.config.model.config.vocab_size % run.config.parallel_config.model_parallel != 0
     )
 
 
@@ -298,26 +283,20 @@ class ParallelConfigSection(Section):
         "seq_split_num": only(1, reason="pipeline stages take whole sequences; micro_batch_num divides a batch"),
         "mem_coeff": ANY_VALUE,  # of the automatic search for a layout
     }
-
-    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
-        if not run.config.trains:
-            return
-        vocab_size = run.config.model.config.vocab_size
-        if run.strategy is not Strategy.SEMI_AUTO:
-            group = self.gradient_aggregation_group
-            if run.config.use_parallel and group != type(self).model_fields["gradient_aggregation_group"].default:
-                yield "gradient_aggregation_group", "the gradients of a model that is not sharded travel together"
-        elif self.model_parallel > 1 and not self.vocab_emb_dp and vocab_size % self.model_parallel:
-            yield (
-                "vocab_emb_dp: False",
-                f"model_parallel {self.model_parallel} does not divide vocab_size {vocab_size}, so every card keeps "
-                "the whole vocabulary",
-            )
-        if run.config.use_parallel and self.micro_batch_num > 1 and self.pipeline_stage == 1:
-            yield (
-                "micro_batch_num",
+    no_effect: ClassVar = (
+        NoEffect("vocab_emb_dp", when(_cannot_shard_vocabulary, _WHOLE_VOCABULARY)),
+        NoEffect(
+            "gradient_aggregation_group",
+            if_data_parallel("the gradients of a model that is not sharded travel together"),
+        ),
+        NoEffect(
+            "micro_batch_num",
+            when(
+                lambda run: run.trains and run.config.use_parallel and run.config.parallel_config.pipeline_stage == 1,
                 "there are no pipeline stages; runner_config.gradient_accumulation_steps divides a step",
-            )
+            ),
+        ),
+    )
 
 
 _ONE_ANSWER = "must be True or False, for all blocks alike: layers of single stages cannot be chosen"
@@ -348,13 +327,7 @@ class RecomputeSection(Section):
             False, [], {}, reason="single operators cannot be left out of recomputation"
         ),
     }
-
-    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
-        sharding_keys = {
-            "recompute_slice_activation": self.recompute_slice_activation,
-            "parallel_optimizer_comm_recompute": self.parallel_optimizer_comm_recompute,
-            "mp_comm_recompute": not self.mp_comm_recompute,
-        }
-        set_keys = [key for key, is_set in sharding_keys.items() if is_set]
-        if run.config.trains and run.strategy is not Strategy.SEMI_AUTO and set_keys:
-            yield ", ".join(set_keys), "the model is not sharded over cards"
+    no_effect: ClassVar = tuple(
+        NoEffect(key, if_unsharded("the model is not sharded over cards"))
+        for key in ("recompute_slice_activation", "parallel_optimizer_comm_recompute", "mp_comm_recompute")
+    )

@@ -211,13 +211,12 @@ class GenerationSection(Section):
             if outside := [i for i in ids if i >= vocab_size]:
                 yield name, f"{min(outside)} is outside the vocabulary, whose size (vocab_size) is {vocab_size}"
 
-    def unused_sampling_settings(self) -> Iterator[tuple[str, str]]:
-        """The settings of sampling that are set although nothing is sampled, as (their names, reason)."""
+    def unused_sampling_settings(self) -> dict[str, list[str]]:
+        """The settings of sampling that are set although nothing is sampled, by reason."""
         fields = GenerationSection.model_fields
-        named = [name for name in _SAMPLING if getattr(self, name) != fields[name].default]
-        if named and not self.do_sample:
-            reason = "do_sample is False, so the likeliest tokens are taken; set it to True to sample"
-            yield ", ".join(named), reason
+        names = [name for name in _SAMPLING if getattr(self, name) != fields[name].default]
+        reason = "do_sample is False, so the likeliest tokens are taken; set it to True to sample"
+        return {reason: names} if names and not self.do_sample else {}
 
 
 def _ids(value: int | Iterable[int] | None) -> tuple[int, ...]:

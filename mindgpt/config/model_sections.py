@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from mindgpt.config.generation_section import KNOWN_ELSEWHERE, GenerationSection
+from mindgpt.config.no_effect import NoEffect, Run, when
 from mindgpt.config.section import (
     ANY_VALUE,
     Count,
@@ -21,9 +22,6 @@ from mindgpt.config.section import (
     refuse,
 )
 from mindgpt.config.unsupported import is_one_device, is_one_expert
-
-if TYPE_CHECKING:
-    from mindgpt.config.strategy import Run
 
 ACTIVATIONS = {
     "gelu": "gelu",  # the tanh form, as OpenAI and MindFormers mean it
@@ -181,6 +179,12 @@ class GPT2Section(GenerationSection):
         "architectures": ANY_VALUE,
         "rl_config": only(reason="mindgpt has no reinforcement learning"),
     }
+    no_effect: ClassVar = (
+        NoEffect(
+            "use_past",
+            when(lambda run: run.config.run_mode == "predict", "text is always generated with a key/value cache"),
+        ),
+    )
     other_names: ClassVar = {
         "embedding_dropout_prob": "embedding_dropout_rate",
         "max_length": "max_decode_length",
@@ -227,11 +231,9 @@ class GPT2Section(GenerationSection):
         elif self.ffn_hidden_size % self.hidden_size == 0:
             self.fill(expand_ratio=self.ffn_hidden_size // self.hidden_size)
 
-    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
-        if run.config.run_mode == "predict" and not self.use_past:
-            yield "use_past: False", "text is always generated with a key/value cache"
-        if run.config.run_mode == "predict" and run.config.trainer.type == "CausalLanguageModelingTrainer":
-            yield from self.unused_sampling_settings()
+    def unused_keys(self, run: Run) -> dict[str, list[str]]:
+        predicts_text = run.config.run_mode == "predict" and run.config.trainer.type == "CausalLanguageModelingTrainer"
+        return super().unused_keys(run) | (self.unused_sampling_settings() if predicts_text else {})
 
     def _problems(self) -> Iterator[tuple[str, str]]:
         if self.seq_length > self.max_position_embeddings:

@@ -24,10 +24,10 @@ from mindgpt.config.execution_sections import (
     RunnerConfigSection,
 )
 from mindgpt.config.model_sections import ModelSection
+from mindgpt.config.no_effect import NoEffect, if_unsharded
 from mindgpt.config.optimizer_sections import NO_LEARNING_RATE_WITH_RELATIVE_STEP, LRScheduleSection, OptimizerSection
 from mindgpt.config.paths import expanded
-from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, only, refuse, shown
-from mindgpt.config.strategy import Run, Strategy
+from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, any_value, only, refuse, shown
 from mindgpt.config.training_sections import (
     MetricSection,
     RunnerWrapperSection,
@@ -119,31 +119,13 @@ class RunConfig(Section):
     profile_memory: bool = True
 
     other_names: ClassVar = {"resume_or_finetune_checkpoint": "load_checkpoint"}  # until MindFormers 0.6
-    ignored: ClassVar = dict.fromkeys(
-        (
-            "remote_save_url",
-            "aicc_config",
-            "auto_tune",
-            "filepath_prefix",
-            "autotune_per_step",
-            "layer_decay",
-            "lr_scale_factor",
-            "load_ckpt_async",
-            "exclude_cann_cpu",
-            "postprocess_use_numpy",
-            "print_separate_loss",
-            "save_file",  # predictions are in output_dir
-            "profile_level",  # how to profile, which `profile: True` asks for
-            "profiler_level",
-            "profile_rank_ids",
-            "profile_pipeline",
-            "profile_output",
-            "with_stack",
-            "data_simplification",
-            "mstx",
-        ),
-        ANY_VALUE,
+    ignored: ClassVar = any_value(
+        "remote_save_url aicc_config auto_tune filepath_prefix autotune_per_step layer_decay lr_scale_factor "
+        "load_ckpt_async exclude_cann_cpu postprocess_use_numpy print_separate_loss profiler_level profile_rank_ids "
+        "profile_pipeline profile_output with_stack data_simplification mstx"
     ) | {
+        "save_file": ANY_VALUE,  # predictions are in output_dir
+        "profile_level": ANY_VALUE,  # how to profile, which `profile: True` asks for
         "moe_config": MoESection,
         "swap_config": SwapSection,
         "monitor_config": MonitorSection,
@@ -161,6 +143,11 @@ class RunConfig(Section):
         "input_data": only("", [], reason="name prompts, or files of them, with --predict_data"),
         "adapter_id": only("", reason="one adapter at a time: model.model_config.pet_config.adapter, or --adapter"),
     }
+
+    no_effect: ClassVar = (
+        NoEffect("transform_process_num", lambda run: "each card reads its own shard of a checkpoint"),
+        NoEffect("micro_batch_interleave_num", if_unsharded("the model is not sharded over cards")),
+    )
 
     @field_validator("resume_training", mode="before")
     @classmethod
@@ -209,12 +196,6 @@ class RunConfig(Section):
         folder = self.tensorboard.tensorboard_dir if self.tensorboard else ""
         if folder and SummaryMonitorSection not in listed:
             yield SummaryMonitorSection(summary_dir=folder)
-
-    def without_effect(self, run: Run) -> Iterator[tuple[str, str]]:
-        if self.transform_process_num > 1:
-            yield "transform_process_num", "each card reads its own shard of a checkpoint"
-        if self.trains and self.micro_batch_interleave_num > 1 and run.strategy is not Strategy.SEMI_AUTO:
-            yield "micro_batch_interleave_num", "the model is not sharded over cards"
 
     def _task_problems(self) -> Iterator[tuple[str, str]]:
         arch, wanted = self.model.arch.type, _ARCH_OF_TRAINER[self.trainer.type]

@@ -10,7 +10,8 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from operator import attrgetter
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,10 +25,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from mindgpt.config.no_effect import NoEffect, Run, no_effect
 from mindgpt.config.paths import expanded
-
-if TYPE_CHECKING:
-    from mindgpt.config.strategy import Run
 
 AnySection = TypeVar("AnySection", bound="Section")
 
@@ -55,6 +54,11 @@ class Only:
             return None
         allowed = f"only {self.values[0]!r} is allowed" if self.values else "it must be empty"
         return f"{allowed}, not {shown(value)}: {self.reason}"
+
+
+def any_value(names: str) -> dict[str, Any]:
+    """A table for `Section.ignored`: each of the names, separated by spaces, may have any value."""
+    return dict.fromkeys(names.split(), ANY_VALUE)
 
 
 def only(*values: Any, reason: str, allows: Callable[[Any], bool] = lambda value: False) -> Only:
@@ -163,6 +167,9 @@ class Section(BaseModel):
     ignored: ClassVar[Mapping[str, Any]] = {}
     """Accepted keys without effect here, each with `ANY_VALUE`, an `Only`, or the class of a section of such keys."""
 
+    no_effect: ClassVar[tuple[NoEffect, ...]] = ()
+    """Keys that some runs do not obey."""
+
     hints: ClassVar[Mapping[str, str]] = {}
     """Keys that other programs have and that are refused here, each with the reason or what to use instead."""
 
@@ -195,19 +202,24 @@ class Section(BaseModel):
             result = result.model_copy(update={name: value})
         return result
 
-    def without_effect(self, run: "Run") -> Iterator[tuple[str, str]]:
-        """A hook for subclasses: the keys that are set and have no effect in a run. Yields (key, reason)."""
-        yield from ()
+    def unused_keys(self, run: Run) -> dict[str, list[str]]:
+        """The keys that are set and have no effect in a run, by reason."""
+        found: dict[str, list[str]] = {}
+        for rule in self.no_effect:
+            if (reason := rule.why(run)) and rule.is_set(self):
+                value = attrgetter(rule.key)(self)
+                found.setdefault(reason, []).append(f"{rule.key}: {value}" if isinstance(value, bool) else rule.key)
+        return found
 
-    def notes_without_effect(self, run: "Run", above: str = "") -> Iterator[str]:
-        """A line for every key of this section and those below it that has no effect in a run.
+    def notes_without_effect(self, run: Run, above: str = "") -> Iterator[str]:
+        """Lines that name the keys of this section and those below it that have no effect in a run.
 
         Args:
             run: the run.
             above: what precedes the section's keys in messages, such as "train_dataset.".
         """
-        for key, reason in self.without_effect(run):
-            yield no_effect(above + key, reason)
+        for reason, keys in self.unused_keys(run).items():
+            yield no_effect([above + keys[0], *keys[1:]], reason)
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             below = f"{above}{field.alias or name}."
@@ -312,11 +324,6 @@ def refuse(problems: Iterable[tuple[str, str]]) -> None:
 def problems_of(error: ValidationError) -> list[tuple[tuple[int | str, ...], str]]:
     """Every problem in a section's `ValidationError`: where (a path of keys and list indexes), and what is wrong."""
     return [(details["loc"], details["msg"]) for details in error.errors(include_url=False, include_input=False)]
-
-
-def no_effect(keys: str, reason: str) -> str:
-    """A line for the person about one key, or several with commas between them."""
-    return f"{keys} {'have' if ', ' in keys else 'has'} no effect: {reason}"
 
 
 def dotted(location: Iterable[int | str]) -> str:

@@ -1,6 +1,5 @@
 """How a run is spread over processes: one `Strategy`, computed once from the resolved configuration."""
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -36,12 +35,3 @@ def strategy_of(config: "RunConfig", target: str, processes: int) -> Strategy:
         return Strategy.SEMI_AUTO
     section = config.parallel_config
     return Strategy.TENSOR_PARALLEL if section.model_parallel * section.pipeline_stage > 1 else Strategy.DATA_PARALLEL
-
-
-@dataclass(frozen=True)
-class Run:
-    """A configuration, and where and how it runs: by this a section says which of its keys have no effect."""
-
-    config: "RunConfig"
-    target: str
-    strategy: Strategy

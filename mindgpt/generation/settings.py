@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from mindgpt.config.errors import UserError
 from mindgpt.config.generation_section import KNOWN_ELSEWHERE, GenerationSection
 from mindgpt.config.model_sections import GPT2Section
-from mindgpt.config.section import Count, CountOrZero, dotted, nearest, no_effect, problems_of, refuse
+from mindgpt.config.no_effect import no_effect
+from mindgpt.config.section import Count, CountOrZero, dotted, nearest, problems_of, refuse
 
 
 class GenerationSettings(GenerationSection):
@@ -80,7 +81,7 @@ def way_out(name: str, known: Iterable[str]) -> str:
 
 def warn_without_effect(settings: GenerationSettings, depth: int) -> None:
     """Warn of settings of sampling where nothing is sampled; `depth` calls below the line of the person."""
-    for names, reason in settings.unused_sampling_settings():
+    for reason, names in settings.unused_sampling_settings().items():
         warnings.warn(no_effect(names, reason), UserWarning, stacklevel=depth + 1)
 
 

@@ -94,7 +94,7 @@ def reading(info: DatasetInfo) -> Iterator[None]:
 
 
 def must_drop(config: RunConfig) -> bool:
-    """Whether a training leaves out a last batch that is not full; see `TrainDatasetSection.without_effect`."""
+    """Whether a training leaves out a last batch that is not full; also with `drop_remainder: False`."""
     accumulates = config.runner_config.gradient_accumulation_steps > 1
     return config.train_dataset.drop_remainder or strategy() is Strategy.SEMI_AUTO or accumulates
 

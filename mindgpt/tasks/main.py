@@ -46,7 +46,7 @@ def _run_mode(command: "CommandLine") -> None:
     for note in command.notes:
         say(note)
     prepare(config)
-    if config.run_mode in ("train", "finetune"):
+    if config.trains:
         from mindgpt.tasks.train import train
 
         log = Path(config.output_dir) / "log" / "train.jsonl"

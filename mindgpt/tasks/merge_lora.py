@@ -154,8 +154,8 @@ def _newest(source: Path) -> Path:
     if len(ranks) > 1 and not (source.absolute().parent / "strategy").is_dir():
         raise UserError(
             f"{source}: holds the files of {len(ranks)} ranks, and no strategy that says how they belong together. "
-            "Name the run's strategy folder with --src_ckpt_strategy; or, if each rank has the whole model (data parallel), "
-            "the file of one."
+            "Name the run's strategy folder with --src_ckpt_strategy; or the file of one rank, if each has the whole "
+            "model (data parallel)."
         )
     return newest_in(source)
 
@@ -192,8 +192,8 @@ def _settings(factors: TensorSource, metadata: dict[str, Any]) -> PetSection | N
     if metadata["lora_rank"] != rank:
         raise UserError(
             f"{factors.path}: the configuration beside it is of another LoRA: lora_rank is "
-            f"{metadata['lora_rank']} there and {rank} in the weights. Move the checkpoint to a folder of its own and say "
-            "what lora_alpha was."
+            f"{metadata['lora_rank']} there and {rank} in the weights. Move the checkpoint to a folder of its own and "
+            "say what lora_alpha was."
         )
     return PetSection(**metadata)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from mindgpt.config.errors import UserError
 from mindgpt.config.layout import grid_of, layout_problems
 from mindgpt.config.loader import dump_config
+from mindgpt.config.no_effect import Run
 from mindgpt.config.run_config import RunConfig
-from mindgpt.config.strategy import Run, Strategy, strategy_of
+from mindgpt.config.strategy import Strategy, strategy_of
 from mindgpt.io.files import atomic_write, read_text, set_aside
 from mindgpt.runtime.collectives import join
 from mindgpt.runtime.device import choose_target, prepare_device

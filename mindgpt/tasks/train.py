@@ -10,7 +10,9 @@ from mindspore.train import Callback, Model
 
 from mindgpt.config.callback_sections import SummaryMonitorSection
 from mindgpt.config.errors import UserError
+from mindgpt.config.execution_sections import why_no_sink
 from mindgpt.config.layout import holds_shards
+from mindgpt.config.no_effect import Run
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import Section
 from mindgpt.config.strategy import Strategy
@@ -227,7 +229,7 @@ def _run(
     runner = config.runner_config
     step.set_train()
     loop = Model(step)
-    if runner.sink_mode and runner.why_no_sink(config, ms.get_context("device_target")) is None:
+    if runner.sink_mode and why_no_sink(Run(config, ms.get_context("device_target"), strategy())) is None:
         size = progress.steps_per_epoch if runner.sink_size == -1 else runner.sink_size
         loop.train(
             progress.total_steps // size,

@@ -151,7 +151,8 @@ def test_another_number_of_labels_is_refused(prepared, program):
 
 def test_ranks_of_a_sharded_model_read_the_whole_batch_in_one_length(prepared, monkeypatch):
     from mindgpt.config import load_config
-    from mindgpt.config.strategy import Run, Strategy
+    from mindgpt.config.no_effect import Run
+    from mindgpt.config.strategy import Strategy
     from mindgpt.tasks import datasets, labelled_data
 
     values = {

@@ -227,7 +227,7 @@ def test_merging_needs_the_scaling_and_keeps_away_from_the_source(tuned, tmp_pat
         (lone, {}, "with what lora_alpha was it trained.*Give --lora_alpha, or --lora_scaling"),
         (lone, {"alpha": 6, "scaling": 1.5}, "say the same in two ways"),
         (lone, {"scaling": 0.0}, "--lora_scaling must be a positive number"),
-        (two_ranks, {}, "holds the files of 2 ranks, and nothing that tells how they belong together"),
+        (two_ranks, {}, "holds the files of 2 ranks, and no strategy that says how they belong together"),
         (lone, {"strategy": tmp_path / "nowhere"}, "there is no .*nowhere"),
         (tmp_path / "nowhere.ckpt", {}, "there is no .*nowhere.ckpt"),
         (plain, {"scaling": 2}, "no mindpet_delta_lora_a"),

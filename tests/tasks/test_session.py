@@ -4,7 +4,8 @@ import pytest
 
 from mindgpt.config import load_config
 from mindgpt.config.layout import data_parallel_problems
-from mindgpt.config.strategy import Run, Strategy
+from mindgpt.config.no_effect import Run
+from mindgpt.config.strategy import Strategy
 from mindgpt.tasks import datasets
 
 CARDS = {"use_parallel": True, "parallel.parallel_mode": 1}
