@@ -1,13 +1,13 @@
-"""Save the slices of a toy training step as one simulated Ascend card of several does.
+"""Save the shards of a toy training step as one of several simulated Ascend ranks.
 
 python save_shards.py YAML FOLDER [OTHERS]      # under mindgpt.runtime.simulated_ascend
 
-In FOLDER/checkpoint/rank_<r>: what this card holds after its step is compiled. In OTHERS/rank_<r>, if given: what the
-other cards of its pipeline stage hold, without compiling for them. They compile the same graph, so that each cuts the
-same tensors by the same layouts, and only its place among them differs; MindSpore's own function cuts for each.
+In FOLDER/checkpoint/rank_<r>: the shards of this rank after its step is compiled. In OTHERS/rank_<r>, if given: the
+shards of the other ranks of its pipeline stage, without compiling for them. They compile the same graph, so each shards
+the same tensors by the same layouts, and only its place among them differs; MindSpore's own function does the sharding.
 
-Every parameter, optimizer state included, begins with values that follow from its name alone (`whole`), so that a test
-knows what the slices of all cards must make together.
+Every parameter, including optimizer state, begins with values that depend on its name alone (`whole`), so that a test
+knows the result of merging all shards.
 """
 
 import sys
@@ -29,13 +29,13 @@ def is_parameter(name: str) -> bool:
     return "backbone." in name or "score." in name
 
 
-def slice_of(name: str, shape: tuple[int, ...], layout: tuple[Any, ...], card: int, cards: range) -> np.ndarray:
-    """The part of a parameter that a card holds.
+def shard_of(name: str, shape: tuple[int, ...], layout: tuple[Any, ...], number: int, ranks: range) -> np.ndarray:
+    """The shard of a parameter that rank `number` holds.
 
     Args:
-        shape: the whole parameter's.
-        layout: as MindSpore has it of the compiled step.
-        cards: of the pipeline stage.
+        shape: of the whole parameter.
+        layout: MindSpore's, of the compiled step.
+        ranks: of the pipeline stage.
     """
     from mindspore import Tensor
     from mindspore.parallel import _tensor
@@ -47,10 +47,10 @@ def slice_of(name: str, shape: tuple[int, ...], layout: tuple[Any, ...], card: i
             _tensor._get_tensor_slice_index(matrix, _tensor._get_tensor_strategy(matrix, tensor_map), tensor_map, other)
         )
 
-    # Optimizer sharding: those that hold the same part share it out, in the order of their ranks.
-    same = [other for other in cards if part(other) == part(card)] if tensor_map else []
-    with mock.patch.object(_tensor, "get_rank", lambda group: same.index(card) % _tensor.get_group_size(group)):
-        return _tensor._load_tensor_by_layout(Tensor(whole(name, shape)), layout, card).asnumpy()
+    # Optimizer sharding: the ranks that hold the same shard divide it, in their order.
+    same = [other for other in ranks if part(other) == part(number)] if tensor_map else []
+    with mock.patch.object(_tensor, "get_rank", lambda group: same.index(number) % _tensor.get_group_size(group)):
+        return _tensor._load_tensor_by_layout(Tensor(whole(name, shape)), layout, number).asnumpy()
 
 
 def main(yaml: str, folder: str, others: str | None = None) -> None:
@@ -81,19 +81,20 @@ def main(yaml: str, folder: str, others: str | None = None) -> None:
             parameter.set_data(Tensor(whole(name, parameter.shape)))
     compile_sharded(step, zeros_for(shapes_of_batch(config)), layout)
 
-    def save(held: Path, card: int, parameters: dict[str, Any]) -> None:
-        save_checkpoint(held / f"toy_rank_{card}-1_4.ckpt", parameters)
-        model.config.save_pretrained(held, type(model).__name__)
+    def save(folder: Path, number: int, parameters: dict[str, Any]) -> None:
+        save_checkpoint(folder / f"toy_rank_{number}-1_4.ckpt", parameters)
+        model.config.save_pretrained(folder, type(model).__name__)
 
     own = parameters_of_step(step)
     save(Path(folder, "checkpoint", f"rank_{rank()}"), rank(), own)
     first = rank() // ranks_per_stage() * ranks_per_stage()
-    cards = range(first, first + ranks_per_stage())
-    cut = [name for name in own if is_parameter(name) and name in step.parameter_layout_dict]
-    for card in cards if others else ():
-        if card != rank():
-            parts = {name: slice_of(name, shapes[name], step.parameter_layout_dict[name], card, cards) for name in cut}
-            save(Path(others, f"rank_{card}"), card, {**own, **parts})
+    ranks = range(first, first + ranks_per_stage())
+    sharded = [name for name in own if is_parameter(name) and name in step.parameter_layout_dict]
+    for number in ranks if others else ():
+        if number != rank():
+            layouts = step.parameter_layout_dict
+            shards = {name: shard_of(name, shapes[name], layouts[name], number, ranks) for name in sharded}
+            save(Path(others, f"rank_{number}"), number, {**own, **shards})
 
 
 if __name__ == "__main__":

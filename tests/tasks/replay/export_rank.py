@@ -1,4 +1,4 @@
-"""Compile a run's training step as one simulated Ascend card of several, and keep it for `replay_rank.py`.
+"""Compile a run's training step as one of several simulated Ascend ranks, and export it for `replay_rank.py`.
 
 python export_rank.py YAML      # under mindgpt.runtime.simulated_ascend, with DUMP_ENVIRONMENT
 
@@ -56,7 +56,7 @@ def groups(text: Path) -> dict[str, list[int]]:
 
 
 def _shift_by_mean(model: nn.Cell) -> None:
-    """Let the cut loss shift logits by their mean, not their maximum: a CPU's AllReduce knows sums only.
+    """Let the sharded loss subtract the mean of the logits, not their maximum: on a CPU AllReduce only sums.
 
     Any shift that all parts of a row have in common gives the same loss, so the numbers stay, and there is still an
     AllReduce in this place, over the same cards, without which they would not.
