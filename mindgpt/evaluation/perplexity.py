@@ -92,4 +92,9 @@ class PerplexityMetric(Metric):
 
 
 def _loss_and_perplexity(loss: float) -> dict[str, float]:
-    return {"loss": loss, "PPL": math.exp(loss) if loss < 700 else math.inf}
+    return {"loss": loss, "PPL": perplexity(loss)}
+
+
+def perplexity(loss: float) -> float:
+    """e^loss, of a mean negative log-likelihood in nats; infinite where that is beyond float64."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -83,13 +83,13 @@ def _with_label_names(config: RunConfig, info: DatasetInfo) -> RunConfig:
         return config
     if len(names) != model.num_labels:
         raise UserError(
-            f"{info.files[0]} has {len(names)} labels ({_list(names)}), but model.model_config.num_labels is "
+            f"{info.files[0]} has {len(names)} labels ({', '.join(names)}), but model.model_config.num_labels is "
             f"{model.num_labels}. Set it to {len(names)}, or name other data."
         )
     if model.label_names is not None and model.label_names != list(names):
         raise UserError(
-            f"{info.files[0]} numbers its labels {_list(names)}, but the model has {_list(model.label_names)}. Make "
-            f"the data again with --label_names {' '.join(model.label_names)}."
+            f"{info.files[0]} numbers its labels {', '.join(names)}, but the model has {', '.join(model.label_names)}. "
+            f"Make the data again with --label_names {' '.join(model.label_names)}."
         )
     return config.replaced({"model.config.label_names": list(names)})
 
@@ -158,7 +158,3 @@ def _say_counts(config: RunConfig, counts: np.ndarray) -> None:
 def _shown_name(config: RunConfig, number: int) -> str:
     names = config.model.config.label_names
     return repr(names[number]) if names else str(number)
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names)
