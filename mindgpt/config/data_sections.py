@@ -23,7 +23,7 @@ def _mind_record(value: Any) -> Any:
 
 def _reads_in_order(run: Run) -> bool:
     """Whether an evaluation's rows are divided among processes."""
-    evaluates = run.config.run_mode == "eval" or (run.trains and run.config.do_eval)
+    evaluates = run.config.run_mode == "eval" or (run.config.trains and run.config.do_eval)
     texts = run.config.trainer.type == "CausalLanguageModelingTrainer"
     return evaluates and texts and run.strategy is Strategy.DATA_PARALLEL
 
@@ -105,7 +105,7 @@ def _why_drop_remainder(run: Run) -> str | None:
     left_out = "the last rows of an epoch are left out"
     if run.strategy is Strategy.SEMI_AUTO:
         return f"a model that is sharded over cards is compiled for one number of rows; {left_out}"
-    if run.trains and run.config.runner_config.gradient_accumulation_steps > 1:
+    if run.config.trains and run.config.runner_config.gradient_accumulation_steps > 1:
         return f"a step of several micro-batches needs all its rows; {left_out}"
     return None
 

@@ -129,7 +129,7 @@ class ContextSection(Section):
 
 def why_no_sink(run: Run) -> str | None:
     """Why a training cannot feed its data through the device; None: it can."""
-    if not run.trains:
+    if not run.config.trains:
         return None
     if run.target != "Ascend":
         return "on CPU batches are handed over one by one"
@@ -263,6 +263,13 @@ def _cannot_shard_vocabulary(run: Run) -> bool:
     )
 
 
+_NO_STAGES = "there are no pipeline stages; runner_config.gradient_accumulation_steps divides a step"
+
+
+def _has_no_stages(run: Run) -> bool:
+    return run.config.trains and run.config.use_parallel and run.config.parallel_config.pipeline_stage == 1
+
+
 class ParallelConfigSection(Section):
     """`parallel_config`: the layout. data_parallel x model_parallel x pipeline_stage must be the number of devices."""
 
@@ -289,13 +296,7 @@ class ParallelConfigSection(Section):
             "gradient_aggregation_group",
             if_data_parallel("the gradients of a model that is not sharded travel together"),
         ),
-        NoEffect(
-            "micro_batch_num",
-            when(
-                lambda run: run.trains and run.config.use_parallel and run.config.parallel_config.pipeline_stage == 1,
-                "there are no pipeline stages; runner_config.gradient_accumulation_steps divides a step",
-            ),
-        ),
+        NoEffect("micro_batch_num", when(_has_no_stages, _NO_STAGES)),
     )
 
 

@@ -22,11 +22,6 @@ class Run:
     target: str
     strategy: Strategy
 
-    @property
-    def trains(self) -> bool:
-        """Whether it is a training."""
-        return self.config.trains
-
 
 class NoEffect(NamedTuple):
     """A key that some runs do not obey, in `Section.no_effect`.
@@ -58,10 +53,10 @@ def _shards(run: Run) -> bool:
     return run.strategy is Strategy.SEMI_AUTO
 
 
-in_training = partial(when, lambda run: run.trains)
+in_training = partial(when, lambda run: run.config.trains)
 if_sharded = partial(when, _shards)  # which is a training
-if_unsharded = partial(when, lambda run: run.trains and not _shards(run))
-if_data_parallel = partial(when, lambda run: run.trains and not _shards(run) and run.config.use_parallel)
+if_unsharded = partial(when, lambda run: run.config.trains and not _shards(run))
+if_data_parallel = partial(when, lambda run: run.config.trains and not _shards(run) and run.config.use_parallel)
 
 
 def no_effect(keys: list[str], reason: str) -> str:
