@@ -16,9 +16,9 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # rep
 
 
 class UserError(ValueError):
-    """Something the user can put right: the message says what is wrong, where, and the way out.
+    """An error that the user can put right: the message says what is wrong, where, and what to do.
 
-    Entry points print the message alone and exit with status 2; nobody sees a traceback for it.
+    Programs print the message without a traceback and exit with status 2.
     """
 
 
@@ -46,7 +46,7 @@ def run_program(main: Callable[[], object]) -> NoReturn:
 
 
 def _end_at_once_on_failure(main: Callable[[], object]) -> NoReturn:
-    """For one of several processes. MindSpore's own way out would wait for the others, and they for this one."""
+    """Run `main` in one of several processes. MindSpore's exit handlers would wait for the others, and those for it."""
     status = 1
     try:
         _run(main)

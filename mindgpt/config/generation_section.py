@@ -84,7 +84,7 @@ KNOWN_ELSEWHERE = {
     "clean_up_tokenization_spaces": "texts are never cleaned up: what the tokens say is what is returned",
     "random_seed": "the name is seed",
 }
-"""Names of transformers and MindFormers that are no settings here, each with the reason or the way out."""
+"""Names of transformers and MindFormers that are no settings here, each with the reason or what to use instead."""
 
 
 class GenerationSection(Section):

@@ -87,7 +87,7 @@ def layout_problems(config: RunConfig, target: str, strategy: Strategy, devices:
 
 
 def semi_auto_problems(config: RunConfig, devices: int) -> Iterator[str]:
-    """What about the layout of a model that is sharded and trained does not fit the network or `devices` devices."""
+    """What about the layout of a sharded training does not fit the network or `devices` devices."""
     grid = grid_of(config)
     if grid.devices != devices:
         yield f"parallel_config: {grid} = {grid.devices} cards, but there are {devices}. {_nearest(config, devices)}"
@@ -131,8 +131,8 @@ def data_parallel_problems(config: RunConfig, processes: int, target: str) -> It
             f"and pipeline_stage to 1, and the others to False{instead}"
         )
         return
-    by_mode = mode == "data_parallel" and parallel.data_parallel == 1  # its default
-    if not by_mode and parallel.data_parallel != processes:
+    takes_all = mode == "data_parallel" and parallel.data_parallel == 1  # the default
+    if not takes_all and parallel.data_parallel != processes:
         yield (
             f"parallel_config: {grid_of(config)} = {parallel.data_parallel} cards, but there are {processes} "
             f"processes. Set data_parallel to {processes}, or start {parallel.data_parallel}"
@@ -162,7 +162,7 @@ def divides_layers(config: RunConfig, devices: int) -> bool:
 
 
 def tensor_parallel_problems(config: RunConfig, devices: int) -> Iterator[str]:
-    """What of a layout does not fit a model that is evaluated or run by tensor parallelism on `devices` devices."""
+    """What about the layout does not fit tensor parallelism on `devices` devices."""
     grid, wanted = grid_of(config), DeviceGrid(1, devices, 1)
     if wrong := list(_division_problems(config, wanted)):
         fewer = [n for n in _divisors(config.model.config.num_heads) if n < devices]
@@ -196,7 +196,7 @@ def _pipeline_problems(config: RunConfig, grid: DeviceGrid) -> Iterator[str]:
 
 
 def _recompute_problems(config: RunConfig, grid: DeviceGrid) -> Iterator[str]:
-    """What MindSpore 2.10 fails to compile."""
+    """Combinations that MindSpore 2.10 fails to compile."""
     section, interleaves = config.recompute_config, interleaved_batches(config) > 1
     if not section.recompute:
         return

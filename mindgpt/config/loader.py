@@ -83,7 +83,7 @@ _PlainDumper.add_representer(str, _represent_text)
 
 
 def _replace_dataset_aliases(file: YamlFile) -> Iterator[tuple[int, str]]:
-    """Move `train_dataset_task.dataset_config` to `train_dataset`, of which MindFormers' files make it an alias.
+    """Move `train_dataset_task.dataset_config` to `train_dataset`, which MindFormers' files alias there.
 
     Yields a problem, as `_placed` gives it, where both are given and differ.
     """

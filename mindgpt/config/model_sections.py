@@ -48,7 +48,7 @@ _DTYPES = {
 
 
 def _dtype_name(value: Any) -> Any:
-    """`mindspore.float16` and "mstype.float16" are as good as "float16"; MindFormers' users wrote all three."""
+    """`mindspore.float16` and "mstype.float16" mean "float16"; MindFormers' users wrote all three."""
     if type(value).__module__.startswith("mindspore"):
         value = str(value).lower()
     return value.removeprefix("mstype.") if isinstance(value, str) else value
@@ -109,12 +109,12 @@ class PetSection(Section):
 class GPT2Section(GenerationSection):
     """`model.model_config`: everything about a GPT-2 network, under MindFormers' names or Hugging Face's.
 
-    `seq_length` and `max_position_embeddings` stand in for each other (1024 if neither is given). After validation
-    both, `ffn_hidden_size` and `embedding_dropout_rate` always have a value. `hidden_act` is stored as one of gelu (the
-    tanh form), gelu_erf, fast_gelu, relu, silu. `max_new_tokens` counts new tokens and goes before `max_decode_length`,
-    which counts the prompt too; the other keys of generation are those of `GenerationSection`. A token id that is None
-    is the tokenizer's. `batch_size` is that of prediction. `label_names` are the names of a classifier's labels, in the
-    order of their numbers.
+    Each of `seq_length` and `max_position_embeddings` defaults to the other (1024 if neither is given). In a validated
+    section both, `ffn_hidden_size` and `embedding_dropout_rate` have a value. `hidden_act` is stored as one of gelu
+    (the tanh form), gelu_erf, fast_gelu, relu, silu. `max_new_tokens` counts new tokens and takes precedence over
+    `max_decode_length`, which counts the prompt too; `GenerationSection` documents the other keys of generation. A
+    token id that is None is the tokenizer's. `batch_size` is that of prediction. `label_names` are the names of a
+    classifier's labels, in the order of their numbers.
     """
 
     type: Literal["GPT2Config"] = "GPT2Config"

@@ -1,4 +1,4 @@
-"""Keys that some runs do not obey: a section declares them, each with the reason, and the person is told."""
+"""Declares keys that some runs do not obey, each with the reason, which the run prints."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,5 +60,5 @@ if_data_parallel = partial(when, lambda run: run.config.trains and not _shards(r
 
 
 def no_effect(keys: list[str], reason: str) -> str:
-    """A sentence for the person about keys that have no effect."""
+    """A sentence about keys that have no effect."""
     return f"{', '.join(keys)} {'have' if len(keys) > 1 else 'has'} no effect: {reason}"

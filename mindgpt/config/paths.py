@@ -1,4 +1,4 @@
-"""`~` in paths: a shell expands it at the beginning of a word only, so not in `--output_dir=~/run`, nor in a YAML."""
+"""Expands `~` in paths. A shell does so at the beginning of a word only: not in `--output_dir=~/run`, nor in a YAML."""
 
 import os
 from pathlib import Path
@@ -10,9 +10,9 @@ def expanded(path: str) -> str:
     """`path` with `~` or `~name` at its beginning replaced by the home folder that it means.
 
     Raises:
-        UserError: there is no such home folder. A folder that is called `~` itself is nobody's wish.
+        UserError: there is no such home folder. A folder named `~` is never meant.
     """
-    if not path.startswith("~") or "\0" in path:  # which no path holds: whoever opens it says so
+    if not path.startswith("~") or "\0" in path:  # no path holds NUL: opening it reports that
         return path
     full_path = os.path.expanduser(path)
     if full_path.startswith("~"):

@@ -2,8 +2,8 @@
 
 A `Section` is a frozen pydantic model in strict mode: no unknown key, no text where a number belongs, no True where a
 count belongs. It also knows other spellings of its keys (MindFormers', Hugging Face's), the keys that it accepts
-without obeying them, and the keys that have no effect in a given run. It words every problem for the person who wrote
-the file. All problems of a section are reported together; `problems_of` takes them out of the `ValidationError`.
+without obeying them, and the keys that have no effect in a given run. It words every problem for the user.
+All problems of a section are reported together; `problems_of` takes them out of the `ValidationError`.
 """
 
 import difflib
@@ -234,7 +234,7 @@ class Section(BaseModel):
     @classmethod
     def _validate(cls, data: Any, handler: ModelWrapValidatorHandler) -> "Section":
         if not isinstance(data, Mapping):
-            return handler(data)  # a section that exists already, or a problem that the section above words
+            return handler(data)  # a section that exists already, or a problem to be worded by the section above
         problems: list[InitErrorDetails] = []
         written_as: dict[str, str] = {}
         data = cls.translated(cls._without_ignored(data, problems))

@@ -1,6 +1,6 @@
 """Groups of MindFormers' keys for what mindgpt does not have. Each is accepted as long as it asks for nothing.
 
-A section here has no fields: it stands in the `ignored` of the section above it, and nothing of it is kept.
+A section here has no fields: it is listed in the `ignored` of the section above it, and none of its values is kept.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ ONE_EXPERT = "mindgpt has no mixture of experts; one expert is the plain network
 
 
 class MoESection(Section):
-    """`moe_config`: mixture of experts. The keys that are free say how tokens reach experts, of which there is one."""
+    """`moe_config`: mixture of experts. Keys with any value route tokens, which one expert does not need."""
 
     ignored: ClassVar = any_value(
         "capacity_factor aux_loss_factor aux_loss_factors aux_loss_types z_loss_factor expert_group_size "
@@ -89,7 +89,7 @@ class KernelLaunchGroupSection(Section):
 
 
 class ParallelOptimizerSection(Section):
-    """`parallel.parallel_optimizer_config`: what of weights and optimizer state is sharded, with the same results."""
+    """`parallel.parallel_optimizer_config`: which weights and optimizer state are sharded; the results are the same."""
 
     ignored: ClassVar = {
         "gradient_accumulation_shard": ANY_VALUE,

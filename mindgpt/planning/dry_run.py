@@ -194,7 +194,7 @@ def _stage_plan(config: RunConfig, hardware: Hardware, stage: int, found: dict[s
 
 
 def report(plan: Plan) -> Iterator[str]:
-    """The lines of the report for the person."""
+    """The lines of the report."""
     config, grid = plan.config, grid_of(plan.config)
     with_what = "CANN" if cann_is_there() else "empty CANN libraries"
     cards = f"{plan.devices} card{'s' if plan.devices > 1 else ''}"

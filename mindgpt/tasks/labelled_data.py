@@ -48,7 +48,7 @@ def labelled_evaluation_data(config: RunConfig) -> tuple[BucketedDataset, Datase
     """The batches of an evaluation, of `batch_size` rows of similar length; the rest as `labelled_training_data`.
 
     Raises:
-        UserError: as `labelled_training_data`, but for one label only.
+        UserError: as `labelled_training_data`, but data with one label only is allowed.
     """
     section = config.eval_dataset
     info, rows, config = _read(config, section, "eval")

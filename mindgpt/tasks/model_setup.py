@@ -238,7 +238,7 @@ def _resized(config: RunConfig, weights: Weights | None) -> Weights | None:
     """The weights with embedding tables of the YAML's size; says what was resized from what to what.
 
     Raises:
-        UserError: a smaller vocabulary, or rows that nobody has trained in a run that does not train.
+        UserError: a smaller vocabulary, or untrained rows in a run that does not train.
     """
     model_config = config.model.config
     if weights is None:

@@ -22,7 +22,7 @@ _KINDS = {"train": "training", "finetune": "training", "eval": "evaluation", "pr
 
 @contextlib.contextmanager
 def held_output_folder(config: RunConfig) -> Iterator[None]:
-    """For the block, no other run of this kind writes into the output folder. An evaluation may, beside a training.
+    """Within the block, no other run of this kind writes into the output folder. An evaluation may, during a training.
 
     A folder that did not exist and holds nothing afterwards is removed again.
 

@@ -58,7 +58,7 @@ class RunCallbacks:
         self.checkpoints: CheckpointMonitor | None = None
         self.summary: SummaryMonitor | None = None
         self.evaluation: EvaluationCallback | None = None
-        sections = {type(section): section for section in config.callbacks}  # one of a kind: RunConfig sees to it
+        sections = {type(section): section for section in config.callbacks}  # one of a kind, as RunConfig checks
         evaluations = self.output_dir / "log" / "eval.jsonl"
         if section := sections.get(LossMonitorSection):
             self.loss_monitor = LossMonitor(
