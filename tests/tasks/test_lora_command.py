@@ -248,7 +248,7 @@ def test_merging_needs_the_scaling_and_keeps_away_from_the_source(tuned, tmp_pat
     config = json.loads((beside.parent / "config.json").read_text())
     config["mindgpt"]["pet_config"]["lora_rank"] = 8
     (lone.parent / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is another LoRA's: lora_rank is 8 there and 4 in the weights"):
+    with pytest.raises(UserError, match="is of another LoRA: lora_rank is 8 there and 4 in the weights"):
         merge(lone, merged)
     lone = tuned[0] / "output" / "x.ckpt"  # no config.json, but the run's own configuration above it
     shutil.copy(beside, lone)
