@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.generation_section import GenerationSection
@@ -135,6 +135,8 @@ class GPT2Config(GPT2Section):
     a value out of range or two spellings that disagree raise `UserError`, all problems at once.
     """
 
+    model_config = ConfigDict(frozen=False)  # unlike a run's sections: Python callers may set attributes
+
     presets: ClassVar = tuple(PRESETS)
 
     def __init__(self, **settings: Any) -> None:
@@ -180,7 +182,7 @@ class GPT2Config(GPT2Section):
 
     def to_hf_dict(self, architecture: str = "GPT2LMHeadModel") -> dict[str, Any]:
         """The content of config.json: Hugging Face's keys, and under `mindgpt` settings that these cannot express."""
-        values = self.model_dump()
+        values = self.model_dump(mode="json")
         hugging_face = {"architectures": [architecture], "model_type": "gpt2"}
         hugging_face |= {theirs: values[ours] for ours, theirs in _TO_HUGGING_FACE.items()}
         hugging_face["n_inner"] = None if self.ffn_hidden_size == 4 * self.hidden_size else self.ffn_hidden_size

@@ -1,4 +1,4 @@
-"""What can be turned: typed sections, the YAML file, the command line. Imports no MindSpore."""
+"""The configuration: typed sections, the YAML file, the command line. Imports no MindSpore."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name when it is first used: what needs `errors` alone need not wait for the sections."""
+    """Import a name when it is first used, so that what needs only `errors` does not load the sections."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,11 +1,11 @@
-"""The lists `callbacks` and `eval_callbacks`: what happens beside a run. To add one, write its section and name it in
-`CALLBACKS`."""
+"""The lists `callbacks` and `eval_callbacks`. To add a callback, write its section and add it to `CALLBACKS`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf, SerializeAsAny
 
+from mindgpt.config.no_effect import NoEffect, if_sharded, in_training
 from mindgpt.config.section import (
     ANY_VALUE,
     Count,
@@ -13,6 +13,7 @@ from mindgpt.config.section import (
     NonNegative,
     PathText,
     Section,
+    any_value,
     nearest,
     one_of,
     only,
@@ -33,19 +34,9 @@ class LossMonitorSection(Section):
     type: Annotated[str, one_of({"MFLossMonitor": "MFLossMonitor", "LossMonitor": "MFLossMonitor"})] = "MFLossMonitor"
     per_print_times: Count = 1
 
-    ignored: ClassVar = dict.fromkeys(  # the run knows these about itself
-        (
-            "learning_rate",
-            "micro_batch_num",
-            "micro_batch_interleave_num",
-            "origin_epochs",
-            "dataset_size",
-            "initial_epoch",
-            "initial_step",
-            "global_batch_size",
-            "gradient_accumulation_steps",
-        ),
-        ANY_VALUE,
+    ignored: ClassVar = any_value(  # the run knows these about itself
+        "learning_rate micro_batch_num micro_batch_interleave_num origin_epochs dataset_size initial_epoch "
+        "initial_step global_batch_size gradient_accumulation_steps"
     ) | {
         "check_for_nan_in_loss_and_grad": only(
             False, reason="runner_wrapper.max_skipped_steps: 1 ends a run at its first step that is not finite"
@@ -57,8 +48,8 @@ class LossMonitorSection(Section):
 class CheckpointMonitorSection(Section):
     """A callback that saves checkpoints; `directory` "" means `output_dir`/checkpoint.
 
-    Every `save_checkpoint_steps` steps or `save_checkpoint_seconds` seconds (0: never by that measure) one is written,
-    and the oldest goes once there are more than `keep_checkpoint_max` (0: all are kept).
+    It writes one every `save_checkpoint_steps` steps or `save_checkpoint_seconds` seconds (0: never for that reason),
+    and deletes the oldest when there are more than `keep_checkpoint_max` (0: all are kept).
     """
 
     type: Annotated[
@@ -91,6 +82,14 @@ class CheckpointMonitorSection(Section):
         "append_info": ANY_VALUE,  # epoch, step and loss scale are always written
         "global_batch_size": ANY_VALUE,
     }
+    no_effect: ClassVar = (
+        NoEffect("async_save", in_training("a checkpoint is whole before the next step begins")),
+        NoEffect(
+            "integrated_save",
+            if_sharded("each card writes its shards; tools/transform_ckpt.py merges"),
+            value=True,
+        ),
+    )
 
     def complete(self) -> None:
         if "/" in self.prefix or "\\" in self.prefix:
@@ -100,7 +99,7 @@ class CheckpointMonitorSection(Section):
 
 
 class EvalCallBackSection(Section):
-    """A callback that evaluates during training, every so many steps or epochs (-1: never by that measure).
+    """A callback that evaluates during training every `eval_steps` steps or `eval_epochs` epochs (-1: never).
 
     The best score is that of `metric` (absent: the metric's first in the order of `mindgpt.train.best.DIRECTIONS`);
     `greater_is_better` is only needed for a metric that is not in that table. With `save_best` the weights of the best
@@ -133,16 +132,16 @@ class EvalCallBackSection(Section):
         if self.min_delta and not self.early_stop_patience:
             problems.append(("min_delta", "has no effect without early_stop_patience"))
         if self.greater_is_better is not None and self.metric is None:
-            problems.append(("greater_is_better", "says nothing without metric, the name it is about"))
+            problems.append(("greater_is_better", "has no effect without metric, which it describes"))
         refuse(problems)
         if self.eval_steps == -1 and self.eval_epochs == -1:
-            self.eval_epochs = 1
+            self.fill(eval_epochs=1)
 
 
 class SummaryMonitorSection(Section):
     """A callback that writes TensorBoard events; `summary_dir` "" means `output_dir`/tensorboard.
 
-    Every `collect_freq` steps, and at every evaluation. The other keys steered what MindSpore's own collector stored.
+    It writes every `collect_freq` steps, and at every evaluation. The ignored keys are of MindSpore's own collector.
     """
 
     type: Literal["SummaryMonitor"] = "SummaryMonitor"
@@ -166,13 +165,13 @@ class EffectlessCallback(Section):
 
 
 class ObsMonitorSection(EffectlessCallback):
-    """Upload to Huawei's cloud, with whatever it holds."""
+    """Upload to Huawei's cloud; any keys are accepted."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class TimeMonitorSection(EffectlessCallback):
-    """MindSpore's duration of a step, which is in every line about a step anyway."""
+    """MindSpore's step timer; every log line of a step has its duration anyway."""
 
     ignored: ClassVar = {"data_size": ANY_VALUE, "data_time": ANY_VALUE}
 
@@ -186,23 +185,11 @@ class StopAtStepSection(EffectlessCallback):
 
 
 class ExpertsSection(EffectlessCallback):
-    """What MindFormers' callbacks about experts are told; of one expert there is nothing to say."""
+    """The settings of MindFormers' callbacks about experts; one expert has nothing to report."""
 
-    ignored: ClassVar = dict.fromkeys(
-        (
-            "topk_bias_update_rate",
-            "num_layers",
-            "mtp_depth",
-            "micro_batch_num",
-            "gradient_accumulation_steps",
-            "capacity_factor",
-            "hidden_size",
-            "ffn_hidden_size",
-            "expert_parallel",
-            "model_parallel",
-            "save_checkpoint_steps",
-        ),
-        ANY_VALUE,
+    ignored: ClassVar = any_value(
+        "topk_bias_update_rate num_layers mtp_depth micro_batch_num gradient_accumulation_steps capacity_factor "
+        "hidden_size ffn_hidden_size expert_parallel model_parallel save_checkpoint_steps"
     ) | {
         "expert_num": only(1, reason=ONE_EXPERT),
         "balance_via_topk_bias": only(False, reason=ONE_EXPERT),
@@ -229,7 +216,7 @@ REFUSED = {
     "TrainingStateMonitor": "norms of single parameters are not recorded; log/train.jsonl has the global gradient norm",
     "StressDetectCallBack": "mindgpt does not test the hardware; use Ascend's own tools before the run",
 }
-"""Types of callbacks that ask for something, each with the reason or the way out."""
+"""Types of callbacks that are refused, each with the reason or what to use instead."""
 
 EVAL_CALLBACKS: dict[str, type[Section]] = {"ObsMonitor": ObsMonitorSection}
 

@@ -1,7 +1,7 @@
-"""The command line of `run_mindformer.py`: MindFormers 1.5's flags, and what each one does to the configuration.
+"""The command line of `run_mindformer.py`: MindFormers 1.5's flags, and the YAML keys that they set.
 
-Every flag stands once, in `FLAGS`, with the YAML keys that it sets and the run modes in which it means something.
-A flag that could have no effect is refused rather than dropped.
+Every flag is declared once, in `FLAGS`, with its YAML keys and the run modes in which it has an effect. A flag that
+could have no effect is refused.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from mindgpt.config.section import nearest
 from mindgpt.config.yaml_file import parse_value
 
 PROGRAMS = ("run_mindformer.py", "mindgpt")
-"""The names under which people start it: the script of a checkout, and the command that pip installs."""
+"""The names of the program: the script of a checkout, and the command that pip installs."""
 
 
 def boolean(text: str) -> bool:
-    """True or False as people write it on a command line, in any case."""
+    """True or False, in upper or lower case."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
     return text.lower() == "true"
@@ -43,7 +43,7 @@ _READ_AS = {boolean: "True|False", int: "N", float: "X", str: "TEXT", boolean_or
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: its name without dashes, how its text is read, the YAML keys it sets, and where it has an effect."""
+    """One flag: its name without dashes, its type, the YAML keys that it sets, and the run modes that obey it."""
 
     name: str
     read: Callable[[str], Any]
@@ -122,7 +122,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("use_parallel", boolean, ("use_parallel",), "use all processes that msrun started"),
         Flag("only_save_strategy", boolean, ("only_save_strategy",), "write the strategy files and stop", _TRAIN),
         Flag("src_strategy_path_or_dir", str, ("src_strategy_path_or_dir",), "strategy files of load_checkpoint"),
-        Flag("auto_trans_ckpt", boolean, ("auto_trans_ckpt",), "slice load_checkpoint anew for this layout"),
+        Flag("auto_trans_ckpt", boolean, ("auto_trans_ckpt",), "reshard load_checkpoint for this layout"),
         Flag("transform_process_num", int, ("transform_process_num",), "processes that do so"),
     ),
 }
@@ -134,7 +134,7 @@ REFUSED = {
     "remote_save_url": "mindgpt uploads nothing; copy the output folder yourself",
     "strategy_load_checkpoint": "for the strategy of the weights to load there is --src_strategy_path_or_dir",
 }
-"""Flags of MindFormers that could have no effect here, each with the reason or the way out."""
+"""Flags of MindFormers that could have no effect here, each with the reason or what to use instead."""
 
 
 class CommandLine(NamedTuple):
@@ -142,7 +142,7 @@ class CommandLine(NamedTuple):
 
     config: RunConfig
     notes: list[str]
-    """Lines to show once: keys without effect, values that another value overrules."""
+    """Lines to print once: keys without effect, values that another value overrules."""
     predict_data: list[str]
     """What `--predict_data` names, as typed: prompts, or files and folders of them. Empty unless predicting."""
 
@@ -251,8 +251,8 @@ def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
         key, equals, text = word.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(f"command line: --options {word!r}: must be KEY=VALUE with a dotted YAML key")
-        if key not in RunConfig.known_keys() and (whole := _key_of_model(key)):
-            raise UserError(f"command line: --options {key}: the key is {whole}")
+        if key not in RunConfig.known_keys() and (full_key := _key_of_model(key)):
+            raise UserError(f"command line: --options {key}: the key is {full_key}")
         try:
             overrides[key] = parse_value(text)
         except UserError as error:

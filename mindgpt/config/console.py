@@ -1,8 +1,8 @@
-"""Standard output and standard error of a program, made safe to print to: whatever the terminal's encoding, and also
-when nobody reads any more.
+"""Makes standard output and standard error safe to print to, whatever the terminal's encoding, and after the reader
+has left.
 
-A text may hold what the console cannot encode, such as an emoji under GBK: it is shown as an escape. A reader may leave
-(`| head`, a pager, a terminal that is closed): what is printed from then on goes nowhere, and the work goes on.
+Characters that the console cannot encode, such as an emoji under GBK, are printed as escapes. If the reader leaves
+(`| head`, a pager, a closed terminal), further output is discarded and the program continues.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def note_when_left(message: str) -> Iterator[None]:
 
 
 def _open_missing_descriptors() -> None:
-    """Without this, the next file that is opened would become standard output, and be printed into."""
+    """Open closed descriptors. Otherwise the next file that is opened would become standard output."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -47,8 +47,8 @@ def _open_missing_descriptors() -> None:
 
 
 def _safe(stream: IO[str], descriptor: int) -> IO[str]:
-    """The stream, with an error handler that never fails, and above a descriptor whose reader may leave. One that a
-    test or a notebook has put in the place of the process's own keeps its descriptor to itself."""
+    """The stream with an error handler that never fails, on a descriptor whose reader may leave. A stream with which a
+    test or a notebook has replaced the process's own keeps its descriptor."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.reconfigure(errors="backslashreplace")
@@ -75,7 +75,7 @@ def _raw(stream: io.TextIOWrapper) -> object:
 
 
 class _Descriptor(io.FileIO):
-    """Standard output or standard error at its lowest level, below every print, progress bar and flush at exit."""
+    """Standard output or standard error at the lowest level, which every print, progress bar and flush at exit uses."""
 
     def write(self, data: bytes) -> int | None:
         try:
@@ -91,11 +91,11 @@ class _Descriptor(io.FileIO):
             raise OSError(error.errno, error.strerror, self.name) from None  # e.g. a full disk: named, for the message
 
     def _is_a_terminal(self) -> bool:
-        """`isatty` says no of one that is gone."""
+        """Whether it is a terminal; `isatty` is False for a closed one."""
         return stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
 
     def _write_nowhere(self) -> None:
-        """Nor does what MindSpore prints from C++."""
+        """Send further output to the null device, also what MindSpore prints from C++."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)

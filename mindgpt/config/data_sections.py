@@ -1,10 +1,12 @@
-"""The sections about data: datasets, tokenizer, processor."""
+"""The sections of data: datasets, tokenizer, processor."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, one_of, only, refuse, shown
+from mindgpt.config.no_effect import NoEffect, Run, if_sharded, in_training, when
+from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, any_value, one_of, only, refuse, shown
+from mindgpt.config.strategy import Strategy
 
 Column = Annotated[str, BeforeValidator(lambda name: "attention_mask" if name == "input_mask" else name)]
 """A column's name; early releases of MindFormers called the mask `input_mask`."""
@@ -17,6 +19,13 @@ def _mind_record(value: Any) -> Any:
     if value != "MindDataset":
         raise ValueError(f"must be 'MindDataset', not {shown(value)}: {_PREPARED}")
     return value
+
+
+def _reads_in_order(run: Run) -> bool:
+    """Whether an evaluation's rows are divided among processes."""
+    evaluates = run.config.run_mode == "eval" or (run.config.trains and run.config.do_eval)
+    texts = run.config.trainer.type == "CausalLanguageModelingTrainer"
+    return evaluates and texts and run.strategy is Strategy.DATA_PARALLEL
 
 
 class DataLoaderSection(Section):
@@ -66,19 +75,10 @@ class DatasetSection(Section):
     num_samples: Count | None = None
     num_buckets: Count | None = None
 
-    ignored: ClassVar = dict.fromkeys(
-        (
-            "numa_enable",
-            "tokenizer",
-            "seed",  # the run's seed shuffles
-            "auto_tune",
-            "filepath_prefix",
-            "autotune_per_step",
-            "profile",
-            "ignore_pad_token_for_loss",
-        ),
-        ANY_VALUE,
+    ignored: ClassVar = any_value(
+        "numa_enable tokenizer auto_tune filepath_prefix autotune_per_step profile ignore_pad_token_for_loss"
     ) | {
+        "seed": ANY_VALUE,  # the run's seed shuffles
         "output_columns": only(allows=lambda value: _are_columns(value), reason=_COLUMNS),
         "column_order": only(allows=lambda value: _are_columns(value), reason=_COLUMNS),
         "transforms": only([], reason="rows are used as the data set has them"),
@@ -94,21 +94,39 @@ class DatasetSection(Section):
     for_training: ClassVar = False
 
     def complete(self) -> None:
-        """Training shuffles and drops the last, smaller batch unless told otherwise; evaluation does neither."""
+        """By default training shuffles and drops the last, smaller batch; evaluation does neither."""
         if self.data_loader.shuffle is None:
-            self.data_loader.shuffle = self.for_training
+            self.fill(data_loader=self.data_loader.replaced({"shuffle": self.for_training}))
         if self.drop_remainder is None:
-            self.drop_remainder = self.for_training
+            self.fill(drop_remainder=self.for_training)
+
+
+def _why_drop_remainder(run: Run) -> str | None:
+    left_out = "the last rows of an epoch are left out"
+    if run.strategy is Strategy.SEMI_AUTO:
+        return f"a model that is sharded over cards is compiled for one number of rows; {left_out}"
+    if run.config.trains and run.config.runner_config.gradient_accumulation_steps > 1:
+        return f"a step of several micro-batches needs all its rows; {left_out}"
+    return None
 
 
 class TrainDatasetSection(DatasetSection):
     """`train_dataset`."""
 
     for_training: ClassVar = True
+    no_effect: ClassVar = (
+        NoEffect("python_multiprocessing", in_training("rows are read by MindSpore's own threads")),
+        NoEffect("drop_remainder", _why_drop_remainder, value=False),
+        NoEffect("num_buckets", if_sharded("a model that is sharded over cards is compiled for seq_length only")),
+    )
 
 
 class EvalDatasetSection(DatasetSection):
     """`eval_dataset`."""
+
+    no_effect: ClassVar = (
+        NoEffect("data_loader.shuffle", when(_reads_in_order, "several processes read rows in order"), value=True),
+    )
 
 
 class DatasetTaskSection(Section):

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard, and the way programs end on it."""
+"""`UserError`, the exception whose message is for the user, and how programs end on it."""
 
 import errno
 import os
@@ -12,13 +12,13 @@ from mindgpt.config.console import prepare_console
 
 INTERRUPTED = 130  # the status by which a shell knows a program that Ctrl-C ended
 _INTERRUPTED = "interrupted; no file was left half written"
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # also said where no file is named
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # reported even where no file is named
 
 
 class UserError(ValueError):
-    """Something the user can put right: the message says what is wrong, where, and the way out.
+    """An error that the user can put right: the message says what is wrong, where, and what to do.
 
-    Entry points print the message alone and exit with status 2; nobody sees a traceback for it.
+    Programs print the message without a traceback and exit with status 2.
     """
 
 
@@ -46,7 +46,7 @@ def run_program(main: Callable[[], object]) -> NoReturn:
 
 
 def _end_at_once_on_failure(main: Callable[[], object]) -> NoReturn:
-    """For one of several processes. MindSpore's own way out would wait for the others, and they for this one."""
+    """Run `main` in one of several processes. MindSpore's exit handlers would wait for the others, and those for it."""
     status = 1
     try:
         _run(main)
@@ -72,7 +72,7 @@ def _run(main: Callable[[], object]) -> NoReturn:
         except SystemExit:
             sys.stdout.flush()
             raise
-        sys.stdout.flush()  # here it is told if this fails; on its way out Python would say nothing
+        sys.stdout.flush()  # an error here is reported; at exit Python would hide it
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
@@ -86,7 +86,7 @@ def _run(main: Callable[[], object]) -> NoReturn:
 
 
 def _message(error: Exception) -> str | None:
-    """What to tell the person about an error that is theirs to put right, or None for our own mistakes."""
+    """The message for an error that the user can put right; None for our own mistakes."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:

@@ -1,4 +1,4 @@
-"""The sections about where and how a job runs: device, epochs and batches, parallel layout, recomputation."""
+"""The sections of execution: device, epochs and batches, parallel layout, recomputation."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from mindgpt.config.section import ANY_VALUE, Count, CountOrZero, PathText, Section, one_of, only, refuse, shown
+from mindgpt.config.no_effect import NoEffect, Run, if_data_parallel, if_sharded, if_unsharded, in_training, when
+from mindgpt.config.section import (
+    ANY_VALUE,
+    Count,
+    CountOrZero,
+    PathText,
+    Section,
+    any_value,
+    one_of,
+    only,
+    refuse,
+    shown,
+)
+from mindgpt.config.strategy import Strategy
 from mindgpt.config.unsupported import AscendConfigSection, ParallelOptimizerSection, PipelineConfigSection
 
 _MEMORY_SIZE = re.compile(r"\d+(\.\d+)?GB")
@@ -48,33 +61,13 @@ class ContextSection(Section):
     save_graphs_path: PathText = "./graph"
     deterministic: bool = False
 
-    ignored: ClassVar = dict.fromkeys(
-        (
-            "affinity_cpu_list",
-            "mempool_block_size",
-            "variable_memory_max_size",
-            "graph_memory_max_size",
-            "runtime_num_threads",
-            "inter_op_parallel_num",
-            "infer_boost",
-            "op_timeout",
-            "save_dump_path",
-            "reserve_class_name_in_scope",
-            "pynative_synchronize",
-            "enable_reduce_precision",
-            "check_bprop",
-            "grad_for_scalar",
-            "enable_compile_cache",  # mindgpt keeps compiled graphs itself
-            "compile_cache_path",
-            "disable_format_transform",
-            "jit_syntax_level",
-            "gpu_config",
-            "debug_level",
-            "exec_order",
-            "env_config_path",
-        ),
-        ANY_VALUE,
+    ignored: ClassVar = any_value(
+        "affinity_cpu_list mempool_block_size variable_memory_max_size graph_memory_max_size runtime_num_threads "
+        "inter_op_parallel_num infer_boost op_timeout save_dump_path reserve_class_name_in_scope pynative_synchronize "
+        "enable_reduce_precision check_bprop grad_for_scalar compile_cache_path disable_format_transform "
+        "jit_syntax_level gpu_config debug_level exec_order env_config_path"
     ) | {
+        "enable_compile_cache": ANY_VALUE,  # mindgpt keeps compiled graphs itself
         "ascend_config": AscendConfigSection,
         "enable_dump": only(False, reason="MindSpore's environment variable MINDSPORE_DUMP_CONFIG switches dumps on"),
         "print_file_path": only("", reason="nothing is printed from within a graph"),
@@ -137,8 +130,21 @@ class ContextSection(Section):
         return value
 
 
+def why_no_sink(run: Run) -> str | None:
+    """Why a training cannot feed its data through the device; None: it can."""
+    if not run.config.trains:
+        return None
+    if run.target != "Ascend":
+        return "on CPU batches are handed over one by one"
+    if run.config.runner_config.gradient_accumulation_steps > 1:
+        return "gradient accumulation hands over its micro-batches one by one"
+    if run.config.trainer.type == "TextClassificationTrainer":
+        return "batches of several lengths are handed over one by one"
+    return None
+
+
 class RunnerConfigSection(Section):
-    """`runner_config`. After the whole configuration is validated, `batch_size` always has a value.
+    """`runner_config`. In a validated configuration `batch_size` always has a value.
 
     `batch_size` counts sequences per step and per data-parallel rank, before gradient accumulation.
     """
@@ -156,8 +162,9 @@ class RunnerConfigSection(Section):
         "initial_epoch": only(0, reason="resume_training: True goes on where a run stopped"),
         "has_trained_epoches": only(0, reason="resume_training: True goes on where a run stopped"),
         "has_trained_steps": only(0, reason="resume_training: True goes on where a run stopped"),
-        "per_epoch_size": ANY_VALUE,  # the steps that a card is handed at once
+        "per_epoch_size": ANY_VALUE,  # the steps that a device is given at once
     }
+    no_effect: ClassVar = (NoEffect("sink_mode", why_no_sink),)
 
     @field_validator("sink_size")
     @classmethod
@@ -175,41 +182,51 @@ def _parallel_mode_name(value: Any) -> Any:
     return value
 
 
-class StrategyCheckpointSection(Section):
-    """`parallel.strategy_ckpt_config`: the file that records how parameters are sliced."""
+_STRATEGY_FILE = "./ckpt_strategy.ckpt"
+_STRATEGY_FOLDER = in_training("strategy files go to {config.output_dir}/strategy")
 
-    save_file: PathText = "./ckpt_strategy.ckpt"
+
+class StrategyCheckpointSection(Section):
+    """`parallel.strategy_ckpt_config`: the file that records how parameters are sharded."""
+
+    save_file: PathText = _STRATEGY_FILE
     only_trainable_params: bool = False
+
+    no_effect: ClassVar = (
+        NoEffect("save_file", _STRATEGY_FOLDER),
+        NoEffect("only_trainable_params", in_training("strategy files describe frozen weights, too")),
+    )
 
 
 class ParallelSection(Section):
-    """`parallel`: how the cards share the work. `parallel_mode` is stored as MindSpore's name."""
+    """`parallel`: how the devices share the work. `parallel_mode` is stored as MindSpore's name."""
 
     parallel_mode: Annotated[str, one_of(_PARALLEL_MODES), BeforeValidator(_parallel_mode_name)] = "data_parallel"
     gradients_mean: bool | None = None
     loss_repeated_mean: bool | None = None
     full_batch: bool | None = None
     enable_parallel_optimizer: bool = False
-    strategy_ckpt_save_file: PathText = "./ckpt_strategy.ckpt"
+    strategy_ckpt_save_file: PathText = _STRATEGY_FILE
     strategy_ckpt_config: StrategyCheckpointSection | None = None
 
-    ignored: ClassVar = dict.fromkeys(
-        (
-            "search_mode",
-            "auto_parallel_search_mode",
-            "device_num",  # the launcher says how many processes there are, and which one this is
-            "global_rank",
-            "parameter_broadcast",  # processes begin equal, which is checked
-            "gradient_fp32_sync",
-            "enable_alltoall",
-            "all_reduce_fusion_config",
-            "comm_fusion",
-            "force_fp32_communication",
-            "pipeline_result_broadcast",
-            "group_ckpt_save_file",
+    no_effect: ClassVar = (
+        NoEffect("strategy_ckpt_save_file", _STRATEGY_FOLDER),
+        NoEffect("full_batch", if_sharded("every card reads the whole batch and computes its shard"), value=False),
+        NoEffect("gradients_mean", if_sharded("the loss is a mean over all rows, so gradients are summed"), value=True),
+        NoEffect(
+            "gradients_mean",
+            if_data_parallel("data-parallel processes compute what one process computes"),
+            value=False,
         ),
-        ANY_VALUE,
+        NoEffect("loss_repeated_mean", if_sharded("what several cards compute counts once"), value=False),
+    )
+
+    ignored: ClassVar = any_value(
+        "search_mode auto_parallel_search_mode global_rank gradient_fp32_sync enable_alltoall "
+        "all_reduce_fusion_config comm_fusion force_fp32_communication pipeline_result_broadcast group_ckpt_save_file"
     ) | {
+        "device_num": ANY_VALUE,  # the launcher says how many processes there are, and which one this is
+        "parameter_broadcast": ANY_VALUE,  # processes begin equal, which is checked
         "parallel_optimizer_config": ParallelOptimizerSection,
         "pipeline_config": PipelineConfigSection,
         "dataset_strategy": only(
@@ -230,14 +247,34 @@ class ParallelSection(Section):
 
 
 def _shards_rows_only(value: Any) -> bool:
-    """Whether a `dataset_strategy` shares out the rows of each column, and nothing else of it."""
+    """Whether a `dataset_strategy` shards the rows of each column, and no other dimension."""
     return isinstance(value, list) and all(
-        isinstance(column, list) and column and all(parts == 1 for parts in column[1:]) for column in value
+        isinstance(column, list) and column and all(shards == 1 for shards in column[1:]) for column in value
     )
 
 
+_WHOLE_VOCABULARY = (
+    "model_parallel {config.parallel_config.model_parallel} does not divide vocab_size "
+    "{config.model.config.vocab_size}, so every card keeps the whole vocabulary"
+)
+
+
+def _cannot_shard_vocabulary(run: Run) -> bool:
+    return (
+        run.strategy is Strategy.SEMI_AUTO
+        and run.config.model.config.vocab_size % run.config.parallel_config.model_parallel != 0
+    )
+
+
+_NO_STAGES = "there are no pipeline stages; runner_config.gradient_accumulation_steps divides a step"
+
+
+def _has_no_stages(run: Run) -> bool:
+    return run.config.trains and run.config.use_parallel and run.config.parallel_config.pipeline_stage == 1
+
+
 class ParallelConfigSection(Section):
-    """`parallel_config`: the layout. data_parallel x model_parallel x pipeline_stage must be the number of cards."""
+    """`parallel_config`: the layout. data_parallel x model_parallel x pipeline_stage must be the number of devices."""
 
     data_parallel: Count = 1
     model_parallel: Count = 1
@@ -256,6 +293,14 @@ class ParallelConfigSection(Section):
         "seq_split_num": only(1, reason="pipeline stages take whole sequences; micro_batch_num divides a batch"),
         "mem_coeff": ANY_VALUE,  # of the automatic search for a layout
     }
+    no_effect: ClassVar = (
+        NoEffect("vocab_emb_dp", when(_cannot_shard_vocabulary, _WHOLE_VOCABULARY)),
+        NoEffect(
+            "gradient_aggregation_group",
+            if_data_parallel("the gradients of a model that is not sharded travel together"),
+        ),
+        NoEffect("micro_batch_num", when(_has_no_stages, _NO_STAGES)),
+    )
 
 
 _ONE_ANSWER = "must be True or False, for all blocks alike: layers of single stages cannot be chosen"
@@ -271,7 +316,7 @@ Recompute = Annotated[bool, BeforeValidator(_for_all_blocks)]
 
 
 class RecomputeSection(Section):
-    """`recompute_config`: which activations are computed again in the backward pass rather than kept."""
+    """`recompute_config`: which activations are recomputed in the backward pass rather than kept."""
 
     recompute: Recompute = False
     select_recompute: Recompute = False
@@ -286,3 +331,7 @@ class RecomputeSection(Section):
             False, [], {}, reason="single operators cannot be left out of recomputation"
         ),
     }
+    no_effect: ClassVar = tuple(
+        NoEffect(key, if_unsharded("the model is not sharded over cards"))
+        for key in ("recompute_slice_activation", "parallel_optimizer_comm_recompute", "mp_comm_recompute")
+    )

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from mindgpt.config.generation_section import KNOWN_ELSEWHERE, GenerationSection, contradictions, ids_outside
+from mindgpt.config.generation_section import KNOWN_ELSEWHERE, GenerationSection
+from mindgpt.config.no_effect import NoEffect, Run, when
 from mindgpt.config.section import (
     ANY_VALUE,
     Count,
@@ -20,7 +21,7 @@ from mindgpt.config.section import (
     only,
     refuse,
 )
-from mindgpt.config.unsupported import is_one_card, is_one_expert
+from mindgpt.config.unsupported import is_one_device, is_one_expert
 
 ACTIVATIONS = {
     "gelu": "gelu",  # the tanh form, as OpenAI and MindFormers mean it
@@ -47,7 +48,7 @@ _DTYPES = {
 
 
 def _dtype_name(value: Any) -> Any:
-    """`mindspore.float16` and "mstype.float16" are as good as "float16"; MindFormers' users wrote all three."""
+    """`mindspore.float16` and "mstype.float16" mean "float16"; MindFormers' users wrote all three."""
     if type(value).__module__.startswith("mindspore"):
         value = str(value).lower()
     return value.removeprefix("mstype.") if isinstance(value, str) else value
@@ -62,11 +63,11 @@ Activation = Annotated[str, one_of(ACTIVATIONS)]
 class PetSection(Section):
     """`model.model_config.pet_config`: parameter-efficient tuning by LoRA (Hu et al. 2021).
 
-    Which linear layers get it: those whose whole path (`backbone.blocks.0.attention.dense1`) the regular expression
-    `target_modules` describes; if there is none, those whose own name (`dense1`) begins with it, as in MindFormers.
+    It applies to the linear layers whose full path (`backbone.blocks.0.attention.dense1`) matches the regular
+    expression `target_modules`; if there is none, to those whose own name (`dense1`) begins with it, as in MindFormers.
 
     `bias: lora_only` also trains the biases of these layers. `adapter` is a file or folder of weights that a LoRA was
-    trained to, to be put on `load_checkpoint`; what it tells about itself need not be repeated here.
+    trained to, to be put on `load_checkpoint`; settings in its metadata need not be repeated here.
     """
 
     pet_type: Annotated[str, one_of({"lora": "lora"})] = "lora"
@@ -85,7 +86,7 @@ class PetSection(Section):
         "compute_dtype": ANY_VALUE,
         "lora_a_init": only("normal", reason="A begins with small random numbers"),
         "lora_b_init": only("zero", "zeros", reason="B begins with zeros, so that training begins with the base model"),
-        "exclude_layers": only("", [], reason="target_modules sees a layer's whole path, and can leave layers out"),
+        "exclude_layers": only("", [], reason="target_modules matches a layer's full path, and can leave layers out"),
         "freeze_include": only([], reason="all weights of the base model are frozen"),
         "freeze_exclude": only([], reason="all weights of the base model are frozen"),
     }
@@ -108,12 +109,12 @@ class PetSection(Section):
 class GPT2Section(GenerationSection):
     """`model.model_config`: everything about a GPT-2 network, under MindFormers' names or Hugging Face's.
 
-    `seq_length` and `max_position_embeddings` stand in for each other (1024 if neither is given). After validation
-    both, `ffn_hidden_size` and `embedding_dropout_rate` always have a value. `hidden_act` is stored as one of gelu (the
-    tanh form), gelu_erf, fast_gelu, relu, silu. `max_new_tokens` counts new tokens and goes before `max_decode_length`,
-    which counts the prompt too; the other keys of generation are those of `GenerationSection`. A token id that is None
-    is the tokenizer's. `batch_size` is that of prediction. `label_names` are the names of a classifier's labels, in the
-    order of their numbers.
+    Each of `seq_length` and `max_position_embeddings` defaults to the other (1024 if neither is given). In a validated
+    section both, `ffn_hidden_size` and `embedding_dropout_rate` have a value. `hidden_act` is stored as one of gelu
+    (the tanh form), gelu_erf, fast_gelu, relu, silu. `max_new_tokens` counts new tokens and takes precedence over
+    `max_decode_length`, which counts the prompt too; `GenerationSection` documents the other keys of generation. A
+    token id that is None is the tokenizer's. `batch_size` is that of prediction. `label_names` are the names of a
+    classifier's labels, in the order of their numbers.
     """
 
     type: Literal["GPT2Config"] = "GPT2Config"
@@ -164,7 +165,7 @@ class GPT2Section(GenerationSection):
         "is_dynamic": ANY_VALUE,  # of the key/value cache, which needs none of these three
         "block_size": ANY_VALUE,
         "num_blocks": ANY_VALUE,
-        "parallel_config": only(allows=is_one_card, reason="it is a section of the YAML of its own"),
+        "parallel_config": only(allows=is_one_device, reason="it is a section of the YAML of its own"),
         "moe_config": only(allows=is_one_expert, reason="mindgpt has no mixture of experts"),
         "return_dict_in_generate": only(False, reason=KNOWN_ELSEWHERE["return_dict_in_generate"]),
         "output_scores": only(False, reason=KNOWN_ELSEWHERE["output_scores"]),
@@ -178,6 +179,12 @@ class GPT2Section(GenerationSection):
         "architectures": ANY_VALUE,
         "rl_config": only(reason="mindgpt has no reinforcement learning"),
     }
+    no_effect: ClassVar = (
+        NoEffect(
+            "use_past",
+            when(lambda run: run.config.run_mode == "predict", "text is always generated with a key/value cache"),
+        ),
+    )
     other_names: ClassVar = {
         "embedding_dropout_prob": "embedding_dropout_rate",
         "max_length": "max_decode_length",
@@ -213,16 +220,20 @@ class GPT2Section(GenerationSection):
         return data
 
     def complete(self) -> None:
-        self.seq_length = self.seq_length or self.max_position_embeddings or 1024
-        self.max_position_embeddings = self.max_position_embeddings or self.seq_length
+        length = self.seq_length or self.max_position_embeddings or 1024
+        self.fill(seq_length=length, max_position_embeddings=self.max_position_embeddings or length)
         if self.embedding_dropout_rate is None:
-            self.embedding_dropout_rate = self.hidden_dropout_rate
+            self.fill(embedding_dropout_rate=self.hidden_dropout_rate)
         refuse(self._problems())
         if self.ffn_hidden_size is None:
-            self.expand_ratio = self.expand_ratio or 4
-            self.ffn_hidden_size = self.expand_ratio * self.hidden_size
+            ratio = self.expand_ratio or 4
+            self.fill(expand_ratio=ratio, ffn_hidden_size=ratio * self.hidden_size)
         elif self.ffn_hidden_size % self.hidden_size == 0:
-            self.expand_ratio = self.ffn_hidden_size // self.hidden_size
+            self.fill(expand_ratio=self.ffn_hidden_size // self.hidden_size)
+
+    def unused_keys(self, run: Run) -> dict[str, list[str]]:
+        predicts_text = run.config.run_mode == "predict" and run.config.trainer.type == "CausalLanguageModelingTrainer"
+        return super().unused_keys(run) | (self.unused_sampling_settings() if predicts_text else {})
 
     def _problems(self) -> Iterator[tuple[str, str]]:
         if self.seq_length > self.max_position_embeddings:
@@ -240,8 +251,8 @@ class GPT2Section(GenerationSection):
         names = self.label_names
         if names is not None and (len(names) != self.num_labels or len(set(names)) != len(names)):
             yield "label_names", f"must be {self.num_labels} different names, as many as num_labels; not {names}"
-        yield from contradictions(self, self.max_decode_length)
-        yield from ids_outside(self, self.vocab_size)
+        yield from self.contradictions(self.max_decode_length)
+        yield from self.ids_outside(self.vocab_size)
         for name in ("bos_token_id", "pad_token_id"):
             token = getattr(self, name)
             if token is not None and token >= self.vocab_size:

@@ -1,4 +1,4 @@
-"""The sections `lr_schedule` and `optimizer`: how far a step goes, and in which direction.
+"""The sections `lr_schedule` and `optimizer`.
 
 The names under `type` are stored as our own; MindFormers' names are accepted. To add an optimizer or a schedule, add
 its names to `OPTIMIZERS` or `SCHEDULES` and the keys it obeys, with their defaults, to the table below that.
@@ -86,8 +86,8 @@ OPTIMIZER_KEYS: dict[str, dict[str, float | bool]] = {
 """For each optimizer the keys that it obeys, with their defaults."""
 
 
-def _take_up(section: Section, table: Mapping[str, Mapping[str, Any]], what: str) -> list[tuple[str, str]]:
-    """Give the keys that `section.type` obeys their defaults; return the others that have a value, as problems."""
+def _apply_defaults(section: Section, table: Mapping[str, Mapping[str, Any]], what: str) -> list[tuple[str, str]]:
+    """Fill in the defaults of the keys that `section.type` obeys. Returns a problem for every other key that is set."""
     obeyed = table[section.type]
     only_some = dict.fromkeys(key for keys in table.values() for key in keys)
     problems = [
@@ -97,7 +97,7 @@ def _take_up(section: Section, table: Mapping[str, Mapping[str, Any]], what: str
     ]
     for key, default in obeyed.items():
         if getattr(section, key) is None:
-            setattr(section, key, default)
+            section.fill(**{key: default})
     return problems
 
 
@@ -129,7 +129,7 @@ class LRScheduleSection(Section):
     }
 
     def complete(self) -> None:
-        problems = _take_up(self, SCHEDULE_KEYS, "schedule")
+        problems = _apply_defaults(self, SCHEDULE_KEYS, "schedule")
         if self.lr_end is not None and self.lr_end > self.learning_rate:
             problems.append(("lr_end", f"must be at most learning_rate {self.learning_rate}, not {self.lr_end}"))
         if self.warmup_lr_init > self.learning_rate:
@@ -141,7 +141,7 @@ class LRScheduleSection(Section):
             problems += self._cooldown_problems()
         refuse(problems + self._step_problems())
         if self.warmup_ratio is None:
-            self.warmup_steps = self.warmup_steps or 0
+            self.fill(warmup_steps=self.warmup_steps or 0)
 
     def _step_problems(self) -> list[tuple[str, str]]:
         problems = []
@@ -163,7 +163,7 @@ class LRScheduleSection(Section):
         start, ratio = self.decay_start_steps, self.decay_start_ratio
         problems = []
         if start is None and ratio is None:
-            self.decay_start_ratio = 0.8
+            self.fill(decay_start_ratio=0.8)
         elif start is not None and ratio is not None:
             problems.append(("decay_start_ratio", "and decay_start_steps are both set; keep one of the two"))
         if start is not None and start < (self.warmup_steps or 0):
@@ -205,26 +205,26 @@ class OptimizerSection(Section):
         "dampening": only(0.0, 0, reason="sgd has momentum without dampening"),
         "loss_scale": only(1.0, 1, reason="the key is runner_wrapper.scale_sense"),
         "use_fused": ANY_VALUE,
-        "offload": only(False, reason="the state is kept on the card; optimizer_shard shares it out"),
-        "swap": only(False, reason="the state is kept on the card; optimizer_shard shares it out"),
+        "offload": only(False, reason="the state is kept on the card; optimizer_shard shards it"),
+        "swap": only(False, reason="the state is kept on the card; optimizer_shard shards it"),
         "amsgrad": only(False, reason="the second moment is adamw's own"),
         "maximize": only(False, reason="the loss is minimized"),
     }
 
     @classmethod
     def translated(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Take `betas: [0.9, 0.95]` apart, and AdaFactor's `eps: [1e-30, 1e-3]`."""
-        data = _apart(data, "betas", ("beta1", "beta2"), "[0.9, 0.95]")
+        """Split `betas: [0.9, 0.95]`, and AdaFactor's `eps: [1e-30, 1e-3]`."""
+        data = _split_pair(data, "betas", ("beta1", "beta2"), "[0.9, 0.95]")
         if isinstance(data.get("eps"), list | tuple):
-            data = _apart(data, "eps", ("eps", "min_parameter_scale"), "[1e-30, 1e-3]")
+            data = _split_pair(data, "eps", ("eps", "min_parameter_scale"), "[1e-30, 1e-3]")
         if str(data.get("type")).lower() == "momentum" and data.get("momentum") is None:
             refuse([("type", "the optimizer Momentum needs the key momentum; 0.9 is usual")])
         return data
 
     def complete(self) -> None:
-        problems = _take_up(self, OPTIMIZER_KEYS, "optimizer")
+        problems = _apply_defaults(self, OPTIMIZER_KEYS, "optimizer")
         if self.relative_step and self.learning_rate is not None:
-            problems.append(("learning_rate", NO_RATE_WITH_RELATIVE_STEP))
+            problems.append(("learning_rate", NO_LEARNING_RATE_WITH_RELATIVE_STEP))
         if self.type == "adafactor" and self.warmup_init and not self.relative_step:
             problems.append(("warmup_init", "needs relative_step: True; the warm-up of an lr_schedule is set there"))
         if self.type == "sgd" and self.nesterov and not self.momentum:
@@ -232,23 +232,23 @@ class OptimizerSection(Section):
         refuse(problems)
 
 
-NO_RATE_WITH_RELATIVE_STEP = (
+NO_LEARNING_RATE_WITH_RELATIVE_STEP = (
     "has no effect with optimizer.relative_step: True, which takes its step sizes from the step number alone; "
     "take it out, or set relative_step: False"
 )
 
 
-def _apart(data: dict[str, Any], key: str, parts: tuple[str, str], example: str) -> dict[str, Any]:
-    """`data` with the pair under `key`, if it is there, as the values of the two keys `parts`."""
+def _split_pair(data: dict[str, Any], key: str, names: tuple[str, str], example: str) -> dict[str, Any]:
+    """`data` with the pair under `key`, if it is there, as the values of the two keys `names`."""
     data = dict(data)
     pair = data.pop(key, None)
     if pair is None:
         return data
     if not isinstance(pair, list | tuple) or len(pair) != 2:
         refuse([(key, f"must be a list of two numbers such as {example}, not {shown(pair)}")])
-    for part, value in zip(parts, pair, strict=True):
-        if data.get(part, value) != value:
-            message = f"{shown(pair)} differs from {part}, which is {shown(data[part])}; keep one of the two"
+    for name, value in zip(names, pair, strict=True):
+        if data.get(name, value) != value:
+            message = f"{shown(pair)} differs from {name}, which is {shown(data[name])}; keep one of the two"
             refuse([(key, message)])
-        data[part] = value
+        data[name] = value
     return data

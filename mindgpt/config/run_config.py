@@ -1,4 +1,4 @@
-"""`RunConfig`: everything that can be turned about one job, section by section, and the checks across sections."""
+"""`RunConfig`: all settings of one run, section by section, and the checks across sections."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,9 +24,10 @@ from mindgpt.config.execution_sections import (
     RunnerConfigSection,
 )
 from mindgpt.config.model_sections import ModelSection
-from mindgpt.config.optimizer_sections import NO_RATE_WITH_RELATIVE_STEP, LRScheduleSection, OptimizerSection
+from mindgpt.config.no_effect import NoEffect, if_unsharded
+from mindgpt.config.optimizer_sections import NO_LEARNING_RATE_WITH_RELATIVE_STEP, LRScheduleSection, OptimizerSection
 from mindgpt.config.paths import expanded
-from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, only, refuse, shown
+from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, any_value, only, refuse, shown
 from mindgpt.config.training_sections import (
     MetricSection,
     RunnerWrapperSection,
@@ -52,14 +53,14 @@ _DATASET_OF_TRAINER = {
 }
 
 _WITHOUT_COPIES = (
-    "slices without their copies on other cards are not read. Save with remove_redundancy: False, or merge them first "
+    "shards without their copies on other cards are not read. Save with remove_redundancy: False, or merge them first "
     "with the release that wrote them"
 )
 _OF_LATER_RELEASES = "checkpoint folders of MindFormers 1.7 and later are not read; save with use_legacy_format: True"
 
 
 class RunConfig(Section):
-    """One job. Made by `load_config`; every section is there, and every default is filled in.
+    """One run. Made by `load_config`, and frozen: every section is there, and every default is filled in.
 
     After validation `runner_config.batch_size` has a value; `lr_schedule` has one if a learning rate is given anywhere;
     `callbacks` holds what runs (`ObsMonitor` and the like are gone), with an `EvalCallBack` among it exactly if
@@ -118,31 +119,13 @@ class RunConfig(Section):
     profile_memory: bool = True
 
     other_names: ClassVar = {"resume_or_finetune_checkpoint": "load_checkpoint"}  # until MindFormers 0.6
-    ignored: ClassVar = dict.fromkeys(
-        (
-            "remote_save_url",
-            "aicc_config",
-            "auto_tune",
-            "filepath_prefix",
-            "autotune_per_step",
-            "layer_decay",
-            "lr_scale_factor",
-            "load_ckpt_async",
-            "exclude_cann_cpu",
-            "postprocess_use_numpy",
-            "print_separate_loss",
-            "save_file",  # predictions are in output_dir
-            "profile_level",  # how to profile, which `profile: True` asks for
-            "profiler_level",
-            "profile_rank_ids",
-            "profile_pipeline",
-            "profile_output",
-            "with_stack",
-            "data_simplification",
-            "mstx",
-        ),
-        ANY_VALUE,
+    ignored: ClassVar = any_value(
+        "remote_save_url aicc_config auto_tune filepath_prefix autotune_per_step layer_decay lr_scale_factor "
+        "load_ckpt_async exclude_cann_cpu postprocess_use_numpy print_separate_loss profiler_level profile_rank_ids "
+        "profile_pipeline profile_output with_stack data_simplification mstx"
     ) | {
+        "save_file": ANY_VALUE,  # predictions are in output_dir
+        "profile_level": ANY_VALUE,  # how to profile, which `profile: True` asks for
         "moe_config": MoESection,
         "swap_config": SwapSection,
         "monitor_config": MonitorSection,
@@ -161,6 +144,11 @@ class RunConfig(Section):
         "adapter_id": only("", reason="one adapter at a time: model.model_config.pet_config.adapter, or --adapter"),
     }
 
+    no_effect: ClassVar = (
+        NoEffect("transform_process_num", lambda run: "each card reads its own shard of a checkpoint"),
+        NoEffect("micro_batch_interleave_num", if_unsharded("the model is not sharded over cards")),
+    )
+
     @field_validator("resume_training", mode="before")
     @classmethod
     def _resume_from(cls, value: Any) -> Any:
@@ -173,37 +161,41 @@ class RunConfig(Section):
     def _without_effectless(cls, value: list[Section]) -> list[Section]:
         return [callback for callback in value if not isinstance(callback, EffectlessCallback)]
 
+    @property
+    def trains(self) -> bool:
+        """Whether the run mode is a training."""
+        return self.run_mode in ("train", "finetune")
+
     def complete(self) -> None:
         refuse([*self._task_problems(), *self._training_problems()])
+        self.fill(**self.replaced(dict(self._derived_values())).__dict__)
+
+    def _derived_values(self) -> Iterator[tuple[str, Any]]:
+        """The fields whose values follow from others, by dotted name."""
         if self.runner_config.batch_size is None:
             dataset = self.eval_dataset if self.run_mode == "eval" else self.train_dataset
-            self.runner_config.batch_size = dataset.batch_size or 1
+            yield "runner_config.batch_size", dataset.batch_size or 1
         if self.lr_schedule is None and self.optimizer.learning_rate is not None:
-            self.lr_schedule = LRScheduleSection(learning_rate=self.optimizer.learning_rate)
-        self.metric.type = _METRIC_OF_TRAINER[self.trainer.type]
-        for task in (self.train_dataset_task, self.eval_dataset_task):
-            task.type = _DATASET_OF_TRAINER[self.trainer.type]
-        self._agree_on_evaluation()
-        self._agree_on_tensorboard()
-        trains = self.run_mode in ("train", "finetune")
-        if self.train_precision_sync if trains else self.infer_precision_sync:
-            self.context.deterministic = True
+            yield "lr_schedule", LRScheduleSection(learning_rate=self.optimizer.learning_rate)
+        yield "metric.type", _METRIC_OF_TRAINER[self.trainer.type]
+        for task in ("train_dataset_task", "eval_dataset_task"):
+            yield f"{task}.type", _DATASET_OF_TRAINER[self.trainer.type]
+        evaluates = EvalCallBackSection in map(type, self.callbacks) if self.do_eval is None else self.do_eval
+        yield "do_eval", evaluates
+        yield "callbacks", [*self.callbacks, *self._callbacks_of_other_keys(evaluates)]
+        if self.train_precision_sync if self.trains else self.infer_precision_sync:
+            yield "context.deterministic", True
         if self.predict_batch_size is not None:
-            self.model.config.batch_size = self.predict_batch_size
+            yield "model.config.batch_size", self.predict_batch_size
 
-    def _agree_on_tensorboard(self) -> None:
-        """The section `tensorboard` and a SummaryMonitor among the callbacks mean the same."""
+    def _callbacks_of_other_keys(self, evaluates: bool) -> Iterator[Section]:
+        """The callbacks that are not listed, and that `do_eval` and `tensorboard` ask for."""
+        listed = set(map(type, self.callbacks))
+        if evaluates and EvalCallBackSection not in listed:
+            yield EvalCallBackSection(eval_steps=self.eval_step_interval, eval_epochs=self.eval_epoch_interval)
         folder = self.tensorboard.tensorboard_dir if self.tensorboard else ""
-        if folder and not any(isinstance(callback, SummaryMonitorSection) for callback in self.callbacks):
-            self.callbacks = [*self.callbacks, SummaryMonitorSection(summary_dir=folder)]
-
-    def _agree_on_evaluation(self) -> None:
-        """An EvalCallBack among the callbacks and `do_eval: True` mean the same; let both stand."""
-        listed = any(isinstance(callback, EvalCallBackSection) for callback in self.callbacks)
-        self.do_eval = listed if self.do_eval is None else self.do_eval
-        if self.do_eval and not listed:
-            callback = EvalCallBackSection(eval_steps=self.eval_step_interval, eval_epochs=self.eval_epoch_interval)
-            self.callbacks = [*self.callbacks, callback]
+        if folder and SummaryMonitorSection not in listed:
+            yield SummaryMonitorSection(summary_dir=folder)
 
     def _task_problems(self) -> Iterator[tuple[str, str]]:
         arch, wanted = self.model.arch.type, _ARCH_OF_TRAINER[self.trainer.type]
@@ -257,6 +249,6 @@ class RunConfig(Section):
             )
         if self.optimizer.relative_step:
             if self.lr_schedule is not None:
-                yield "lr_schedule", NO_RATE_WITH_RELATIVE_STEP
-        elif self.run_mode in ("train", "finetune") and self.lr_schedule is None and rate is None:
+                yield "lr_schedule", NO_LEARNING_RATE_WITH_RELATIVE_STEP
+        elif self.trains and self.lr_schedule is None and rate is None:
             yield "lr_schedule", f"is missing, and run_mode {self.run_mode!r} needs lr_schedule.learning_rate"

@@ -42,11 +42,13 @@ class ScaleSenseSection(Section):
         if self.type == "static":
             given = [key for key in ("scale_factor", "scale_window") if getattr(self, key) is not None]
             refuse((key, "has no effect on a static loss scale") for key in given)
-            self.loss_scale_value = self.loss_scale_value or 1.0
+            self.fill(loss_scale_value=self.loss_scale_value or 1.0)
         else:
-            self.loss_scale_value = self.loss_scale_value or 2.0**16
-            self.scale_factor = self.scale_factor or 2.0
-            self.scale_window = self.scale_window or 1000
+            self.fill(
+                loss_scale_value=self.loss_scale_value or 2.0**16,
+                scale_factor=self.scale_factor or 2.0,
+                scale_window=self.scale_window or 1000,
+            )
 
 
 _TRAIN_STEPS = {

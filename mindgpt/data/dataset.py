@@ -11,9 +11,10 @@ from mindspore import dtype as mstype
 from mindspore.mindrecord import FileReader
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.mindrecord import find_mindrecord_files, read_header, reason_of
+from mindgpt.data.mindrecord import find_mindrecord_files, read_header
 from mindgpt.io.files import PathLike
 from mindgpt.io.processes import available_cores
+from mindgpt.runtime.mindspore_errors import data_error_reason
 
 _ROWS_OF_FINGERPRINT = 16
 _OLD_NAMES = {"input_mask": "attention_mask"}  # of columns, as early releases of MindFormers wrote them
@@ -81,7 +82,7 @@ def _first_row(file: str) -> dict[str, Any]:
         finally:
             reader.close()
     except (RuntimeError, StopIteration) as error:
-        raise UserError(f"{file} cannot be read: {reason_of(error)} Make it again.") from error
+        raise UserError(f"{file} cannot be read: {data_error_reason(error)} Make it again.") from error
 
 
 def fingerprint(info: DatasetInfo) -> str:

@@ -38,6 +38,7 @@ from mindgpt.io.files import (
     write_json,
 )
 from mindgpt.io.processes import process_runs
+from mindgpt.runtime.mindspore_errors import data_error_reason
 
 try:
     import fcntl
@@ -167,13 +168,6 @@ def _hint(path: Path) -> str:
         sorted(file.name for file in folder.iterdir() if _split_of(file.name, path.name)) if folder.is_dir() else []
     )
     return f" It was written in splits ({splits[0]}, ...): name their folder, {folder}." if splits else ""
-
-
-def reason_of(error: BaseException) -> str:
-    """The line of a MindSpore data error that says what happened, without banners and C++ call sites."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    marked = [line.removeprefix("[ERROR]").strip() for line in lines if line.startswith("[ERROR]")]
-    return (marked or lines or [type(error).__name__])[0]
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -312,7 +306,7 @@ class MindRecordWriter:
         except UserError:
             raise
         except (OSError, RuntimeError) as error:  # MindSpore raises RuntimeErrors
-            raise UserError(f"Cannot write {self._target}: {reason_of(error)}") from error
+            raise UserError(f"Cannot write {self._target}: {data_error_reason(error)}") from error
 
 
 def _existing_set(folder: Path, name: str) -> list[str]:

@@ -9,6 +9,7 @@ from mindspore import Tensor, nn
 from mindspore.train import Metric
 
 from mindgpt.data.blocks import IGNORED_LABEL
+from mindgpt.evaluation.perplexity import NothingCountedError
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
 
 
@@ -68,10 +69,10 @@ class ClassificationMetric(Metric):
         """`loss`, the mean cross-entropy in nats, and the scores of `scores`.
 
         Raises:
-            RuntimeError: no row was counted.
+            NothingCountedError: no row was counted.
         """
         if not self.rows:
-            raise RuntimeError("the data set has no labelled row: all labels are -100")
+            raise NothingCountedError("the data set has no labelled row: all labels are -100")
         return {"loss": self._loss / self.rows, **scores(self.confusion)}
 
 

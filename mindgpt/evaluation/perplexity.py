@@ -10,6 +10,10 @@ from mindgpt.models.cpu.gpt2_layers import KernelLosses, kernels_fit
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 
 
+class NothingCountedError(RuntimeError):
+    """A metric has no value, since nothing in the data counts. The message continues the name of the data."""
+
+
 class PerplexityCell(nn.Cell):
     """What `mindspore.train.Model` evaluates: a batch of rows -> its summed loss and the tokens it is summed over.
 
@@ -67,7 +71,7 @@ class PerplexityMetric(Metric):
         """`loss`, in nats per token, and `PPL` = exp(loss), infinite if that overflows float64.
 
         Raises:
-            RuntimeError: no token was predicted.
+            NothingCountedError: no token was predicted.
         """
         self._check_anything_counted()
         if not self.batch_means:
@@ -82,8 +86,15 @@ class PerplexityMetric(Metric):
 
     def _check_anything_counted(self) -> None:
         if not self.tokens:
-            raise RuntimeError("the data set has no token to predict: every row is padding, or all labels are -100")
+            raise NothingCountedError(
+                "the data set has no token to predict: every row is padding, or all labels are -100"
+            )
 
 
 def _loss_and_perplexity(loss: float) -> dict[str, float]:
-    return {"loss": loss, "PPL": math.exp(loss) if loss < 700 else math.inf}
+    return {"loss": loss, "PPL": perplexity(loss)}
+
+
+def perplexity(loss: float) -> float:
+    """e^loss, of a mean negative log-likelihood in nats; infinite where that is beyond float64."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,7 +1,6 @@
 """Token ids in, token ids out: what `GPT2LMHeadModel.generate` does, in the forms that users of transformers know."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,7 +114,7 @@ def _tokenizer_for_stop_strings(tokenizer: Any) -> GPT2Tokenizer:
 
 
 def _settings(model: GPT2LMHeadModel, given: dict[str, Any]) -> GenerationSettings:
-    known = [*(field.name for field in fields(GenerationSettings)), *BESIDE_SETTINGS]
+    known = [*GenerationSettings.model_fields, *BESIDE_SETTINGS]
     for name in given:
         if name not in known:
             raise UserError(f"generate: {name}: there is no such argument; {way_out(name, known)}")

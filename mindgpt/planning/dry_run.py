@@ -1,6 +1,6 @@
-"""The dry run: is a configuration's layout legal, does it fit the cards' memory, and what does a step cost?
+"""The dry run: is a configuration's layout legal, does it fit the memory of the devices, and what does a step cost?
 
-For every kind of pipeline stage (first, middle, last) the training step is compiled as one of its cards, in a process
+For every kind of pipeline stage (first, middle, last) the training step is compiled as one of its ranks, in a process
 of its own under simulated Ascend, one after the other. Sizes, collectives and products are read from the compiled
 graphs; activations and time are estimates (`mindgpt/planning/estimates.py`).
 """
@@ -16,16 +16,10 @@ from typing import Any
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.hardware import Hardware
-from mindgpt.config.layout import (
-    cuts_model,
-    data_parallel_problems,
-    grid_of,
-    layout_problems,
-    rows_of_step,
-    shards_optimizer,
-)
+from mindgpt.config.layout import data_parallel_problems, grid_of, rows_of_step, semi_auto_problems, shards_optimizer
 from mindgpt.config.loader import dump_config
 from mindgpt.config.run_config import RunConfig
+from mindgpt.config.strategy import Strategy, strategy_of
 from mindgpt.planning import estimates
 from mindgpt.planning.estimates import StepTime
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT, Collective
@@ -39,17 +33,18 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one card of a pipeline stage holds and does; bytes and floating-point operations of a step.
+    """What one rank of a pipeline stage holds and does; bytes and floating-point operations of a step.
 
     Attributes:
-        stage, rank: of the card that was compiled.
-        parameters, gradients, optimizer: bytes of this card's slices, from the compiled graph.
+        stage, rank: that were compiled.
+        blocks: of the stage.
+        parameters, gradients, optimizer: bytes of this rank's shards, from the compiled graph.
         kept_by_block: bytes that a block keeps for its backward pass, from the compiled graph.
         flops: of all matrix products, recomputed ones too, from the compiled graph.
         collectives: how often in a step, from the compiled graph.
         activations: bytes, by formula.
         time: estimated.
-        seconds, peak_memory: what compiling took, in bytes the latter.
+        seconds, peak_memory: of compiling; the latter in bytes.
     """
 
     stage: int
@@ -68,7 +63,7 @@ class StagePlan:
 
     @property
     def memory(self) -> int:
-        """Bytes on a card, the activations among them."""
+        """Bytes on a device, including activations."""
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
@@ -76,62 +71,65 @@ class StagePlan:
 class Plan:
     """A dry run's result: one `StagePlan` for each kind of stage, of a legal layout.
 
-    `notes` tell where `config` is not what the person gave.
+    `notes` say where `config` is not what the person gave.
     """
 
     config: RunConfig
     notes: list[str]
     hardware: Hardware
-    cards: int
+    devices: int
     stages: list[StagePlan]
 
     @property
     def slowest(self) -> StagePlan:
-        """The stage whose step takes longest, on which the others wait."""
+        """The stage whose step takes longest; the others wait for it."""
         return max(self.stages, key=lambda stage: stage.time.total)
 
 
-def dry_run(config: RunConfig, cards: int, hardware: Hardware) -> Plan:
-    """Compile the plan of `config` for `cards` cards.
+def dry_run(config: RunConfig, devices: int, hardware: Hardware) -> Plan:
+    """Compile the plan of `config` for `devices` devices.
 
     Raises:
         UserError: the layout does not fit, MindSpore refuses it, or nothing can be compiled here.
     """
-    config, notes = _for_cards(config, cards)
+    config, notes = _as_launched(config, devices)
     stages = []
     for stage in _stage_kinds(config):
-        found = _compiled(config, stage * (cards // grid_of(config).pipeline_stage), cards)
+        found = _compiled(config, stage * (devices // grid_of(config).pipeline_stage), devices)
         stages.append(_stage_plan(config, hardware, stage, found))
-    return Plan(config, notes, hardware, cards, stages)
+    return Plan(config, notes, hardware, devices, stages)
 
 
-def _for_cards(config: RunConfig, cards: int) -> tuple[RunConfig, list[str]]:
-    """The configuration as a launcher of `cards` processes on Ascend would run it, and what was changed for that.
+def _as_launched(config: RunConfig, devices: int) -> tuple[RunConfig, list[str]]:
+    """The configuration as a launcher of `devices` processes on Ascend would run it, and notes about what was changed.
 
     Raises:
         UserError: that run would be refused.
     """
-    if config.run_mode not in ("train", "finetune"):
+    if not config.trains:
         raise UserError(
             f"run_mode is {config.run_mode}, and the dry run is of a training step: add --run_mode train or finetune"
         )
     if config.context.device_target == "CPU":
         raise UserError("context.device_target is CPU, and the dry run is for Ascend: add --device_target Ascend")
-    config = config.model_copy(deep=True)
-    config.context.device_target = "Ascend"
-    config.context.save_graphs = False
-    config.load_checkpoint = ""
     notes = []
-    if cards > 1 and not config.use_parallel:
-        notes.append(f"use_parallel is False; this is the plan with True, which {cards} cards need")
-    config.use_parallel = cards > 1
-    whole_model = cards > 1 and not cuts_model(config)
-    if problems := list(
-        data_parallel_problems(config, cards, "Ascend") if whole_model else layout_problems(config, cards)
-    ):
+    if devices > 1 and not config.use_parallel:
+        notes.append(f"use_parallel is False; this is the plan with True, which {devices} cards need")
+    config = config.replaced(
+        {
+            "context.device_target": "Ascend",
+            "context.save_graphs": False,
+            "load_checkpoint": "",
+            "use_parallel": devices > 1,
+        }
+    )
+    if strategy_of(config, "Ascend", devices) is Strategy.DATA_PARALLEL:
+        problems = list(data_parallel_problems(config, devices, "Ascend"))
+        config = config.replaced({"parallel_config.data_parallel": devices})  # 1, the default, means all in this mode
+    else:
+        problems = list(semi_auto_problems(config, devices))
+    if problems:
         raise UserError("\n".join([*problems, *notes]))
-    if whole_model:
-        config.parallel_config.data_parallel = cards  # 1, the default, means all in this mode
     return config, notes
 
 
@@ -147,15 +145,15 @@ def _stage_kinds(config: RunConfig) -> list[int]:
     return sorted({0, max(0, min(first_with_more, stages - 2)), stages - 1})
 
 
-def _compiled(config: RunConfig, rank: int, cards: int) -> dict[str, Any]:
+def _compiled(config: RunConfig, rank: int, devices: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mindgpt-dry-run-") as name:
         folder = Path(name)
-        config = config.model_copy(deep=True, update={"output_dir": str(folder / "output")})
+        config = config.replaced({"output_dir": str(folder / "output")})
         (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         result = run_simulated(
             [sys.executable, "-m", "mindgpt.planning.planned_step", "config.yaml", "facts.json"],
             rank,
-            cards,
+            devices,
             cwd=folder,
             more=DUMP_ENVIRONMENT | {"MS_DEV_SAVE_GRAPHS_PATH": str(folder / "graphs")},
             python_path=[_REPO],
@@ -165,18 +163,18 @@ def _compiled(config: RunConfig, rank: int, cards: int) -> dict[str, Any]:
             raise UserError(result.stderr[result.stderr.rfind("error: ") + len("error: ") :].strip())
         if result.returncode != 0 or not facts.exists():
             raise UserError(
-                f"compiling rank {rank} of {cards} ended with status {result.returncode}. Its last words:\n"
+                f"compiling rank {rank} of {devices} ended with status {result.returncode}. Its last words:\n"
                 + "\n".join((result.stdout + result.stderr).splitlines()[-15:])
             )
         found = json.loads(facts.read_text())
     if "refused" in found:
-        raise UserError(f"MindSpore refuses the plan of rank {rank} of {cards}: {found['refused']}")
+        raise UserError(f"MindSpore refuses the plan of rank {rank} of {devices}: {found['refused']}")
     return found | {"rank": rank}
 
 
 def _stage_plan(config: RunConfig, hardware: Hardware, stage: int, found: dict[str, Any]) -> StagePlan:
     collectives = Counter(
-        {Collective(kind, purpose, tuple(cards), size): n for kind, purpose, cards, size, n in found["collectives"]}
+        {Collective(kind, purpose, tuple(ranks), size): n for kind, purpose, ranks, size, n in found["collectives"]}
     )
     return StagePlan(
         stage=stage,
@@ -196,10 +194,10 @@ def _stage_plan(config: RunConfig, hardware: Hardware, stage: int, found: dict[s
 
 
 def report(plan: Plan) -> Iterator[str]:
-    """The lines that tell a person what a plan comes to."""
+    """The lines of the report."""
     config, grid = plan.config, grid_of(plan.config)
     with_what = "CANN" if is_cann_installed() else "empty CANN libraries"
-    cards = f"{plan.cards} card{'s' if plan.cards > 1 else ''}"
+    cards = f"{plan.devices} card{'s' if plan.devices > 1 else ''}"
     yield from plan.notes
     yield f"legal: {cards} = {grid}; compiled for simulated Ascend with {with_what}"
     limit = _memory_limit(config, plan.hardware)
@@ -209,28 +207,28 @@ def report(plan: Plan) -> Iterator[str]:
 
 
 def shortfall(plan: Plan) -> str | None:
-    """Why a plan does not fit the memory of a card, and what to change; None if it does."""
+    """Why a plan does not fit the memory of a device, and what to change; None if it does."""
     fullest, limit = max(plan.stages, key=lambda stage: stage.memory), _memory_limit(plan.config, plan.hardware)
     if fullest.memory <= limit * _GIB:
         return None
-    parts = {
+    sizes = {
         "parameters": fullest.parameters,
         "gradients": fullest.gradients,
         "optimizer state": fullest.optimizer,
         "activations (estimate)": fullest.activations,
     }
-    listed = ", ".join(f"{name} {_rounded(size)}" for name, size in parts.items())
-    changes = list(_of_activations(plan.config)) if 2 * fullest.activations > fullest.memory else []
-    changes += [*_of_weights(plan.config), "a larger model_parallel or pipeline_stage, or more cards"]
+    listed = ", ".join(f"{name} {_rounded(size)}" for name, size in sizes.items())
+    changes = list(_activation_savers(plan.config)) if 2 * fullest.activations > fullest.memory else []
+    changes += [*_weight_savers(plan.config), "a larger model_parallel or pipeline_stage, or more cards"]
     where = f"a card of stage {fullest.stage}" if grid_of(plan.config).pipeline_stage > 1 else "a card"
     return (
-        f"the layout is legal, but {where} would hold {_rounded(fullest.memory)} of the {limit:g} GiB that there are: "
-        f"{listed}. What makes it less: {'; or '.join(changes)}"
+        f"the layout is legal, but {where} would hold {_rounded(fullest.memory)} of the {limit:g} GiB available: "
+        f"{listed}. What reduces it: {'; or '.join(changes)}"
     )
 
 
-def _of_activations(config: RunConfig) -> Iterator[str]:
-    """Settings that would make activations fewer, as far as they are not in use."""
+def _activation_savers(config: RunConfig) -> Iterator[str]:
+    """Settings that reduce the memory of activations and are not in use."""
     if config.runner_config.batch_size > 1:
         yield f"runner_config.batch_size below {config.runner_config.batch_size}"
     if not config.recompute_config.recompute:
@@ -241,14 +239,14 @@ def _of_activations(config: RunConfig) -> Iterator[str]:
         yield "parallel_config.use_seq_parallel: True"
 
 
-def _of_weights(config: RunConfig) -> Iterator[str]:
-    """Settings that would make a card's weights and their state fewer with the same grid."""
+def _weight_savers(config: RunConfig) -> Iterator[str]:
+    """Settings that reduce the memory of weights and optimizer state on the same grid, and are not in use."""
     if grid_of(config).data_parallel > 1 and not shards_optimizer(config):
         yield "parallel_config.optimizer_shard: True (with parallel.parallel_mode: 1)"
 
 
 def _memory_limit(config: RunConfig, hardware: Hardware) -> float:
-    """GiB that a run may use on a card."""
+    """GiB that a run may use on a device."""
     allowed = config.context.max_device_memory
     return min(hardware.memory_gib, float(allowed.removesuffix("GB")) if allowed else hardware.memory_gib)
 
@@ -271,12 +269,12 @@ def _stage_lines(config: RunConfig, stage: StagePlan, limit: float) -> Iterator[
     yield "  collectives of a step:"
     by_group: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
     sizes: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
-    for (kind, purpose, cards, size), count in stage.collectives.items():
-        by_group[kind, purpose, cards] += count
-        sizes[kind, purpose, cards] += count * size
-    for (kind, purpose, cards), count in sorted(by_group.items()):
-        size = _size(sizes[kind, purpose, cards])
-        yield f"    {count:>5} {kind:<13} of {purpose:<11} {size}   cards {_shown(cards)}"
+    for (kind, purpose, ranks, size), count in stage.collectives.items():
+        by_group[kind, purpose, ranks] += count
+        sizes[kind, purpose, ranks] += count * size
+    for (kind, purpose, ranks), count in sorted(by_group.items()):
+        size = _size(sizes[kind, purpose, ranks])
+        yield f"    {count:>5} {kind:<13} of {purpose:<11} {size}   cards {_shown(ranks)}"
 
 
 def _cost_lines(plan: Plan) -> Iterator[str]:
@@ -285,7 +283,7 @@ def _cost_lines(plan: Plan) -> Iterator[str]:
     yield f"floating-point operations of a step: {by_formula:.4g} on all cards by formula"
     yield (
         f"  counted in the graph of rank {slowest.rank}: {slowest.flops:.4g}, "
-        f"{slowest.flops * plan.cards / by_formula:.3f} of a card's share (recomputation and what cards repeat count)"
+        f"{slowest.flops * plan.devices / by_formula:.3f} of a card's share (recomputation and what cards repeat count)"
     )
     time = slowest.time
     yield (
@@ -308,8 +306,8 @@ def _rounded(size: int) -> str:
     return f"{size / unit:.2f} {name}"
 
 
-def _shown(cards: tuple[int, ...]) -> str:
-    if not cards:
+def _shown(ranks: tuple[int, ...]) -> str:
+    if not ranks:
         return "all"
-    text = ", ".join(map(str, cards))
-    return text if len(cards) <= 8 else f"{', '.join(map(str, cards[:3]))}, ... {cards[-1]} ({len(cards)})"
+    text = ", ".join(map(str, ranks))
+    return text if len(ranks) <= 8 else f"{', '.join(map(str, ranks[:3]))}, ... {ranks[-1]} ({len(ranks)})"

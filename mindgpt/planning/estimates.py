@@ -1,7 +1,7 @@
 """What a training step costs, by formula: floating-point operations, activations in memory, time.
 
 Symbols, as in Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models"): a heads, b
-rows of a micro-batch on a data-parallel card, h hidden size, L layers, s tokens of a row, t tensor-parallel cards. The
+rows of a micro-batch on a data-parallel rank, h hidden size, L layers, s tokens of a row, t tensor-parallel ranks. The
 dry run prints what a block keeps by formula beside what it keeps in the compiled graph.
 """
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mindgpt.config.execution_sections import RecomputeSection
 from mindgpt.config.hardware import Hardware
-from mindgpt.config.layout import cuts_vocabulary, grid_of, interleaved_parts, rows_of_step
+from mindgpt.config.layout import grid_of, interleaved_batches, rows_of_step, shards_vocabulary
 from mindgpt.config.model_sections import GPT2Section
 from mindgpt.config.run_config import RunConfig
 from mindgpt.runtime.compiled_graph import Collective
@@ -25,11 +25,11 @@ _FLASH_STATISTICS = 2 * 8 * 4  # bytes a head and token: maximum and sum of the 
 
 
 def flops_of_step(config: RunConfig) -> float:
-    """Floating-point operations of a training step on all cards together, recomputation apart.
+    """Floating-point operations of a training step on all devices together, without recomputation.
 
-    6 N D (Kaplan et al. 2020, section 2.1: forward 2, backward 4) for N weights in matrix products, the head among
-    them, and D tokens; and 12 L h s a token for the scores of attention and their use, all of which are computed,
-    those behind the causal mask too. With LoRA the N frozen weights need no gradient: 4 N D.
+    6 N D (Kaplan et al. 2020, section 2.1: forward 2, backward 4) for N weights in matrix products, including the
+    head, and D tokens; and 12 L h s a token for the products of attention, including the positions that the causal
+    mask excludes. With LoRA the N frozen weights need no gradient: 4 N D.
     """
     network = config.model.config
     tokens = rows_of_step(config) * network.seq_length
@@ -47,12 +47,13 @@ def _weights_of_block(network: GPT2Section) -> int:
 
 
 def kept_by_block(config: RunConfig) -> int:
-    """Bytes that a block keeps on a card from the forward to the backward pass of a micro-batch, without recomputation.
+    """Bytes that a block keeps on a device from the forward to the backward pass of a micro-batch, if nothing is
+    recomputed.
 
-    Equations 1, 2 and 4 of the paper, adapted to how this network is written: every term by its own dtype, the
-    activation by what it keeps, flash attention in place of the scores. Products keep copies of their weights, cast or,
-    as the update will overwrite them, plain. With sequence parallelism the inputs of the products that are cut by
-    columns are kept as gathered.
+    Equations 1, 2 and 4 of the paper, adapted to how this network is written: every term has its own dtype, the
+    activation function counts what it keeps, flash attention replaces the scores. Products keep copies of their
+    weights: cast, or plain since the update will overwrite them. With sequence parallelism the inputs of
+    column-parallel products are kept gathered.
     """
     network, grid = config.model.config, grid_of(config)
     t, rows = grid.model_parallel, config.runner_config.batch_size * network.seq_length
@@ -66,12 +67,12 @@ def kept_by_block(config: RunConfig) -> int:
     wide = rows * network.ffn_hidden_size * compute * (1 + _KEPT_BY_ACTIVATION[network.hidden_act])
     attention = _kept_by_attention_kernel(config)
     weights = _weights_of_block(network) * compute
-    in_shards = (query_key_value_context + wide + attention + weights) // t
-    return norms + inputs_of_columns + in_shards + _masks_of_block(config)
+    sharded = (query_key_value_context + wide + attention + weights) // t
+    return norms + inputs_of_columns + sharded + _masks_of_block(config)
 
 
 def _masks_of_block(config: RunConfig) -> int:
-    """Bytes of a block's dropout masks on a card. They are kept under every kind of recomputation."""
+    """Bytes of a block's dropout masks on a device. They are kept under every kind of recomputation."""
     network, t = config.model.config, grid_of(config).model_parallel
     b, s, a = config.runner_config.batch_size, network.seq_length, network.num_heads
     residual = 2 * b * s * network.hidden_size // (t if config.parallel_config.use_seq_parallel else 1)
@@ -81,7 +82,7 @@ def _masks_of_block(config: RunConfig) -> int:
 
 
 def _kept_by_attention_kernel(config: RunConfig) -> int:
-    """What attention keeps apart from query, key, value, context and dropout mask, on all t cards together."""
+    """Bytes that attention keeps besides query, key, value, context and dropout mask, on all t ranks together."""
     network = config.model.config
     b, s, a = config.runner_config.batch_size, network.seq_length, network.num_heads
     compute, dropout = BYTES[network.compute_dtype], network.attention_dropout_rate > 0
@@ -93,42 +94,42 @@ def _kept_by_attention_kernel(config: RunConfig) -> int:
 
 
 def activations_of_stage(config: RunConfig, stage: int, blocks: int) -> int:
-    """Bytes of activations on a card of a pipeline stage at their highest.
+    """Peak bytes of activations on a device of a pipeline stage.
 
-    Of a pipeline with the schedule one forward, one backward, stage i of p holds p - i micro-batches (Narayanan et al.
+    In a pipeline with the schedule one forward, one backward, stage i of p holds p - i micro-batches (Narayanan et al.
     2021, section 2.2.1).
 
     Args:
         config: the run's.
         stage: from 0.
-        blocks: that the stage has.
+        blocks: of the stage.
     """
     network, grid, recompute = config.model.config, grid_of(config), config.recompute_config
     last = stage == grid.pipeline_stage - 1
-    parts = interleaved_parts(config)
-    micro_batches = min(grid.pipeline_stage - stage, config.parallel_config.micro_batch_num) * parts
-    rows = config.runner_config.batch_size * network.seq_length  # of one interleaved part
+    interleaved = interleaved_batches(config)
+    micro_batches = min(grid.pipeline_stage - stage, config.parallel_config.micro_batch_num) * interleaved
+    rows = config.runner_config.batch_size * network.seq_length  # tokens of one interleaved batch
     kept, working = _with_recompute(config, recompute, kept_by_block(config))
     total = micro_batches * blocks * kept + working
     if stage == 0 and network.embedding_dropout_rate:
         total += micro_batches * rows * network.hidden_size // _VALUES_PER_MASK_BYTE
     if last:
         norm_bytes = BYTES[network.layernorm_compute_type] + BYTES[network.compute_dtype]
-        total += parts * rows * network.hidden_size * norm_bytes
+        total += interleaved * rows * network.hidden_size * norm_bytes
         if config.trainer.type == "CausalLanguageModelingTrainer":
-            classes = network.vocab_size // (grid.model_parallel if cuts_vocabulary(config) else 1)
-            total += parts * 3 * 4 * rows * classes  # float32: logits, their exponentials, and the gradient
+            classes = network.vocab_size // (grid.model_parallel if shards_vocabulary(config) else 1)
+            total += interleaved * 3 * 4 * rows * classes  # float32: logits, their exponentials, and the gradient
     return total
 
 
 def _with_recompute(config: RunConfig, recompute: RecomputeSection, block_bytes: int) -> tuple[int, int]:
-    """What a block keeps, and what is there besides while one block is computed again."""
+    """Bytes that a block keeps, and bytes that are needed besides while one block is recomputed."""
     network, t = config.model.config, grid_of(config).model_parallel
     if recompute.recompute:
         kept = config.runner_config.batch_size * network.seq_length * network.hidden_size * BYTES[network.compute_dtype]
-        cut = config.parallel_config.use_seq_parallel or recompute.recompute_slice_activation
+        sharded = config.parallel_config.use_seq_parallel or recompute.recompute_slice_activation
         masks = _masks_of_block(config)
-        return kept // (t if cut else 1) + masks, block_bytes - masks
+        return kept // (t if sharded else 1) + masks, block_bytes - masks
     if recompute.select_recompute:
         again = _kept_by_attention_kernel(config) // t
         return block_bytes - again, again
@@ -149,47 +150,47 @@ class StepTime(NamedTuple):
 
 
 def step_time(
-    config: RunConfig, hardware: Hardware, flops_of_card: float, collectives: Mapping[Collective, int], rank: int
+    config: RunConfig, hardware: Hardware, flops_of_rank: float, collectives: Mapping[Collective, int], rank: int
 ) -> StepTime:
-    """The estimated time of a step on the card that has most to do.
+    """The estimated time of a step on a rank.
 
-    Assumptions: products at `efficiency` of the peak, the rest within that; collectives as rings, at the bandwidth of
-    their slowest link; messages about gradients of weights hidden behind the backward pass, two thirds of the
-    computation, as far as they fit, all others waited for; a pipeline of p stages and m micro-batches idle for
-    (p - 1) / m of its work (Narayanan et al. 2021, section 2.2.1).
+    Assumptions: products run at `efficiency` of the peak, which includes all other operators; collectives are rings at
+    the bandwidth of their slowest link; those of weight gradients overlap with the backward pass, two thirds of the
+    computation, all others are waited for; a pipeline of p stages and m micro-batches is idle for (p - 1) / m of its
+    work (Narayanan et al. 2021, section 2.2.1).
     """
     half = config.model.config.compute_dtype != "float32"
     peak = (hardware.fp16_tflops if half else hardware.fp32_tflops) * 1e12
-    compute = flops_of_card / (peak * hardware.efficiency)
-    hidden = waited_for = 0.0
-    cards = grid_of(config).cards
+    compute = flops_of_rank / (peak * hardware.efficiency)
+    overlapped = waited_for = 0.0
+    devices = grid_of(config).devices
     for collective, count in collectives.items():
-        seconds = count * _seconds(collective, hardware, cards, rank)
+        seconds = count * _seconds(collective, hardware, devices, rank)
         if collective.purpose == "gradients":
-            hidden += seconds
+            overlapped += seconds
         else:
             waited_for += seconds
-    messages = waited_for + max(0.0, hidden - compute * 2 / 3)
+    messages = waited_for + max(0.0, overlapped - compute * 2 / 3)
     stages = grid_of(config).pipeline_stage
     idle = (compute + messages) * (stages - 1) / config.parallel_config.micro_batch_num if stages > 1 else 0.0
     return StepTime(compute, messages, idle)
 
 
-def _seconds(collective: Collective, hardware: Hardware, all_cards: int, rank: int) -> float:
-    cards = collective.cards or range(all_cards)
-    servers = {card // hardware.cards_per_server for card in (*cards, rank)}
+def _seconds(collective: Collective, hardware: Hardware, devices: int, rank: int) -> float:
+    ranks = collective.cards or range(devices)
+    servers = {number // hardware.cards_per_server for number in (*ranks, rank)}
     bandwidth = hardware.server_gb_per_second if len(servers) == 1 else hardware.network_gb_per_second
-    return sent_bytes(collective, len(cards)) / (bandwidth * 1e9)
+    return sent_bytes(collective, len(ranks)) / (bandwidth * 1e9)
 
 
-def sent_bytes(collective: Collective, cards: int) -> float:
-    """Bytes that each card sends: a ring of n sends (n - 1) / n of the tensor, twice for a sum that all have."""
+def sent_bytes(collective: Collective, ranks: int) -> float:
+    """Bytes that each rank sends: a ring of n sends (n - 1) / n of the tensor, twice for an AllReduce."""
     if collective.kind in ("Send", "Receive"):
         return float(collective.bytes)
-    once = collective.bytes * (cards - 1) / cards
+    once = collective.bytes * (ranks - 1) / ranks
     return 2 * once if collective.kind == "AllReduce" else once
 
 
 def tokens_per_second(config: RunConfig, time: StepTime) -> float:
-    """Estimated tokens a second and card."""
-    return rows_of_step(config) * config.model.config.seq_length / time.total / grid_of(config).cards
+    """Estimated tokens per second and device."""
+    return rows_of_step(config) * config.model.config.seq_length / time.total / grid_of(config).devices

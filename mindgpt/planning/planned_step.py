@@ -1,8 +1,8 @@
-"""A process of the dry run: compiles the training step of one simulated card, and writes down what the graph holds.
+"""A process of the dry run: compiles the training step of one simulated rank, and writes what its graph holds.
 
     python -m mindgpt.planning.planned_step CONFIG.yaml FACTS.json
 
-`mindgpt.planning.dry_run` starts it with the environment of that card; no data and no weights are read.
+`mindgpt.planning.dry_run` starts it with the environment of that rank; no data and no weights are read.
 """
 
 import contextlib
@@ -23,13 +23,14 @@ from mindgpt.config.errors import UserError, run_program
 from mindgpt.config.layout import rows_of_step
 from mindgpt.config.loader import load_config
 from mindgpt.config.run_config import RunConfig
+from mindgpt.config.strategy import Strategy
 from mindgpt.models import model_class
-from mindgpt.pet.adapter import settled
 from mindgpt.pet.lora import add_lora
-from mindgpt.runtime.collectives import model_is_cut
+from mindgpt.runtime.collectives import strategy
 from mindgpt.runtime.compiled_graph import CompiledGraph
-from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
+from mindgpt.runtime.mindspore_errors import without_trace
 from mindgpt.tasks.session import prepare
+from mindgpt.tasks.training_step import build_step, compile_sharded, zeros_for
 from mindgpt.train.step import AccumulatingTrainStep
 
 GRAPHS = "graphs"
@@ -37,22 +38,19 @@ GRAPHS = "graphs"
 
 
 def compile_step(config: RunConfig) -> tuple[nn.Cell, nn.Cell]:
-    """The model and the training step of a run on this card, compiled."""
-    model_config = GPT2Config.from_section(config.model.config)
-    section = model_config.pet_config
-    if section is not None:
-        model_config.pet_config = settled(section, {}, None)
-    # With this, MindSpore cuts the shapes of parameters, those of the optimizer too, and makes no values.
-    with no_init_parameters() if model_is_cut() else contextlib.nullcontext():
+    """The model and the training step of a run on this rank, compiled."""
+    model_config, sharded = GPT2Config.from_section(config.model.config), strategy() is Strategy.SEMI_AUTO
+    # With this, MindSpore shards the shapes of parameters, those of the optimizer too, and makes no values.
+    with no_init_parameters() if sharded else contextlib.nullcontext():
         model = model_class(config.model.arch.type)(model_config)
-        if section is not None:
+        if model_config.pet_config is not None:
             add_lora(model, model_config.pet_config)
     shapes = shapes_of_batch(config)
     step, layout = build_step(config, model, np.full(10, 1e-4, np.float32), padding=len(shapes) > 1)
     step.set_train()
     columns = zeros_for(shapes)
-    if model_is_cut():
-        compile_cut(step, columns, layout)
+    if sharded:
+        compile_sharded(step, columns, layout)
     elif isinstance(step, AccumulatingTrainStep):
         step.accumulate.compile(*columns)
         step.finish.compile()
@@ -62,16 +60,16 @@ def compile_step(config: RunConfig) -> tuple[nn.Cell, nn.Cell]:
 
 
 def shapes_of_batch(config: RunConfig) -> list[tuple[int, ...]]:
-    """The shapes of the columns that a graph is called with: on all cards together where the model is cut over them."""
+    """The shapes of the columns that a graph is called with; of a sharded model those of all ranks together."""
     classifier = config.trainer.type == "TextClassificationTrainer"
-    rows = rows_of_step(config) if model_is_cut() else config.runner_config.batch_size
+    rows = rows_of_step(config) if strategy() is Strategy.SEMI_AUTO else config.runner_config.batch_size
     tokens = config.model.config.seq_length + (0 if classifier else 1)  # of a language model's, the last is a target
     columns = config.train_dataset.input_columns or ["input_ids", "attention_mask", *(["labels"] if classifier else [])]
     return [(rows,) if classifier and name == "labels" else (rows, tokens) for name in columns]
 
 
 def facts(config: RunConfig, model: nn.Cell, graphs: list[CompiledGraph], times: list[int]) -> dict[str, Any]:
-    """What the graphs hold, as JSON can keep it. times: how often each runs in a step."""
+    """What the graphs hold, as JSON values. times: how often each graph runs in a step."""
     collectives: Counter = Counter()
     for graph, count in zip(graphs, times, strict=True):
         for collective, number in graph.collectives().items():
@@ -109,7 +107,7 @@ def main() -> None:
     except UserError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
-        found = {"refused": str(error).split("\n\n-----")[0].strip()}
+        found = {"refused": without_trace(error)}
     else:
         texts = sorted(Path(GRAPHS).rglob("*_validate_*.ir"))
         accumulates = isinstance(step, AccumulatingTrainStep)

@@ -1,4 +1,4 @@
-"""The entry point: reads the command line, and hands over to the run mode."""
+"""The entry point: reads the command line and calls the run mode."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ def _run_mode(command: "CommandLine") -> None:
     for note in command.notes:
         say(note)
     prepare(config)
-    if config.run_mode in ("train", "finetune"):
+    if config.trains:
         from mindgpt.tasks.train import train
 
         log = Path(config.output_dir) / "log" / "train.jsonl"

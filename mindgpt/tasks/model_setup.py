@@ -1,32 +1,30 @@
-"""From `load_checkpoint` and the section `model` to a model with its weights.
-
-MindSpore is loaded by what builds the model, so that what is named can be looked at before.
-"""
+"""From `load_checkpoint` and the section `model` to a model with its weights and its LoRA."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from mindspore import Parameter, nn
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
-from mindgpt.checkpoints.locations import find_weights, is_model_name, newest_in
 from mindgpt.checkpoints.resizing import POSITIONS, TOKENS, resized
-from mindgpt.checkpoints.run_folder import checkpoints_in, rank_folders
 from mindgpt.checkpoints.weights import Weights, load_weights, open_weights
 from mindgpt.config.errors import UserError
+from mindgpt.config.model_sections import GPT2Section, PetSection
 from mindgpt.config.run_config import RunConfig
-from mindgpt.io.files import DOWNLOADS
+from mindgpt.config.strategy import Strategy
 from mindgpt.models import model_class
-from mindgpt.pet.names import SCORE
-from mindgpt.pet.peft_folder import is_peft_folder
+from mindgpt.models.cpu.kernels import why_no_library
+from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
+from mindgpt.models.gpt2.pretrained import PretrainedCell
+from mindgpt.pet.adapter import Adapter, check_factors, open_adapter, resolve_settings, settings_beside
+from mindgpt.pet.lora import add_lora
+from mindgpt.pet.names import SCORE, is_factor, linears_with_factors, shown_paths
+from mindgpt.runtime.collectives import strategy
 from mindgpt.runtime.ranks import rank, say, world_size
-from mindgpt.tasks.output_folder import checkpoint_folder
+from mindgpt.tasks.weights_files import adapter_path, strategy_file, weights_path
 
-if TYPE_CHECKING:
-    from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights
-    from mindgpt.models.gpt2.pretrained import PretrainedCell
-    from mindgpt.tasks.lora_setup import LoRAPlan
-
-_SIZES = {  # the settings that show in the weights' shapes, and where
+_SIZES = {  # the settings that the shapes of weights imply
     TOKENS: ("vocab_size", "hidden_size"),
     POSITIONS: ("max_position_embeddings", "hidden_size"),
     "backbone.blocks.0.output.mapping.weight": ("hidden_size", "ffn_hidden_size"),
@@ -42,174 +40,213 @@ _SAME_SHAPES = (  # settings that change the network but no shape, so that stric
 )
 
 
-def say_if_kernels_are_missing() -> None:
-    """For a task that the C++ kernels could do, if they are missing on this CPU: that it takes longer, and why."""
-    from mindgpt.models.cpu.kernels import why_no_library
+@dataclass(frozen=True)
+class LoRAPlan:
+    """The LoRA of a run, resolved before the network is built.
 
+    Attributes:
+        settings: rank, scaling and the rest, resolved.
+        adapter: to load on top of the base weights, or None.
+        in_weights: whether the base weights hold the factors.
+        added: the names that only the adapter has.
+    """
+
+    settings: PetSection
+    adapter: Adapter | None
+    in_weights: bool
+    added: frozenset[str]
+
+    def put_on(self, model: nn.Cell) -> None:
+        """Add the factors to the network, and freeze the rest."""
+        paths = add_lora(model, self.settings)
+        say(
+            f"LoRA: rank {self.settings.lora_rank}, scaling {self.settings.scaling:g}, on {len(paths)} linear layers: "
+            f"{shown_paths(paths)}"
+        )
+
+    def parameters_of_base(self, model: nn.Cell) -> dict[str, Parameter]:
+        """The parameters that `load_checkpoint` must hold: neither new factors nor what an adapter adds."""
+        parameters = model.parameters_dict()
+        if self.in_weights:
+            return parameters
+        return {name: value for name, value in parameters.items() if not is_factor(name) and name not in self.added}
+
+    def load_adapter(self, model: nn.Cell) -> None:
+        """Load the adapter, strictly: it must hold what this LoRA trains, and nothing else."""
+        if self.adapter is not None:
+            trained = {parameter.name: parameter for parameter in model.trainable_params()}
+            say(f"adapter: {load_weights(trained, self.adapter.source)}")
+
+
+def say_if_kernels_are_missing() -> None:
+    """On a CPU without the C++ kernels, print that the task takes longer, and why."""
     if reason := why_no_library():
         say(f"on CPU, MindSpore's own operators are used, which takes longer than mindgpt's kernels would: {reason}")
 
 
-def build_model(config: RunConfig, weights_follow: bool = False) -> "PretrainedCell":
+def build_model(config: RunConfig, weights_follow: bool = False) -> tuple[PretrainedCell, RunConfig]:
     """The network of the section `model`, with weights if the configuration names any; in training modes a classifier
     may start from a language model's.
 
     Args:
         config: of the run.
-        weights_follow: leave them out: a run that is resumed will restore all its parameters.
+        weights_follow: build it without weights, which a resumed run restores afterwards.
+
+    Returns:
+        The model, and the configuration resolved with the weights.
 
     Raises:
         UserError: the run needs weights and none are named; they are not there; or they do not fit.
     """
-    import mindspore as ms
-
-    from mindgpt.tasks.cards import shares_layers
-    from mindgpt.tasks.lora_setup import plan_lora
-
-    model_config = GPT2Config.from_section(config.model.config)
     path = None if weights_follow else weights_path(config)
-    weights = None if path is None else open_weights(path, strategy_of(config, path))
+    weights = None if path is None else open_weights(path, strategy_file(config, path))
     for note in weights.notes if weights else ():
         say(f"note: {note}")
     if config.resize_embeddings:
-        weights = _resized(config, model_config, weights)
-    if weights is not None:
-        _check_same_network(model_config, weights, path)
-        _take_label_names(model_config, weights)
-    lora = plan_lora(config, weights, adapter_path(config))
-    if lora is not None:
-        config.model.config.pet_config = lora.settings
-        model_config.pet_config = lora.settings.model_copy(update={"adapter": ""})
-    model = model_class(config.model.arch.type)(model_config)
-    if _trains(config) and config.trainer.class_weights is not None:  # metrics weigh all rows alike
+        weights = _resized(config, weights)
+    config, lora = resolve_with_weights(config, weights)
+    section = config.model.config
+    if lora is not None:  # the path of an adapter says nothing about the network
+        section = section.replaced({"pet_config.adapter": ""})
+    model = model_class(config.model.arch.type)(GPT2Config.from_section(section))
+    if config.trains and config.trainer.class_weights is not None:  # metrics weigh all rows alike
         model.set_class_weights(config.trainer.class_weights)
     if lora is not None:
         lora.put_on(model)
-    if shares_layers(config, ms.get_context("device_target")):
-        weights = _keep_part(model, lora, weights)
+    if strategy() is Strategy.TENSOR_PARALLEL:
+        weights = _shard(model, lora, weights)
     if weights_follow:
-        say("weights: of the checkpoint to resume from, once the cards have their parts")
+        say("weights: of the checkpoint to resume from, once the model is sharded")
     elif weights is None:
         say("weights: random, training from scratch")
     else:
         parameters = lora.parameters_of_base(model) if lora else model
-        report = load_weights(parameters, weights, may_be_missing=model.may_be_new if _trains(config) else ())
+        report = load_weights(parameters, weights, may_be_missing=model.may_be_new if config.trains else ())
         say(f"weights: {report}{' (new, and random)' if report.not_in_file else ''}")
     if lora is not None:
         lora.load_adapter(model)
     say(f"model: {config.trainer.model_name}, {sum(value.size for value in model.get_parameters()):,} parameters")
-    return model
+    return model, config
 
 
-def _keep_part(model: "PretrainedCell", lora: "LoRAPlan | None", weights: Weights | None) -> "PartOfWeights | None":
-    """Make the model this card's part; the weights that it takes."""
+def resolve_with_weights(config: RunConfig, weights: Weights | None) -> tuple[RunConfig, LoRAPlan | None]:
+    """The second step of resolving a configuration, after `load_config`: what depends on opened weights.
+
+    Args:
+        config: of the run.
+        weights: what it starts from, or None.
+
+    Returns:
+        The configuration with the label names and LoRA settings that count, and what to do about LoRA.
+
+    Raises:
+        UserError: weights or adapter do not fit the configuration or each other.
+    """
+    if weights is not None:
+        _check_same_network(config.model.config, weights)
+        config = config.replaced({"model.config.label_names": _label_names(config.model.config, weights)})
+    lora = plan_lora(config, weights, adapter_path(config))
+    if lora is not None:
+        config = config.replaced({"model.config.pet_config": lora.settings})
+    return config, lora
+
+
+def plan_lora(config: RunConfig, weights: Weights | None, adapter_path: Path | None) -> LoRAPlan | None:
+    """The LoRA that the configuration and the weights ask for; None: none.
+
+    Args:
+        config: the run's.
+        weights: what `load_checkpoint` names.
+        adapter_path: what `pet_config.adapter` names.
+
+    Raises:
+        UserError: the weights hold factors and the configuration has no pet_config, or the other way round where
+            nothing is trained; two sources of factors; an adapter without its base; or settings that do not fit.
+    """
+    section = config.model.config.pet_config
+    factors = [] if weights is None else linears_with_factors(weights.source.entries)
+    path = None if weights is None else weights.source.path
+    if factors and TOKENS not in weights.source.entries:
+        raise UserError(
+            f"{path}: holds an adapter alone, without the weights it belongs to: name those with --load_checkpoint, "
+            f"and this with --adapter {path}"
+        )
+    if section is None:
+        if factors:
+            raise UserError(_without_pet_config(weights))
+        return None
+    resumed = bool(factors and config.resume_training and config.trains)
+    # A resumed run continues the adapter that its checkpoint holds.
+    adapter = open_adapter(adapter_path) if adapter_path and not resumed else None
+    problem = _problem(config, bool(factors), weights, adapter)
+    if problem:
+        raise UserError(f"model.model_config.pet_config: {problem}")
+    if factors:
+        check_factors(weights.source)
+        settings = resolve_settings(
+            section, settings_beside(path) if weights.kind == "checkpoint" else {}, weights.source
+        )
+    elif adapter is not None:
+        settings = resolve_settings(section, adapter.settings, adapter.source)
+    else:
+        settings = section
+    added = frozenset(adapter.source.entries).difference(weights.source.entries) if adapter else frozenset()
+    return LoRAPlan(settings, adapter, bool(factors), added)
+
+
+def _problem(config: RunConfig, in_weights: bool, weights: Weights | None, adapter: Adapter | None) -> str | None:
+    if weights is None:
+        return (
+            "LoRA tunes pretrained weights, and none are named: --load_checkpoint. To train from scratch, take it out"
+        )
+    if in_weights and adapter is not None:
+        return (
+            f"{weights.source.path} holds LoRA factors already, and adapter names others. Take adapter out, or name "
+            "the plain base weights with --load_checkpoint"
+        )
+    if config.run_mode in ("eval", "predict") and not in_weights and adapter is None:
+        return (
+            f"{weights.source.path} holds no LoRA factors, and there is nothing trained to {config.run_mode}. Name a "
+            "LoRA checkpoint, or an adapter with --adapter; or take pet_config out to use the base weights alone"
+        )
+    return None
+
+
+def _without_pet_config(weights: Weights) -> str:
+    path = weights.source.path
+    metadata = settings_beside(path) if weights.kind == "checkpoint" else {}
+    keys = ("pet_type", "lora_rank", "lora_alpha", "use_rslora", "target_modules")
+    shown = ", ".join(f"{key}: {metadata[key]!r}" for key in keys if key in metadata)
+    shown = shown or "pet_type: lora, lora_rank: ..., lora_alpha: ..."
+    return (
+        f"{path}: holds LoRA factors (mindpet_delta_lora_a and _b), and the YAML has no pet_config, without which they "
+        f"would be left out. Write model.model_config.pet_config: {{{shown}}}, or merge them: python "
+        f"tools/transform_ckpt_lora.py --src_ckpt_path_or_dir {path} --dst_ckpt_dir merged/"
+    )
+
+
+def _shard(model: PretrainedCell, lora: LoRAPlan | None, weights: Weights | None) -> PartOfWeights | None:
+    """Make the model this rank's shard. Returns the weights of the shard."""
     if lora is not None:
         raise UserError(
             "LoRA: on several cards a model is evaluated and run with its factors merged. Merge them with "
             "tools/transform_ckpt_lora.py, take pet_config out of the YAML, and name the merged checkpoint."
         )
-    from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
-
     axes = keep_part(model.backbone, world_size())
     return None if weights is None else PartOfWeights(weights.source, axes, world_size(), rank())
 
 
-def _trains(config: RunConfig) -> bool:
-    return config.run_mode in ("train", "finetune")
-
-
-def weights_path(config: RunConfig) -> Path | None:
-    """The file or folder of weights that a run starts from, or None to start from scratch.
-
-    `load_checkpoint` goes before `model.model_config.checkpoint_name_or_path`. A bare model name, which MindFormers
-    downloaded, is looked for in `./checkpoint_download/gpt2`. A folder of a run's checkpoints means the newest one. An
-    evaluation or prediction for which none are named takes those in its own output folder, and says so.
-
-    Raises:
-        UserError: what is named is not there, or nothing is named and the run mode needs weights.
-    """
-    named = config.load_checkpoint or config.model.config.checkpoint_name_or_path
-    own = None if _trains(config) else _checkpoints_in_output_folder(config)
-    if own is not None and _names_no_weights_of_this_kind(config, named):
-        what = f"{named} has no classification head" if named else "none are named"
-        say(f"weights: {what}, so those of the run in this output folder are used (--load_checkpoint names others)")
-        return newest_in(own)
-    if not named:
-        if config.run_mode == "train":
-            return None
-        raise UserError(
-            f"run_mode {config.run_mode} needs weights: name a .ckpt, a run's checkpoint folder or a Hugging Face "
-            "folder with --load_checkpoint"
-        )
-    somewhere = Path(named).exists() or (DOWNLOADS / f"{named}.ckpt").exists()
-    if config.run_mode == "train" and is_model_name(named) and not somewhere:
-        say(f"weights: {named} is not in {DOWNLOADS}, and nothing is downloaded")
-        return None
-    try:
-        return find_weights(named)
-    except UserError as error:
-        hint = f" A run has left some in this output folder: --load_checkpoint {own}" if own else ""
-        raise UserError(f"load_checkpoint: {error}{hint}") from None
-
-
-def _checkpoints_in_output_folder(config: RunConfig) -> Path | None:
-    """The folder of checkpoints that an earlier run with these settings has left, or None."""
-    folder = checkpoint_folder(config)
-    return folder if any(checkpoints_in(ranks) for ranks in rank_folders(folder).values()) else None
-
-
-def _names_no_weights_of_this_kind(config: RunConfig, named: str) -> bool:
-    """Whether no weights are named, or for a classifier only a model: those that have names are language models."""
-    if not named:
-        return True
-    classifies = config.trainer.type == "TextClassificationTrainer"
-    return classifies and is_model_name(named) and not Path(named).exists()
-
-
-def strategy_of(config: RunConfig, path: Path) -> str | None:
-    """The strategy by which the weights at `path` were cut, if one is named; else it is looked for beside them.
-
-    With `auto_trans_ckpt` or without it, slices are put together and cut anew for the cards of this run.
-
-    Raises:
-        UserError: one is named, and there is nothing that it could be of.
-    """
-    named = config.src_strategy_path_or_dir
-    if named and not (path.is_dir() and rank_folders(path)):
-        raise UserError(
-            f"src_strategy_path_or_dir: {named} tells how slices belong together, but load_checkpoint {path} is no "
-            "folder of them (rank_0, rank_1, ...). Leave it out for weights that are whole."
-        )
-    return named or None
-
-
-def adapter_path(config: RunConfig) -> Path | None:
-    """The PEFT folder or file of a LoRA adapter that a run loads on top of its weights, or None.
-
-    A run's folder `checkpoint_trainable` means the newest in it.
-
-    Raises:
-        UserError: what is named is not there.
-    """
-    section = config.model.config.pet_config
-    if section is None or not section.adapter:
-        return None
-    path = Path(section.adapter)
-    if not path.exists():
-        raise UserError(f"adapter: there is no file or folder {path} (looked from {Path.cwd()})")
-    return newest_in(path) if path.is_dir() and not is_peft_folder(path) else path
-
-
-def _resized(config: RunConfig, model_config: GPT2Config, weights: Weights | None) -> Weights | None:
+def _resized(config: RunConfig, weights: Weights | None) -> Weights | None:
     """The weights with embedding tables of the YAML's size; says what was resized from what to what.
 
     Raises:
-        UserError: a smaller vocabulary, or rows that nobody has trained in a run that does not train.
+        UserError: a smaller vocabulary, or untrained rows in a run that does not train.
     """
+    model_config = config.model.config
     if weights is None:
         say("resize_embeddings has no effect: there are no weights to resize")
         return None
-    if not _trains(config):
+    if not config.trains:
         for name, size in _sizes(weights).items():
             if name in ("max_position_embeddings", "vocab_size") and size < getattr(model_config, name):
                 raise UserError(
@@ -223,13 +260,13 @@ def _resized(config: RunConfig, model_config: GPT2Config, weights: Weights | Non
     return weights
 
 
-def _check_same_network(config: GPT2Config, weights: Weights, path: Path) -> None:
-    """Say in the YAML's words what would otherwise be a page of misshapen parameters, or would not be seen at all.
+def _check_same_network(config: GPT2Section, weights: Weights) -> None:
+    """Compare the weights with the YAML: names settings where loading could only list parameters, or see nothing.
 
     Raises:
         UserError: the weights are of a network of another size, or with another number of heads.
     """
-    sizes = _sizes(weights)
+    sizes, path = _sizes(weights), weights.source.path
     wrong = [
         f"{name} is {size} in the file and {getattr(config, name)} in the YAML"
         for name, size in sizes.items()
@@ -259,27 +296,26 @@ def _check_same_network(config: GPT2Config, weights: Weights, path: Path) -> Non
         say(f"note: the config.json beside {path} differs: {'; '.join(differences)}. The YAML is obeyed.")
 
 
-def _take_label_names(config: GPT2Config, weights: Weights) -> None:
-    """A classifier's names of its labels, from the weights if neither YAML nor data name them.
+def _label_names(config: GPT2Section, weights: Weights) -> list[str] | None:
+    """A classifier's label names: of the weights, if neither YAML nor data name them.
 
     Raises:
         UserError: the weights were trained with other names, or the same in another order.
     """
     names = weights.config.label_names if weights.config else None
-    if names is None or SCORE not in weights.source.entries:
-        return
+    if names is None or SCORE not in weights.source.entries or config.label_names == names:
+        return config.label_names
     if config.label_names is None:
-        config.label_names = names
-    elif config.label_names != names:
-        raise UserError(
-            f"{weights.source.path} was trained to tell apart {', '.join(names)}, in this order; the data or the YAML "
-            f"say {', '.join(config.label_names)}. Make the data with --label_names {' '.join(names)}, or start from "
-            "the weights of a language model."
-        )
+        return names
+    raise UserError(
+        f"{weights.source.path} was trained to tell apart {', '.join(names)}, in this order; the data or the YAML "
+        f"say {', '.join(config.label_names)}. Make the data with --label_names {' '.join(names)}, or start from "
+        "the weights of a language model."
+    )
 
 
 def _sizes(weights: Weights) -> dict[str, int]:
-    """The settings of the network as far as the shapes of its weights tell them."""
+    """The settings of the network that the shapes of its weights imply."""
     entries = weights.source.entries
     sizes: dict[str, int] = {}
     for name, settings in _SIZES.items():

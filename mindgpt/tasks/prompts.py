@@ -1,4 +1,4 @@
-"""What prediction reads, the texts that a command line names and the tokenizer of the weights; and its progress bar."""
+"""The inputs of a prediction: texts that the command line names, and the tokenizer of the weights; its progress bar."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ from mindgpt.data.records import Record, checked_text, kind_by_name, listed, tab
 from mindgpt.data.text import TEXT_SUFFIXES, input_files
 from mindgpt.io.files import DOWNLOADS, read_lines
 from mindgpt.runtime.ranks import rank, say
-from mindgpt.tasks.model_setup import weights_path
+from mindgpt.tasks.weights_files import weights_path
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer
 from mindgpt.tokenizers.special_tokens import END_OF_TEXT, SPECIAL_TOKEN_NAMES
@@ -39,7 +39,7 @@ class Prompt(NamedTuple):
 
 def read_prompts(predict_data: list[str], called: str = "--predict_data") -> list[Prompt]:
     """The texts that `--predict_data` names. A file stands for its lines that are not blank; a JSON file (a list, or
-    values one behind the other) for each text in it and the `prompt` or `text` of each object; a table for that column;
+    consecutive values) for each text in it and the `prompt` or `text` of each object; a table for that column;
     a folder for its .txt, .json, .jsonl and .ndjson files; anything else for itself. Prints a line about words that may
     have been meant the other way.
 
@@ -96,10 +96,10 @@ def _prompts_in(file: Path) -> Iterator[Prompt]:
 
 
 def _is_json(file: Path) -> bool:
-    """Whether a file whose name does not tell holds JSON.
+    """Whether a file without a known suffix holds JSON.
 
     Raises:
-        UserError: it does, and has the suffix of something else.
+        UserError: it does, and has another suffix.
     """
     found = file.is_file() and begins_as_json(file)
     if found and file.suffix:
@@ -110,7 +110,7 @@ def _is_json(file: Path) -> bool:
 
 
 def _key(record: Record) -> str:
-    """Which of the two keys holds the text."""
+    """The key of the text, which is one of `_KEYS`."""
     found = [key for key in _KEYS if key in record.fields]
     if len(found) != 1:
         keys = listed(list(record.fields)) or "none"
@@ -166,12 +166,12 @@ def _with_special_tokens(make: Callable[..., BaseTokenizer], section: TokenizerS
 
 
 class Progress:
-    """How far work of several batches is: a bar at a terminal, elsewhere a line now and then. Rank 0 shows it.
+    """The progress of several batches: a bar at a terminal, elsewhere a line every 30 s. Rank 0 shows it.
 
     Args:
-        total: texts to do.
-        batch_size: texts that are done at once; nothing is shown of a single batch.
-        unit: what to call them.
+        total: number of texts.
+        batch_size: texts of a batch; nothing is shown for a single batch.
+        unit: the word for the texts.
         clock: seconds.
     """
 
@@ -191,7 +191,7 @@ class Progress:
         self._bar.close()
 
     def update(self, done: int, tokens: int = 0) -> None:
-        """So many more texts are done, with so many new tokens."""
+        """Add finished texts and their new tokens."""
         self._bar.update(done)
         self._done, self._tokens = self._done + done, self._tokens + tokens
         now = self._clock()

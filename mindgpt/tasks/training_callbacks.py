@@ -1,4 +1,4 @@
-"""The callbacks of a training run, from the list in the YAML, and what is told from them when it is over."""
+"""The callbacks of a training run, built from the list in the YAML, and what they report when it is over."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +12,11 @@ from mindgpt.config.callback_sections import (
     LossMonitorSection,
     SummaryMonitorSection,
 )
+from mindgpt.config.layout import holds_shards
 from mindgpt.config.run_config import RunConfig
 from mindgpt.models.gpt2.pretrained import PretrainedCell
+from mindgpt.runtime.collectives import strategy
 from mindgpt.runtime.ranks import rank, say
-from mindgpt.tasks.cards import holds_parts
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.train.best import BestCheckpoint
 from mindgpt.train.callbacks import LossMonitor, SkippedSteps, StepMeter
@@ -33,12 +34,12 @@ class RunCallbacks:
     """Builds the callbacks of a run and holds them.
 
     Args:
-        plan: what must be the same when the run is resumed; it goes into every checkpoint.
+        plan: values that must be equal when the run is resumed; saved in every checkpoint.
 
     Attributes:
         all: in the order in which they are called: the meter first, since the others read it; evaluation last, since
             it might fail and a checkpoint should not be lost by it.
-        meter, checkpoints, evaluation: for who needs one of them; the last two may be None.
+        meter, checkpoints, evaluation: single ones; the last two may be None.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class RunCallbacks:
         self.checkpoints: CheckpointMonitor | None = None
         self.summary: SummaryMonitor | None = None
         self.evaluation: EvaluationCallback | None = None
-        sections = {type(section): section for section in config.callbacks}  # one of a kind: RunConfig sees to it
+        sections = {type(section): section for section in config.callbacks}  # one of a kind, as RunConfig checks
         evaluations = self.output_dir / "log" / "eval.jsonl"
         if section := sections.get(LossMonitorSection):
             self.loss_monitor = LossMonitor(
@@ -66,11 +67,10 @@ class RunCallbacks:
                 section.per_print_times,
                 outdated=None if EvalCallBackSection in sections else evaluations,
             )
-        # Cards that share rows alone have the same weights; where the model is cut further, each has a part of its own.
-        in_parts = holds_parts(config)
-        if (section := sections.get(CheckpointMonitorSection)) and (rank() == 0 or in_parts):
+        sharded = holds_shards(config, strategy())  # else all ranks hold the same weights, and rank 0 writes them
+        if (section := sections.get(CheckpointMonitorSection)) and (rank() == 0 or sharded):
             self.checkpoints = CheckpointMonitor(
-                section, progress, self.output_dir, model, model.config, rank(), self._state_entry, in_parts
+                section, progress, self.output_dir, model, model.config, rank(), self._state_entry, sharded
             )
         if (section := sections.get(SummaryMonitorSection)) and rank() == 0:
             folder = Path(section.summary_dir or self.output_dir / "tensorboard")
@@ -90,7 +90,7 @@ class RunCallbacks:
         self.all: list[Callback] = [callback for callback in wanted if callback is not None]
 
     def resume(self, point: ResumePoint) -> None:
-        """Let the callbacks remember what they knew at `point`, and the loop count from there."""
+        """Restore the state of the callbacks at `point`, and the step count of the loop."""
         self.guard.restore(point.callbacks["skipped_steps"])
         if self.evaluation is not None:
             self.evaluation.restore(point.callbacks.get("evaluation", {}))
@@ -126,13 +126,13 @@ class RunCallbacks:
         )
 
     def close(self) -> None:
-        """Close every file; also for a run that ended by an error."""
+        """Close all files; also called when a run ended by an error."""
         for callback in (self.loss_monitor, self.summary, self.evaluation):
             if callback is not None:
                 callback.close()
 
     def say_interrupted(self) -> None:
-        """A line for whoever pressed Ctrl-C: how far it came, and what there is."""
+        """Print how far an interrupted run came, and its last checkpoint."""
         step = self.meter.record.get("step")
         if step is None:
             say("interrupted before the first step was done")
@@ -141,7 +141,7 @@ class RunCallbacks:
         say(f"interrupted after step {step} of {self.meter.progress.total_steps}; last checkpoint: {checkpoint}")
 
     def close_with_table(self, config_file: Path, seconds: float) -> None:
-        """Draw the plot and print the closing table of a run that took so many seconds."""
+        """Draw the plot and print the closing table of a run that took `seconds`."""
         files = self._files()
         if self.loss_monitor is not None and rank() == 0:
             files["plot"] = plot_finished_run(self.output_dir, self.output_dir / PLOT_FILE)
@@ -149,7 +149,7 @@ class RunCallbacks:
         say(run_report(self.meter, self.evaluation, seconds, files))
 
     def _files(self) -> dict[str, object]:
-        """What the run has written so far, by the names of the table."""
+        """The files that the run has written so far, by their names in the table."""
         files: dict[str, object] = {}
         if self.checkpoints is not None and self.checkpoints.written:
             files["checkpoint"] = self.checkpoints.written[-1]

@@ -1,9 +1,10 @@
 """The training step of a sharded model over micro-batches, which pass through the pipeline stages one after another.
 
-MindSpore 2.10 has three undocumented rules, found in compiled graphs (tests/tasks/test_cards.py). What only the last
-stage reads, such as a loss scale inside the network, is silently removed from the other stages, with everything that
-depends on it, even the update of the weights. The network of a micro-batch must be a cell under `lazy_inline`. And
-every parameter that requires a gradient needs a gradient sum, so parameters of other stages must not require one.
+MindSpore 2.10 has three undocumented rules, found in compiled graphs (tests/tasks/test_sharded_graphs.py). What only
+the last stage reads, such as a loss scale inside the network, is silently removed from the other stages, with
+everything that depends on it, even the update of the weights. The network of a micro-batch must be a cell under
+`lazy_inline`. And every parameter that requires a gradient needs a gradient sum, so parameters of other stages must not
+require one.
 """
 
 import mindspore as ms

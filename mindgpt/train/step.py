@@ -7,9 +7,10 @@ processes, unscale, check, clip by global norm, update, adjust the scale.
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from mindgpt.config.strategy import Strategy
 from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.dropout import StepKey
-from mindgpt.runtime.collectives import cards_of_a_stage, data_parallel_ranks, model_is_cut
+from mindgpt.runtime.collectives import data_parallel_ranks, ranks_per_stage, strategy
 from mindgpt.runtime.graph_cache import CachedGraphCell
 from mindgpt.train.global_norm import GlobalNorm
 from mindgpt.train.optimizers.state import zeros_like
@@ -119,8 +120,8 @@ class Update(nn.Cell):
         self.clip = max_grad_norm is not None
         self.max_grad_norm = max_grad_norm
         self.batches = float(batches)
-        self.sharded = model_is_cut()
-        self.norm = GlobalNorm(optimizer.parameters, cards_of_a_stage() if self.sharded else None)
+        self.sharded = strategy() is Strategy.SEMI_AUTO
+        self.norm = GlobalNorm(optimizer.parameters, ranks_per_stage() if self.sharded else None)
         self.mean_over_ranks = MeanOverRanks()
         self.divisor = self.batches * self.mean_over_ranks.ranks
         self.map = ops.HyperMap()
@@ -157,7 +158,7 @@ class LossAndGradients(nn.Cell):
         self.network.set_grad()
         self.step_key = StepKey(network)
         self.loss_scale = loss_scale
-        self.sharded = model_is_cut()
+        self.sharded = strategy() is Strategy.SEMI_AUTO
         if self.sharded:
             # Semi-automatic parallelism divides the gradient of the loss by the number of cards that hold it. It does
             # not recognise the loss in a tuple (has_aux), so every gradient would be that many times too large.

@@ -178,7 +178,7 @@ SMALL = {"model_type": "gpt2", "vocab_size": 97, "n_positions": 64, "n_embd": 32
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ({"eos_token_id": [5, 6], "max_length": 33}, {"eos_token_id": [5, 6], "max_decode_length": 33}),
+        ({"eos_token_id": [5, 6], "max_length": 33}, {"eos_token_id": (5, 6), "max_decode_length": 33}),
         ({"do_sample": True, "temperature": 0.7, "top_p": None}, {"do_sample": True, "temperature": 0.7, "top_p": 1.0}),
         ({"top_k": 0, "length_penalty": 0.5, "num_beams": 1}, {"top_k": None, "length_penalty": 1.0}),
         ({"length_penalty": 0.5, "num_beams": 2}, {"num_beams": 2, "length_penalty": 0.5}),
@@ -211,7 +211,7 @@ FOUND = [
     ({"position_embedding_type": "absolute", "num_key_value_heads": 2, "multi_query": False, "rope_theta": None,
       "num_experts": 1, "sliding_window": None, "num_attention_heads": 2}, {}, {"num_heads": 2}, []),
     ({"n_head": None, "num_attention_heads": 4}, {}, {"num_heads": 4}, []),
-    ({"eos_token_id": [3, 96]}, {}, {"eos_token_id": [3]}, ["eos_token_id [3, 96] is no id of the 96 tokens"]),
+    ({"eos_token_id": [3, 96]}, {}, {"eos_token_id": (3,)}, ["eos_token_id [3, 96] is no id of the 96 tokens"]),
     ({"bos_token_id": "<s>"}, {}, {"bos_token_id": None}, ["bos_token_id '<s>' is no id of the 96 tokens"]),
     ({"initializer_range": 0.0}, {}, {"initializer_range": 0.02}, ["initializer_range 0 would make"]),
     ({"id2label": {"0": "a", "1": "a", "2": "b"}}, {}, {"num_labels": 3, "label_names": None}, ["the names are left"]),

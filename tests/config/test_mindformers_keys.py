@@ -376,7 +376,7 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "compute_dtype": ("float16", None),
         "lora_a_init": ("normal", Refused("zeros", "A begins with small random numbers")),
         "lora_b_init": ("zero", Refused("normal", "B begins with zeros")),
-        "exclude_layers": ("", Refused("layers.0", "target_modules sees a layer's whole path")),
+        "exclude_layers": ("", Refused("layers.0", "target_modules matches a layer's full path")),
         "freeze_include": ([], Refused(["*"], "all weights of the base model are frozen")),
         "freeze_exclude": ([], Refused(["*bias*"], "all weights of the base model are frozen")),
     },

@@ -11,10 +11,11 @@ from mindspore import Tensor
 
 from mindgpt.checkpoints.weights import load_weights, open_weights
 from mindgpt.config.execution_sections import ContextSection
+from mindgpt.config.strategy import Strategy
 from mindgpt.generation import GenerationSettings, Generator
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
-from mindgpt.runtime.collectives import join_tensor_parallel
+from mindgpt.runtime.collectives import join
 from mindgpt.runtime.device import prepare_device
 from mindgpt.runtime.ranks import rank, say, world_size
 
@@ -24,7 +25,7 @@ PROMPTS = [[5, 7, 11], [3] * 20, [1, 2, 3, 4, 5, 6, 7]]
 def main(folder: str) -> None:
     prepare_device(ContextSection(device_target="CPU"), "output", seed=0)
     if world_size() > 1:
-        join_tensor_parallel()
+        join(Strategy.TENSOR_PARALLEL)
     weights = open_weights(folder)
     model = GPT2LMHeadModel(weights.config)
     if world_size() > 1:

@@ -58,10 +58,10 @@ def command(repo, *flags):
 
 
 def parameters_of_card(layers, hidden, wide, vocab, tokens, mp):
-    """Values of GPT-2 on one of mp tensor-parallel cards: the products' weights are cut, all else is whole."""
+    """Number of values of GPT-2 on one of mp tensor-parallel ranks: weights of products are sharded, all else whole."""
     by_columns = 3 * (hidden * hidden + hidden) + hidden * wide + wide
     by_rows = hidden * hidden + wide * hidden
-    whole = 2 * hidden  # biases of the products cut by rows
+    whole = 2 * hidden  # biases of row-parallel products
     return layers * ((by_columns + by_rows) // mp + whole) + (vocab + tokens) * hidden + layer_norms(layers, hidden)
 
 
@@ -94,7 +94,7 @@ def test_a_tensor_parallel_plan_by_hand(toy, plan):
     assert by_purpose == {
         ("AllReduce", "activations", (0, 1)): 4 * LAYERS,  # Megatron's 2 forward and 2 backward
         ("AllReduce", "activations", (0, 2)): 3,  # sums of losses and of weights, and the gradient of the first
-        ("AllReduce", "gradients", (0, 2)): 10 * LAYERS,  # 6 weights, 4 biases of what is cut by columns
+        ("AllReduce", "gradients", (0, 2)): 10 * LAYERS,  # 6 weights, 4 biases of column-parallel products
         ("AllReduce", "gradients", (0, 1, 2, 3)): 6 * LAYERS + 4,  # layer norms, whole biases, embeddings
         ("AllReduce", "other", (0, 1, 2, 3)): 1,  # the norm of all gradients
     }
@@ -210,7 +210,7 @@ def test_refusals_are_one_clear_message(toy, repo, tmp_path):
         (["--config", file, "--rank_size", 6], "= 4 cards, but there are 6. On 6 cards these work:"),
         (
             ["--config", file, "--rank_size", 4, "--options", "parallel.parallel_mode=0"],
-            "To cut the model over the cards, set parallel.parallel_mode: 1 (semi_auto_parallel)",
+            "To shard the model over the cards, set parallel.parallel_mode: 1 (semi_auto_parallel)",
         ),
         (["--config", file, "--rank_size", 4, "--device_target", "CPU"], "the dry run is for Ascend"),
         (["--config", file, "--rank_size", 4, "--run_mode", "predict"], "the dry run is of a training step"),

@@ -107,7 +107,7 @@ HARDWARE = Hardware(
 def test_time_of_a_step_by_hand():
     inside = Collective("AllReduce", "activations", (0, 1, 2, 3), 10**9)  # 2 x 3/4 x 1 GB at 100 GB/s = 0.015 s
     across = Collective("AllGather", "weights", (0, 8), 10**9)  # 1/2 x 1 GB at 10 GB/s = 0.05 s
-    small = Collective("ReduceScatter", "gradients", (0, 8), 10**9)  # 0.05 s, behind 2/3 of 1 s
+    small = Collective("ReduceScatter", "gradients", (0, 8), 10**9)  # 0.05 s, overlapped with 2/3 of 1 s
     run = config({"compute_dtype": "float16"}, data_parallel=4, model_parallel=4)
     time = estimates.step_time(run, HARDWARE, 50e12, {inside: 2, across: 1, small: 1}, rank=0)
     assert (time.compute, time.messages, time.idle) == pytest.approx((1.0, 0.08, 0.0))

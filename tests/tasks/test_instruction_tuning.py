@@ -149,7 +149,7 @@ def test_what_does_not_train_is_not_enlarged(configured, trained, cpu, capsys):
         build_model(configured(model__model_config__vocab_size=299, **arguments))
     capsys.readouterr()
 
-    model = build_model(configured(run_mode="eval", model__model_config__seq_length=8, **arguments))
+    model, _ = build_model(configured(run_mode="eval", model__model_config__seq_length=8, **arguments))
     assert model.parameters_dict()[POSITIONS].shape == (8, 32)
     assert "resize_embeddings: positions: from 32 to 8; the first 8 rows\n" in capsys.readouterr().out
     build_model(configured(resize_embeddings=True))

@@ -3,7 +3,7 @@
 import pytest
 
 from mindgpt.config.run_config import RunConfig
-from mindgpt.tasks.cards import first_loss_scale, loss_scale_note
+from mindgpt.tasks.training_step import first_loss_scale, loss_scale_note
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """The commands of MindFormers' page on GPT-2, as it has them, in the order of the page: paths, sizes and the number of
-cards are replaced, and nothing else. The merging of slices is in test_transform_checkpoint.py, since a CPU has none.
+cards are replaced, and nothing else. The merging of shards is in test_transform_checkpoint.py, since a CPU has none.
 """
 
 import json

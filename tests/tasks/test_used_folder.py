@@ -11,7 +11,7 @@ import pytest
 from mindgpt.checkpoints.run_folder import checkpoints_in
 from mindgpt.config.loader import load_config
 from mindgpt.io.locks import try_lock
-from mindgpt.tasks.model_setup import weights_path
+from mindgpt.tasks.weights_files import weights_path
 
 
 def steps_in(log):

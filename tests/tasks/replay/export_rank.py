@@ -1,6 +1,6 @@
-"""Compile a run's training step as one simulated Ascend card of several, and keep it for `replay_card.py`.
+"""Compile a run's training step as one of several simulated Ascend ranks, and export it for `replay_rank.py`.
 
-python export_card.py YAML      # under mindgpt.runtime.simulated_ascend, with DUMP_ENVIRONMENT
+python export_rank.py YAML      # under mindgpt.runtime.simulated_ascend, with DUMP_ENVIRONMENT
 
 In <output_dir>/replay/: `step_<rank>.mindir`, the compiled step with this card's part of the weights and of the
 optimizer's state, and `groups_<rank>.json`, the cards of each communication group in it.
@@ -15,14 +15,14 @@ from pathlib import Path
 import mindspore as ms
 from mindspore import nn, ops
 
-from mindgpt.config.layout import cuts_vocabulary
+from mindgpt.config.layout import shards_vocabulary
 from mindgpt.config.loader import load_config
 from mindgpt.runtime.compiled_graph import CompiledGraph
 from mindgpt.runtime.ranks import rank
-from mindgpt.tasks.cards import build_step, compile_cut, zeros_for
 from mindgpt.tasks.datasets import training_data
 from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.session import prepare
+from mindgpt.tasks.training_step import build_step, compile_sharded, zeros_for
 from mindgpt.train.schedules import learning_rates_of_run
 
 _GROUP = re.compile(r'= \w+\(.*\bgroup: "([^"]+)".*\bgroup_rank_ids: \(([\d, ]+)\)')
@@ -33,14 +33,14 @@ def main(yaml: str) -> None:
     config, _ = load_config(yaml)
     prepare(config)
     dataset, _ = training_data(config)
-    rates = learning_rates_of_run(config.lr_schedule, config.optimizer, dataset.get_dataset_size())
-    model = build_model(config)
-    if cuts_vocabulary(config):
+    learning_rates = learning_rates_of_run(config.lr_schedule, config.optimizer, dataset.get_dataset_size())
+    model, _ = build_model(config)
+    if shards_vocabulary(config):
         _shift_by_mean(model)
     columns = zeros_for(dataset.output_shapes())
-    step, layout = build_step(config, model, rates, padding=len(columns) > 1)
+    step, layout = build_step(config, model, learning_rates, padding=len(columns) > 1)
     step.set_train()
-    compile_cut(step, columns, layout)
+    compile_sharded(step, columns, layout)
     folder = Path(config.output_dir) / "replay"
     folder.mkdir(parents=True, exist_ok=True)
     ms.export(step, *columns, file_name=str(folder / f"step_{rank()}"), file_format="MINDIR")
@@ -56,7 +56,7 @@ def groups(text: Path) -> dict[str, list[int]]:
 
 
 def _shift_by_mean(model: nn.Cell) -> None:
-    """Let the cut loss shift logits by their mean, not their maximum: a CPU's AllReduce knows sums only.
+    """Let the sharded loss subtract the mean of the logits, not their maximum: on a CPU AllReduce only sums.
 
     Any shift that all parts of a row have in common gives the same loss, so the numbers stay, and there is still an
     AllReduce in this place, over the same cards, without which they would not.

@@ -1,8 +1,8 @@
-"""Slices of toy layouts in which every pair of the settings occurs that change how parameters are cut: they merge to
-the weights and the optimizer's state bit for bit, and are cut for another layout and back.
+"""Shards of toy layouts in which every pair of the settings that change sharding occurs: they merge to the weights and
+the optimizer's state bit for bit, and are transformed to another layout and back.
 
-Compiled is one card of each pipeline stage; what the stage's others hold follows from it (`save_slices.py`), which
-`test_transform_checkpoint.py` compares with slices of cards that are all compiled.
+One rank of each pipeline stage is compiled, and the shards of the others are derived from it (`save_shards.py`), which
+`test_transform_checkpoint.py` compares with shards of ranks that are all compiled.
 """
 
 import itertools
@@ -10,12 +10,12 @@ import itertools
 import pytest
 
 from mindgpt.checkpoints.transform import transform
-from tests.tasks.sliced_runs import assert_same_slices, assert_whole, make_run
+from tests.tasks.sharded_runs import assert_same_shards, assert_whole, make_run
 
 pytestmark = [pytest.mark.usefixtures("cpu"), pytest.mark.needs_ascend]
 
-# data_parallel, model_parallel, pipeline_stage, optimizer_shard, vocab_emb_dp, task. Without the single card, without a
-# cut vocabulary where model_parallel is 1, and without sharding where no two cards hold the same.
+# data_parallel, model_parallel, pipeline_stage, optimizer_shard, vocab_emb_dp, task. Without a single rank, without a
+# sharded vocabulary where model_parallel is 1, and without optimizer sharding where no two ranks hold the same.
 SETTINGS = [(1, 2, 4), (1, 2, 4), (1, 2, 4), (False, True), (True, False), ("language model", "LoRA", "classification")]
 CASES = [
     (1, 1, 4, False, True, "language model"),
@@ -100,7 +100,7 @@ def test_every_pair_of_settings_occurs():
 
 
 @pytest.mark.parametrize("case", [parameters(case) for case in CASES])
-def test_slices_merge_to_the_weights_and_the_state_bit_for_bit(run_of, tmp_path, case):
+def test_shards_merge_to_the_weights_and_the_state_bit_for_bit(run_of, tmp_path, case):
     [file] = transform(run_of(case) / "checkpoint", tmp_path / "merged", training_state=True)
     assert_whole(file, state=True)
 
@@ -112,6 +112,6 @@ def test_slices_merge_to_the_weights_and_the_state_bit_for_bit(run_of, tmp_path,
 def test_reshards_to_another_layout_and_back(run_of, tmp_path, one, other):
     here, there = run_of(one), run_of(other)
     transform(here / "checkpoint", tmp_path / "there", target_strategy=there / "strategy")
-    assert_same_slices(tmp_path / "there", there / "checkpoint", cards_of(other))
+    assert_same_shards(tmp_path / "there", there / "checkpoint", cards_of(other))
     transform(tmp_path / "there", tmp_path / "back", strategy=there / "strategy", target_strategy=here / "strategy")
-    assert_same_slices(tmp_path / "back", here / "checkpoint", cards_of(one))
+    assert_same_shards(tmp_path / "back", here / "checkpoint", cards_of(one))

@@ -1,6 +1,6 @@
-"""A run whose model is cut over cards, from the user's command to its merged checkpoint, on simulated Ascend cards.
+"""A run whose model is sharded, from the user's command to its merged checkpoint, on simulated Ascend cards.
 
-The cards compute nothing; what they hold and write is real.
+The cards compute nothing, but their shards and files are real.
 """
 
 import json
@@ -49,9 +49,9 @@ def whole(two_layers):
 
 
 @pytest.fixture(scope="module")
-def cut_run(repo, toy, whole, tmp_path_factory):
-    """The output of four cards that go on from these weights; tests only read it."""
-    folder = tmp_path_factory.mktemp("cut_run")
+def sharded_run(repo, toy, whole, tmp_path_factory):
+    """The output of four ranks that fine-tune these weights; tests only read it."""
+    folder = tmp_path_factory.mktemp("sharded_run")
     for rank in range(CARDS):
         done = card(repo, toy, folder, rank, "--run_mode", "finetune", "--load_checkpoint", str(whole))
         assert done.returncode == 0, done.stdout + done.stderr
@@ -61,15 +61,15 @@ def cut_run(repo, toy, whole, tmp_path_factory):
     return folder / "output"
 
 
-def test_slices_of_a_run_merge_to_what_they_were_cut_from(toy, whole, cut_run, succeed, tmp_path):
-    slices = CheckpointFile(next((cut_run / "checkpoint" / "rank_3").glob("*.ckpt")))
-    assert "backbone.blocks.0.attention.dense1.weight" not in slices.entries
-    assert slices.entries["backbone.blocks.1.attention.dense1.weight"].shape == (16, 32)
-    assert {"global_step", "loss_scale", "step_num"} <= set(slices.entries)
+def test_shards_of_a_run_merge_to_the_weights_it_started_from(toy, whole, sharded_run, succeed, tmp_path):
+    shards = CheckpointFile(next((sharded_run / "checkpoint" / "rank_3").glob("*.ckpt")))
+    assert "backbone.blocks.0.attention.dense1.weight" not in shards.entries
+    assert shards.entries["backbone.blocks.1.attention.dense1.weight"].shape == (16, 32)
+    assert {"global_step", "loss_scale", "step_num"} <= set(shards.entries)
 
     succeed(
-        "tools/transform_ckpt.py", "--src_ckpt_strategy", cut_run / "strategy", "--src_ckpt_dir",
-        cut_run / "checkpoint", "--dst_ckpt_dir", "merged", "--prefix", "toy", cwd=tmp_path,
+        "tools/transform_ckpt.py", "--src_ckpt_strategy", sharded_run / "strategy", "--src_ckpt_dir",
+        sharded_run / "checkpoint", "--dst_ckpt_dir", "merged", "--prefix", "toy", cwd=tmp_path,
     )  # fmt: skip
     merged = CheckpointFile(next((tmp_path / "merged").rglob("*.ckpt")))
     original = CheckpointFile(whole)
@@ -77,9 +77,9 @@ def test_slices_of_a_run_merge_to_what_they_were_cut_from(toy, whole, cut_run, s
     for name in original.entries:
         np.testing.assert_array_equal(merged.read(name), original.read(name), err_msg=name)
 
-    # The folder of slices is as good as the file, for one process on another device.
+    # The folder of shards is as good as the file, for one process on another device.
     results = []
-    for name, weights in (("of_slices", cut_run / "checkpoint"), ("of_file", whole)):
+    for name, weights in (("of_shards", sharded_run / "checkpoint"), ("of_file", whole)):
         succeed(
             "run_mindformer.py", "--config", toy.yaml, "--run_mode", "eval", "--eval_dataset_dir", toy.valid,
             "--load_checkpoint", weights, "--output_dir", name, "--options", "model.model_config.num_layers=2",
@@ -89,12 +89,12 @@ def test_slices_of_a_run_merge_to_what_they_were_cut_from(toy, whole, cut_run, s
     assert results[0] == results[1]
 
 
-def test_every_card_goes_on_from_the_same_step_with_what_it_had(repo, toy, cut_run, tmp_path):
+def test_every_rank_resumes_from_the_same_step_with_its_own_shards(repo, toy, sharded_run, tmp_path):
     """From checkpoints whose numbers are unlike those of any new run; one card has written one step more, and those of
     two others cannot be seen from here."""
     draw, kept = np.random.default_rng(0), {}
     for card_number in (0, 3):
-        shutil.copytree(cut_run / "checkpoint" / f"rank_{card_number}", tmp_path / f"checkpoint/rank_{card_number}")
+        shutil.copytree(sharded_run / "checkpoint" / f"rank_{card_number}", tmp_path / f"checkpoint/rank_{card_number}")
         (path,) = (tmp_path / f"checkpoint/rank_{card_number}").glob("*.ckpt")
         file = CheckpointFile(path)
         changed = {
@@ -129,31 +129,31 @@ def test_every_card_goes_on_from_the_same_step_with_what_it_had(repo, toy, cut_r
     assert "Traceback" not in refused.stderr
 
 
-def test_a_run_goes_on_in_another_layout_from_slices_that_were_cut_anew(repo, toy, whole, cut_run, succeed, tmp_path):
-    """Of four cards in two stages on two cards; a step has as many rows as before."""
+def test_a_run_resumes_in_another_layout_from_transformed_shards(repo, toy, whole, sharded_run, succeed, tmp_path):
+    """From four cards in two stages to two cards; a step has as many rows as before."""
     two = {"cards": 2, "layout": (*LAYOUT[:-1], "parallel_config={model_parallel: 2}", "runner_config.batch_size=16")}
     only_strategy = {**two, "layout": (*two["layout"], "only_save_strategy=True")}
     done = card(repo, toy, tmp_path, 0, "--output_dir", "other", **only_strategy)
     assert done.returncode == 0, done.stdout + done.stderr
     succeed(
-        "tools/transform_ckpt.py", "--src_ckpt_dir", cut_run / "checkpoint", "--dst_ckpt_strategy", "other/strategy",
-        "--dst_ckpt_dir", "resharded", "--prefix", "toy_", cwd=tmp_path,
+        "tools/transform_ckpt.py", "--src_ckpt_dir", sharded_run / "checkpoint",
+        "--dst_ckpt_strategy", "other/strategy", "--dst_ckpt_dir", "resharded", "--prefix", "toy_", cwd=tmp_path,
     )  # fmt: skip
     resume = ("--run_mode", "finetune", "--load_checkpoint", "resharded", "--resume_training", "True")
     done = card(repo, toy, tmp_path, 1, *resume, **two)
     assert done.returncode == 0, done.stdout + done.stderr
-    cut_anew = CheckpointFile(tmp_path / "resharded" / "rank_1" / "toy_1-0_0.ckpt")
-    gone_on = CheckpointFile(next((tmp_path / "output" / "checkpoint" / "rank_1").glob("*.ckpt")))
-    assert set(gone_on.entries) - set(cut_anew.entries) == {"dropout_key"}  # of the step on a CPU
-    for name in cut_anew.entries:
-        np.testing.assert_array_equal(gone_on.read(name), cut_anew.read(name), err_msg=name)
+    transformed = CheckpointFile(tmp_path / "resharded" / "rank_1" / "toy_1-0_0.ckpt")
+    resumed = CheckpointFile(next((tmp_path / "output" / "checkpoint" / "rank_1").glob("*.ckpt")))
+    assert set(resumed.entries) - set(transformed.entries) == {"dropout_key"}  # of the step on a CPU
+    for name in transformed.entries:
+        np.testing.assert_array_equal(resumed.read(name), transformed.read(name), err_msg=name)
     weight = "backbone.blocks.1.attention.dense1.weight"
-    np.testing.assert_array_equal(gone_on.read(weight), CheckpointFile(whole).read(weight)[16:])
+    np.testing.assert_array_equal(resumed.read(weight), CheckpointFile(whole).read(weight)[16:])
 
 
-def test_slices_that_are_not_all_there_are_refused_and_nothing_is_written(toy, cut_run, program, tmp_path):
+def test_incomplete_shards_are_refused_and_nothing_is_written(toy, sharded_run, program, tmp_path):
     """As by tools/transform_ckpt.py, whose tests break them in more ways (test_transform_checkpoint.py)."""
-    output = shutil.copytree(cut_run, tmp_path / "broken")
+    output = shutil.copytree(sharded_run, tmp_path / "broken")
     last = output / "checkpoint" / "rank_3"
 
     def refused():
@@ -167,7 +167,7 @@ def test_slices_that_are_not_all_there_are_refused_and_nothing_is_written(toy, c
         assert not (tmp_path / "output").exists()
         return done.stderr
 
-    for rank in range(CARDS - 1):  # go on, and the last one does not
+    for rank in range(CARDS - 1):  # have a later step, and the last rank has not
         folder = output / "checkpoint" / f"rank_{rank}"
         (folder / f"toy_rank_{rank}-0_0.ckpt").rename(folder / f"toy_rank_{rank}-1_4.ckpt")
     assert "step 1_4 (epoch_step) is missing in rank_3; rank_3 has 0_0" in refused()
@@ -181,10 +181,10 @@ def test_slices_that_are_not_all_there_are_refused_and_nothing_is_written(toy, c
         (["parallel_config={model_parallel: 2}"], "= 2 cards, but there are 4. On 4 cards these work: "),
         (["parallel_config={model_parallel: 4}"], "model_parallel 4 does not divide num_heads 2"),
         (["parallel_config={data_parallel: 2, pipeline_stage: 2}"], "1 micro-batches cannot keep 2 pipeline stages"),
-        (["optimizer.type=adafactor"], "the state of adafactor cannot be cut"),
+        (["optimizer.type=adafactor"], "the state of adafactor cannot be sharded"),
         (
             ["do_eval=True", "eval_dataset.data_loader.dataset_dir={train}"],
-            "do_eval: a model that is cut over cards is not evaluated while it is trained",
+            "do_eval: a model that is sharded over cards is not evaluated while it is trained",
         ),
     ],
 )

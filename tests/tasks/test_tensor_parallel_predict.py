@@ -1,5 +1,5 @@
-"""Evaluation and prediction by several simulated Ascend cards: what their graphs hold. That the parts compute what the
-whole does is shown on CPU processes (tests/generation/test_tensor_parallel.py)."""
+"""The graphs of evaluation and prediction in tensor parallelism, compiled for simulated Ascend. The numbers are checked
+on CPU processes (tests/generation/test_tensor_parallel.py)."""
 
 import re
 import sys

@@ -1,8 +1,8 @@
 """Run the training step that was compiled for one simulated Ascend card, as one of as many CPU processes.
 
-python replay_card.py YAML EXPORTED FOLDER      # under scripts/msrun_launcher.sh
+python replay_rank.py YAML EXPORTED FOLDER      # under scripts/msrun_launcher.sh
 
-YAML is a run of one process, whose batches all cards read; EXPORTED the folder `replay` of `export_card.py`. In FOLDER:
+YAML is a run of one process, whose batches all cards read; EXPORTED the folder `replay` of `export_rank.py`. In FOLDER:
 `outputs_<rank>.json`, what every step gives, and this card's part of the state after the last in
 `checkpoint/rank_<rank>/`, as a run on cards leaves it.
 """

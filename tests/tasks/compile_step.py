@@ -1,6 +1,6 @@
-"""Compile the training step of a toy model as one simulated Ascend card, and tell what came of it as JSON.
+"""Compile the training step of a toy model as one simulated Ascend rank, and print facts about its graph as JSON.
 
-python compile_cards.py YAML FOLDER      # under mindgpt.runtime.simulated_ascend, with DUMP_ENVIRONMENT
+python compile_step.py YAML FOLDER      # under mindgpt.runtime.simulated_ascend, with DUMP_ENVIRONMENT
 """
 
 import json
@@ -12,8 +12,9 @@ import numpy as np
 
 from mindgpt.config.errors import run_program
 from mindgpt.config.loader import load_config
+from mindgpt.config.strategy import Strategy
 from mindgpt.planning.planned_step import GRAPHS, compile_step
-from mindgpt.runtime.collectives import model_is_cut
+from mindgpt.runtime.collectives import strategy
 from mindgpt.runtime.compiled_graph import CompiledGraph
 from mindgpt.tasks.session import prepare
 from mindgpt.train.step import AccumulatingTrainStep
@@ -28,9 +29,9 @@ _LOGITS = re.compile(r"\(<Tensor\[\w+\], \((\d+), (\d+)\)>\)\n.*Fullname with sc
 def main() -> None:
     """Print a JSON object.
 
-    shapes: of what this card trains, as it holds it; held: of every weight in its graph; holders: of each trained one,
-    the cards with the same part; updates, flash: operators in the graph; masks: the seeds and the cell of each operator
-    that generates a dropout mask; logits: the shape that the head computes;
+    shapes: of the shards that this rank trains; held: of every weight in its graph; holders: for each trained one, how
+    many ranks have the same shard; updates, flash: operators in the graph; masks: the seeds and the cell of each
+    operator that generates a dropout mask; logits: the shape that the head computes;
     flops: of a step's matrix products; collectives: [kind, where] pairs.
     """
     yaml, folder = sys.argv[1:]
@@ -41,7 +42,7 @@ def main() -> None:
     text, graphs = "".join(file.read_text() for file in files), [CompiledGraph(file) for file in files]
     times = [step.batches, 1] if isinstance(step, AccumulatingTrainStep) else [1]
     trained = step.optimizer.parameters
-    shares = step.update.norm.shares.asnumpy() if model_is_cut() else np.ones(len(trained))
+    shares = step.update.norm.shares.asnumpy() if strategy() is Strategy.SEMI_AUTO else np.ones(len(trained))
     names = {parameter.name for parameter in model.get_parameters()}
     held = {name: tensor.shape for graph in graphs for name, tensor in graph.parameters.items() if name in names}
     print(

@@ -1,4 +1,4 @@
-"""Cards under semi-automatic parallelism that share nothing but rows: each has the whole model, and one writes it."""
+"""Semi-automatic parallelism with data_parallel alone: each rank has the whole model, and rank 0 writes it."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.needs_ascend
 
 @pytest.fixture
 def card(repo, toy, tmp_path):
-    """Start as one of two cards: `card(rank, {parallel_config}, arguments)` -> the finished process."""
+    """Start as one of two ranks: `card(rank, {parallel_config}, arguments)` -> the finished process."""
 
     def run(rank, layout, *arguments):
         command = [
@@ -29,7 +29,7 @@ def card(repo, toy, tmp_path):
     return run
 
 
-def test_one_card_writes_the_model_and_all_go_on_from_it(card, tmp_path):
+def test_rank_0_writes_the_model_and_all_resume_from_it(card, tmp_path):
     checkpoints = tmp_path / "output" / "checkpoint"
     for rank in (1, 0):
         card(rank, "{data_parallel: 2}")
@@ -46,6 +46,6 @@ def test_one_card_writes_the_model_and_all_go_on_from_it(card, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_card_writes_its_part_where_the_optimizer_is_sharded(card, tmp_path):
+def test_every_rank_writes_its_shards_where_the_optimizer_is_sharded(card, tmp_path):
     card(1, "{data_parallel: 2, optimizer_shard: True}")
     assert [folder.name for folder in (tmp_path / "output" / "checkpoint").iterdir()] == ["rank_1"]
