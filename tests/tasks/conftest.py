@@ -2,14 +2,14 @@
 
 import dataclasses
 import hashlib
-import os
 import random
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 VOCAB_SIZE = 300
 SEQ_LENGTH = 32
@@ -71,16 +71,11 @@ def text(lines: int, seed: int) -> str:
 
 @pytest.fixture(scope="session")
 def program(repo):
-    """Run a program of the checkout: `program("run_mindformer.py", "--config", ..., cwd=...)` -> CompletedProcess.
-
-    The environment is the user's: without what this process, which may have run MindSpore, has put there.
-    """
-    ours = ("MS_", "RANK_ID", "AKG_", "OMP_", "PYTHONPATH")
+    """Run a program of the checkout: `program("run_mindformer.py", "--config", ..., cwd=...)` -> CompletedProcess."""
 
     def run(name, *arguments, cwd, env=None, timeout=120):
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)} | (env or {})
-        command = [sys.executable, str(repo / name), *map(str, arguments)]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        environment = programs.user_environment() | (env or {})
+        return programs.run([sys.executable, repo / name, *arguments], cwd, environment, timeout)
 
     return run
 

@@ -15,7 +15,7 @@ from mindgpt.config.layout import grid_of
 from mindgpt.config.loader import dump_config, load_config
 from mindgpt.planning.dry_run import dry_run
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
-from mindgpt.runtime.simulated_ascend import run_simulated
+from tests.programs import run_simulated
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPO / "configs" / "gpt2").rglob("*.yaml"))
