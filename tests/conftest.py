@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import programs, quick
+
 os.environ.setdefault("GLOG_v", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "MINDGPT_CACHE" not in os.environ:  # kernels are shared by the tests of a session, not with the person's own runs
@@ -17,14 +19,22 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--slow", action="store_true", help="also the tests marked slow; start every program from nothing")
+    parser.addoption("--quick", action="store_true", help="only tests that start no program and compile for no Ascend")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     from mindgpt.runtime.simulated_ascend import cann_is_there
 
+    if config.getoption("--quick"):
+        quick.refuse_programs()
+        started = [item for item in items if quick.starts_programs(item)]
+        config.hook.pytest_deselected(items=started)
+        items[:] = [item for item in items if item not in set(started)]
     missing = {}
-    if not config.getoption("--slow"):
+    if config.getoption("--slow"):
+        programs.forks = False
+    else:
         missing["slow"] = "slow: bash scripts/test.sh --slow"
     if not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")):
         missing["needs_ascend"] = "simulated Ascend needs gcc, g++ and nm, or CANN"

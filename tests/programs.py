@@ -30,7 +30,7 @@ READ_LATER = {
     "MS_WORKER_NUM", "MS_DEV_SAVE_GRAPHS", "MS_DEV_DUMP_IR_PASSES", "MS_DEV_SAVE_GRAPHS_PATH",
 }  # fmt: skip
 
-forks = hasattr(os, "pidfd_open")  # Linux; --slow makes it False
+forks = hasattr(os, "pidfd_open")  # Linux; --slow sets it to False
 
 _servers: dict[frozenset, "_Server"] = {}
 _asked: Counter[frozenset] = Counter()

@@ -48,5 +48,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_named_files_exist(page):
     """Paths of the checkout in backquotes."""
-    for path in re.findall(r"`((?:tools|scripts|configs|tests|docs)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8")):
+    for path in re.findall(
+        r"`((?:tools|benchmarks|scripts|configs|tests|docs)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8")
+    ):
         assert (REPO / path).exists(), path

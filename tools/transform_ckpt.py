@@ -20,10 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.ctrl_c_while_loading  # noqa: F401
 
 from mindgpt.checkpoints.run_folder import Step
 from mindgpt.checkpoints.transform import transform
@@ -32,10 +30,7 @@ from mindgpt.config.errors import run_program
 
 
 def main() -> None:
-    title, rest = __doc__.split("\n\n", 1)
-    parser = CheckedParser(
-        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CheckedParser.documented(__doc__)
     add = parser.add_argument
     add(
         "--src_ckpt_dir",

@@ -275,13 +275,6 @@ def load_weights(
     return report
 
 
-def load_checkpoint_strict(
-    model: "nn.Cell | Mapping[str, Parameter]", path: str | Path, may_be_missing: Iterable[str] = ()
-) -> LoadReport:
-    """`load_weights` from a `.ckpt` of mindgpt or MindFormers, skipping what `SKIP_RULES` name."""
-    return load_weights(model, CheckpointWeights(path), may_be_missing)
-
-
 def _check_match(parameters: "Mapping[str, Parameter]", source: TensorSource, report: LoadReport) -> None:
     problems = [
         f"missing in the file: {name} {list(parameter.shape)}"

@@ -73,17 +73,18 @@ class PerplexityMetric(Metric):
         if not self.batch_means:
             return self.token_weighted()
         means = [total / count for total, count in self._batches if count]
-        return _loss_and_perplexity(sum(means) / len(means))
+        return loss_and_perplexity(sum(means) / len(means))
 
     def token_weighted(self) -> dict[str, float]:
         """As `eval`, each token counted once whatever `batch_means` says."""
         self._check_anything_counted()
-        return _loss_and_perplexity(sum(total for total, count in self._batches if count) / self.tokens)
+        return loss_and_perplexity(sum(total for total, count in self._batches if count) / self.tokens)
 
     def _check_anything_counted(self) -> None:
         if not self.tokens:
             raise RuntimeError("the data set has no token to predict: every row is padding, or all labels are -100")
 
 
-def _loss_and_perplexity(loss: float) -> dict[str, float]:
+def loss_and_perplexity(loss: float) -> dict[str, float]:
+    """A loss in nats per token as `loss`, and e to it as `PPL`; infinite from 700 on, near the end of float64."""
     return {"loss": loss, "PPL": math.exp(loss) if loss < 700 else math.inf}

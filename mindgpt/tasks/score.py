@@ -1,7 +1,6 @@
 """How likely a language model finds given texts: log-probabilities and perplexities, token by token if asked."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
+from mindgpt.evaluation.perplexity import loss_and_perplexity
 from mindgpt.generation.scoring import score
 from mindgpt.generation.text_generation import check_ids, check_tokenizer_fits
 from mindgpt.io.files import atomic_write
@@ -94,9 +94,7 @@ def _encoded(tokenizer: GPT2Tokenizer, texts: list[Prompt], window: int) -> list
 
 
 def _perplexity(log_probability: float, tokens: int) -> float | None:
-    if not tokens:
-        return None
-    return math.exp(loss) if (loss := -log_probability / tokens) < 700 else math.inf
+    return loss_and_perplexity(-log_probability / tokens)["PPL"] if tokens else None
 
 
 def _line(log_probability: float, tokens: int, perplexity: float | None, text: str) -> str:

@@ -1,6 +1,5 @@
 """Checkpoints of a training run: when they are written, what is in them, how long they are kept."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,6 @@ from mindgpt.checkpoints.run_folder import (
 )
 from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.callback_sections import CheckpointMonitorSection
-from mindgpt.config.errors import UserError
 from mindgpt.io.files import make_folder
 from mindgpt.train.progress import Progress
 
@@ -160,15 +158,3 @@ def parameters_of_step(step: nn.Cell) -> Mapping[str, Parameter]:
         for name, p in step.parameters_dict().items()
         if not name.startswith(("accu_grads.", "norm_shares")) and (not here or name in here or p.size == 1)
     }
-
-
-def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """The newest of `checkpoints_in`.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = checkpoints_in(folder)
-    if not found:
-        raise UserError(f"{folder}: holds no checkpoint (a file whose name ends in -<epoch>_<step>.ckpt).")
-    return found[-1]

@@ -10,7 +10,7 @@ import transformers
 from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import initializer
 
-from mindgpt.checkpoints.weights import load_checkpoint_strict, load_weights, open_weights, save_checkpoint, skip_rule
+from mindgpt.checkpoints.weights import CheckpointWeights, load_weights, open_weights, save_checkpoint, skip_rule
 from mindgpt.config.errors import UserError
 from mindgpt.config.optimizer_sections import OptimizerSection
 from mindgpt.models.gpt2 import convert_weight
@@ -46,7 +46,7 @@ def write(path, **held) -> None:
 def test_values_arrive_bit_for_bit(path):
     write(path, weight=WEIGHT, bias=BIAS)
     net = Net()
-    report = load_checkpoint_strict(net, path)
+    report = load_weights(net, CheckpointWeights(path))
     assert net.weight.asnumpy().tobytes() == WEIGHT.tobytes()
     assert net.bias.asnumpy().tobytes() == BIAS.tobytes()
     assert sorted(report.loaded) == ["bias", "weight"]
@@ -57,7 +57,7 @@ def test_values_arrive_bit_for_bit(path):
 def test_casts_are_done_and_reported(path):
     write(path, weight=WEIGHT.astype(np.float16), bias=BIAS)
     net = Net(bias="bfloat16")
-    report = load_checkpoint_strict({"weight": net.weight, "bias": net.bias}, path)
+    report = load_weights({"weight": net.weight, "bias": net.bias}, CheckpointWeights(path))
     np.testing.assert_array_equal(net.weight.asnumpy(), WEIGHT.astype(np.float16).astype(np.float32))
     assert net.weight.dtype == ms.float32 and net.bias.dtype == ms.bfloat16
     np.testing.assert_array_equal(net.bias.float().asnumpy(), BIAS)
@@ -68,14 +68,14 @@ def test_casts_are_done_and_reported(path):
 def test_values_that_overflow_in_the_model_are_refused(path):
     write(path, weight=WEIGHT * 1e6, bias=BIAS)
     with pytest.raises(UserError, match="weight: 4 of its values are too large for float16"):
-        load_checkpoint_strict(Net(weight="float16"), path)
+        load_weights(Net(weight="float16"), CheckpointWeights(path))
 
 
 def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded(path):
     write(path, weight=WEIGHT.T.copy(), biass=BIAS)
     net = Net()
     with pytest.raises(UserError) as error:
-        load_checkpoint_strict(net, path)
+        load_weights(net, CheckpointWeights(path))
     assert str(error.value).splitlines() == [
         f"{path}: does not fit the model, and nothing was loaded:",
         "  missing in the file: bias [3]",
@@ -97,7 +97,7 @@ def test_what_training_adds_is_skipped_by_name_of_rule(path):
     assert {"moments.weight", "accum.weight", "adam_m.weight", "adafactor_row.weight", "lion_m.weight"} <= names
     assert all(skip_rule(name) for name in names), names
     write(path, weight=WEIGHT, bias=BIAS, **dict.fromkeys(names, BIAS))
-    report = load_checkpoint_strict(Net(), path)
+    report = load_weights(Net(), CheckpointWeights(path))
     assert set(report.skipped) == names
     assert report.skipped["adam_m.weight"] == "optimizer state"
     assert report.skipped["global_step"] == "training counter"
@@ -113,14 +113,14 @@ def test_lora_factors_are_named_and_may_be_missing_if_allowed(path):
     lora = "dense1.mindpet_delta_lora_a"
     write(path, weight=WEIGHT, bias=BIAS, **{lora: BIAS})
     with pytest.raises(UserError, match="LoRA weights: merge"):
-        load_checkpoint_strict(Net(), path)
+        load_weights(Net(), CheckpointWeights(path))
 
     write(path, weight=WEIGHT, bias=BIAS)
     net = Net()
     parameters = net.parameters_dict() | {lora: Parameter(Tensor(BIAS * 3), name=lora)}
     with pytest.raises(UserError, match="missing in the file: dense1"):
-        load_checkpoint_strict(parameters, path)
-    report = load_checkpoint_strict(parameters, path, may_be_missing=["mindpet_delta_lora"])
+        load_weights(parameters, CheckpointWeights(path))
+    report = load_weights(parameters, CheckpointWeights(path), may_be_missing=["mindpet_delta_lora"])
     assert report.not_in_file == [lora]
     np.testing.assert_array_equal(parameters[lora].asnumpy(), BIAS * 3)
     np.testing.assert_array_equal(net.weight.asnumpy(), WEIGHT)
@@ -133,18 +133,18 @@ def test_broken_files_name_themselves_and_log_nothing(path, tmp_path, capfd):
     for name, content in (("cut", whole[:-3]), ("garbage", b"\x00garbage" * 9), ("empty", b"")):
         (tmp_path / f"{name}.ckpt").write_bytes(content)
         with pytest.raises(UserError, match=f"{name}.ckpt: "):
-            load_checkpoint_strict(Net(), tmp_path / f"{name}.ckpt")
+            load_weights(Net(), CheckpointWeights(tmp_path / f"{name}.ckpt"))
     with pytest.raises(UserError, match="no such file"):
-        load_checkpoint_strict(Net(), tmp_path / "absent.ckpt")
+        load_weights(Net(), CheckpointWeights(tmp_path / "absent.ckpt"))
     with pytest.raises(UserError, match="is a folder"):
-        load_checkpoint_strict(Net(), tmp_path)
+        load_weights(Net(), CheckpointWeights(tmp_path))
     assert capfd.readouterr() == ("", "")
 
 
 def test_text_is_no_weight(path):
     ms.save_checkpoint([{"name": "weight", "data": Tensor(WEIGHT)}], path, append_dict={"note": "hello"})
     with pytest.raises(UserError, match="text, not weights, .* note"):
-        load_checkpoint_strict(Net(), path)
+        load_weights(Net(), CheckpointWeights(path))
 
 
 def test_mindspore_reads_what_save_checkpoint_writes(path):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import random
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -94,18 +95,16 @@ def succeed(program):
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory, succeed):
+def toy(tmp_path_factory, repo):
     from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
     toy = Toy(tmp_path_factory.mktemp("toy"))
     GPT2Tokenizer.train([text(200, seed=1)], VOCAB_SIZE).save_pretrained(toy.tokenizer)
+    make_data = runpy.run_path(str(repo / "tools/dataset_preprocess/text_to_mindrecord.py"))["main"]
     for path, lines in ((toy.train, 110), (toy.valid, 21)):
         path.with_suffix(".txt").write_text(text(lines, seed=lines))
-        succeed(
-            "tools/dataset_preprocess/text_to_mindrecord.py", "--input_file", path.with_suffix(".txt"),
-            "--output_file", path, "--max_length", SEQ_LENGTH + 1, "--tokenizer_type", toy.tokenizer,
-            cwd=toy.folder,
-        )  # fmt: skip
+        words = ["--input_file", path.with_suffix(".txt"), "--output_file", path, "--max_length", SEQ_LENGTH + 1]
+        make_data(list(map(str, [*words, "--tokenizer_type", toy.tokenizer])))
     toy.yaml.write_text(TOY_YAML)
     return toy
 

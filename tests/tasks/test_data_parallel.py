@@ -15,7 +15,7 @@ from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.config import load_config
 from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.tasks.session import layout_problems
-from mindgpt.train.checkpoint_monitor import last_checkpoint
+from tests.run_folder import last_checkpoint
 
 CLEAN = ("MS_", "RANK_ID", "AKG_", "OMP_", "PYTHONPATH")
 

@@ -16,8 +16,8 @@ import pytest
 from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.train.checkpoint_monitor import last_checkpoint
 from tests import programs
+from tests.run_folder import last_checkpoint
 
 
 @pytest.fixture

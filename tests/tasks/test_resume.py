@@ -12,8 +12,8 @@ import pytest
 
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.config.loader import load_config
-from mindgpt.train.checkpoint_monitor import last_checkpoint
 from tests import programs
+from tests.run_folder import last_checkpoint
 
 STEPS = 30
 OPTIONS = (

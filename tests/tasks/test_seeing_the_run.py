@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mindgpt.checkpoints.mindspore_format import CheckpointFile
-from mindgpt.train.checkpoint_monitor import last_checkpoint
+from tests.run_folder import last_checkpoint
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None

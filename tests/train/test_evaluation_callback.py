@@ -14,9 +14,10 @@ from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.config.callback_sections import CheckpointMonitorSection, EvalCallBackSection
 from mindgpt.config.errors import UserError
 from mindgpt.train.best import BestCheckpoint, judged_by
-from mindgpt.train.checkpoint_monitor import CheckpointMonitor, last_checkpoint
+from mindgpt.train.checkpoint_monitor import CheckpointMonitor
 from mindgpt.train.evaluation_callback import EvaluationCallback
 from mindgpt.train.progress import Progress
+from tests.run_folder import last_checkpoint
 
 CONFIG = GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=10, seq_length=4)
 
