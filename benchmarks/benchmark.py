@@ -368,8 +368,8 @@ def check(arguments: argparse.Namespace) -> GPT2Config:
         raise UserError(f"--json {arguments.json}: there is no folder {arguments.json.parent}. Make it first.")
     sizes = ("num_layers", "hidden_size", "num_heads", "vocab_size")
     changes = {name: getattr(arguments, name) for name in sizes if getattr(arguments, name) is not None}
-    rates = ("embedding_dropout_rate", "hidden_dropout_rate", "attention_dropout_rate")
-    changes |= dict.fromkeys(rates, arguments.dropout)
+    dropouts = ("embedding_dropout_rate", "hidden_dropout_rate", "attention_dropout_rate")
+    changes |= dict.fromkeys(dropouts, arguments.dropout)
     config = GPT2Config.from_pretrained(arguments.model, **changes)
     positions = config.max_position_embeddings
     lengths = {"--seq_length": arguments.seq_length}

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where the real data lies, and quiet, repeatable runs."""
+"""Fixtures and options of all tests: paths, MindSpore's settings, `--slow` and `--quick`."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from tests import programs, quick
 
 os.environ.setdefault("GLOG_v", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "MINDGPT_CACHE" not in os.environ:  # kernels are shared by the tests of a session, not with the person's own runs
+if "MINDGPT_CACHE" not in os.environ:  # tests of a session share compiled kernels, apart from the user's own
     _cache = tempfile.TemporaryDirectory(prefix="mindgpt-tests-")
     os.environ["MINDGPT_CACHE"] = _cache.name
 
@@ -52,7 +52,7 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real text that lies beside the checkout; tests that need it skip where it is absent."""
+    """The folder of real text beside the checkout; skips the test if it is absent."""
     folder = REPO.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs the real data in {folder}, which is not on this machine")
@@ -67,12 +67,10 @@ def gpt2_tokenizer_dir(shared_data) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cpu():
-    """MindSpore on the CPU in graph mode, prepared as a run prepares it (but for where compiled kernels go).
+    """MindSpore on the CPU in graph mode, as a run prepares it, but with a temporary folder for compiled kernels.
 
-    Before the first test of a process, whichever that is: once MindSpore has computed, its device cannot be set.
+    Before the first test of a process: once MindSpore has computed, its device cannot be set.
     """
-    import tempfile
-
     from mindgpt.config.execution_sections import ContextSection
     from mindgpt.runtime.device import prepare_device
 
@@ -82,9 +80,9 @@ def cpu():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def a_module_does_not_depend_on_others(cpu):
-    """Modules share a process by chance: what a module's runs set in MindSpore, such as no fusion, ends with it, and
-    random weights are the same whatever ran before."""
+def isolated_module(cpu):
+    """Gives each module the same seed, and resets what its runs set in MindSpore, such as graph-kernel fusion: which
+    modules share a process is chance."""
     import mindspore as ms
 
     ms.set_seed(0)

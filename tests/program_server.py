@@ -101,9 +101,9 @@ def run_and_exit(name: str, is_module: bool) -> None:
             runpy.run_path(name, run_name="__main__")
     except SystemExit as ending:
         status = ending.code or 0
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
-        status = 1
+        status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     if not isinstance(status, int):
         print(status, file=sys.stderr)
         status = 1
@@ -111,6 +111,9 @@ def run_and_exit(name: str, is_module: bool) -> None:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if status < 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(status)
 
 

@@ -1,10 +1,10 @@
-"""Compile a run's plan for Ascend on any machine: legal or not, memory and collectives of each card, estimated speed.
+"""Compile the plan of a run for Ascend on any machine: is it legal, memory and collectives of each card, its speed.
 
     python tools/dry_run.py --config configs/gpt2/pretrain_gpt2_13b_fp16.yaml --rank_size 8
     python tools/dry_run.py --config X.yaml --rank_size 16 --options parallel_config.pipeline_stage=2 --batch_size 4
 
 Every other flag is one of run_mindformer.py. No data and no weights are read, and nothing is written. Exit status: 0,
-or 2 with what is wrong with the configuration or its layout, or 3 where that is legal and does not fit the cards.
+or 2 with what is wrong with the configuration or its layout, or 3 if it is legal and does not fit the cards.
 """
 
 import sys

@@ -33,13 +33,13 @@ def main() -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="any keys of the YAML file, as in run_mindformer.py; texts stand before it, or behind --",
+        help="any keys of the YAML file, as in run_mindformer.py; texts go before it, or after --",
     )
     parser.add_argument("--output", type=path_argument, metavar="FILE", help="write a JSON line for each text")
     parser.add_argument("--per_token", action="store_true", help="with every token's log-probability in it")
     given = parser.parse_intermixed_args()
     if not given.texts:
-        raise UserError("command line: no texts: name texts, files or folders, before --options or behind --")
+        raise UserError("command line: no texts: name texts, files or folders, before --options or after --")
     if given.per_token and given.output is None:
         raise UserError("command line: --per_token goes into a file: name it with --output FILE")
     words = [part for name in of_run if (value := getattr(given, name)) for part in (f"--{name}", value)]

@@ -76,7 +76,7 @@ def test_both_sides_do_the_same_work(measured):
     assert rows["train"]["mindgpt"]["result"] == pytest.approx(rows["train"]["transformers"]["result"], abs=0.3)
 
 
-def test_start_includes_more_than_a_step(measured):
+def test_startup_takes_longer_than_a_step(measured):
     _, result = measured
     rows = {row["task"]: row for row in result["results"]}
     for side in ("mindgpt", "transformers"):
@@ -86,7 +86,7 @@ def test_start_includes_more_than_a_step(measured):
     assert rows["startup again"]["mindgpt"]["median"] < 0.9 * rows["startup"]["mindgpt"]["median"]  # kernels were kept
 
 
-def test_matmuls_are_those_of_the_model(measured):
+def test_measured_matmuls_have_the_shapes_of_the_model(measured):
     printed, result = measured
     shapes = [(shape["rows"], shape["in"], shape["out"]) for shape in result["matmul"]["shapes"]]
     assert shapes == [(32, 64, 64), (32, 64, 256), (32, 256, 64), (32, 64, 101)]

@@ -88,16 +88,16 @@ def test_collectives_are_counted_through_calls(graph):
     assert graph.collectives("▸Block") == {Collective("AllReduce", "activations", (0, 1), 128 * 32 * 2): 2}
 
 
-def test_products_count_two_operations_for_each_pair(graph):
+def test_matrix_products_count_two_operations_per_multiply_add(graph):
     assert graph.product_flops == 2 * (2 * 128 * 32 * 64) + 2 * (2 * 2 * 5 * 6 * 8)
 
 
-def test_what_a_block_keeps_is_without_its_weights(graph):
+def test_kept_activations_of_a_block_exclude_its_weights(graph):
     assert graph.kept_bytes("Block_construct") == 4 * 3 * 2 + 7 * 4
     assert graph.kept_bytes("nothing") == 0
 
 
-def test_parameters_are_this_cards_parts(graph):
+def test_parameters_are_the_shards_of_this_rank(graph):
     assert {name: (tensor.dtype, tensor.shape, tensor.bytes) for name, tensor in graph.parameters.items()} == {
         "w": ("Float32", (32, 64), 32 * 64 * 4),
         "scale": ("Float32", (), 4),

@@ -36,7 +36,7 @@ def kernel(folder, name, suffixes=SUFFIXES):
         (folder / f"{name}{suffix}").write_text(name + suffix)
 
 
-def test_kernels_go_to_the_next_run_byte_for_byte(tmp_path, cache):
+def test_the_next_run_gets_the_cached_kernels_byte_for_byte(tmp_path, cache):
     kernel(tmp_path / "one" / FOLDER, "a_1")
     assert keep_kernels(tmp_path / "one") == 1
     assert keep_kernels(tmp_path / "one") == 0
@@ -46,7 +46,7 @@ def test_kernels_go_to_the_next_run_byte_for_byte(tmp_path, cache):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_kernel_takes_up_room_once_where_there_are_links(tmp_path, cache, monkeypatch, links):
+def test_hard_links_store_a_kernel_once(tmp_path, cache, monkeypatch, links):
     def refused(source, target):
         raise OSError("Invalid cross-device link")
 
@@ -65,7 +65,7 @@ def test_a_kernel_takes_up_room_once_where_there_are_links(tmp_path, cache, monk
     assert len(list(cache.iterdir())) == len(SUFFIXES)
 
 
-def test_what_was_not_used_for_longest_is_dropped_first(tmp_path, cache, monkeypatch):
+def test_the_least_recently_used_kernel_is_evicted_first(tmp_path, cache, monkeypatch):
     for number, name in enumerate(["old_but_used", "never_used", "new"]):
         kernel(cache, name)
         for suffix in SUFFIXES:
@@ -76,13 +76,13 @@ def test_what_was_not_used_for_longest_is_dropped_first(tmp_path, cache, monkeyp
     assert {path.stem for path in cache.iterdir()} == {"old_but_used", "new"}
 
 
-def test_a_kernel_that_is_not_whole_is_not_kept(tmp_path, cache):
+def test_an_incomplete_kernel_is_not_cached(tmp_path, cache):
     kernel(tmp_path / FOLDER, "half", SUFFIXES[:-1])
     assert keep_kernels(tmp_path) == 0
     assert not cache.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MINDGPT_CACHE", str(tmp_path / "file"))
     kernel(tmp_path / FOLDER, "a_1")

@@ -136,7 +136,7 @@ def test_a_script_of_the_checkout_runs_from_anywhere(shell):
     assert "--train_dataset_dir" in out
 
 
-def test_quotes_survive(shell):
+def test_quotes_of_the_command_are_kept(shell):
     command = """script.py --predict_data "a b" 'it is "so"' $HOME"""
     for workers in (1, 2):
         status, out, err = finished(shell(command, workers))
@@ -173,7 +173,7 @@ def test_the_scheduler_must_be_on_the_first_machine(folder):
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 
-def test_what_the_processes_are_told_and_what_is_shown(shell, folder):
+def test_environment_of_the_workers_and_console_output(shell, folder):
     status, out, err = finished(shell("script.py", 3, _free_port(), "logs", "True", 77))
     assert (status, err) == (0, "")
     records = [lines_of(folder / "logs" / f"worker_{rank}.log")[0] for rank in range(3)]
@@ -221,7 +221,7 @@ def test_an_error_that_all_have_is_shown_once(shell):
     )
 
 
-def test_the_loss_of_another_machine_is_told_as_that(shell):
+def test_the_loss_of_another_machine_is_reported(shell):
     process = shell("script.py all=wait+receiving+[1,2]+failed", 4, 2, "127.0.0.1", 9999, 1, "logs", "True", 60)
     status, _, err = finished(process)
     assert status == 1
@@ -328,7 +328,7 @@ mindspore/ccsrc/cluster/topology/meta_server_node.cc:554 UpdateTopoState
         ("step 1\ninterrupted; no file was left half written\n", [], True),
     ],
 )
-def test_errors_are_found_and_told_from_their_consequences(tmp_path, text, error, consequence):
+def test_errors_are_distinguished_from_their_consequences(tmp_path, text, error, consequence):
     (tmp_path / "log").write_text(text)
     assert errors_in(tmp_path / "log") == error
     assert is_consequence(tmp_path / "log") == consequence

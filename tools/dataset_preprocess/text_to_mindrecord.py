@@ -23,7 +23,7 @@ from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
-        description="Text to MindRecord. Each document gets <|endoftext|> behind it; all are packed into blocks of one "
+        description="Text to MindRecord. <|endoftext|> follows each document; all are packed into blocks of one "
         "length; the last block is padded (attention_mask 0)."
     )
     add_text_arguments(parser)

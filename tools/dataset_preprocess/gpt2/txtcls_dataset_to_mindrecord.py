@@ -27,7 +27,7 @@ from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
         description="Labelled texts to MindRecord: a row holds the tokens of a text, without padding, and the number "
-        "of its label. sst_2, cola, ag_news and imdb are read as their makers publish them; anything else as csv "
+        "of its label. sst_2, cola, ag_news and imdb are read as published; anything else as csv "
         "(fields in quotes where they need it), tsv (a quote is a character like any other), json or jsonl (a list of "
         "objects, or an object a line)."
     )
@@ -35,7 +35,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--dataset_name", required=True, choices=list(LAYOUTS), help="which data set, or which kind of file")
     add("--input_file", type=path_argument, required=True, help="the file of texts and labels")
     add_output_arguments(
-        parser, row="row", max_length=1024, length_help="tokens of a {row} at most; longer texts are cut"
+        parser, row="row", max_length=1024, length_help="tokens of a {row} at most; longer texts are truncated"
     )
     add(
         "--header",

@@ -25,8 +25,8 @@ from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
-        description="Tokenised WikiText to MindRecord. Each article is one document, detokenised, headings kept, with "
-        "<|endoftext|> behind it; the last block is padded (attention_mask 0)."
+        description="Tokenised WikiText to MindRecord. Each article is one document, detokenised, headings kept, and "
+        "<|endoftext|> follows it; the last block is padded (attention_mask 0)."
     )
     parser.add_argument(
         "--input_file", type=path_argument, required=True, help="wiki.train.tokens, wiki.valid.tokens, ..."
@@ -43,7 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--compat",
         choices=["mindformers"],
         help="make MindFormers 1.5's blocks, to compare with its published perplexities: headings, the last section, "
-        "the last incomplete block and everything behind a TAB are lost, documents are not separated",
+        "the last incomplete block and everything after a TAB are lost, documents are not separated",
     )
     return parser.parse_args(argv)
 
