@@ -23,6 +23,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="only tests that start no program and compile for no Ascend")
 
 
+LONGEST = ("tasks", "benchmarks", "generation", "planning")  # run first, so that no worker is left with one at the end
+
+
+def _place(item: pytest.Item) -> int:
+    folder = item.path.parent.name
+    return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     from mindgpt.runtime.simulated_ascend import cann_is_there
 
@@ -31,6 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         started = [item for item in items if quick.starts_programs(item)]
         config.hook.pytest_deselected(items=started)
         items[:] = [item for item in items if item not in set(started)]
+    items.sort(key=_place)
     missing = {}
     if config.getoption("--slow"):
         programs.forks = False

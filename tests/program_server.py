@@ -30,9 +30,9 @@ def load() -> None:
     for module in pkgutil.walk_packages(mindgpt.__path__, "mindgpt."):
         with contextlib.suppress(ImportError):  # needs an optional library
             importlib.import_module(module.name)
-    import mindspore.dataset
-    import mindspore.mindrecord  # noqa: F401
-
+    for name in ("mindspore.dataset", "mindspore.mindrecord", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # or each forked process would copy this memory when it collects garbage
 
