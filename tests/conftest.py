@@ -36,9 +36,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     if config.getoption("--quick"):
         quick.refuse_programs()
-        started = [item for item in items if quick.starts_programs(item)]
-        config.hook.pytest_deselected(items=started)
-        items[:] = [item for item in items if item not in set(started)]
+        left_out = [item for item in items if item.get_closest_marker("long") or quick.starts_programs(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=_place)
     missing = {}
     if config.getoption("--slow"):

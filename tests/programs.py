@@ -17,6 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 
 from mindgpt.runtime import simulated_ascend
@@ -103,7 +104,7 @@ class Forked:
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         try:
             self.returncode = self._end.result(timeout)
-        except TimeoutError:
+        except FutureTimeout:
             raise subprocess.TimeoutExpired(self.args, timeout) from None
         out, err = (file.read_text() for file in self._files)
         self._folder.cleanup()
