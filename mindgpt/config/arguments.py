@@ -24,6 +24,14 @@ _UNKNOWN = "unrecognized arguments: "
 class CheckedParser(argparse.ArgumentParser):
     """A parser of a program's flags. Raises `UserError` where argparse would print its usage and exit."""
 
+    @classmethod
+    def documented(cls, text: str) -> "CheckedParser":
+        """The parser of a program with this docstring: its first paragraph, the flags, and the rest are what -h prints.
+        Flags cannot be abbreviated."""
+        title, rest = text.split("\n\n", 1)
+        layout = argparse.RawDescriptionHelpFormatter
+        return cls(description=title, epilog=rest, formatter_class=layout, allow_abbrev=False)
+
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As argparse's."""
         self._words = list(sys.argv[1:] if args is None else args)

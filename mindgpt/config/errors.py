@@ -22,22 +22,15 @@ class UserError(ValueError):
     """
 
 
-def end_on_interrupt_while_loading() -> None:
-    """Until `run_program` begins, Ctrl-C ends this process with a line and status 130, not with a traceback of imports.
-
-    For the first lines of a program that imports what takes time; a library must leave signals alone.
-    """
-    signal.signal(signal.SIGINT, _end_at_once)
-
-
-def _end_at_once(*_: object) -> NoReturn:
+def end_at_once(*_: object) -> NoReturn:
+    """End the process with a line and status 130; a signal handler (`ctrl_c_while_loading.py`)."""
     print(_INTERRUPTED, file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)
 
 
 def run_program(main: Callable[[], object]) -> NoReturn:
     """Run a program's `main` and exit: 0; 2 with the message of a `UserError` or of a file error; 130 after Ctrl-C."""
-    if signal.getsignal(signal.SIGINT) is _end_at_once:
+    if signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     prepare_console()
     if os.environ.get("MS_ROLE") == "MS_WORKER":

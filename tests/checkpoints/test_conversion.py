@@ -17,6 +17,7 @@ import transformers
 
 from mindgpt.config.errors import run_program
 from mindgpt.models.gpt2 import convert_weight
+from tests import programs
 
 H, L, F, V, P = 12, 2, 20, 61, 16
 COMMAND = "mindgpt/models/gpt2/convert_weight.py"
@@ -90,7 +91,7 @@ def assert_holds(ckpt, wanted: dict[str, np.ndarray], dtype="float32") -> None:
 
 def run(repo, *arguments, cwd=None) -> subprocess.CompletedProcess:
     """The command as a user types it."""
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd or repo, capture_output=True, text=True)
+    return programs.run([sys.executable, *arguments], cwd or repo)
 
 
 def convert(source, ckpt, *more) -> int:

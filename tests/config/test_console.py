@@ -14,9 +14,9 @@ REPO = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import os, signal, sys
 from mindgpt.config.console import note_when_left
-from mindgpt.config.errors import UserError, end_on_interrupt_while_loading, run_program
+from mindgpt.config.errors import UserError, run_program
 if "EARLY" in os.environ:
-    end_on_interrupt_while_loading()
+    import mindgpt.config.ctrl_c_while_loading
 def main():
     %s
 run_program(main)
@@ -143,11 +143,11 @@ def test_bytes_that_are_no_text_are_refused_as_arguments(program):
     assert done.stderr.startswith(b"error: command line: argument 2 ('caf\\udce9') is not text in utf-8. ")
 
 
-TOOLS = [file for file in sorted((REPO / "tools").rglob("*.py")) if "run_program" in file.read_text(encoding="utf-8")]
-PROGRAMS = [REPO / "run_mindformer.py", REPO / "mindgpt/models/gpt2/convert_weight.py", *TOOLS]
+PROGRAMS = ["run_mindformer.py", "mindgpt/models/gpt2/convert_weight.py", "benchmarks/benchmark.py"]
+PROGRAMS = [*(REPO / name for name in PROGRAMS), *sorted((REPO / "tools").rglob("*.py"))]
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda file: file.name)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda file: file.relative_to(REPO).as_posix())
 def test_an_interrupt_while_a_program_loads(tmp_path, program):
     """It arrives when the first module of ours that takes time is imported."""
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTING)
@@ -162,3 +162,14 @@ def test_an_interrupt_while_a_program_loads(tmp_path, program):
 def test_the_handler_of_a_program_that_has_loaded(program):
     done = program("signal.raise_signal(signal.SIGINT)", env={"EARLY": "1"})
     assert (done.returncode, done.stderr) == (130, b"interrupted; no file was left half written\n")
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda file: file.relative_to(REPO).as_posix())
+def test_help_from_another_folder_without_mindspore(tmp_path, program):
+    for name in ("mindspore", "torch", "transformers"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError(__name__)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, program, "-h"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: {program.name} ")

@@ -1,7 +1,6 @@
 """txtcls_dataset_to_mindrecord.py as a user calls it: every format, and every kind of bad data."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ from mindgpt.data.dataset import inspect
 from mindgpt.data.labelled_text import FILE_LAYOUTS, file_layout, read_examples
 from mindgpt.data.records import BadRecords
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from tests import programs
 
 SCRIPT = "tools/dataset_preprocess/gpt2/txtcls_dataset_to_mindrecord.py"
 
@@ -207,7 +207,7 @@ def test_the_command(repo, tmp_path, tokenizer):
     def run(*flags, name="x.mindrecord"):
         arguments = ["--input_file", "in.csv", "--output_file", name, "--tokenizer_type", tokenizer[1], *flags]
         command = [sys.executable, repo / SCRIPT, "--dataset_name", "csv", *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        return programs.run(command, tmp_path)
 
     (tmp_path / "in.csv").write_text("text,label\ngood film,yes\nbad film,no\na film,no\n")
     (tmp_path / "names").write_text("yes\nno\nmaybe\n")
@@ -234,7 +234,7 @@ def test_mindformers_command_finds_its_downloaded_tokenizer(repo, tmp_path, toke
     def run(*flags):
         arguments = ["--dataset_name", "sst_2", "--input_file", "train.tsv", "--output_file", "x.mindrecord", *flags]
         command = [sys.executable, repo / SCRIPT, *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        return programs.run(command, tmp_path)
 
     missing = run()
     assert missing.returncode == 2

@@ -13,6 +13,7 @@ import pytest
 from mindgpt.data.dataset import build_dataset, inspect
 from mindgpt.data.mindrecord import find_mindrecord_files
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from tests import programs
 
 WIKITEXT = "tools/dataset_preprocess/gpt2/wikitext2_data_process.py"
 TEXT = "tools/dataset_preprocess/text_to_mindrecord.py"
@@ -24,9 +25,7 @@ def run(repo, tmp_path):
     """Run a tool from the checkout, not installed, in a folder of its own: (exit status, standard output, error)."""
 
     def run(tool, *arguments, cwd=tmp_path):
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        command = [sys.executable, str(repo / tool), *map(str, arguments)]
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100, env=environment)
+        done = programs.run([sys.executable, repo / tool, *arguments], cwd)
         return done.returncode, done.stdout, done.stderr
 
     return run

@@ -136,6 +136,7 @@ def test_texts_of_all_lengths_are_read_as_the_model_reads_them(monkeypatch, mode
 
 
 @pytest.mark.parametrize("by", ["operators", "kernels"])
+@pytest.mark.long
 def test_a_cache_that_moves_changes_no_text(monkeypatch, generator, model, prompts, by, request):
     """Grows, shrinks when rows have ended, and makes room for others: whatever happens, the texts stay."""
     prompts = prompts[:5]

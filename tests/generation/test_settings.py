@@ -1,7 +1,6 @@
 """What settings are allowed, what is said about refused ones, and that all three ways to give them agree."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.generation_section import GenerationSection
 from mindgpt.config.model_sections import GPT2Section
 from mindgpt.generation.settings import GenerationSettings
+from tests import programs
 
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -220,11 +220,11 @@ def test_the_section_of_the_yaml_takes_the_same_words():
     assert settings == GenerationSettings(top_k=5, eos_token_id=50256, stop_strings=["end"])
 
 
-def test_a_command_with_bad_settings_ends_with_one_clear_message(tmp_path):
+def test_a_command_with_bad_settings_ends_with_one_clear_message(repo, tmp_path):
     options = ["--top_k", "0", "--options", "model.model_config.top_p=1.5", "model.model_config.num_beems=2"]
     command = [sys.executable, "run_mindformer.py", "--config", "configs/gpt2/pretrain_gpt2_quickstart.yaml"]
     command += ["--run_mode", "predict", "--predict_data", "hello", "--output_dir", str(tmp_path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = programs.run(command, repo)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     lines = done.stderr.splitlines()

@@ -2,7 +2,6 @@
 
 import json
 import string
-import subprocess
 import sys
 
 import mindspore as ms
@@ -15,6 +14,7 @@ from mindgpt.generation.labels import encode_texts
 from mindgpt.generation.text_generation import check_tokenizer_fits, encode_prompts
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from tests import programs
 
 PROMPTS = ["a rose is a rose", "is", "the rose, the rose, the rose is here", "a", "héllo, 你好"]
 
@@ -166,7 +166,7 @@ def test_a_command_with_bad_input_ends_with_one_clear_message(
     command += [
         f"model.model_config.{name}={value}" for name, value in (sizes | {"vocab_size": len(tokenizer)}).items()
     ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = programs.run(command, tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr + done.stdout
     assert done.stderr.startswith("error: ") and done.stderr.count("error: ") == 1

@@ -62,6 +62,7 @@ def test_logits_equal_transformers(tmp_path, settings):
     np.testing.assert_allclose(model(Tensor(input_ids)).asnumpy(), logits_of(reference, input_ids), atol=1e-4)
 
 
+@pytest.mark.long
 def test_logits_of_gpt2_small_equal_transformers(tmp_path):
     torch.manual_seed(0)
     reference = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()

@@ -1,6 +1,5 @@
 """The dry run: bytes against bytes worked out by hand, collectives and products against a hand count, and refusals."""
 
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from mindgpt.config.loader import load_config
 from mindgpt.planning import estimates
 from mindgpt.planning.dry_run import dry_run, report, shortfall
 from mindgpt.runtime.compiled_graph import Collective
+from tests import programs
 
 LAYERS, HIDDEN, WIDE, VOCAB, TOKENS, ROWS = 2, 64, 256, 256, 32, 4
 
@@ -43,7 +43,9 @@ def toy(tmp_path):
 
 
 @pytest.fixture
-def plan(repo):
+def plan(repo, monkeypatch):
+    monkeypatch.setattr("mindgpt.planning.dry_run.run_simulated", programs.run_simulated)
+
     def make(file, cards):
         hardware = load_hardware(repo / "configs" / "hardware" / "atlas_800t_a2.yaml")
         return dry_run(load_config(file)[0], cards, hardware)
@@ -52,9 +54,7 @@ def plan(repo):
 
 
 def command(repo, *flags):
-    return subprocess.run(
-        [sys.executable, "tools/dry_run.py", *map(str, flags)], cwd=repo, capture_output=True, text=True, timeout=300
-    )
+    return programs.run([sys.executable, "tools/dry_run.py", *flags], repo, timeout=300)
 
 
 def parameters_of_card(layers, hidden, wide, vocab, tokens, mp):

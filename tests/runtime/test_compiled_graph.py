@@ -88,7 +88,7 @@ def test_collectives_are_counted_through_calls(graph):
     assert graph.collectives("▸Block") == {Collective("AllReduce", "activations", (0, 1), 128 * 32 * 2): 2}
 
 
-def test_products_count_two_operations_for_each_pair(graph):
+def test_matrix_products_count_two_operations_per_multiply_add(graph):
     assert graph.product_flops == 2 * (2 * 128 * 32 * 64) + 2 * (2 * 2 * 5 * 6 * 8)
 
 

@@ -38,7 +38,7 @@ def test_a_missing_device_is_refused(monkeypatch):
         targets.choose_target("Ascend")
 
 
-def test_a_simulated_ascend_counts(monkeypatch):
+def test_simulated_ascend_counts_as_ascend(monkeypatch):
     monkeypatch.setenv("MS_SIMULATION_LEVEL", "1")
     assert targets.is_ascend_available()
 
@@ -74,7 +74,7 @@ def prepared(repo, tmp_path):
     return run
 
 
-def test_a_prepared_process_and_what_it_leaves(prepared, tmp_path):
+def test_context_and_notes_of_a_prepared_process(prepared, tmp_path):
     """The context, the notes, and a tidy folder."""
     section = '{"mode": 1, "max_device_memory": "8GB", "memory_optimize_level": "O0"}'
     notes, context, seed = prepared(section, "om")
@@ -131,7 +131,7 @@ def test_without_a_cluster_this_is_the_only_process(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("number", "size"), [("1", None), ("7", None), ("2", "2")])
-def test_a_rank_beyond_the_processes_is_refused(monkeypatch, number, size):
+def test_a_rank_out_of_range_is_refused(monkeypatch, number, size):
     """It would be silent, and its work lost (field report R6)."""
     monkeypatch.setenv("RANK_ID", number)
     monkeypatch.delenv("MS_SIMULATION_LEVEL", raising=False)
@@ -140,7 +140,7 @@ def test_a_rank_beyond_the_processes_is_refused(monkeypatch, number, size):
         ranks.say("nobody would see this")
 
 
-def test_only_rank_0_speaks(monkeypatch, capsys):
+def test_only_rank_0_prints(monkeypatch, capsys):
     monkeypatch.setenv("RANK_ID", "3")
     monkeypatch.setenv("MS_WORKER_NUM", "4")
     assert (ranks.rank(), ranks.world_size()) == (3, 4)

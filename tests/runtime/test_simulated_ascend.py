@@ -54,7 +54,7 @@ def test_each_rank_has_its_shard(program, tmp_path):
     assert not [path for path in user_cache().iterdir() if path.name.startswith(".")]
 
 
-def test_an_illegal_strategy_is_refused_in_mindspores_words(program, tmp_path):
+def test_an_illegal_strategy_is_refused_with_the_message_of_mindspore(program, tmp_path):
     result = run_simulated([sys.executable, program, "5"], rank=0, size=4, cwd=tmp_path, timeout=120)
     assert result.returncode != 0
     assert "cannot be divisible by strategy value 5" in result.stdout + result.stderr
@@ -88,7 +88,7 @@ def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_real_cann_is_used_as_it_is(tmp_path, monkeypatch):
+def test_an_installed_cann_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
     assert not is_cann_installed()
     (tmp_path / "lib64").mkdir()

@@ -14,7 +14,7 @@ from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.checkpoints.skip_rules import skip_rule
 from mindgpt.models import model_class
 from mindgpt.pet.lora import add_lora
-from mindgpt.runtime.simulated_ascend import run_simulated
+from tests.programs import run_simulated
 from tests.tasks.save_shards import is_parameter, whole
 
 REPO = Path(__file__).resolve().parents[2]

@@ -255,11 +255,11 @@ def test_what_is_left_out_is_counted(prepare, tmp_path):
     status, output, errors = prepare("x.jsonl", content, "--skip_bad")
     assert status == 0
     warnings = errors.splitlines()
-    assert warnings[0] == "warning: 1 example(s) of more than 33 tokens: the end of the response is cut"
+    assert warnings[0] == "warning: 1 example(s) of more than 33 tokens: the end of the response is truncated"
     assert warnings[1] == "warning: 1 example(s) dropped as too long for 33 tokens"
     assert warnings[2] == "warning: 1 record(s) with an empty response left out: x.jsonl:5: 'response' is empty."
     assert warnings[3].startswith("warning: 1 bad record(s) left out: x.jsonl:2: no key 'response'")
-    assert warnings[4:] == ["warning: keys without use: 'id'"]
+    assert warnings[4:] == ["warning: unused keys: 'id'"]
     assert output.startswith("2 example(s), ")
     assert files_in(tmp_path) == ["x.mindrecord", "x.mindrecord.db"]
 

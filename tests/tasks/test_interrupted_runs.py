@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -17,6 +16,7 @@ import pytest
 from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
+from tests import programs
 from tests.last_checkpoint import last_checkpoint
 
 
@@ -101,7 +101,7 @@ def test_killed_while_it_writes_checkpoints(toy, repo, tmp_path):
     draw = random.Random(0)
     for attempt in range(3):
         started = time.time()
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = programs.start(command, tmp_path)
         try:
             wait_for(folder, "toy*.ckpt", started, process)
             if attempt == 0:

@@ -27,7 +27,7 @@ from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.models import model_class
 from mindgpt.pet.lora import add_lora
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
-from mindgpt.runtime.simulated_ascend import run_simulated
+from tests.programs import run_simulated
 
 PROGRAMS = Path(__file__).with_name("replay")
 CARDS, STEPS, ROWS, TOKENS, LAYERS = 4, 10, 8, 32, 2

@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -13,6 +12,7 @@ import pytest
 
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.config.loader import load_config
+from tests import programs
 from tests.last_checkpoint import last_checkpoint
 
 STEPS = 30
@@ -34,7 +34,7 @@ def command(repo, toy, *more):
 
 
 def finish(command, cwd):
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = programs.run(command, cwd, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -55,7 +55,7 @@ def same_contents(one, other):
 def kill_after(command, cwd, lines):
     """Kill a run once it has logged so many steps in all."""
     log = cwd / "output" / "log" / "train.jsonl"
-    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = programs.start(command, cwd)
     try:
         end = time.monotonic() + 120
         while not log.exists() or len(log.read_text().splitlines()) < lines:

@@ -8,7 +8,7 @@ import pytest
 from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.checkpoints.run_folder import record_checkpoints
 from mindgpt.checkpoints.weights import save_checkpoint
-from mindgpt.runtime.simulated_ascend import run_simulated
+from tests.programs import run_simulated
 
 pytestmark = pytest.mark.needs_ascend
 

@@ -12,7 +12,7 @@ import pytest
 
 from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.checkpoints.weights import save_checkpoint
-from mindgpt.runtime.simulated_ascend import run_simulated
+from tests.programs import run_simulated
 
 pytestmark = pytest.mark.needs_ascend
 

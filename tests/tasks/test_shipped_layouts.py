@@ -16,7 +16,7 @@ from mindgpt.config.loader import dump_config, load_config
 from mindgpt.config.strategy import asks_for_semi_auto
 from mindgpt.planning.dry_run import dry_run
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
-from mindgpt.runtime.simulated_ascend import run_simulated
+from tests.programs import run_simulated
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPO / "configs" / "gpt2").rglob("*.yaml"))

@@ -9,7 +9,7 @@ import pytest
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
-from mindgpt.runtime.simulated_ascend import run_simulated
+from tests.programs import run_simulated
 
 pytestmark = [
     pytest.mark.usefixtures("cpu"),

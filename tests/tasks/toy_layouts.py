@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
-from mindgpt.runtime.simulated_ascend import run_simulated
+from tests.programs import run_simulated
 
 REPO = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("compile_step.py")

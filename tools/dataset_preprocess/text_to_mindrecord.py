@@ -11,10 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.ctrl_c_while_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser
 from mindgpt.config.errors import run_program
@@ -25,7 +23,7 @@ from mindgpt.tokenizers.loading import load_tokenizer
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
-        description="Text to MindRecord. Each document gets <|endoftext|> behind it; all are packed into blocks of one "
+        description="Text to MindRecord. <|endoftext|> follows each document; all are packed into blocks of one "
         "length; the last block is padded (attention_mask 0)."
     )
     add_text_arguments(parser)

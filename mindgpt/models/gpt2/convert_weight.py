@@ -13,10 +13,8 @@ from pathlib import Path
 if not __package__:  # run as a script: import from this checkout, and not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.ctrl_c_while_loading  # noqa: F401
 
 from mindgpt.checkpoints.conversion import convert_to_hugging_face, convert_to_mindspore
 from mindgpt.config.arguments import CheckedParser, file_argument, path_argument
@@ -25,12 +23,7 @@ from mindgpt.config.errors import run_program
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with 2 and a usage line if it is wrong."""
-    parser = CheckedParser(
-        description=__doc__.split("\n\n", 1)[0],
-        epilog=__doc__.split("\n\n", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CheckedParser.documented(__doc__)
     add = parser.add_argument
     add(
         "--torch_path",

@@ -10,10 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.ctrl_c_while_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.command_line import boolean
@@ -36,7 +34,7 @@ from mindgpt.tokenizers.loading import load_tokenizer
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
         description="Labelled texts to MindRecord: a row holds the tokens of a text, without padding, and the number "
-        "of its label. sst_2, cola, ag_news and imdb are read as their makers publish them; anything else as csv "
+        "of its label. sst_2, cola, ag_news and imdb are read as published; anything else as csv "
         "(fields in quotes where they need it), tsv (a quote is a character like any other), json or jsonl (a list of "
         "objects, or an object a line)."
     )
@@ -44,7 +42,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--dataset_name", required=True, choices=list(FILE_LAYOUTS), help="which data set, or which kind of file")
     add("--input_file", type=path_argument, required=True, help="the file of texts and labels")
     add_output_arguments(
-        parser, row="row", max_length=1024, length_help="tokens of a {row} at most; longer texts are cut"
+        parser, row="row", max_length=1024, length_help="tokens of a {row} at most; longer texts are truncated"
     )
     add(
         "--header",

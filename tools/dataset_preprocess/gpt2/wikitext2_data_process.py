@@ -11,10 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.ctrl_c_while_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
@@ -27,8 +25,8 @@ from mindgpt.tokenizers.loading import load_tokenizer
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
-        description="Tokenised WikiText to MindRecord. Each article is one document, detokenised, headings kept, with "
-        "<|endoftext|> behind it; the last block is padded (attention_mask 0)."
+        description="Tokenised WikiText to MindRecord. Each article is one document, detokenised, headings kept, and "
+        "<|endoftext|> follows it; the last block is padded (attention_mask 0)."
     )
     parser.add_argument(
         "--input_file", type=path_argument, required=True, help="wiki.train.tokens, wiki.valid.tokens, ..."
@@ -45,7 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--compat",
         choices=["mindformers"],
         help="make MindFormers 1.5's blocks, to compare with its published perplexities: headings, the last section, "
-        "the last incomplete block and everything behind a TAB are lost, documents are not separated",
+        "the last incomplete block and everything after a TAB are lost, documents are not separated",
     )
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""tools/benchmark.py as a user runs it, at toy size."""
+"""benchmarks/benchmark.py as a user runs it, at toy size; also under its older name, tools/benchmark.py."""
 
 import importlib.util
 import json
@@ -9,13 +9,15 @@ import sys
 
 import pytest
 
+from tests import programs
+
 TOY = (
     "--num_layers 2 --hidden_size 64 --num_heads 2 --vocab_size 101 --batch_size 2 --seq_length 16 --rounds 2 --steps 3"
 )
 
 
 def benchmark(repo, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tools/benchmark.py", *TOY.split(), *flags]
+    command = [sys.executable, "benchmarks/benchmark.py", *TOY.split(), *flags]
     return subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=300)
 
 
@@ -74,7 +76,7 @@ def test_both_sides_do_the_same_work(measured):
     assert rows["train"]["mindgpt"]["result"] == pytest.approx(rows["train"]["transformers"]["result"], abs=0.3)
 
 
-def test_start_includes_more_than_a_step(measured):
+def test_startup_takes_longer_than_a_step(measured):
     _, result = measured
     rows = {row["task"]: row for row in result["results"]}
     for side in ("mindgpt", "transformers"):
@@ -84,7 +86,7 @@ def test_start_includes_more_than_a_step(measured):
     assert rows["startup again"]["mindgpt"]["median"] < 0.9 * rows["startup"]["mindgpt"]["median"]  # kernels were kept
 
 
-def test_matmuls_are_those_of_the_model(measured):
+def test_measured_matmuls_have_the_shapes_of_the_model(measured):
     printed, result = measured
     shapes = [(shape["rows"], shape["in"], shape["out"]) for shape in result["matmul"]["shapes"]]
     assert shapes == [(32, 64, 64), (32, 64, 256), (32, 256, 64), (32, 64, 101)]
@@ -117,7 +119,7 @@ def test_machine_and_versions_are_named(measured):
     ],
 )
 def test_wrong_flags_are_refused_with_one_message(repo, flags, said):
-    run = benchmark(repo, *flags)
+    run = programs.run([sys.executable, "tools/benchmark.py", *TOY.split(), *flags], repo)
     assert run.returncode == 2
     assert said in run.stderr
     assert "Traceback" not in run.stderr
@@ -125,7 +127,7 @@ def test_wrong_flags_are_refused_with_one_message(repo, flags, said):
 
 
 def test_a_missing_peer_is_named_with_the_extra_that_brings_it(repo, monkeypatch):
-    spec = importlib.util.spec_from_file_location("benchmark", repo / "tools/benchmark.py")
+    spec = importlib.util.spec_from_file_location("benchmark", repo / "benchmarks/benchmark.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     find_spec = importlib.util.find_spec

@@ -93,8 +93,8 @@ class MindGPT(Side):
         from mindgpt.train.step import TrainStep
 
         model.set_train()
-        rates = LearningRateTable(learning_rates(LRScheduleSection(learning_rate=LEARNING_RATE), 1))
-        optimizer = build_optimizer(OptimizerSection(), model.trainable_params(), rates)
+        schedule = LearningRateTable(learning_rates(LRScheduleSection(learning_rate=LEARNING_RATE), 1))
+        optimizer = build_optimizer(OptimizerSection(), model.trainable_params(), schedule)
         step = TrainStep(model, optimizer, ScaleSenseSection(), MAX_GRAD_NORM).set_train()
         batch = self.batch()
         return lambda: float(step(*batch)[0].asnumpy())
