@@ -20,12 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mindgpt.generation.reader import Reader
 from mindgpt.generation.rules import process, warp
 from mindgpt.generation.sampling import check_choice
 from mindgpt.generation.settings import GenerationSettings
-
-Stop = Callable[[int, Sequence[int]], bool]
 
 
 class Beam(NamedTuple):
@@ -124,45 +121,7 @@ class Search:
         return texts + texts[-1:] * (number - len(texts))
 
 
-def beam_search(
-    reader: Reader,
-    prompts: list[list[int]],
-    limits: list[int],
-    settings: GenerationSettings,
-    streams: list[np.random.Generator],
-    stop: Stop | None,
-) -> list[list[int]]:
-    """Search for continuations of all prompts at once; see `Generator.generate`. There is a stream for each prompt.
-
-    `stop` is asked about candidates, of which few become a text; the row it is given is the prompt's number.
-    """
-    searches = [
-        Search(prompt, limit, settings, stream, None if stop is None else lambda new, row=row: stop(row, new))
-        for row, (prompt, limit, stream) in enumerate(zip(prompts, limits, streams, strict=True))
-    ]
-    beams = settings.num_beams
-    numbers = [range(row * beams, (row + 1) * beams) for row in range(len(prompts))]  # the reader's, of each search
-    running = range(len(prompts))
-    logits = reader.read(prompts, beams)
-    first = True  # all beams are the prompt yet, so it does not matter which of them is continued
-    while True:
-        log_probs = _next_log_probs(logits, [searches[row] for row in running], settings)
-        for row, part in zip(running, np.split(log_probs, len(running)), strict=True):
-            searches[row].advance(part)
-        running = [row for row in running if searches[row].running]
-        if not running:
-            return [text for search in searches for text in search.texts()]
-        if not first:
-            for row in running:
-                reader.follow(numbers[row], [numbers[row][source] for source in searches[row].sources])
-        first = False
-        logits = reader.next(
-            [number for row in running for number in numbers[row]],
-            [beam.text for row in running for beam in searches[row].running],
-        )
-
-
-def _next_log_probs(logits: np.ndarray, searches: list[Search], settings: GenerationSettings) -> np.ndarray:
+def next_log_probs(logits: np.ndarray, searches: list[Search], settings: GenerationSettings) -> np.ndarray:
     """(rows, V) logits of all beams -> what each token adds to its beam's score, under the rules"""
     beams = [(search, beam) for search in searches for beam in search.running]
     log_probs = process(

@@ -10,7 +10,8 @@ from mindspore import Tensor
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
-from mindgpt.generation.engine import checked_prompts, generate, length_limits
+from mindgpt.generation.engine import generate
+from mindgpt.generation.requests import checked_prompts, length_limits
 from mindgpt.generation.settings import GenerationSettings, warn_without_effect, way_out
 from mindgpt.generation.streaming import StopStrings, TextStreamer
 from mindgpt.generation.text_generation import stop_check

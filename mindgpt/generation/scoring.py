@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mindgpt.config.errors import UserError
-from mindgpt.generation.engine import checked_prompts, generator_of
+from mindgpt.generation.engine import generator_of
+from mindgpt.generation.requests import checked_prompts
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 
 
@@ -31,7 +32,7 @@ def score(model: GPT2LMHeadModel, input_ids: Sequence[Sequence[int]]) -> list[np
     for number, text in enumerate(texts):
         if len(text) > window + 1:
             raise UserError(
-                f"Text {number} has {len(text)} tokens; with a context window of {window} (max_position_embeddings) "
+                f"Text {number} has {len(text)} tokens; with a context length of {window} (max_position_embeddings) "
                 f"{window + 1} can be scored. Cut it into parts."
             )
     with generator.running(), generator.reserved():

@@ -7,7 +7,8 @@ from typing import Literal
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
-from mindgpt.generation.engine import Generator, length_limits
+from mindgpt.generation.engine import Generator
+from mindgpt.generation.requests import length_limits
 from mindgpt.generation.settings import GenerationSettings
 from mindgpt.generation.streaming import StopStrings, TextStream
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
@@ -23,7 +24,7 @@ class Completion:
 
     `text` is the continuation alone, without the end-of-text token or the stop string that ended it; `token_ids` are
     its new tokens, with either. `finish_reason` says what ended it: "eos", "stop" (a stop string), or "length", a limit
-    of the settings or the context window.
+    of the settings or the context length.
     """
 
     prompt: str

@@ -43,9 +43,9 @@ _SAME_SHAPES = (  # settings that change the network but no shape, so that stric
 
 def say_if_kernels_are_missing() -> None:
     """For a task that the C++ kernels could do, if they are missing on this CPU: that it takes longer, and why."""
-    from mindgpt.models.cpu.kernels import why_no_library
+    from mindgpt.models.acceleration import why_no_kernels
 
-    if reason := why_no_library():
+    if reason := why_no_kernels():
         say(f"on CPU, MindSpore's own operators are used, which takes longer than mindgpt's kernels would: {reason}")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.generation.engine import random_streams
+from mindgpt.generation.requests import random_streams
 from mindgpt.generation.sampling import draw, next_tokens
 from mindgpt.generation.settings import GenerationSettings
 

@@ -5,11 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from tests.tokenizers.test_gpt2_tokenizer import EOT, byte_symbols, write_pair
 
 import mindgpt
 from mindgpt.config.errors import UserError
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
+from tests.tokenizers.test_gpt2_tokenizer import EOT, byte_symbols, write_pair
 
 # The toy vocabulary of transformers' own tests of its GPT-2 tokenizer.
 SMALL = [*"lowerstidn", "Ġ", "Ġl", "Ġn", "Ġlo", "Ġlow", "er", "Ġlowest", "Ġnewer", "Ġwider", "<unk>", EOT]

@@ -80,7 +80,8 @@ def apply_layout(model: GPT2LMHeadModel | GPT2ForSequenceClassification, layout:
         _cut_block(block, layout)
     for linear, by_column in linear_cuts(backbone):
         _cut_linear(linear, layout, by_column)
-    _cut_layer_norm(backbone.layernorm, layout)
+    if backbone.layernorm is not None:
+        _cut_layer_norm(backbone.layernorm, layout)
     if isinstance(model, GPT2LMHeadModel):
         _cut_language_head(model, layout)
     else:
@@ -109,7 +110,8 @@ def parameters_of_stage(model: nn.Cell, stages: int, stage: int) -> list[Paramet
     of_blocks = stage_of_blocks(len(backbone.blocks), stages)
     cells += [block for block, its_stage in zip(backbone.blocks, of_blocks, strict=True) if its_stage == stage]
     if stage == stages - 1:
-        cells += [backbone.layernorm, *([] if isinstance(model, GPT2LMHeadModel) else [model.score])]
+        cells += [] if backbone.layernorm is None else [backbone.layernorm]
+        cells += [] if isinstance(model, GPT2LMHeadModel) else [model.score]
     held = {id(parameter) for cell in cells for parameter in cell.get_parameters()}
     return [parameter for parameter in model.trainable_params() if id(parameter) in held]
 
@@ -127,7 +129,8 @@ def _set_stages(model: nn.Cell, stages: int) -> None:
     backbone.embedding.pipeline_stage = 0
     for block, stage in zip(backbone.blocks, stage_of_blocks(len(backbone.blocks), stages), strict=True):
         block.pipeline_stage = stage
-    backbone.layernorm.pipeline_stage = stages - 1
+    if backbone.layernorm is not None:
+        backbone.layernorm.pipeline_stage = stages - 1
     if isinstance(model, GPT2LMHeadModel):
         model.head.pipeline_stage = stages - 1
         table = backbone.embedding.word_embedding.embedding_table
@@ -153,6 +156,8 @@ def _cut_embedding(cell: GPT2Embedding, layout: Layout) -> None:
     cell.word_embedding.gather.shard(((mp, 1), (dp, 1)) if layout.vocab_parallel else ((1, 1), (dp, 1)))
     cell.position_embedding.gather.shard(((1, 1), (1, 1)))
     cell.add.shard(((dp, 1, 1), (1, 1, 1)))
+    if cell.layernorm is not None:
+        cell.layernorm.layer_norm.shard(((dp, 1, 1), (1,), (1,)))
     cut_dropout(cell.dropout, layout, (dp, 1, 1))
 
 

@@ -69,10 +69,9 @@ def _part_of(parameter: Parameter, axis: int, cards: int) -> Parameter:
 
 def _sum_over_processes(linear: Linear) -> None:
     """The bias is added to the sum, so once."""
-    for name in ("matmul", "turned_matmul"):
-        product = getattr(linear, name)
-        delattr(linear, name)
-        setattr(linear, name, SummedProduct(product))
+    product = linear.matmul
+    del linear.matmul
+    linear.matmul = SummedProduct(product)
 
 
 class PartOfWeights:
