@@ -21,7 +21,7 @@ from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.tasks.output_folder import checkpoint_folder
 
 if TYPE_CHECKING:
-    from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights
+    from mindgpt.models.gpt2.gpt2_tensor_parallel import ShardOfWeights
     from mindgpt.models.gpt2.pretrained import PretrainedCell
     from mindgpt.tasks.lora_setup import LoRAPlan
 
@@ -85,7 +85,7 @@ def build_model(config: RunConfig, weights_follow: bool = False) -> "PretrainedC
     if lora is not None:
         lora.put_on(model)
     if shares_layers(config, ms.get_context("device_target")):
-        weights = _keep_part(model, lora, weights)
+        weights = _keep_shard(model, lora, weights)
     if weights_follow:
         say("weights: of the checkpoint to resume from, once the cards have their parts")
     elif weights is None:
@@ -100,17 +100,17 @@ def build_model(config: RunConfig, weights_follow: bool = False) -> "PretrainedC
     return model
 
 
-def _keep_part(model: "PretrainedCell", lora: "LoRAPlan | None", weights: Weights | None) -> "PartOfWeights | None":
+def _keep_shard(model: "PretrainedCell", lora: "LoRAPlan | None", weights: Weights | None) -> "ShardOfWeights | None":
     """Make the model this card's part; the weights that it takes."""
     if lora is not None:
         raise UserError(
             "LoRA: on several cards a model is evaluated and run with its factors merged. Merge them with "
             "tools/transform_ckpt_lora.py, take pet_config out of the YAML, and name the merged checkpoint."
         )
-    from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
+    from mindgpt.models.gpt2.gpt2_tensor_parallel import ShardOfWeights, keep_shard
 
-    axes = keep_part(model.backbone, world_size())
-    return None if weights is None else PartOfWeights(weights.source, axes, world_size(), rank())
+    axes = keep_shard(model.backbone, world_size())
+    return None if weights is None else ShardOfWeights(weights.source, axes, world_size(), rank())
 
 
 def _trains(config: RunConfig) -> bool:

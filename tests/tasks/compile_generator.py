@@ -17,7 +17,7 @@ from mindgpt.config.loader import load_config
 from mindgpt.models import model_class
 from mindgpt.models.gpt2 import gpt2
 from mindgpt.models.gpt2.gpt2_cache import KeyValueCache
-from mindgpt.models.gpt2.gpt2_tensor_parallel import keep_part
+from mindgpt.models.gpt2.gpt2_tensor_parallel import keep_shard
 from mindgpt.planning.planned_step import GRAPHS
 from mindgpt.runtime.compiled_graph import Graph
 from mindgpt.runtime.ranks import world_size
@@ -34,7 +34,7 @@ def main() -> None:
         model = model_class(config.model.arch.type)(GPT2Config.from_section(config.model.config))
     model.set_train(False)
     if world_size() > 1:
-        keep_part(model.backbone, world_size())
+        keep_shard(model.backbone, world_size())
     network, dtype = model.config, model.backbone.embedding.compute
     heads = network.num_heads // world_size()
     cache = KeyValueCache(network.num_layers, heads, network.head_size, dtype, 1, CAPACITY)
