@@ -11,7 +11,7 @@ that of Hugging Face transformers, so that the texts are the same:
 - The search ends with n finished texts if early_stopping is True; else when the best beam, scored at its present length
   (if False; at the greatest length if "never" and length_penalty is above 0), is no better than the worst of them.
 
-Beam sampling draws the candidates without replacement instead, in proportion to their probability, by Gumbel's trick
+Beam sampling samples the candidates without replacement instead, in proportion to their probability, by Gumbel's trick
 (Kool et al. 2019, section 2.3).
 """
 
@@ -78,7 +78,7 @@ class Search:
         self.sources = [sources[i] for i in best] + [sources[best[0]]] * (self.settings.num_beams - len(best))
 
     def _candidates(self, scores: np.ndarray) -> list[tuple[int, int]]:
-        """(beam, token) of those that are looked at, best first, or as they were drawn"""
+        """(beam, token) of those that are looked at, best first, or as they were sampled"""
         number = max(2, 1 + len(self.settings.eos_token_ids)) * self.settings.num_beams
         possible = np.flatnonzero(scores > -np.inf)
         keys = scores.reshape(-1)[possible]

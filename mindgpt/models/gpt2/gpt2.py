@@ -171,11 +171,11 @@ class GPT2LMHeadModel(PretrainedCell):
 
         Args:
             input_ids: the prompts: (B, T) or (T,) integers, or a list of ids or of such lists. Also as `inputs`.
-            attention_mask: of the same shape, 1, and 0 at padding before or behind each prompt; None: no padding.
-            streamer: told of the tokens of a single text as they come, such as `generation.streaming.TextStreamer`.
+            attention_mask: of the same shape, 1, and 0 at padding before or after each prompt; None: no padding.
+            streamer: gets the tokens of a single text as they come, such as `generation.streaming.TextStreamer`.
             tokenizer: needed for `stop_strings`; or its folder.
             input_mask: MindFormers' name of `attention_mask`.
-            pad_token_id: what fills rows behind their end; None: the config's, or the end-of-text token.
+            pad_token_id: what fills rows after their end; None: the config's, or the end-of-text token.
             settings: `max_new_tokens`, `do_sample`, `top_k`...: see `mindgpt.generation.GenerationSettings`. What is
                 not named is as in the config.
 
