@@ -242,7 +242,7 @@ class Batch:
     def _store(self) -> None:
         """Copy what was read last to its rows. As late as can be: the first token is wanted before it is."""
         for start, number in self._unstored:
-            self.graphs.store(start, self.shape, self.rows[number])
+            self.graphs.copy(None, 0, self.shape, self.rows[number], start)
         self._unstored = []
 
     def _shrink(self, numbers: Sequence[int], length: int) -> None:

@@ -62,7 +62,6 @@ class InferenceGraphs:
     def clear(self) -> None:
         """Forget all caches, and the graphs that work on them."""
         self._prompts: KeyValueCache | None = None
-        self._readers: dict[type[InferenceCell], InferenceCell] = {}
         self._decoders: OrderedDict[Shape, InferenceCell] = OrderedDict()
         self._copies: dict[tuple[KeyValueCache, KeyValueCache], InferenceCell] = {}
 
@@ -82,7 +81,9 @@ class InferenceGraphs:
         tokens = int_tensor(np.zeros((1, self.prefill_cell.tokens)))
         self.prefill_cell.compile(tokens, tokens, tokens, one)
         hidden = np.zeros((self.prefill_cell.tokens, self.backbone.hidden_size))
-        self._of_prompts(self._kinds.last_logits).compile(Tensor(hidden, self.backbone.hidden_dtype), ends, ends, one)
+        self._after_prefill(self._kinds.last_logits).compile(
+            Tensor(hidden, self.backbone.hidden_dtype), ends, ends, one
+        )
         self._copier(self._prompts, self.decoder(shape).cache).compile(one, one, one)
         token = int_tensor(np.zeros((shape[0], 1)))
         self.decoder(shape).compile(token, token)
@@ -104,7 +105,7 @@ class InferenceGraphs:
         """Read texts, at most a context in all, one after another.
 
         Returns:
-            The slot where each begins, from where `store` can copy it until others are read; and the logits at their
+            The slot where each begins, from where `copy` can take it until others are read; and the logits at their
             ends, (texts, V) float32.
         """
         starts = np.cumsum([0, *map(len, texts)])
@@ -115,7 +116,7 @@ class InferenceGraphs:
             for some in (here[i : i + ENDS] for i in range(0, len(here), ENDS)):
                 tokens = int_tensor(ends[some] - first, ENDS)
                 positions = int_tensor([len(texts[number]) - 1 for number in some], ENDS)
-                cell = self._of_prompts(self._kinds.last_logits)
+                cell = self._after_prefill(self._kinds.last_logits)
                 rows = cell(hidden, tokens, positions, int_tensor([len(some)])).asnumpy()
                 logits.update(zip(some, rows, strict=False))
         return starts[:-1].tolist(), np.stack([logits[number] for number in range(len(texts))])
@@ -130,7 +131,7 @@ class InferenceGraphs:
                 tokens, positions, targets = (
                     int_tensor(values, SCORED) for values in (slots - first, slots, text[slots[0] + 1 : slots[-1] + 2])
                 )
-                cell = self._of_prompts(self._kinds.target_log_probs)
+                cell = self._after_prefill(self._kinds.target_log_probs)
                 result[slots] = cell(hidden, tokens, positions, int_tensor([len(slots)]), targets).asnumpy()[
                     : len(slots)
                 ]
@@ -156,15 +157,15 @@ class InferenceGraphs:
     @property
     def prefill_cell(self) -> InferenceCell:
         """Reads `tokens` tokens at once into the cache of prompts."""
-        if self._prompts is None:
-            self._prompts = self._new_cache((1, self.context_length), "prompts")  # `CopyRow` may not hold two of a name
-            self._readers[self._kinds.prefill] = self._kinds.prefill(self.backbone, self._prompts)
-        return self._readers[self._kinds.prefill]
+        if self._prompts is None:  # the name is another than a batch's: `CopyRow` may not hold two of one name
+            self._prompts = self._new_cache((1, self.context_length), "prompts")
+            self._prompt_cells = {self._kinds.prefill: self._kinds.prefill(self.backbone, self._prompts)}
+        return self._prompt_cells[self._kinds.prefill]
 
-    def _of_prompts(self, kind: type[InferenceCell]) -> InferenceCell:
-        if kind not in self._readers:
-            self._readers[kind] = kind(self.backbone, self.head, self._prompts)
-        return self._readers[kind]
+    def _after_prefill(self, kind: type[InferenceCell]) -> InferenceCell:
+        if kind not in self._prompt_cells:
+            self._prompt_cells[kind] = kind(self.backbone, self.head, self._prompts)
+        return self._prompt_cells[kind]
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 
@@ -191,16 +192,11 @@ class InferenceGraphs:
         self._decoders.move_to_end(shape)
         return self._decoders[shape]
 
-    def store(self, start: int, shape: Shape, row: int) -> None:
-        """Copy the text that begins at a slot of the cache of prompts to a row of the batch of this shape."""
-        self._copy(self._prompts, 0, start, self.decoder(shape).cache, row)
-
-    def copy(self, source: Shape, source_row: int, target: Shape, target_row: int) -> None:
-        """Copy a row of one batch to a row of another, or of the same."""
-        self._copy(self.decoder(source).cache, source_row, 0, self.decoder(target).cache, target_row)
-
-    def _copy(self, source: KeyValueCache, row: int, start: int, target: KeyValueCache, target_row: int) -> None:
-        self._copier(source, target)(int_tensor([row]), int_tensor([start]), int_tensor([target_row]))
+    def copy(self, source: Shape | None, row: int, target: Shape, target_row: int, start: int = 0) -> None:
+        """Copy a row of one batch (None: the cache of prompts) from slot `start` on to a row of another or the same."""
+        cache = self._prompts if source is None else self.decoder(source).cache
+        copier = self._copier(cache, self.decoder(target).cache)
+        copier(int_tensor([row]), int_tensor([start]), int_tensor([target_row]))
 
     def _copier(self, source: KeyValueCache, target: KeyValueCache) -> InferenceCell:
         if (source, target) not in self._copies:

@@ -9,11 +9,12 @@ from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.optimizer_sections import OptimizerSection
 from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.generation import GenerationSettings, Generator
-from mindgpt.models.acceleration import inference_cells, loss_cell, why_no_kernels
+from mindgpt.models.acceleration import inference_cells, loss_cell
 from mindgpt.models.gpt2.gpt2 import OPERATOR_CELLS, GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_parallel import Layout, apply_layout, parameters_of_stage
 from mindgpt.train.optimizers import build_optimizer
 from mindgpt.train.step import TrainStep
+from tests.models.kernel_support import skip_without_kernels
 from tests.models.toy_variant import ToyConfig, random_weights, reference_logits, renamed
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -72,9 +73,9 @@ def test_a_training_step(model):
 def test_kernels_leave_it_to_operators(model):
     assert inference_cells(model.backbone) is None and loss_cell(model) is None
     assert Generator(model).graphs._kinds is OPERATOR_CELLS
-    if not why_no_kernels():
-        today = GPT2LMHeadModel(GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=9, seq_length=8))
-        assert inference_cells(today.backbone) is not None and loss_cell(today) is not None
+    skip_without_kernels()
+    today = GPT2LMHeadModel(GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=9, seq_length=8))
+    assert inference_cells(today.backbone) is not None and loss_cell(today) is not None
 
 
 def test_a_layout_shards_it(model):
