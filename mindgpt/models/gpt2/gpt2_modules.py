@@ -70,7 +70,7 @@ class LayerNorm(nn.Cell):
         size: H.
         eps: keeps the divisor above zero.
         precision: `layernorm` is the dtype of the parameters and of the computation.
-        arithmetic: eps -> the operator, as `layer_norm`.
+        arithmetic: eps -> an operator such as that of `layer_norm`, or a cell that is called and sharded like it.
     """
 
     def __init__(self, size: int, eps: float, precision: Precision, arithmetic: Callable[[float], Any] = layer_norm):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mindgpt.models.cpu import kernels
-from tests.models.kernel_calls import (
+from tests.models.cpu.kernel_calls import (
     COMPILER,
     EPS,
     ROW_COUNTS,
