@@ -10,9 +10,9 @@ from mindspore import Tensor, nn, ops
 from mindgpt.models.cpu import kernels
 from mindgpt.models.cpu.kernel_layers import (
     KernelAttention,
+    KernelBlock,
     KernelEmbedding,
     KernelHead,
-    KernelPostAttention,
     KernelTargetLosses,
 )
 from mindgpt.models.cpu.operators import align
@@ -28,28 +28,27 @@ class AlignedCache(KeyValueCache):
 
 
 class KernelModel(InferenceCell):
-    """What `KernelDecode` and `KernelPrefill` have in common: embeddings, and all blocks but the last.
+    """Embeddings and blocks, up to the final layer norm.
 
     Args:
         backbone: the model's.
         cache: that tokens are written to.
         attend: the blocks' attention, one of the kernels that write to the cache.
+        layers: how many of the blocks.
     """
 
-    def __init__(self, backbone: nn.Cell, cache: KeyValueCache, attend: ops.Custom):
+    def __init__(self, backbone: nn.Cell, cache: KeyValueCache, attend: ops.Custom, layers: int):
         super().__init__()
         self.embed = KernelEmbedding(backbone)
-        blocks = list(backbone.blocks)[:-1]  # a slice of it would be cells that rename the weights
-        self.attentions = nn.CellList([KernelAttention(block, attend) for block in blocks], auto_prefix=False)
-        self.post_attention = nn.CellList([KernelPostAttention(block) for block in blocks], auto_prefix=False)
+        blocks = list(backbone.blocks)[:layers]  # a slice of it would be cells that rename the weights
+        self.blocks = nn.CellList([KernelBlock(block, attend) for block in blocks], auto_prefix=False)
         self.cache = cache
 
-    def to_last_block(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         """input_ids, positions: (B, T) int32 -> (B*T, H)"""
         x = self.embed(input_ids, positions, rows)
-        for layer, attention in enumerate(self.attentions):
-            context = attention(x, self.cache.keys[layer], self.cache.values[layer], positions, rows)
-            x = self.post_attention[layer](x, context, rows)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, self.cache.keys[layer], self.cache.values[layer], positions, rows)
         return x
 
 
@@ -57,55 +56,32 @@ class KernelDecode(KernelModel):
     """See `Decode`."""
 
     def __init__(self, backbone: nn.Cell, _head: nn.Cell, cache: KeyValueCache):
-        attend = kernels.attention_of_next_tokens()
-        super().__init__(backbone, cache, attend)
-        self.last_attention = KernelAttention(backbone.blocks[-1], attend)
-        self.last_post_attention = KernelPostAttention(backbone.blocks[-1])
+        super().__init__(backbone, cache, kernels.attention_of_next_tokens(), len(backbone.blocks))
         self.head = KernelHead(backbone)
         self.rows = Tensor([cache.batch], ms.int32)
 
     def construct(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """input_ids, positions: (B, 1) int32 -> (B, V): logits at these tokens"""
-        x = self.to_last_block(input_ids, positions, self.rows)
-        context = self.last_attention(x, self.cache.keys[-1], self.cache.values[-1], positions, self.rows)
-        return self.head(self.last_post_attention(x, context, self.rows), self.rows)
+        return self.head(self.forward(input_ids, positions, self.rows), self.rows)
 
 
 class KernelPrefill(KernelModel):
-    """Read texts, one after another, into the front of a cache of one row; see `Prefill`.
+    """See `Prefill`; the texts begin at slot 0.
 
-    Of the last block only keys and values are made: its result is wanted of few tokens, and `KernelLastLogits` and
-    `KernelTargetLogProbs` make it of those.
+    Of the last block only keys and values are computed: its result is wanted of few tokens, for which
+    `KernelLastLogits` and `KernelTargetLogProbs` compute it.
     """
 
     def __init__(self, backbone: nn.Cell, cache: KeyValueCache):
-        super().__init__(backbone, cache, kernels.attention_within_texts())
+        super().__init__(backbone, cache, kernels.attention_within_texts(), len(backbone.blocks) - 1)
         self.tokens = cache.capacity
         self.depend = ops.Depend()
         self.keep = KernelAttention(backbone.blocks[-1], kernels.keep_keys_and_values(), ("dense2", "dense3"))
 
     def construct(self, input_ids: Tensor, positions: Tensor, _slots: Tensor, rows: Tensor) -> Tensor:
         """input_ids, positions: (1, T) int32 -> (T, H): the last block's input"""
-        x = self.to_last_block(input_ids, positions, rows)
+        x = self.forward(input_ids, positions, rows)
         return self.depend(x, self.keep(x, self.cache.keys[-1], self.cache.values[-1], rows))
-
-
-class KernelLastBlock(nn.Cell):
-    """The last block, for some of the tokens that `KernelPrefill` has read."""
-
-    def __init__(self, backbone: nn.Cell, cache: KeyValueCache):
-        super().__init__(auto_prefix=False)
-        block = backbone.blocks[-1]
-        self.keys, self.values = cache.keys[-1], cache.values[-1]
-        self.attention = KernelAttention(block, kernels.attention_of_tokens(), ("dense1",))
-        self.post_attention = KernelPostAttention(block)
-        self.gather = ops.Gather()
-
-    def construct(self, x: Tensor, slots: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
-        """x: (T, H), from `KernelPrefill`; slots: (n,) int32, which tokens; positions: (n,) int32, each one's in its
-        text -> (n, H)"""
-        x = self.gather(x, slots, 0)
-        return self.post_attention(x, self.attention(x, self.keys, self.values, slots, positions, rows), rows)
 
 
 class KernelLastLogits(InferenceCell):
@@ -113,20 +89,26 @@ class KernelLastLogits(InferenceCell):
 
     def __init__(self, backbone: nn.Cell, _head: nn.Cell, cache: KeyValueCache):
         super().__init__()
-        self.last_block = KernelLastBlock(backbone, cache)
+        self.keys, self.values = cache.keys[-1], cache.values[-1]
+        self.block = KernelBlock(backbone.blocks[-1], kernels.attention_of_tokens(), ("dense1",))
         self.head = KernelHead(backbone)
+        self.gather = ops.Gather()
+
+    def last_block(self, x: Tensor, slots: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """x: (T, H), from `KernelPrefill`; slots: (n,) int32, which tokens; positions: (n,) int32, each one's in its
+        text -> (n, H)"""
+        return self.block(self.gather(x, slots, 0), self.keys, self.values, slots, positions, rows)
 
     def construct(self, x: Tensor, slots: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
-        """Arguments as of `KernelLastBlock` -> (n, V)"""
+        """Arguments as of `last_block` -> (n, V)"""
         return self.head(self.last_block(x, slots, positions, rows), rows)
 
 
-class KernelTargetLogProbs(InferenceCell):
+class KernelTargetLogProbs(KernelLastLogits):
     """See `TargetLogProbs`."""
 
-    def __init__(self, backbone: nn.Cell, _head: nn.Cell, cache: KeyValueCache):
-        super().__init__()
-        self.last_block = KernelLastBlock(backbone, cache)
+    def __init__(self, backbone: nn.Cell, head: nn.Cell, cache: KeyValueCache):
+        super().__init__(backbone, head, cache)
         self.losses = KernelTargetLosses(backbone)
         self.neg = ops.Neg()
 

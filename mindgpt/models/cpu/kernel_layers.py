@@ -54,23 +54,25 @@ class KernelAttention(nn.Cell):
         return self.attend(x, self.norm.gamma, self.norm.beta, self.eps, *weights, *self.scale, *rest)
 
 
-class KernelPostAttention(nn.Cell):
-    """The rest of a model's block: output projection, residual, feed-forward layer."""
+class KernelBlock(nn.Cell):
+    """A model's block; arguments as of `KernelAttention`."""
 
-    def __init__(self, block: Block):
+    def __init__(self, block: Block, attend: ops.Custom, names: Sequence[str] = ("dense1", "dense2", "dense3")):
         super().__init__(auto_prefix=False)
+        self.attention = KernelAttention(block, attend, names)
         self.projection = block.attention.projection
         self.norm, self.eps = block.layernorm2, kernels.number(block.layernorm2.eps)
         self.mapping, self.contraction = block.output.mapping, block.output.projection
         self.activation = Tensor([kernels.ACTIVATIONS.index(block.output.activation.kind)], ms.int32)
         self.finish = kernels.post_attention()
 
-    def construct(self, x: Tensor, context: Tensor, rows: Tensor) -> Tensor:
-        """x: (M, H), what went into the block; context: (M, H), of its attention -> (M, H)"""
+    def construct(self, x: Tensor, *rest: Tensor) -> Tensor:
+        """x: (M, H); what the attention's kernel takes after projections and scale, the last of it `rows` -> (M, H)"""
+        context = self.attention(x, *rest)
         norm = (self.norm.gamma, self.norm.beta, self.eps)
         first = (self.mapping.weight, self.mapping.bias, self.activation)
         second = (self.contraction.weight, self.contraction.bias)
-        return self.finish(context, self.projection.weight, self.projection.bias, x, *norm, *first, *second, rows)
+        return self.finish(context, self.projection.weight, self.projection.bias, x, *norm, *first, *second, rest[-1])
 
 
 class KernelHead(nn.Cell):
@@ -115,8 +117,7 @@ class KernelLosses(nn.Cell):
         self.next_tokens = NextTokens()
         self.embed = KernelEmbedding(backbone)
         attend = kernels.attention_of_rows()
-        self.attentions = nn.CellList([KernelAttention(block, attend) for block in backbone.blocks], auto_prefix=False)
-        self.post_attention = nn.CellList([KernelPostAttention(block) for block in backbone.blocks], auto_prefix=False)
+        self.blocks = nn.CellList([KernelBlock(block, attend) for block in backbone.blocks], auto_prefix=False)
         self.losses = KernelTargetLosses(backbone)
         self.heads = Tensor([backbone.config.num_heads], ms.int32)
         self.max_positions = backbone.max_positions
@@ -143,8 +144,8 @@ class KernelLosses(nn.Cell):
         positions = Tensor(np.tile(np.arange(tokens, dtype=np.int32), (batch, 1)))
         rows = Tensor(np.array([batch * tokens], np.int32))
         x = self.embed(input_ids, positions, rows)
-        for layer, attention in enumerate(self.attentions):
-            x = self.post_attention[layer](x, attention(x, mask, self.heads, rows), rows)
+        for block in self.blocks:
+            x = block(x, mask, self.heads, rows)
         return self.sum(self.mul(self.losses(x, targets, rows), weights)), self.sum(weights)
 
 
