@@ -71,8 +71,8 @@ def imports_of(tree: ast.AST, at_once: bool = True) -> list[Import]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: a relative import, which this test does not follow"
             found.append(Import(node.module, node.lineno, at_once))
-            if node.module == "mindgpt":  # `from mindgpt import tasks`
-                found += [Import(f"mindgpt.{alias.name}", node.lineno, at_once) for alias in node.names]
+            if node.module in ("mindgpt", "mindgpt.models"):  # `from mindgpt import tasks`
+                found += [Import(f"{node.module}.{alias.name}", node.lineno, at_once) for alias in node.names]
         elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             found += [entry._replace(at_once=False) for part in node.body for entry in imports_of(_list(part))]
             found += [entry for part in node.orelse for entry in imports_of(_list(part), at_once)]
@@ -170,6 +170,17 @@ def test_what_loading_a_module_loads(module, absent):
     loaded = set(done.stdout.split())
     assert "mindgpt" in loaded
     assert loaded & (absent | PEERS) == set()
+
+
+def test_one_module_knows_of_the_code_for_one_device():
+    """So that `models/cpu` can be deleted; see `models/acceleration.py`."""
+    names = {
+        name_of(file)
+        for file in package() + programs()
+        for entry in imports_of(ast.parse(file.read_text()))
+        if entry.module.startswith("mindgpt.models.cpu")
+    }
+    assert {name for name in names if not name.startswith("mindgpt/models/cpu/")} == {"mindgpt/models/acceleration.py"}
 
 
 def test_no_file_is_longer_than_can_be_read():

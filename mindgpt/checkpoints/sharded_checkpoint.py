@@ -21,7 +21,7 @@ from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.checkpoints.run_folder import Step, choose_files, listed, rank_folders, rank_of_file, step_of
 from mindgpt.checkpoints.safetensors_format import SafetensorsFile
 from mindgpt.checkpoints.skip_rules import skip_rule
-from mindgpt.checkpoints.strategy_format import Box, Strategy, TensorLayout, read_strategy
+from mindgpt.checkpoints.strategy_format import Box, ShardingStrategy, TensorLayout, read_strategy
 from mindgpt.checkpoints.tensor_source import TensorInfo, as_numbers
 from mindgpt.config.errors import UserError
 
@@ -244,7 +244,7 @@ def _strategy_beside(folder: Path, ranks: int) -> Path:
     )
 
 
-def _check_ranks(folder: Path, ranks: list[int], strategy: Strategy) -> None:
+def _check_ranks(folder: Path, ranks: list[int], strategy: ShardingStrategy) -> None:
     missing = sorted(set(range(strategy.ranks)) - set(ranks))
     if missing:
         raise UserError(

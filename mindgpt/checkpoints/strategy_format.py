@@ -110,7 +110,7 @@ def _mixed_radix(digits: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Strategy:
+class ShardingStrategy:
     """How the parameters of a run are sharded over its ranks.
 
     Attributes:
@@ -143,7 +143,7 @@ class Strategy:
         return [number for number, stage in enumerate(self.stages) if name in stage]
 
 
-def read_strategy(path: Path) -> Strategy:
+def read_strategy(path: Path) -> ShardingStrategy:
     """Read a run's folder of strategy files, the one file of a run without pipeline stages, or a merged file.
 
     Raises:
@@ -175,7 +175,7 @@ def read_strategy(path: Path) -> Strategy:
     sizes = {layout.ranks for layouts in stages.values() for layout in layouts.values()}
     if len(sizes) > 1:
         raise UserError(f"{path}: contradicts itself: its stages are of {' and '.join(map(str, sorted(sizes)))} ranks.")
-    strategy = Strategy(path, tuple(stages[number] for number in range(len(stages))), sizes.pop())
+    strategy = ShardingStrategy(path, tuple(stages[number] for number in range(len(stages))), sizes.pop())
     _check_ranks_in_names(strategy, origin)
     return strategy
 
@@ -198,7 +198,7 @@ def _strategy_files(path: Path) -> list[Path]:
     return files
 
 
-def _check_ranks_in_names(strategy: Strategy, origin: Mapping[int, Path]) -> None:
+def _check_ranks_in_names(strategy: ShardingStrategy, origin: Mapping[int, Path]) -> None:
     for stage, file in origin.items():
         match = _RANK_IN_NAME.search(file.name)
         if match and int(match[1]) // strategy.ranks_per_stage != stage:

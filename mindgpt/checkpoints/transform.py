@@ -11,7 +11,7 @@ from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoin
 from mindgpt.checkpoints.run_folder import Step, checkpoint_files, choose_files, listed, rank_folders, step_of
 from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint, refuse_shard
 from mindgpt.checkpoints.skip_rules import skip_rule
-from mindgpt.checkpoints.strategy_format import Box, Strategy, read_strategy
+from mindgpt.checkpoints.strategy_format import Box, ShardingStrategy, read_strategy
 from mindgpt.checkpoints.tensor_source import TensorInfo
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import atomic_write, open_to_read
@@ -104,7 +104,7 @@ def _print_source(checkpoint: Source, left_out: list[str]) -> None:
         print(f"note: not in the strategy of the result, and left out: {listed(left_out)}")
 
 
-def _check_fit(layouts: Strategy, entries: Mapping[str, TensorInfo], checkpoint: Source) -> list[str]:
+def _check_fit(layouts: ShardingStrategy, entries: Mapping[str, TensorInfo], checkpoint: Source) -> list[str]:
     """Check that the target strategy fits these tensors. Returns optimizer state that it has no place for.
 
     Raises:
@@ -134,7 +134,7 @@ def _check_fit(layouts: Strategy, entries: Mapping[str, TensorInfo], checkpoint:
     return left_out
 
 
-def _boxes(layouts: Strategy | None, rank: int, entries: Mapping[str, TensorInfo]) -> dict[str, Box | None]:
+def _boxes(layouts: ShardingStrategy | None, rank: int, entries: Mapping[str, TensorInfo]) -> dict[str, Box | None]:
     """The box of each tensor that a rank gets; None: the whole tensor. Every rank gets what no strategy mentions."""
     if layouts is None:
         return dict.fromkeys(entries)

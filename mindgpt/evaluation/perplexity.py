@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mindspore import Tensor, nn
 from mindspore.train import Metric
 
-from mindgpt.models.cpu.gpt2_layers import KernelLosses, kernels_fit
+from mindgpt.models.acceleration import loss_cell
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 
 
@@ -17,13 +17,13 @@ class NothingCountedError(RuntimeError):
 class PerplexityCell(nn.Cell):
     """What `mindspore.train.Model` evaluates: a batch of rows -> its summed loss and the tokens it is summed over.
 
-    On a CPU by the C++ kernels, if they can do it for this network.
+    By the device's own kernels, if they fit this network.
     """
 
     def __init__(self, network: GPT2LMHeadModel):
         super().__init__(auto_prefix=False)
         self.network = network
-        self.kernels = KernelLosses(network) if kernels_fit(network.backbone) else None
+        self.kernels = loss_cell(network)
 
     def construct(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Continuing texts: rules, greedy, drawing and beam search with a key/value cache, text in and text out, scoring."""
+"""Continuing texts: rules, greedy, sampling and beam search with a key/value cache, text in and text out, scoring."""
 
 from mindgpt.generation.engine import Generator, generate
 from mindgpt.generation.scoring import score

@@ -9,7 +9,8 @@ from mindspore import Tensor
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
-from mindgpt.generation.engine import checked_prompts, generate, length_limits
+from mindgpt.generation.engine import generate
+from mindgpt.generation.requests import checked_prompts, length_limits
 from mindgpt.generation.settings import GenerationSettings, warn_without_effect, way_out
 from mindgpt.generation.streaming import StopStrings, TextStreamer
 from mindgpt.generation.text_generation import stop_check
@@ -22,7 +23,7 @@ BESIDE_SETTINGS = ("input_ids", "attention_mask", "streamer", "tokenizer", "pad_
 
 
 class Streamer(Protocol):
-    """What is told of each token as it comes: ours (`streaming.TextStreamer`) or one of transformers."""
+    """What gets each token as it comes: ours (`streaming.TextStreamer`) or one of transformers."""
 
     def put(self, value: np.ndarray) -> None:
         """First the prompt, (1, T); then each new token, (1,)."""
@@ -80,7 +81,7 @@ def _streamed(
     streamer: Streamer,
     stop: Callable[[int, Sequence[int]], bool] | None,
 ) -> list[list[int]]:
-    """`generate`, with a streamer that is told of nothing before the prompt is found right, and of the end always."""
+    """`generate`, with a streamer that gets nothing before the prompt is found right, and the end always."""
     if not all(callable(getattr(streamer, method, None)) for method in ("put", "end")):
         raise UserError(
             f"streamer: must have the methods put and end, as generation.TextStreamer has, not {shown(streamer)}"
@@ -179,7 +180,7 @@ def _spans(rows: list[np.ndarray], attention_mask: Tensor | np.ndarray | Sequenc
             raise UserError(f"attention_mask: row {number} is 0 throughout: there is no prompt to continue")
         if seen[-1] - seen[0] + 1 != seen.size:
             raise UserError(
-                f"attention_mask: row {number} has a 0 between its tokens; padding goes before or behind a text"
+                f"attention_mask: row {number} has a 0 between its tokens; padding goes before or after a text"
             )
         spans.append(slice(int(seen[0]), int(seen[-1]) + 1))
     return spans

@@ -7,7 +7,8 @@ from typing import Literal
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
-from mindgpt.generation.engine import Generator, length_limits
+from mindgpt.generation.engine import Generator
+from mindgpt.generation.requests import length_limits
 from mindgpt.generation.settings import GenerationSettings
 from mindgpt.generation.streaming import StopStrings, TextStream
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
@@ -23,7 +24,7 @@ class Completion:
 
     `text` is the continuation alone, without the end-of-text token or the stop string that ended it; `token_ids` are
     its new tokens, with either. `finish_reason` says what ended it: "eos", "stop" (a stop string), or "length", a limit
-    of the settings or the context window.
+    of the settings or the context length.
     """
 
     prompt: str
@@ -59,7 +60,7 @@ def generate_text(
         on_batch: called as `on_batch(places, completions)` with those that a batch has done; places as in `on_text`.
 
     Returns:
-        The completions, in the order of the prompts; with `num_return_sequences` n, n of each, one behind the other.
+        The completions, in the order of the prompts; with `num_return_sequences` n, n of each, one after another.
 
     Raises:
         UserError: the tokenizer has more tokens than the model, or a prompt is empty or leaves no room for a token;
@@ -67,8 +68,8 @@ def generate_text(
     """
     check_batch_size(batch_size)
     settings = with_eos(settings, tokenizer)
-    window = generator.config.max_position_embeddings
-    encoded = encode_prompts(tokenizer, prompts, settings, generator.config.vocab_size, window)
+    context_length = generator.config.max_position_embeddings
+    encoded = encode_prompts(tokenizer, prompts, settings, generator.config.vocab_size, context_length)
     streams = range(len(encoded)) if numbers is None else numbers
     stop_strings = StopStrings(settings.stop_strings or ())
     copies = settings.num_return_sequences
@@ -108,8 +109,8 @@ def stream_text(
     if settings.num_return_sequences > 1:
         raise UserError("num_return_sequences: several texts cannot be read as one stream; ask for 1")
     settings = with_eos(settings, tokenizer)
-    window = generator.config.max_position_embeddings
-    encoded = encode_prompts(tokenizer, [prompt], settings, generator.config.vocab_size, window)
+    context_length = generator.config.max_position_embeddings
+    encoded = encode_prompts(tokenizer, [prompt], settings, generator.config.vocab_size, context_length)
     stop_strings = StopStrings(settings.stop_strings or ())
     text = TextStream(tokenizer, stop_strings)
     with closing(generator.stream(encoded, settings, stop=stop_check(stop_strings, tokenizer))) as steps:
@@ -169,13 +170,13 @@ def encode_prompts(
     prompts: Sequence[str],
     settings: GenerationSettings,
     vocab_size: int,
-    window: int,
+    context_length: int,
     names: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """The ids of each prompt, after making sure that all can be continued.
 
     Args:
-        vocab_size, window: of the model (`vocab_size`, `max_position_embeddings`).
+        vocab_size, context_length: of the model (`vocab_size`, `max_position_embeddings`).
         names: what to call each prompt in messages; "Prompt 0", "Prompt 1"... if None.
 
     Raises:
@@ -190,7 +191,7 @@ def encode_prompts(
         if not ids:
             raise UserError(f"{name} is empty: there is nothing to continue. {tokenizer.bos_token!r} starts a text.")
     check_ids(tokenizer, encoded, names, vocab_size)
-    length_limits(encoded, settings, window, names)
+    length_limits(encoded, settings, context_length, names)
     return encoded
 
 
@@ -204,7 +205,7 @@ def check_tokenizer_fits(tokenizer: GPT2Tokenizer, vocab_size: int) -> None:
     """Raise `UserError` if the tokenizer knows ids for which the model has no embedding, or the model so many for which
     the tokenizer has no text that they are not the padding of a table.
 
-    A padding or unknown token behind the table does no harm: no text becomes it unless it spells its name, for which
+    A padding or unknown token after the table does no harm: no text becomes it unless it spells its name, for which
     there is `check_ids`.
     """
     if tokenizer.text_vocab_size <= vocab_size <= len(tokenizer) + MOST_PADDING:
@@ -224,7 +225,7 @@ def check_tokenizer_fits(tokenizer: GPT2Tokenizer, vocab_size: int) -> None:
 
 
 def check_ids(tokenizer: GPT2Tokenizer, rows: Sequence[Sequence[int]], names: Sequence[str], vocab_size: int) -> None:
-    """Raise `UserError` if a text, called by its name, spells a token behind the model's table."""
+    """Raise `UserError` if a text, called by its name, spells a token after the model's table."""
     if len(tokenizer) <= vocab_size:
         return
     for name, row in zip(names, rows, strict=True):

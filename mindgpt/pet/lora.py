@@ -22,8 +22,8 @@ from mindgpt.models.random_weights import UniformWeights
 from mindgpt.pet.names import FACTOR_A, FACTOR_B, SCORE, shown_paths
 
 _LINEAR_ATTRIBUTES = (  # that a LoRALinear takes over from the layer that it replaces
-    *("in_size", "out_size", "weight", "bias", "turned", "compute"),
-    *("transpose", "matmul", "turned_matmul", "matmul_is_out_in", "add", "cast"),
+    *("in_size", "out_size", "weight", "bias", "compute"),
+    *("matmul", "matmul_is_out_in", "add", "cast"),
 )
 
 

@@ -14,8 +14,8 @@ from mindgpt.config.model_sections import GPT2Section, PetSection
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.strategy import Strategy
 from mindgpt.models import model_class
-from mindgpt.models.cpu.kernels import why_no_library
-from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
+from mindgpt.models.acceleration import why_no_kernels
+from mindgpt.models.gpt2.gpt2_tensor_parallel import ShardOfWeights, keep_shard
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.pet.adapter import Adapter, check_factors, open_adapter, resolve_settings, settings_beside
 from mindgpt.pet.lora import add_lora
@@ -80,7 +80,7 @@ class LoRAPlan:
 
 def say_if_kernels_are_missing() -> None:
     """On a CPU without the C++ kernels, print that the task takes longer, and why."""
-    if reason := why_no_library():
+    if reason := why_no_kernels():
         say(f"on CPU, MindSpore's own operators are used, which takes longer than mindgpt's kernels would: {reason}")
 
 
@@ -225,15 +225,15 @@ def _without_pet_config(weights: Weights) -> str:
     )
 
 
-def _shard(model: PretrainedCell, lora: LoRAPlan | None, weights: Weights | None) -> PartOfWeights | None:
+def _shard(model: PretrainedCell, lora: LoRAPlan | None, weights: Weights | None) -> ShardOfWeights | None:
     """Make the model this rank's shard. Returns the weights of the shard."""
     if lora is not None:
         raise UserError(
             "LoRA: on several cards a model is evaluated and run with its factors merged. Merge them with "
             "tools/transform_ckpt_lora.py, take pet_config out of the YAML, and name the merged checkpoint."
         )
-    axes = keep_part(model.backbone, world_size())
-    return None if weights is None else PartOfWeights(weights.source, axes, world_size(), rank())
+    axes = keep_shard(model.backbone, world_size())
+    return None if weights is None else ShardOfWeights(weights.source, axes, world_size(), rank())
 
 
 def _resized(config: RunConfig, weights: Weights | None) -> Weights | None:

@@ -70,7 +70,7 @@ def _compile(generator: Generator, settings: GenerationSettings, prompts: int, b
     """Compile the graphs only: simulated cards compute nothing."""
     rows = min(prompts, batch_size) * max(settings.num_return_sequences, settings.num_beams)
     with generator.running():
-        batch, slots = generator.graphs.compile(rows, generator.graphs.window)
+        batch, slots = generator.graphs.compile(rows, generator.graphs.context_length)
     say(f"compiled: prefill of a text, and a step of {batch} texts of up to {slots} tokens; simulated cards write none")
 
 

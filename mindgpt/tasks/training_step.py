@@ -14,7 +14,7 @@ from mindgpt.models.gpt2.gpt2_parallel import (
     Layout,
     apply_layout,
     apply_recompute,
-    is_lent_to,
+    has_tied_copy,
     parameters_of_stage,
 )
 from mindgpt.models.gpt2.pretrained import PretrainedCell
@@ -63,7 +63,7 @@ def shard_model(config: RunConfig, model: PretrainedCell, layout: Layout, stage:
     trained = parameters_of_stage(model, stages, stage)
     held = {id(parameter) for parameter in trained}
     for parameter in model.trainable_params():
-        parameter.requires_grad = id(parameter) in held or is_lent_to(model, stages, stage, parameter)
+        parameter.requires_grad = id(parameter) in held or has_tied_copy(model, stages, stage, parameter)
     return trained
 
 

@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
 from mindgpt.evaluation.perplexity import PerplexityCell, PerplexityMetric
-from mindgpt.models.cpu.kernels import library
+from tests.models.kernel_support import skip_without_kernels
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -67,9 +67,9 @@ def test_nothing_to_predict_and_too_much():
 def by(request, monkeypatch):
     """Evaluation by MindSpore's operators, as on Ascend, or by the C++ kernels."""
     if request.param == "operators":
-        monkeypatch.setattr("mindgpt.evaluation.perplexity.kernels_fit", lambda backbone: False)
-    elif library() is None:
-        pytest.skip("there is no C++ compiler")
+        monkeypatch.setattr("mindgpt.models.acceleration.USE_KERNELS", False)
+    else:
+        skip_without_kernels()
     return request.param
 
 
@@ -131,12 +131,11 @@ KINDS = [
 
 @pytest.mark.parametrize("changes", KINDS, ids=str)
 def test_kernels_and_operators_agree(changes, monkeypatch):
-    if library() is None:
-        pytest.skip("there is no C++ compiler")
+    skip_without_kernels()
     model = model_with_large_weights(**changes)
     ids = Tensor(np.random.default_rng(2).integers(0, 23, (2, 9)).astype(np.int32))  # a window and its last target
     by_kernels = PerplexityCell(model)(ids)
-    monkeypatch.setattr("mindgpt.evaluation.perplexity.kernels_fit", lambda backbone: False)
+    monkeypatch.setattr("mindgpt.models.acceleration.USE_KERNELS", False)
     by_operators = PerplexityCell(model)(ids)
     assert by_kernels[1].asnumpy() == by_operators[1].asnumpy() == 16
     assert by_kernels[0].asnumpy() == pytest.approx(by_operators[0].asnumpy(), rel=1e-4)
@@ -166,8 +165,7 @@ def test_ids_and_labels_of_64_bits(by):
 @pytest.mark.parametrize("where", ["ids", "labels"])
 def test_an_id_outside_the_vocabulary_is_an_error(number, where):
     """Were it padding; a process that reads there may end."""
-    if library() is None:
-        pytest.skip("there is no C++ compiler")
+    skip_without_kernels()
     ids, mask = np.ones((2, 2, 8), np.int32)
     labels = ids.copy()
     (ids if where == "ids" else labels)[1, 5] = number
@@ -178,8 +176,7 @@ def test_an_id_outside_the_vocabulary_is_an_error(number, where):
 
 
 def test_rows_of_one_token():
-    if library() is None:
-        pytest.skip("there is no C++ compiler")
+    skip_without_kernels()
     with pytest.raises(ValueError, match="rows of one token"):
         PerplexityCell(model_with_large_weights())(Tensor(np.zeros((2, 1), np.int32)))
 

@@ -14,7 +14,7 @@ from mindgpt.config.execution_sections import ContextSection
 from mindgpt.config.strategy import Strategy
 from mindgpt.generation import GenerationSettings, Generator
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
+from mindgpt.models.gpt2.gpt2_tensor_parallel import ShardOfWeights, keep_shard
 from mindgpt.runtime.collectives import join
 from mindgpt.runtime.device import prepare_device
 from mindgpt.runtime.ranks import rank, say, world_size
@@ -29,8 +29,8 @@ def main(folder: str) -> None:
     weights = open_weights(folder)
     model = GPT2LMHeadModel(weights.config)
     if world_size() > 1:
-        axes = keep_part(model.backbone, world_size())
-        load_weights(model, PartOfWeights(weights.source, axes, world_size(), rank()))
+        axes = keep_shard(model.backbone, world_size())
+        load_weights(model, ShardOfWeights(weights.source, axes, world_size(), rank()))
     else:
         load_weights(model, weights)
     model.set_train(False)

@@ -300,7 +300,7 @@ def test_a_full_window_slides(each_generator, peer, prompts, corpus, settings):
     [
         ([], {}, "There are no prompts"),
         ([[1], []], {}, "Prompt 1 is empty"),
-        ([[1] * WINDOW], {}, f"Prompt 0 has {WINDOW} tokens and fills the context window of {WINDOW}"),
+        ([[1] * WINDOW], {}, f"Prompt 0 has {WINDOW} tokens and fills the context length of {WINDOW}"),
         ([[1] * 9], {"max_length": 9}, "Prompt 0 has 9 tokens, and max_length, 9, counts them"),
         ([[VOCAB]], {}, f"Prompt 0 holds the id {VOCAB}, outside"),
         ([[1, -1]], {}, "Prompt 0 holds the id -1, outside"),

@@ -11,7 +11,7 @@ from mindspore import Tensor
 import mindgpt
 from mindgpt import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer, UserError
 from mindgpt.checkpoints.weights import save_checkpoint
-from mindgpt.generation.reader import Reader
+from mindgpt.generation.engine import Batch
 from mindgpt.generation.streaming import TextStreamer
 from mindgpt.generation.text_generation import stream_text
 
@@ -296,14 +296,14 @@ def test_arguments_of_pipelines_that_are_refused(pipe, folders):
 
 def test_a_stream_that_is_left_early_ends_the_generation(pipe, monkeypatch):
     steps = 0
-    decode = Reader.next
+    decode = Batch.decode
 
     def counted(*arguments):
         nonlocal steps
         steps += 1
         return decode(*arguments)
 
-    monkeypatch.setattr(Reader, "next", counted)
+    monkeypatch.setattr(Batch, "decode", counted)
     stream = stream_text(pipe.generator, pipe.tokenizer, PROMPTS[0], pipe.settings.changed(max_new_tokens=40))
     next(stream)
     stream.close()

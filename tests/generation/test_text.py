@@ -91,7 +91,7 @@ def test_bad_input(generator, tokenizer):
     settings = GenerationSettings(max_new_tokens=2)
     with pytest.raises(UserError, match="Prompt 1 is empty.*'<|endoftext|>' starts a text"):
         generate_text(generator, tokenizer, ["a", ""], settings)
-    with pytest.raises(UserError, match="Prompt 1 has .* tokens and fills the context window of 64"):
+    with pytest.raises(UserError, match="Prompt 1 has .* tokens and fills the context length of 64"):
         generate_text(generator, tokenizer, ["a", "xyz" * 40], settings)
     with pytest.raises(UserError, match="batch_size: must be"):
         generate_text(generator, tokenizer, ["a"], settings, batch_size=0)
@@ -145,7 +145,7 @@ SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": 64}
     ("prompt", "tokenizer_folder", "sizes", "message"),
     [
         ("", "model", SIZES, "an empty text is no prompt"),
-        ("xyz" * 40, "model", SIZES, "fills the context window of 64"),
+        ("xyz" * 40, "model", SIZES, "fills the context length of 64"),
         ("bad.txt", "model", SIZES, "bad.txt:2: not UTF-8: byte 0xff at offset 9"),
         ("a", "larger", SIZES, "they do not belong together. Use the tokenizer"),
         ("a", "model", SIZES | {"hidden_size": 16}, "hidden_size is 32 in the file and 16 in the YAML"),

@@ -28,7 +28,7 @@ inline float highest(float *scores, int64_t count) {
 inline Vector exponentials(float *scores, int64_t count, float most, float scale) {
   Vector total{};
   for (int64_t i = 0; i < whole_vectors(count); i += LANES) {
-    const Vector e = exponential((load(scores + i) - most) * scale);  // behind the last 1e-38; total >= 1
+    const Vector e = exponential((load(scores + i) - most) * scale);  // below the last 1e-38; total >= 1
     store(scores + i, e);
     total += e;
   }
@@ -51,14 +51,14 @@ inline void attend(const float *q, const float *keys, const float *values, int64
   multiply_by(out, D, 1.0f / total);
 }
 
-// One head's part of tokens that lie one behind the other: of each the first element is `step` behind that of the token
+// One head's part of tokens that lie one after another: of each the first element is `step` after that of the token
 // before it.
 struct Head {
   const float *first;
   int64_t step;
 };
 
-// The tokens of texts that lie one behind the other from slot 0 on: `rows` of them, and the position that each has in
+// The tokens of texts that lie one after another from slot 0 on: `rows` of them, and the position that each has in
 // its text. Each sees its text up to itself, but of others only those that are `seen` (rows,), unless that is null.
 inline void attend_within_texts(Head q, Head keys, Head values, const int32_t *positions, const int32_t *seen,
                                 int64_t rows, int64_t D, float scale, float *out) {

@@ -62,7 +62,7 @@ void by_rows(int64_t M, const OfRow &of_row) {
   });
 }
 
-// Layer norm of rows, by the gamma (K,), beta (K,) and eps (1,) that are number `first` of the arrays and those behind
+// Layer norm of rows, by the gamma (K,), beta (K,) and eps (1,) that are number `first` of the arrays and those after
 // it.
 Rows normed(Rows in, const Arrays &a, int first) {
   float *y = room_for<0>(in.M * in.K);
@@ -111,7 +111,7 @@ struct Projections {
 };
 
 // What attention needs of x, and where its other arrays are: norm(x) w^T + b for one w (H, K) and b (H,) or more, which
-// are behind x (M, K), gamma, beta and eps. The first array is then the one behind those.
+// follow x (M, K), gamma, beta and eps. The first array is then the one after those.
 Projections project(Arrays &a, int count, int rows) {
   const Rows in = normed({a[0], a.rows(rows), a.size(0, 1)}, a, 1);
   const int64_t N = a.size(4, 0);
@@ -203,7 +203,7 @@ static void keep(const float *from, int64_t T, int64_t H, int64_t D, float *cach
   for (int64_t t = 0; t < T; ++t) std::copy_n(from + t * H, D, cache + t * D);
 }
 
-// Texts one behind the other: projections of keys and values, keys and values (N*C, D), rows -> how many tokens were
+// Texts one after another: projections of keys and values, keys and values (N*C, D), rows -> how many tokens were
 // kept, in slots 0 to rows - 1: (1,) int32
 KERNEL(KeepKeysAndValues) {
   const Projections kv = project(a, 2, 10);
@@ -215,7 +215,7 @@ KERNEL(KeepKeysAndValues) {
   *static_cast<int32_t *>(a.data[3]) = T;
 }
 
-// Texts one behind the other: projections, scale (1,), keys and values (N*C, D), positions (1, T) int32, rows ->
+// Texts one after another: projections, scale (1,), keys and values (N*C, D), positions (1, T) int32, rows ->
 // context (T, H). Keys and values are written to slots 0 to rows - 1 of the cache, and a token sees its text up to
 // itself.
 KERNEL(AttentionWithinTexts) {
@@ -260,10 +260,10 @@ KERNEL(AttentionOfRows) {
   });
 }
 
-// What a block does behind its attention: context (M, H); the output projection's w (H, H) and b (H,); the block's
+// What a block does after its attention: context (M, H); the output projection's w (H, H) and b (H,); the block's
 // input (M, H); gamma, beta (H,) and eps (1,) of the second layer norm; w (H, F) and b (F,), the activation's number
 // (1,) int32, w (F, H) and b (H,) of the feed-forward layer; rows -> (M, H)
-KERNEL(BehindAttention) {
+KERNEL(PostAttention) {
   const int64_t M = a.rows(12), H = a.size(1, 1), F = a.size(7, 1);
   float *const x = room_for<3>(M * H), *const wide = room_for<2>(M * F);
   in_out_product({a[0], M, a.size(0, 1)}, a[1], a[2], a[3], H, x, nothing);

@@ -160,7 +160,7 @@ def attention_of_next_tokens() -> ops.Custom:
 
 
 def attention_within_texts() -> ops.Custom:
-    """Texts that lie one behind the other: they are written to the cache from slot 0 on, and a token attends to its
+    """Texts that lie one after another: they are written to the cache from slot 0 on, and a token attends to its
     text up to itself.
 
     Takes projections of T rows, scale (1,), keys and values of a `KeyValueCache` of one row, which are changed in
@@ -170,7 +170,7 @@ def attention_within_texts() -> ops.Custom:
 
 
 def keep_keys_and_values() -> ops.Custom:
-    """Texts that lie one behind the other are written to the cache from slot 0 on, and that is all.
+    """Texts that lie one after another are written to the cache from slot 0 on, and that is all.
 
     Takes projections of keys and values, keys and values of a `KeyValueCache` of one row, which are changed in place,
     rows -> how many tokens were written: (1,) int32.
@@ -179,7 +179,7 @@ def keep_keys_and_values() -> ops.Custom:
 
 
 def attention_of_tokens() -> ops.Custom:
-    """Some tokens of texts that are in the cache, one behind the other: each attends to its text up to itself.
+    """Some tokens of texts that are in the cache, one after another: each attends to its text up to itself.
 
     Takes the projection of n queries, scale (1,), keys and values of a `KeyValueCache` of one row, slots (n,) int32,
     which of its tokens these are, positions (n,) int32, each one's in its own text, rows -> softmax(scale q K^T) V of
@@ -197,14 +197,14 @@ def attention_of_rows() -> ops.Custom:
     return _primitive("AttentionOfRows", lambda x, *rest: x)
 
 
-def behind_attention() -> ops.Custom:
-    """What a block does behind its attention.
+def post_attention() -> ops.Custom:
+    """What a block does after its attention.
 
     Takes context (M, H); w (H, H) and b (H,) of the output projection; x (M, H), the block's input; the second norm;
     w (H, F) and b (F,), the activation's number in `ACTIVATIONS` (1,) int32, w (F, H) and b (H,) of the feed-forward
     layer; rows -> the block's output: (M, H)
     """
-    return _primitive("BehindAttention", lambda context, *rest: context)
+    return _primitive("PostAttention", lambda context, *rest: context)
 
 
 def logits() -> ops.Custom:

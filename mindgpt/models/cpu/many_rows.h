@@ -79,7 +79,7 @@ struct Ahead {
   Part wanted;
 };
 
-// Copy rows k to last and `columns` columns of W [K, N] to panel[k][n], with zeros behind the last column.
+// Copy rows k to last and `columns` columns of W [K, N] to panel[k][n], with zeros after the last column.
 inline void pack_in_out(const float *w, int64_t N, int64_t k, int64_t last, int64_t columns, float *panel) {
   for (; k < last; ++k) {
     const float *row = w + k * N;
@@ -93,7 +93,7 @@ inline void pack_in_out(const float *w, int64_t N, int64_t k, int64_t last, int6
 }
 
 // Copy columns k to last of one panel's rows of W, which lie `step` apart, turned round, to panel[k][n], with zeros
-// behind the last row.
+// after the last row.
 inline void pack_out_in(const float *w, int64_t step, int64_t k, int64_t last, int64_t rows, float *panel) {
   for (; k + LANES <= last && rows == PANEL; k += LANES) {
     for (int64_t n = 0; n < PANEL; n += LANES) {
@@ -109,7 +109,7 @@ inline void pack_out_in(const float *w, int64_t step, int64_t k, int64_t last, i
 }
 
 // y += x panel, or without ADD y = x panel, for M rows and R vectors of columns. With ADD, y is sent for, and the M rows
-// of x and y behind these; and meanwhile what is asked for `ahead` is done.
+// of x and y after these; and meanwhile what is asked for `ahead` is done.
 template <int M, int R, bool ADD = true>
 inline void panel_products(const float *x, int64_t x_step, const float *panel, int64_t depth, float *y,
                            int64_t y_step, Ahead ahead = {}) {

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mindgpt.models.cpu import kernels
-from tests.models.kernel_calls import (
+from tests.models.cpu.kernel_calls import (
     COMPILER,
     EPS,
     ROW_COUNTS,
@@ -33,10 +33,10 @@ def norm_to(values):
     return [np.zeros_like(values), values, EPS]
 
 
-def behind_attention(library, arguments, *, rows):
+def post_attention(library, arguments, *, rows):
     """The output, which has room for a row more than `rows`, which must stay as it is."""
     y = np.full((rows + 1, arguments[1].shape[1]), 7, np.float32)
-    launch(library, "BehindAttention", [*arguments, count(rows)], [y])
+    launch(library, "PostAttention", [*arguments, count(rows)], [y])
     assert (y[rows] == 7).all()
     return y[:rows]
 
@@ -46,12 +46,12 @@ def one_more_row(x):
 
 
 def sums(library, x, w, b, residual=None):
-    """x w + b + residual, by the product behind attention: the feed-forward layer is made of zeros."""
+    """x w + b + residual, by the product after attention: the feed-forward layer is made of zeros."""
     rows, width = len(x), w.shape[1]
     residual = np.zeros((rows, width), np.float32) if residual is None else residual
     none = np.zeros((width, 1), np.float32)
     layer = [*norm_to(b), none, none[0], count(0), none.T, none[:, 0]]
-    return behind_attention(library, [one_more_row(x), w, b, one_more_row(residual), *layer], rows=rows)
+    return post_attention(library, [one_more_row(x), w, b, one_more_row(residual), *layer], rows=rows)
 
 
 def activated(library, kind, x):
@@ -59,7 +59,7 @@ def activated(library, kind, x):
     none, one = np.zeros((len(x), len(x)), np.float32), np.eye(len(x), dtype=np.float32)
     number = count(kernels.ACTIVATIONS.index(kind))
     rest = [*norm_to(none[0]), none, x, number, one, none[0]]
-    return behind_attention(library, [none[:2], none, none[0], none[:2], *rest], rows=1)[0]
+    return post_attention(library, [none[:2], none, none[0], none[:2], *rest], rows=1)[0]
 
 
 def logits(library, x, gamma, beta, w):
@@ -77,20 +77,22 @@ def test_products(libraries, option, inner, outer):
     library = libraries(option)
     w, b, gamma, beta = randoms(1, (inner, outer), (outer,), (inner,), (inner,))
     w /= np.sqrt(inner)
-    turned = np.ascontiguousarray(w.T)
+    transposed = np.ascontiguousarray(w.T)
     for rows in ROW_COUNTS:
         x, residual = randoms(rows, (rows, inner), (rows, outer))
         close = {"rtol": 0, "atol": 2e-6 + 4e-7 * inner**0.5}  # numbers of size 5, whose last bit is 4.8e-7
         np.testing.assert_allclose(sums(library, x, w, b), x.astype(float) @ w + b, **close)
         np.testing.assert_allclose(sums(library, x, w, b, residual), x.astype(float) @ w + b + residual, **close)
-        expected = layer_norm(x, gamma, beta) @ turned.T
-        np.testing.assert_allclose(logits(library, x, gamma, beta, turned), expected, rtol=0, atol=2 * close["atol"])
+        expected = layer_norm(x, gamma, beta) @ transposed.T
+        np.testing.assert_allclose(
+            logits(library, x, gamma, beta, transposed), expected, rtol=0, atol=2 * close["atol"]
+        )
 
 
 @for_all_processors
 @pytest.mark.parametrize(("hidden", "width"), [(64, 256), (50, 131), (768, 100)])
 @pytest.mark.parametrize("kind", kernels.ACTIVATIONS)
-def test_what_is_behind_attention(libraries, option, hidden, width, kind):
+def test_post_attention_block(libraries, option, hidden, width, kind):
     """The whole of it: projection, residual, layer norm, feed-forward layer, residual."""
     w, b, gamma, beta = randoms(2, (hidden, hidden), (hidden,), (hidden,), (hidden,))
     up, up_bias, down, down_bias = randoms(3, (hidden, width), (width,), (width, hidden), (hidden,))
@@ -115,18 +117,18 @@ def test_what_is_behind_attention(libraries, option, hidden, width, kind):
             down,
             down_bias,
         ]
-        np.testing.assert_allclose(behind_attention(libraries(option), arguments, rows=rows), expected, atol=1e-5)
+        np.testing.assert_allclose(post_attention(libraries(option), arguments, rows=rows), expected, atol=1e-5)
 
 
 def test_long_sums(libraries):
     """Of numbers above zero, where roundings pile up: K of GPT-3's feed-forward layer, few rows and many."""
     x, w = map(np.abs, randoms(11, (1, 12288), (12288, 50)))
     x = np.repeat(x, 32, axis=0)
-    expected, no_bias, turned = x.astype(float) @ w, np.zeros(50, np.float32), np.ascontiguousarray(w.T)
+    expected, no_bias, transposed = x.astype(float) @ w, np.zeros(50, np.float32), np.ascontiguousarray(w.T)
     for rows in (1, 32):
         for y in (
             sums(libraries(), x[:rows], w, no_bias),
-            logits(libraries(), x[:rows], np.zeros_like(x[0]), x[0], turned),
+            logits(libraries(), x[:rows], np.zeros_like(x[0]), x[0], transposed),
         ):
             np.testing.assert_allclose(y, expected[:rows], rtol=1.5e-6)  # one sum from begin to end is off by 4e-6
 
@@ -233,8 +235,8 @@ def test_a_row_depends_neither_on_the_others_nor_on_the_threads(libraries):
     """To the last bit: among few rows, among many, and among as many as each thread has its own of."""
     w, b = randoms(8, (300, 500), (500,))
     gamma, beta = randoms(9, (300,), (300,))
-    turned = np.ascontiguousarray(w.T)
-    products = (lambda *where: sums(*where, w, b)), (lambda *where: logits(*where, gamma, beta, turned))
+    transposed = np.ascontiguousarray(w.T)
+    products = (lambda *where: sums(*where, w, b)), (lambda *where: logits(*where, gamma, beta, transposed))
     for few, some in ((1, 8), (9, 33), (140, 410)):
         (x,) = randoms(10, (some, 300))
         for product in products:

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.models.kernel_calls import Libraries
+from tests.models.cpu.kernel_calls import Libraries
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from mindgpt import GPT2Config, GPT2LMHeadModel
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.checkpoints.weights import load_weights, open_weights
 from mindgpt.evaluation.perplexity import PerplexityCell
-from mindgpt.runtime.alignment import CACHE_LINE, align, aligned
+from mindgpt.models.cpu.operators import align
+from mindgpt.runtime.alignment import CACHE_LINE, aligned
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

@@ -1,19 +1,15 @@
-"""What the reader of texts compiles and takes, and that no text hangs on it."""
+"""Which graphs generation compiles and uses, and that no text depends on it."""
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
-from mindgpt.generation import GenerationSettings, Generator, generate
-from mindgpt.generation import prefill as prefill_module
-from mindgpt.generation import reader as reader_module
-from mindgpt.generation.cached_model import KeyValueCache, Opening
-from mindgpt.generation.engine import generator_of
-from mindgpt.generation.prefill import ChunkedReading, KernelReading
-from mindgpt.generation.reader import CompiledGraphs, bucket
+from mindgpt.generation import GenerationSettings, Generator, engine, generate, inference_graphs
+from mindgpt.generation.engine import Batch, generator_of
+from mindgpt.generation.inference_graphs import InferenceGraphs, bucket
 from mindgpt.generation.scoring import score
+from mindgpt.models.gpt2 import gpt2
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 
 pytest.importorskip("torch")
@@ -72,56 +68,52 @@ def test_a_second_prompt_of_another_length_compiles_nothing_however_tokens_are_c
         assert compiled == []
 
 
-def test_shapes_that_are_taken():
-    """`choose` on a network where 1,000 slots are half as much to read as the weights."""
-    graphs = CompiledGraphs(GPT2LMHeadModel(GPT2Config(**TINY | {"n_positions": 1024})).backbone, None)
-    graphs._weights = 2 * 2 * 2 * 32 * 1000
-    assert graphs.choose(1, 10, 20) == (1, 128)
-    assert graphs.choose(1, 200, 1024) == (1, 512)  # a fifth more to read than with 256, and it need not grow so soon
-    assert graphs.choose(1, 10, 500) == (1, 512)  # which is there
-    assert graphs.choose(1, 600, 700) == (1, 1024)
-    assert graphs.choose(7, 10, 20) == (8, 128)
-    assert graphs.choose(2, 30, 60, (8, 128)) == (8, 128)  # 30 steps do not pay for compiling
-    assert graphs.choose(2, 30, 1000, (8, 128)) == (2, 256)  # many do
-    assert graphs.choose(2, 30, 60, (8, 128)) == (2, 256)  # and now it is there
-    assert graphs.choose(2, 59, 60, (8, 128)) == (8, 128)  # but one step does not pay for copying
-    assert graphs.choose(2, 129, 130, (8, 128)) == (2, 256)
+def test_shapes():
+    """What is compiled is used again if it is not much too large, else powers of two are."""
+    graphs = InferenceGraphs(GPT2LMHeadModel(GPT2Config(**TINY | {"n_positions": 1000})).backbone, None)
+    assert graphs.shape_for(3, 200) == (4, 256)
+    assert graphs.shape_for(1, 600) == (1, 1000)  # no more than the context
+    assert not graphs.is_compiled((4, 256))
+    for shape in ((4, 256), (4, 1000), (16, 128)):
+        graphs._decoders[shape] = None
+    assert graphs.shape_for(3, 200) == (4, 256)
+    assert graphs.shape_for(2, 120) == (4, 256)
+    assert graphs.shape_for(3, 300) == (4, 1000)
+    assert graphs.shape_for(1, 300) == (1, 512)  # a cache of 8 times as many slots is too large
+    assert graphs.shape_for(5, 100) == (16, 128)
+    assert graphs.shape_for(5, 129) == (8, 256)
 
 
-def test_what_a_text_is_read_by(monkeypatch):
-    """The first text decides what is compiled; what would have suited better is compiled when it would have paid."""
-    monkeypatch.setattr(prefill_module, "COMPILING_A_READER_COSTS", 1000)
+def test_a_batch_moves_to_a_smaller_graph_if_it_is_there_or_pays(monkeypatch):
     backbone = GPT2LMHeadModel(GPT2Config(**TINY | {"n_positions": 1024})).backbone
-    cache = KeyValueCache(2, 4, 8, ms.float32, 1, 1024)
+    batch, copied = Batch(InferenceGraphs(backbone, None), 700), []
+    monkeypatch.setattr(batch.graphs, "copy", lambda *rows: copied.append(rows))
+    batch.graphs._decoders[16, 1024] = None
 
-    def read(reading, total):
-        plan = reading._plan(total)
-        for kind, _ in plan:
-            reading._made(kind)
-        return [(kind.__name__, first) for kind, first in plan]
+    def shape_after(numbers, length):
+        batch.shape, batch.rows = (16, 1024), list(range(16))
+        batch._shrink(numbers, length)
+        return batch.shape
 
-    short_first, long_first = ChunkedReading(backbone, None, cache), ChunkedReading(backbone, None, cache)
-    assert read(short_first, 20) == [("Prefill", 0)]
-    for _ in range(4):  # each costs 8 * 96 where 544 would do
-        assert read(short_first, 512) == [("Prefill", 64 * i) for i in range(8)]
-    assert read(short_first, 512) == [("Opening", 0)]
-    assert read(short_first, 600) == [("Opening", 0), ("Prefill", 512), ("Prefill", 576)]
-    assert read(short_first, 1000)[-1] == ("Prefill", 960)
-    assert read(long_first, 400) == [("Opening", 0)]
-    assert read(long_first, 20) == read(long_first, 30) == [("Opening", 0)]
-    assert read(long_first, 20) == [("Prefill", 0)]
+    assert shape_after(range(4, 8), 300) == (16, 1024)  # 4 times as large as need be
+    assert shape_after([5, 7], 501) == (16, 1024)  # a new graph would cost more than it saves
+    assert not copied
+    assert shape_after([5, 7], 500) == (2, 1024)
+    assert copied == [((16, 1024), 5, (2, 1024), 0), ((16, 1024), 7, (2, 1024), 1)]
+    assert [batch.rows[number] for number in (5, 7)] == [0, 1]
+    batch.graphs._decoders[2, 1024] = None
+    assert shape_after([5, 7], 699) == (2, 1024)
 
 
-@pytest.mark.parametrize(("by", "opening"), [("operators", 32), ("operators", 8), ("kernels", None)])
-def test_texts_of_all_lengths_are_read_as_the_model_reads_them(monkeypatch, model, prompts, by, opening, request):
-    """In chunks of 8, the first 32 tokens of longer ones at once or not; also several texts one behind the other."""
+@pytest.mark.parametrize(("by", "chunk"), [("operators", 8), ("operators", 40), ("kernels", None)])
+def test_texts_of_all_lengths_are_read_as_the_model_reads_them(monkeypatch, model, prompts, by, chunk, request):
+    """In chunks, which the context is a multiple of or not; also several texts one after another."""
     request.getfixturevalue(by)
-    monkeypatch.setattr(prefill_module, "CHUNK", 8)
-    monkeypatch.setattr(prefill_module, "OPENING", opening)
-    monkeypatch.setattr(prefill_module, "COMPILING_A_READER_COSTS", 0)
+    monkeypatch.setattr(gpt2, "CHUNK", chunk)
     text = [token for prompt in prompts for token in prompt][:WINDOW]
     expected = model.set_train(False)(Tensor(np.array([text], np.int32))).asnumpy()[0]
     generator = Generator(model)
+    assert generator.graphs.prefill_cell.tokens == (chunk or WINDOW)
     with generator.running():
         for length in (3, 31, 32, 33, 61, WINDOW):
             _, logits = generator.graphs.prefill([text[:length]])
@@ -129,16 +121,12 @@ def test_texts_of_all_lengths_are_read_as_the_model_reads_them(monkeypatch, mode
         starts, logits = generator.graphs.prefill([text[:20], text[:30], text[:13]])
         assert starts == [0, 20, 50]
         np.testing.assert_allclose(logits, expected[[19, 29, 12]], atol=1e-4)
-    if by == "operators":
-        assert (Opening in generator.graphs.reading._prefills) == (opening == 32)
-    else:
-        assert isinstance(generator.graphs.reading, KernelReading)
 
 
 @pytest.mark.parametrize("by", ["operators", "kernels"])
 @pytest.mark.long
 def test_a_cache_that_moves_changes_no_text(monkeypatch, generator, model, prompts, by, request):
-    """Grows, shrinks when rows have ended, and makes room for others: whatever happens, the texts stay."""
+    """A batch shrinks when rows have ended, and graphs make room for others: whatever happens, the texts stay."""
     prompts = prompts[:5]
     settings = GenerationSettings(max_new_tokens=30)
 
@@ -146,21 +134,24 @@ def test_a_cache_that_moves_changes_no_text(monkeypatch, generator, model, promp
         return len(new) > 5 * row
 
     beams = GenerationSettings(max_new_tokens=30, eos_token_id=10, num_beams=3, num_return_sequences=3)
+    short = GenerationSettings(max_new_tokens=3)
     expected = generator.generate(prompts, settings, stop=stop), generator.generate(prompts[:2], beams)
+    expected_short = generator.generate(prompts[:1], short)
     assert [len(row) for row in expected[0]] == [1, 6, 11, 16, 21]
     request.getfixturevalue(by)
-    monkeypatch.setattr(reader_module, "SMALLEST_CACHE", 16)
-    monkeypatch.setattr(prefill_module, "CHUNK", 10)
-    monkeypatch.setattr(reader_module, "KEPT_SHAPES", 3)
-    monkeypatch.setattr(reader_module, "COMPILING_COSTS", 0)
-    monkeypatch.setattr(reader_module, "NEARLY_AS_GOOD", 1.0)
+    monkeypatch.setattr(inference_graphs, "SMALLEST_CACHE", 16)
+    monkeypatch.setattr(inference_graphs, "ROOMY", 1)
+    monkeypatch.setattr(inference_graphs, "KEPT_SHAPES", 3)
+    monkeypatch.setattr(engine, "WORTH_COMPILING", 0)
+    monkeypatch.setattr(gpt2, "CHUNK", 10)
     moving = Generator(model)
-    taken, choose = [], moving.graphs.choose
-    monkeypatch.setattr(moving.graphs, "choose", lambda *args: taken.append(choose(*args)) or taken[-1])
+    taken, decoder = [], moving.graphs.decoder
+    monkeypatch.setattr(moving.graphs, "decoder", lambda shape: taken.append(shape) or decoder(shape))
     assert moving.generate(prompts, settings, stop=stop) == expected[0]
-    assert len({batch for batch, _ in taken}) > 1  # it shrank
+    assert len({batch for batch, _ in taken}) > 2  # it shrank
     assert moving.generate(prompts[:2], beams) == expected[1]
-    assert len({capacity for _, capacity in taken}) > 1  # it grew
+    assert moving.generate(prompts[:1], short) == expected_short
+    assert len({capacity for _, capacity in taken}) > 1
     assert len(set(taken)) > 3  # and some were dropped on the way
 
 
@@ -179,7 +170,7 @@ def test_what_is_compiled_ahead_is_all_that_a_first_text_needs(compiled, by, dty
     with generator.running():
         generator.graphs.compile(rows, 128)
     if by == "operators":
-        assert sorted(compiled) == ["CopyRow", "Decode", "LastLogits", "LastLogits", "Opening", "Prefill"]
+        assert sorted(compiled) == ["CopyRow", "Decode", "LastLogits", "Prefill"]
     else:
         assert sorted(compiled) == ["KernelCopyRow", "KernelDecode", "KernelLastLogits", "KernelPrefill"]
     compiled.clear()

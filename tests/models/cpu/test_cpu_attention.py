@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.models.kernel_calls import (
+from tests.models.cpu.kernel_calls import (
     EPS,
     count,
     for_all_processors,

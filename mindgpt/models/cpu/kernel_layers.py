@@ -1,4 +1,4 @@
-"""The parts of a GPT-2 by the C++ kernels: the same function of the model's own weights, on a CPU.
+"""GPT-2 layers backed by the C++ kernels: the same functions of the model's own weights.
 
 Shape letters: M rows, H hidden, F feed-forward width, V vocabulary; B texts of T tokens. What is called `rows` is how
 many of the M rows hold anything, (1,) int32.
@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindgpt.models.cpu import kernels
-from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
+from mindgpt.models.cpu.operators import TransposedMatMul
 from mindgpt.models.gpt2.gpt2_heads import NextTokens
 from mindgpt.models.gpt2.gpt2_modules import Block, Linear, PlainAttention
 
@@ -19,7 +19,7 @@ from mindgpt.models.gpt2.gpt2_modules import Block, Linear, PlainAttention
 class KernelEmbedding(nn.Cell):
     """Token and position embeddings."""
 
-    def __init__(self, backbone: GPT2Model):
+    def __init__(self, backbone: nn.Cell):
         super().__init__(auto_prefix=False)
         self.words = backbone.embedding.word_embedding
         self.positions = backbone.embedding.position_embedding
@@ -47,36 +47,38 @@ class KernelAttention(nn.Cell):
         self.attend = attend
 
     def construct(self, x: Tensor, *rest: Tensor) -> Tensor:
-        """x: (M, H); what the kernel takes behind projections and scale -> what it gives"""
+        """x: (M, H); what the kernel takes after projections and scale -> what it gives"""
         weights = ()
         for linear in self.linears:
             weights += (linear.weight, linear.bias)
         return self.attend(x, self.norm.gamma, self.norm.beta, self.eps, *weights, *self.scale, *rest)
 
 
-class KernelBehindAttention(nn.Cell):
-    """The rest of a model's block: output projection, residual, feed-forward layer."""
+class KernelBlock(nn.Cell):
+    """A model's block; arguments as of `KernelAttention`."""
 
-    def __init__(self, block: Block):
+    def __init__(self, block: Block, attend: ops.Custom, names: Sequence[str] = ("dense1", "dense2", "dense3")):
         super().__init__(auto_prefix=False)
+        self.attention = KernelAttention(block, attend, names)
         self.projection = block.attention.projection
         self.norm, self.eps = block.layernorm2, kernels.number(block.layernorm2.eps)
         self.mapping, self.contraction = block.output.mapping, block.output.projection
         self.activation = Tensor([kernels.ACTIVATIONS.index(block.output.activation.kind)], ms.int32)
-        self.finish = kernels.behind_attention()
+        self.finish = kernels.post_attention()
 
-    def construct(self, x: Tensor, context: Tensor, rows: Tensor) -> Tensor:
-        """x: (M, H), what went into the block; context: (M, H), of its attention -> (M, H)"""
+    def construct(self, x: Tensor, *rest: Tensor) -> Tensor:
+        """x: (M, H); what the attention's kernel takes after projections and scale, the last of it `rows` -> (M, H)"""
+        context = self.attention(x, *rest)
         norm = (self.norm.gamma, self.norm.beta, self.eps)
         first = (self.mapping.weight, self.mapping.bias, self.activation)
         second = (self.contraction.weight, self.contraction.bias)
-        return self.finish(context, self.projection.weight, self.projection.bias, x, *norm, *first, *second, rows)
+        return self.finish(context, self.projection.weight, self.projection.bias, x, *norm, *first, *second, rest[-1])
 
 
 class KernelHead(nn.Cell):
-    """What is behind the last block: layer norm, and logits by the token embedding."""
+    """What follows the last block: layer norm, and logits by the token embedding."""
 
-    def __init__(self, backbone: GPT2Model):
+    def __init__(self, backbone: nn.Cell):
         super().__init__(auto_prefix=False)
         self.norm, self.eps = backbone.layernorm, kernels.number(backbone.layernorm.eps)
         self.word_embedding = backbone.embedding.word_embedding
@@ -88,9 +90,9 @@ class KernelHead(nn.Cell):
 
 
 class KernelTargetLosses(nn.Cell):
-    """What is behind the last block, to the cross-entropy: logits are never all in memory."""
+    """What follows the last block, to the cross-entropy: logits are never all in memory."""
 
-    def __init__(self, backbone: GPT2Model):
+    def __init__(self, backbone: nn.Cell):
         super().__init__(auto_prefix=False)
         self.norm, self.eps = backbone.layernorm, kernels.number(backbone.layernorm.eps)
         self.word_embedding = backbone.embedding.word_embedding
@@ -109,14 +111,13 @@ class KernelLosses(nn.Cell):
     before it. An id or a label outside the vocabulary raises a RuntimeError.
     """
 
-    def __init__(self, network: GPT2LMHeadModel):
+    def __init__(self, network: nn.Cell):
         super().__init__(auto_prefix=False)
         backbone = network.backbone
         self.next_tokens = NextTokens()
         self.embed = KernelEmbedding(backbone)
         attend = kernels.attention_of_rows()
-        self.attentions = nn.CellList([KernelAttention(block, attend) for block in backbone.blocks], auto_prefix=False)
-        self.behind = nn.CellList([KernelBehindAttention(block) for block in backbone.blocks], auto_prefix=False)
+        self.blocks = nn.CellList([KernelBlock(block, attend) for block in backbone.blocks], auto_prefix=False)
         self.losses = KernelTargetLosses(backbone)
         self.heads = Tensor([backbone.config.num_heads], ms.int32)
         self.max_positions = backbone.max_positions
@@ -143,22 +144,27 @@ class KernelLosses(nn.Cell):
         positions = Tensor(np.tile(np.arange(tokens, dtype=np.int32), (batch, 1)))
         rows = Tensor(np.array([batch * tokens], np.int32))
         x = self.embed(input_ids, positions, rows)
-        for layer, attention in enumerate(self.attentions):
-            x = self.behind[layer](x, attention(x, mask, self.heads, rows), rows)
+        for block in self.blocks:
+            x = block(x, mask, self.heads, rows)
         return self.sum(self.mul(self.losses(x, targets, rows), weights)), self.sum(weights)
 
 
-def kernels_fit(backbone: GPT2Model) -> bool:
-    """Whether these cells can stand in for the model's own: weights in float32, on a CPU, and no other cells in the
-    place of its own (LoRA, tensor parallelism)."""
+def kernels_fit(backbone: nn.Cell) -> bool:
+    """Whether these cells can stand in for those of a `GPT2Model`: today's variant, weights in float32, and no other
+    layers in the place of its own (LoRA, tensor parallelism)."""
     if any(weight.dtype != ms.float32 for weight in backbone.get_parameters()):
         return False
-    for block in backbone.blocks:
-        attention, output = block.attention, block.output
-        linears = [attention.dense1, attention.dense2, attention.dense3, attention.projection]
-        linears += [output.mapping, output.projection]
-        if any(type(linear) is not Linear or type(linear.matmul) is not ops.MatMul for linear in linears):
-            return False
-        if type(attention.attend) is not PlainAttention:
-            return False
+    if backbone.embedding.layernorm is not None or backbone.layernorm is None:
+        return False
+    if any(type(block) is not Block or not _layers_fit(block) for block in backbone.blocks):
+        return False
     return kernels.library() is not None
+
+
+def _layers_fit(block: Block) -> bool:
+    attention, output = block.attention, block.output
+    linears = [attention.dense1, attention.dense2, attention.dense3, attention.projection]
+    linears += [output.mapping, output.projection]
+    return type(attention.attend) is PlainAttention and all(
+        type(linear) is Linear and isinstance(linear.matmul, ops.MatMul | TransposedMatMul) for linear in linears
+    )
