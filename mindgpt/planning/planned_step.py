@@ -24,7 +24,7 @@ from mindgpt.config.layout import rows_of_step
 from mindgpt.config.loader import load_config
 from mindgpt.config.run_config import RunConfig
 from mindgpt.models import model_class
-from mindgpt.pet.adapter import settled
+from mindgpt.pet.adapter import resolve_settings
 from mindgpt.pet.lora import add_lora
 from mindgpt.runtime.collectives import model_is_cut
 from mindgpt.runtime.compiled_graph import CompiledGraph
@@ -41,7 +41,7 @@ def compile_step(config: RunConfig) -> tuple[nn.Cell, nn.Cell]:
     model_config = GPT2Config.from_section(config.model.config)
     section = model_config.pet_config
     if section is not None:
-        model_config.pet_config = settled(section, {}, None)
+        model_config.pet_config = resolve_settings(section, {}, None)
     # With this, MindSpore cuts the shapes of parameters, those of the optimizer too, and makes no values.
     with no_init_parameters() if model_is_cut() else contextlib.nullcontext():
         model = model_class(config.model.arch.type)(model_config)
