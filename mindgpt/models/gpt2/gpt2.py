@@ -209,7 +209,7 @@ class Decode(InferenceCell):
         return self.head(x, self.backbone.embedding.word_embedding.embedding_table)
 
 
-CHUNK = 128
+CHUNK = 64
 """Tokens of a prompt that `Prefill` reads at once."""
 
 
