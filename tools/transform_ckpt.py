@@ -1,4 +1,4 @@
-"""Merge the checkpoint slices of a parallel run into one file, or shard them for another layout. Needs no NPU.
+"""Merge the checkpoint shards of a parallel run into one file, or shard them for another layout. Needs no NPU.
 
     # the newest step of a run, the weights alone -> merged/rank_0/gpt2_0.ckpt
     python tools/transform_ckpt.py --src_ckpt_dir output/checkpoint --src_ckpt_strategy output/strategy \\
@@ -7,7 +7,7 @@
     python tools/transform_ckpt.py --src_ckpt_dir output/checkpoint --dst_ckpt_strategy other/strategy \\
         --dst_ckpt_dir resharded
     # one whole file, sharded for a layout
-    python tools/transform_ckpt.py --src_ckpt_dir gpt2.ckpt --dst_ckpt_strategy other/strategy --dst_ckpt_dir sliced
+    python tools/transform_ckpt.py --src_ckpt_dir gpt2.ckpt --dst_ckpt_strategy other/strategy --dst_ckpt_dir sharded
 
 The result is <dst_ckpt_dir>/rank_<r>/<prefix><r>.ckpt, with the config.json of the source beside it. One tensor is in
 memory at a time. The sources are only read, and all checks are made before the first file is written.

@@ -46,7 +46,7 @@ def main() -> None:
     )
     add("--lora_scaling", type=float, metavar="X", help="lora_alpha / lora_rank, in place of what the config says")
     add("--lora_alpha", type=float, metavar="X", help="the same by lora_alpha; the rank is that of the factors")
-    add("--src_ckpt_strategy", type=file_argument, metavar="PATH", help="how the slices belong together")
+    add("--src_ckpt_strategy", type=file_argument, metavar="PATH", help="how the shards belong together")
     given = parser.parse_args()
     merge(
         given.src_ckpt_path_or_dir,
