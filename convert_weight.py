@@ -6,6 +6,9 @@ python convert_weight.py --model gpt2 --reversed --input_path gpt2.ckpt --output
 
 import argparse
 
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
+
 from mindgpt.config.arguments import CheckedParser
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.config.section import nearest

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 if __name__ == "__main__":
-    import mindgpt.config.ctrl_c_while_loading  # noqa: F401
+    import mindgpt.config.program_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser, file_argument
 from mindgpt.config.errors import run_program

@@ -15,6 +15,9 @@ _INTERRUPTED = "interrupted; no file was left half written"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # reported even where no file is named
 
 
+_PACKAGES = {"mindspore", "numpy", "pydantic", "yaml", "tokenizers", "tqdm", "decorator"}  # what mindgpt always needs
+
+
 class UserError(ValueError):
     """An error that the user can put right: the message says what is wrong, where, and what to do.
 
@@ -23,7 +26,7 @@ class UserError(ValueError):
 
 
 def end_at_once(*_: object) -> NoReturn:
-    """End the process with a line and status 130; a signal handler (`ctrl_c_while_loading.py`)."""
+    """End the process with a line and status 130; a signal handler (`program_loading.py`)."""
     print(_INTERRUPTED, file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)
 
@@ -78,10 +81,22 @@ def _run(main: Callable[[], object]) -> NoReturn:
     sys.exit(0)
 
 
+def missing_package(error: BaseException) -> str | None:
+    """The message for an import that failed because mindgpt is not installed in this Python; None for other errors."""
+    if not isinstance(error, ModuleNotFoundError) or (error.name or "").split(".")[0] not in _PACKAGES:
+        return None
+    return (
+        f"{sys.executable} has no package {error.name}: mindgpt is not installed in this Python. Use the one that it is "
+        "installed in, such as .venv/bin/python, or run pip install . in the checkout with this one."
+    )
+
+
 def _message(error: Exception) -> str | None:
     """The message for an error that the user can put right; None for our own mistakes."""
     if isinstance(error, UserError):
         return str(error)
+    if (message := missing_package(error)) is not None:
+        return message
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
     if isinstance(error, OSError) and error.errno in _DISK:

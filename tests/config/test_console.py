@@ -16,7 +16,7 @@ import os, signal, sys
 from mindgpt.config.console import note_when_left
 from mindgpt.config.errors import UserError, run_program
 if "EARLY" in os.environ:
-    import mindgpt.config.ctrl_c_while_loading
+    import mindgpt.config.program_loading
 def main():
     %s
 run_program(main)
@@ -143,7 +143,12 @@ def test_bytes_that_are_no_text_are_refused_as_arguments(program):
     assert done.stderr.startswith(b"error: command line: argument 2 ('caf\\udce9') is not text in utf-8. ")
 
 
-PROGRAMS = ["run_mindformer.py", "mindgpt/models/gpt2/convert_weight.py", "benchmarks/benchmark.py"]
+PROGRAMS = [
+    "run_mindformer.py",
+    "convert_weight.py",
+    "mindgpt/models/gpt2/convert_weight.py",
+    "benchmarks/benchmark.py",
+]
 PROGRAMS = [*(REPO / name for name in PROGRAMS), *sorted((REPO / "tools").rglob("*.py"))]
 
 
@@ -157,6 +162,17 @@ def test_an_interrupt_while_a_program_loads(tmp_path, program):
     default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, **default)
     assert (done.returncode, done.stderr) == (130, "interrupted; no file was left half written\n")
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda file: file.name)
+def test_a_python_without_the_packages_is_named(tmp_path, program):
+    """A bare Python, as when the virtual environment is not active."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-S", program, "--config", "absent.yaml", "--what", "train"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {sys.executable} has no package ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_handler_of_a_program_that_has_loaded(program):

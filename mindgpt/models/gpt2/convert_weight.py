@@ -14,7 +14,7 @@ if not __package__:  # run as a script: import from this checkout, and not from 
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 if __name__ == "__main__":
-    import mindgpt.config.ctrl_c_while_loading  # noqa: F401
+    import mindgpt.config.program_loading  # noqa: F401
 
 from mindgpt.checkpoints.conversion import convert_to_hugging_face, convert_to_mindspore
 from mindgpt.config.arguments import CheckedParser, file_argument, path_argument
