@@ -86,8 +86,8 @@ def missing_package(error: BaseException) -> str | None:
     if not isinstance(error, ModuleNotFoundError) or (error.name or "").split(".")[0] not in _PACKAGES:
         return None
     return (
-        f"{sys.executable} has no package {error.name}: mindgpt is not installed in this Python. Use the one that it is "
-        "installed in, such as .venv/bin/python, or run pip install . in the checkout with this one."
+        f"{sys.executable} has no package {error.name}: mindgpt is not installed in this Python. Use the one that it "
+        "is installed in, such as .venv/bin/python, or run pip install . in the checkout with this one."
     )
 
 
