@@ -13,6 +13,7 @@ from mindgpt.checkpoints.run_folder import checkpoints_in, rank_folders
 from mindgpt.config.callback_sections import CheckpointMonitorSection, SummaryMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
+from mindgpt.io.files import make_folder
 from mindgpt.io.locks import Lock, holder_of, try_lock
 from mindgpt.runtime.interrupts import on_interrupt
 from mindgpt.runtime.ranks import rank
@@ -42,7 +43,7 @@ def held_output_folder(config: RunConfig) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_empty, missing)
         for held, called in folders.items():
-            held.mkdir(parents=True, exist_ok=True)
+            make_folder(held)
             lock = _lock(held, kind, called)
             stack.callback(lock.release)
             stack.enter_context(on_interrupt(lock.release))
