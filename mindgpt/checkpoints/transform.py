@@ -108,8 +108,8 @@ def _print_source(checkpoint: Source, left_out: list[str]) -> None:
 
 
 def _check_fit(layouts: ShardingStrategy, entries: Mapping[str, TensorInfo], checkpoint: Source) -> list[str]:
-    """Check that the target strategy fits these tensors. Returns the names of optimizer state that the
-    target strategy does not list.
+    """Check that the target strategy fits these tensors. Returns the names of optimizer state that the target
+    strategy does not list.
 
     Raises:
         UserError: it does not; names and shapes are listed.

@@ -48,8 +48,8 @@ class LossMonitorSection(Section):
 class CheckpointMonitorSection(Section):
     """A callback that saves checkpoints; `directory` "" means `output_dir`/checkpoint.
 
-    It writes one every `save_checkpoint_steps` steps or `save_checkpoint_seconds` seconds (0: disabled),
-    and deletes the oldest when there are more than `keep_checkpoint_max` (0: all are kept).
+    It writes one every `save_checkpoint_steps` steps or `save_checkpoint_seconds` seconds (0: disabled), and
+    deletes the oldest when there are more than `keep_checkpoint_max` (0: all are kept).
     """
 
     type: Annotated[

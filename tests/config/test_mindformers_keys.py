@@ -253,7 +253,7 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "context_parallel": (1, Refused(2, "a sequence is not sharded")),
         "context_parallel_algo": ("colossalai_cp", None),
         "ulysses_degree_in_cp": (1, None),
-        "seq_split_num": (1, Refused(2, "whole sequences")),
+        "seq_split_num": (1, Refused(2, "does not split sequences")),
         "mem_coeff": (0.1, None),
     },
     "recompute_config": {
@@ -400,7 +400,7 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "keep_checkpoint_per_n_minutes": (0, Refused(30, "save_checkpoint_seconds and keep_checkpoint_max")),
         "enc_key": ("", Refused("0123456789abcdef", "not encrypted")),
         "enc_mode": ("AES-GCM", None),
-        "config": (None, Refused({"keep_checkpoint_max": 3}, "as keys of the callback")),
+        "config": (None, Refused({"keep_checkpoint_max": 3}, "directly on the callback")),
         "saved_network": (None, Refused("net", "save_network_params")),
         "append_info": (["epoch_num"], None),
         "global_batch_size": (8, None),
