@@ -18,16 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-Letters = tuple[str, ...]  # a shape such as ("H", "3H")
+SymbolicShape = tuple[str, ...]  # a shape such as ("H", "3H")
 
 
 class Row(NamedTuple):
     """A Hugging Face tensor, and the one or three MindFormers tensors that hold the same numbers."""
 
     hf_name: str  # without the prefix `transformer.`
-    hf_shape: Letters
+    hf_shape: SymbolicShape
     mf_names: tuple[str, ...]
-    mf_shape: Letters
+    mf_shape: SymbolicShape
 
     def split(self, array: np.ndarray, part: int) -> np.ndarray:
         """MindFormers' tensor number `part`, from Hugging Face's: (3H,) -> (H,), (H, 3H) -> (H, H) transposed."""

@@ -15,14 +15,14 @@ from mindgpt.checkpoints.gpt2_names import (
     HF_PREFIX,
     MF_LAYER,
     SCORE,
-    Letters,
+    SymbolicShape,
     hint,
     table,
 )
 from mindgpt.checkpoints.tensor_source import FLOAT_DTYPES, TensorInfo, TensorSource
 from mindgpt.config.errors import UserError
 
-_FUSED_MATRIX = "attn.c_attn.weight"  # its two sizes differ in every GPT-2, so its orientation shows
+_FUSED_MATRIX = "attn.c_attn.weight"  # its two dimensions always differ, so a transposed matrix is detectable
 # What DistributedDataParallel, torch.compile, PEFT or a user's own wrapper puts before a name.
 _PREFIX = re.compile(
     r"(?P<prefix>(?:[^.]+\.)*?)(?:transformer\.)?(?:wte|wpe|ln_f|h\.\d{1,4}|(?P<head>lm_head|score))\."
@@ -35,7 +35,8 @@ class MindFormersView:
     """Hugging Face weights under MindFormers' names, as a `TensorSource`.
 
     The prefix `transformer.` is optional, and all names may have another prefix before it. Mask buffers are skipped.
-    `lm_head.weight` must equal `wte.weight` bit for bit and is skipped; without `wte.weight` it takes its place.
+    `lm_head.weight` must equal `wte.weight` bit for bit and is skipped; if `wte.weight` is missing, `lm_head.weight` is
+    used as the embedding.
 
     Attributes:
         path, entries: as in `TensorSource`; the names are in the model's order.
@@ -59,7 +60,7 @@ class MindFormersView:
         self._check_head()
         self._place = {name: (row, part) for row in rows for part, name in enumerate(row.mf_names)}
         self.entries = {
-            name: TensorInfo(concrete(row.mf_shape, self.sizes), held[row.hf_name].dtype)
+            name: TensorInfo(concrete_shape(row.mf_shape, self.sizes), held[row.hf_name].dtype)
             for name, (row, _) in self._place.items()
         }
         self._last: tuple[str, np.ndarray | None] = ("", None)
@@ -95,7 +96,7 @@ class MindFormersView:
         if self._head and HF_EMBEDDING not in weights:
             weights[HF_EMBEDDING], self._head = self._head, None
             self.notes.append(
-                f"{self.path}: {HF_EMBEDDING} is not there; {HF_HEAD} is taken for it: GPT-2 has one matrix for both"
+                f"{self.path}: {HF_EMBEDDING} is missing; {HF_HEAD} is used instead, since GPT-2 ties the two"
             )
         if self._head:
             skipped[self._head] = "output head, tied to the token embedding"
@@ -107,8 +108,8 @@ class MindFormersView:
         embedding = self._stored[HF_EMBEDDING]
         head_info, embedding_info = self._source.entries[self._head], self._source.entries[embedding]
         if head_info == embedding_info:
-            head, table = self._source.read(self._head), self._source.read(embedding)
-            if np.array_equal(head.view(np.uint8), table.view(np.uint8)):
+            head, embedding_array = self._source.read(self._head), self._source.read(embedding)
+            if np.array_equal(head.view(np.uint8), embedding_array.view(np.uint8)):
                 return
         raise UserError(
             f"{self.path}: {self._head} {list(head_info.shape)} {head_info.dtype} differs from {embedding} "
@@ -137,7 +138,7 @@ class HuggingFaceView:
         self.sizes = check_entries(source.entries, shapes, self.path, MF_LAYER)
         self._rows = {row.hf_name if row is SCORE else HF_PREFIX + row.hf_name: row for row in rows}
         self.entries = {
-            name: TensorInfo(concrete(row.hf_shape, self.sizes), source.entries[row.mf_names[0]].dtype)
+            name: TensorInfo(concrete_shape(row.hf_shape, self.sizes), source.entries[row.mf_names[0]].dtype)
             for name, row in self._rows.items()
         }
 
@@ -193,13 +194,13 @@ def count_layers(names: Iterable[str], pattern: re.Pattern[str]) -> int:
     return max((int(match[1]) + 1 for name in names if (match := pattern.match(name))), default=0)
 
 
-def concrete(letters: Letters, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape that letters mean: ("H", "3H") -> (768, 2304)."""
+def concrete_shape(letters: SymbolicShape, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The concrete shape of a symbolic one: ("H", "3H") -> (768, 2304)."""
     return tuple(3 * sizes["H"] if letter == "3H" else sizes[letter] for letter in letters)
 
 
 def check_entries(
-    entries: Mapping[str, TensorInfo], shapes: Mapping[str, Letters], path: Path, layer: re.Pattern[str]
+    entries: Mapping[str, TensorInfo], shapes: Mapping[str, SymbolicShape], path: Path, layer: re.Pattern[str]
 ) -> dict[str, int]:
     """Check that `entries` have exactly the names of `shapes`, with consistent sizes. Returns {"L": 12, "H": 768, ...}.
 
@@ -211,14 +212,16 @@ def check_entries(
     held = {name: info for name, info in entries.items() if name in shapes}
     sizes = _sizes({name: info.shape for name, info in held.items()}, shapes)
     for name, info in held.items():
-        expected = concrete(shapes[name], sizes)
+        expected = concrete_shape(shapes[name], sizes)
         if info.shape != expected:
-            problems.append(f"wrong shape: {name} is {list(info.shape)}, the other weights make it {list(expected)}")
+            problems.append(
+                f"wrong shape: {name} is {list(info.shape)}, expected {list(expected)} from the other weights"
+            )
         if info.dtype not in FLOAT_DTYPES:
-            problems.append(f"wrong type: {name} is {info.dtype}; weights are {', '.join(FLOAT_DTYPES)}")
+            problems.append(f"wrong dtype: {name} is {info.dtype}; weights are {', '.join(FLOAT_DTYPES)}")
     if problems:
         fused = {name: info.shape for name, info in held.items() if name.endswith(_FUSED_MATRIX)}
-        transposed = [name for name, shape in fused.items() if shape == concrete(shapes[name], sizes)[::-1]]
+        transposed = [name for name, shape in fused.items() if shape == concrete_shape(shapes[name], sizes)[::-1]]
         raise UserError(
             f"{path}: not the weights of a GPT-2:\n  "
             + "\n  ".join(problems)
@@ -228,7 +231,7 @@ def check_entries(
     return {"L": count_layers(entries, layer)} | sizes
 
 
-def _sizes(held: Mapping[str, tuple[int, ...]], shapes: Mapping[str, Letters]) -> dict[str, int]:
+def _sizes(held: Mapping[str, tuple[int, ...]], shapes: Mapping[str, SymbolicShape]) -> dict[str, int]:
     """The size of each letter by majority, so that one bad tensor is reported and not all the good ones."""
     votes: dict[str, Counter[int]] = {}
     for name, letters in shapes.items():

@@ -43,8 +43,8 @@ def _hugging_face_weights(folder: Path) -> Path | None:
     """The file that transformers would load from a folder, or None."""
     found = next((folder / name for name in HUGGING_FACE_NAMES if (folder / name).exists()), None)
     if found is None and (snapshots := _snapshots_below(folder)) is not None:
-        named = f": {' or '.join(snapshots)}" if snapshots else ", of which there is none"
-        raise UserError(f"{folder}: is the cache of a model. Name a snapshot in it{named}.")
+        named = f": {' or '.join(snapshots)}" if snapshots else " (it has none)"
+        raise UserError(f"{folder}: is a Hugging Face model cache. Name a snapshot in it{named}.")
     return found
 
 
@@ -95,20 +95,20 @@ def preset_of(named: str | Path) -> GPT2Config | None:
 
 
 def newest_in(folder: Path) -> Path:
-    """The newest checkpoint in a run's checkpoint folder, which is printed; any other folder, and the shards of a
-    parallel run, stand for themselves."""
+    """The newest checkpoint in a run's checkpoint folder; its name is printed. Any other folder, or one that holds the
+    shards of a parallel run, is returned unchanged."""
     if holds_shards(folder):
         return folder
     rank_0 = folder / "rank_0"
-    candidates = rank_0 if rank_0.is_dir() else folder
-    found = checkpoints_in(candidates)
+    search_folder = rank_0 if rank_0.is_dir() else folder
+    found = checkpoints_in(search_folder)
     if not found:
-        return _only_checkpoint_in(candidates) or folder
-    newest, of_last_run = found[-1], files_of_last_run(candidates)
+        return _only_checkpoint_in(search_folder) or folder
+    newest, of_last_run = found[-1], files_of_last_run(search_folder)
     others = len(found) - len(of_last_run) if of_last_run else 0
     earlier = f", of the last run; {others} of earlier runs are there too" if others else ""
-    say(f"weights: the newest in {candidates} is {newest.name}{earlier}")
-    written_last = max(checkpoint_files(candidates), key=lambda file: file.stat().st_mtime_ns)
+    say(f"weights: the newest in {search_folder} is {newest.name}{earlier}")
+    written_last = max(checkpoint_files(search_folder), key=lambda file: file.stat().st_mtime_ns)
     if not of_last_run and written_last != newest:
         say(f"note: {written_last.name} was written later; if it is of a later run, name it with --load_checkpoint")
     return newest
@@ -124,7 +124,7 @@ def _only_checkpoint_in(folder: Path) -> Path | None:
 
 
 def own_config(checkpoint: Path) -> Path:
-    """The config of `x.ckpt` where `config.json` beside it is another model's: `x.config.json`."""
+    """The path `x.config.json`: the config of `x.ckpt` if the `config.json` beside it belongs to another model."""
     return checkpoint.with_suffix("." + CONFIG_FILE)
 
 

@@ -261,7 +261,7 @@ def _check_ranks(folder: Path, ranks: list[int], strategy: ShardingStrategy) -> 
 def _misfit(infos: set[TensorInfo | None], layout: TensorLayout) -> str:
     """Why shards with these shapes do not fit a layout, or ""."""
     if None in infos:
-        return "is in the strategy and not in the checkpoint" + (" of every rank" if len(infos) > 1 else "")
+        return "is in the strategy but not in the checkpoint" + (" of every rank" if len(infos) > 1 else "")
     if len(infos) > 1:
         return f"has different shapes on the ranks: {', '.join(sorted(str(list(info.shape)) for info in infos))}"
     shape = next(iter(infos)).shape

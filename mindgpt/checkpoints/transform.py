@@ -35,12 +35,12 @@ def transform(
 
     Args:
         source: a run's folder `checkpoint`, or a whole `.ckpt`.
-        target: folder of the result, not the source's.
+        target: output folder; must not be inside the source.
         prefix: of the files' names.
         strategy: how the source is sharded; None: the folder `strategy` beside it, if there are several ranks.
         target_strategy: how the result is to be sharded; None: one whole file.
         step: which checkpoint; None for the newest, which every rank must have.
-        training_state: whether to write optimizer state, loss scale, counters and the like, too; None: if
+        training_state: whether to write optimizer state, loss scale, counters and the like, too; None: only if
             `target_strategy` is given, since a run can then resume from the result.
 
     Returns:
@@ -53,8 +53,8 @@ def transform(
     checkpoint = _open(source, strategy, step)
     layouts = read_strategy(target_strategy) if target_strategy else None
     keep_state = training_state if training_state is not None else layouts is not None
-    written = step_of(checkpoint.path) if layouts and keep_state else None  # by which the ranks of a sharded run agree
-    ending = f"-{written}.ckpt" if written else ".ckpt"
+    saved_step = step_of(checkpoint.path) if layouts and keep_state else None  # lets ranks agree on a step to resume
+    ending = f"-{saved_step}.ckpt" if saved_step else ".ckpt"
     files = [target / f"rank_{r}" / f"{prefix}{r}{ending}" for r in range(layouts.ranks if layouts else 1)]
     _check_target(target, files, source, strategy, target_strategy)
     entries = {name: info for name, info in checkpoint.entries.items() if _kept(name, keep_state)}
@@ -97,7 +97,10 @@ def _print_source(checkpoint: Source, left_out: list[str]) -> None:
         step = f"step {checkpoint.step} (epoch_step)" if checkpoint.step else checkpoint.path.name
         print(f"source: {step} of {checkpoint.strategy.ranks} ranks in {checkpoint.folder}")
         for name, difference in checkpoint.differences_between_stages().items():
-            print(f"note: {name} differs by up to {difference:.2g} between the pipeline stages; the first is taken")
+            print(
+                f"note: {name} differs by up to {difference:.2g} between the pipeline stages; the first "
+                "stage's value is used"
+            )
     else:
         print(f"source: {checkpoint.path}")
     if left_out:
@@ -105,7 +108,8 @@ def _print_source(checkpoint: Source, left_out: list[str]) -> None:
 
 
 def _check_fit(layouts: ShardingStrategy, entries: Mapping[str, TensorInfo], checkpoint: Source) -> list[str]:
-    """Check that the target strategy fits these tensors. Returns optimizer state that it has no place for.
+    """Check that the target strategy fits these tensors. Returns the names of optimizer state that the target
+    strategy does not list.
 
     Raises:
         UserError: it does not; names and shapes are listed.
@@ -115,16 +119,17 @@ def _check_fit(layouts: ShardingStrategy, entries: Mapping[str, TensorInfo], che
         for stage in layouts.stages_of(name):
             layout = layouts.stages[stage][name]
             if not layout.divides(info.shape):
-                problems.append(f"{name} {list(info.shape)} cannot be cut into {list(layout.shards)} shards")
+                problems.append(f"{name} {list(info.shape)} cannot be divided into {list(layout.shards)} shards")
         if name in layouts.names:
             continue
         if skip_rule(name) is None:
-            whole = isinstance(checkpoint, ShardedCheckpoint) and checkpoint.layout(name) is None
-            problems += [] if whole else [f"{name} is not in the strategy"]
-        elif name.partition(".")[2] in entries:  # state of one parameter; a counter belongs to all
+            replicated = isinstance(checkpoint, ShardedCheckpoint) and checkpoint.layout(name) is None
+            problems += [] if replicated else [f"{name} is not in the strategy"]
+        # Per-parameter state; a counter belongs to no parameter and goes to every rank.
+        elif name.partition(".")[2] in entries:
             left_out.append(name)
     problems += [
-        f"{name} is in the strategy and not in the checkpoint"
+        f"{name} is in the strategy but not in the checkpoint"
         for name in sorted(layouts.names)
         if name not in entries and skip_rule(name) is None
     ]
@@ -168,14 +173,14 @@ def _check_target(target: Path, files: list[Path], source: Path, *strategies: Pa
     read = [source, source.absolute().parent / "strategy", *filter(None, strategies)]
     for folder in filter(Path.is_dir, read):
         if target.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"--dst_ckpt_dir: {target} lies in {folder}, which is only read. Name another folder.")
+            raise UserError(f"--dst_ckpt_dir: {target} lies in {folder}, which is an input. Name another folder.")
     planned = {file.resolve() for file in files}
     found = [file.resolve() for folder in rank_folders(target).values() for file in checkpoint_files(folder)]
-    strange = [file for file in found if file not in planned or file == source.resolve()]
-    if strange:
+    unexpected = [file for file in found if file not in planned or file == source.resolve()]
+    if unexpected:
         raise UserError(
-            f"--dst_ckpt_dir: {target} holds other checkpoints already ({strange[0]}), which would be taken for part "
-            "of the result. Name an empty folder."
+            f"--dst_ckpt_dir: {target} holds other checkpoints already ({unexpected[0]}), which would be taken for "
+            "part of the result. Name an empty folder."
         )
 
 

@@ -22,9 +22,9 @@ from mindgpt.config.section import (
 )
 from mindgpt.config.unsupported import ONE_EXPERT, MoESection
 
-LAST_WHOLE = (
-    "a run that ends early leaves its last checkpoint, whole; save_checkpoint_steps or save_checkpoint_seconds say how "
-    "much may be lost"
+LAST_CHECKPOINT_IS_INTACT = (
+    "an interrupted run leaves its last checkpoint intact; save_checkpoint_steps or save_checkpoint_seconds limit how "
+    "much progress can be lost"
 )
 
 
@@ -48,8 +48,8 @@ class LossMonitorSection(Section):
 class CheckpointMonitorSection(Section):
     """A callback that saves checkpoints; `directory` "" means `output_dir`/checkpoint.
 
-    It writes one every `save_checkpoint_steps` steps or `save_checkpoint_seconds` seconds (0: never for that reason),
-    and deletes the oldest when there are more than `keep_checkpoint_max` (0: all are kept).
+    It writes one every `save_checkpoint_steps` steps or `save_checkpoint_seconds` seconds (0: disabled), and
+    deletes the oldest when there are more than `keep_checkpoint_max` (0: all are kept).
     """
 
     type: Annotated[
@@ -70,20 +70,22 @@ class CheckpointMonitorSection(Section):
             "ckpt",
             reason="a run writes .ckpt; mindgpt/models/gpt2/convert_weight.py --reversed makes safetensors of it",
         ),
-        "remove_redundancy": only(False, reason="each process writes all that it holds"),
-        "exception_save": only(False, reason=LAST_WHOLE),
+        "remove_redundancy": only(
+            False, reason="each process saves every parameter that it holds, replicated ones included"
+        ),
+        "exception_save": only(False, reason=LAST_CHECKPOINT_IS_INTACT),
         "keep_checkpoint_per_n_minutes": only(
             0, reason="save_checkpoint_seconds and keep_checkpoint_max say what is written and what is kept"
         ),
         "enc_key": only("", reason="checkpoints are not encrypted; encrypt the folder"),
         "enc_mode": ANY_VALUE,
-        "config": only({}, reason="write the keys of a CheckpointConfig as keys of the callback"),
-        "saved_network": only(reason="save_network_params and save_trainable_params say what else is written"),
+        "config": only({}, reason="set the options of CheckpointConfig directly on the callback"),
+        "saved_network": only(reason="save_network_params and save_trainable_params choose what else is saved"),
         "append_info": ANY_VALUE,  # epoch, step and loss scale are always written
         "global_batch_size": ANY_VALUE,
     }
     no_effect: ClassVar = (
-        NoEffect("async_save", in_training("a checkpoint is whole before the next step begins")),
+        NoEffect("async_save", in_training("checkpoints are saved synchronously, before the next step begins")),
         NoEffect(
             "integrated_save",
             if_sharded("each card writes its shards; tools/transform_ckpt.py merges"),
@@ -158,34 +160,34 @@ class SummaryMonitorSection(Section):
     }
 
 
-class EffectlessCallback(Section):
+class IgnoredCallbackSection(Section):
     """A callback of MindFormers that is accepted and has no effect."""
 
     type: str
 
 
-class ObsMonitorSection(EffectlessCallback):
+class ObsMonitorSection(IgnoredCallbackSection):
     """Upload to Huawei's cloud; any keys are accepted."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class TimeMonitorSection(EffectlessCallback):
+class TimeMonitorSection(IgnoredCallbackSection):
     """MindSpore's step timer; every log line of a step has its duration anyway."""
 
     ignored: ClassVar = {"data_size": ANY_VALUE, "data_time": ANY_VALUE}
 
 
-class StopAtStepSection(EffectlessCallback):
-    """MindFormers' `TrainCallBack`: ends a run at a step."""
+class StopAtStepSection(IgnoredCallbackSection):
+    """MindFormers' `TrainCallBack`, which stops a run at a given step; only the values that disable it are accepted."""
 
     ignored: ClassVar = {
         "stop_step": only(0, -1, reason="epochs and train_dataset.num_samples say how long a run is"),
     }
 
 
-class ExpertsSection(EffectlessCallback):
-    """The settings of MindFormers' callbacks about experts; one expert has nothing to report."""
+class MoECallbackSection(IgnoredCallbackSection):
+    """The settings of MindFormers' mixture-of-experts callbacks, which have nothing to do in a dense model."""
 
     ignored: ClassVar = any_value(
         "topk_bias_update_rate num_layers mtp_depth micro_batch_num gradient_accumulation_steps capacity_factor "
@@ -207,9 +209,9 @@ CALLBACKS: dict[str, type[Section]] = {
     "ObsMonitor": ObsMonitorSection,
     "TimeMonitor": TimeMonitorSection,
     "TrainCallBack": StopAtStepSection,
-    "ColdHotExpertMonitor": ExpertsSection,
-    "TopkBiasBalanceCallback": ExpertsSection,
-    "MoEDropRateCallback": ExpertsSection,
+    "ColdHotExpertMonitor": MoECallbackSection,
+    "TopkBiasBalanceCallback": MoECallbackSection,
+    "MoEDropRateCallback": MoECallbackSection,
 }
 REFUSED = {
     "ProfileMonitor": "profiling is not in this version; start the run under MindSpore's own profiler",

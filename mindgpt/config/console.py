@@ -1,5 +1,5 @@
-"""Makes standard output and standard error safe to print to, whatever the terminal's encoding, and after the reader
-has left.
+"""Makes standard output and standard error safe to print to, whatever the terminal's encoding, and after a broken
+pipe.
 
 Characters that the console cannot encode, such as an emoji under GBK, are printed as escapes. If the reader leaves
 (`| head`, a pager, a closed terminal), further output is discarded and the program continues.
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import IO
 
-_note_when_left: list[str] = []
+_notes_on_broken_pipe: list[str] = []
 
 
 def prepare_console() -> None:
@@ -28,13 +28,13 @@ def prepare_console() -> None:
 
 
 @contextlib.contextmanager
-def note_when_left(message: str) -> Iterator[None]:
+def note_on_broken_pipe(message: str) -> Iterator[None]:
     """Within the block, `message` goes to standard error if the reader of standard output leaves."""
-    _note_when_left.append(message)
+    _notes_on_broken_pipe.append(message)
     try:
         yield
     finally:
-        _note_when_left.remove(message)
+        _notes_on_broken_pipe.remove(message)
 
 
 def _open_missing_descriptors() -> None:
@@ -47,8 +47,8 @@ def _open_missing_descriptors() -> None:
 
 
 def _safe(stream: IO[str], descriptor: int) -> IO[str]:
-    """The stream with an error handler that never fails, on a descriptor whose reader may leave. A stream with which a
-    test or a notebook has replaced the process's own keeps its descriptor."""
+    """The stream, set to escape characters that it cannot encode and to survive a broken pipe. A stream that a test or
+    a notebook has substituted for the process's own keeps its file descriptor."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.reconfigure(errors="backslashreplace")
@@ -85,7 +85,7 @@ class _Descriptor(io.FileIO):
             self._write_nowhere()  # or the flush at exit would fail again
             if left:
                 if self.fileno() == 1:
-                    for message in _note_when_left:
+                    for message in _notes_on_broken_pipe:
                         print(message, file=sys.stderr, flush=True)
                 return len(data)
             raise OSError(error.errno, error.strerror, self.name) from None  # e.g. a full disk: named, for the message

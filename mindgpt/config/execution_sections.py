@@ -130,16 +130,16 @@ class ContextSection(Section):
         return value
 
 
-def why_no_sink(run: Run) -> str | None:
-    """Why a training cannot feed its data through the device; None: it can."""
+def why_no_data_sinking(run: Run) -> str | None:
+    """Why a training run cannot use data sinking; None if it can."""
     if not run.config.trains:
         return None
     if run.target != "Ascend":
-        return "on CPU batches are handed over one by one"
+        return "on CPU batches are passed from the host one by one"
     if run.config.runner_config.gradient_accumulation_steps > 1:
-        return "gradient accumulation hands over its micro-batches one by one"
+        return "with gradient accumulation, micro-batches are passed from the host one by one"
     if run.config.trainer.type == "TextClassificationTrainer":
-        return "batches of several lengths are handed over one by one"
+        return "batches of several lengths are passed from the host one by one"
     return None
 
 
@@ -156,15 +156,15 @@ class RunnerConfigSection(Section):
     gradient_accumulation_steps: Count = 1
 
     ignored: ClassVar = {
-        "num_classes": ANY_VALUE,  # of pictures, as the next
+        "num_classes": ANY_VALUE,  # for image classification, like image_size
         "image_size": ANY_VALUE,
         "stop_step": only(0, -1, reason="epochs and train_dataset.num_samples say how long a run is"),
-        "initial_epoch": only(0, reason="resume_training: True goes on where a run stopped"),
-        "has_trained_epoches": only(0, reason="resume_training: True goes on where a run stopped"),
-        "has_trained_steps": only(0, reason="resume_training: True goes on where a run stopped"),
-        "per_epoch_size": ANY_VALUE,  # the steps that a device is given at once
+        "initial_epoch": only(0, reason="resume_training: True resumes a stopped run"),
+        "has_trained_epoches": only(0, reason="resume_training: True resumes a stopped run"),
+        "has_trained_steps": only(0, reason="resume_training: True resumes a stopped run"),
+        "per_epoch_size": ANY_VALUE,  # steps per data-sink call
     }
-    no_effect: ClassVar = (NoEffect("sink_mode", why_no_sink),)
+    no_effect: ClassVar = (NoEffect("sink_mode", why_no_data_sinking),)
 
     @field_validator("sink_size")
     @classmethod
@@ -215,10 +215,14 @@ class ParallelSection(Section):
         NoEffect("gradients_mean", if_sharded("the loss is a mean over all rows, so gradients are summed"), value=True),
         NoEffect(
             "gradients_mean",
-            if_data_parallel("data-parallel processes compute what one process computes"),
+            if_data_parallel("data-parallel training uses the same gradients as a single process"),
             value=False,
         ),
-        NoEffect("loss_repeated_mean", if_sharded("what several cards compute counts once"), value=False),
+        NoEffect(
+            "loss_repeated_mean",
+            if_sharded("a value that several cards compute redundantly is counted once"),
+            value=False,
+        ),
     )
 
     ignored: ClassVar = any_value(
@@ -233,14 +237,14 @@ class ParallelSection(Section):
             "full_batch",
             "data_parallel",
             allows=lambda value: _shards_rows_only(value),
-            reason="only the rows of a batch are shared out: lists such as [[8, 1], [8, 1]]",
+            reason="only the batch dimension can be sharded, as in [[8, 1], [8, 1]]",
         ),
         "pipeline_stages": only(1, reason="the key is parallel_config.pipeline_stage"),
         "grad_accumulation_step": only(1, reason="the key is runner_config.gradient_accumulation_steps"),
         "strategy_ckpt_load_file": only(
             "",
-            reason="the layout of a run is what parallel_config says; for that of load_checkpoint there is "
-            "src_strategy_path_or_dir",
+            reason="parallel_config sets the layout of a run; src_strategy_path_or_dir gives the layout of "
+            "load_checkpoint",
         ),
         "auto_pipeline": only(False, reason="layers are shared out evenly over pipeline stages"),
     }
@@ -266,10 +270,12 @@ def _cannot_shard_vocabulary(run: Run) -> bool:
     )
 
 
-_NO_STAGES = "there are no pipeline stages; runner_config.gradient_accumulation_steps divides a step"
+_ONE_STAGE = (
+    "there is only one pipeline stage; runner_config.gradient_accumulation_steps splits a step into micro-batches"
+)
 
 
-def _has_no_stages(run: Run) -> bool:
+def _has_one_stage(run: Run) -> bool:
     return run.config.trains and run.config.use_parallel and run.config.parallel_config.pipeline_stage == 1
 
 
@@ -290,25 +296,27 @@ class ParallelConfigSection(Section):
         "context_parallel": only(1, reason="a sequence is not sharded over cards; use_seq_parallel saves memory"),
         "context_parallel_algo": ANY_VALUE,  # without context_parallel these two mean nothing
         "ulysses_degree_in_cp": ANY_VALUE,
-        "seq_split_num": only(1, reason="pipeline stages take whole sequences; micro_batch_num divides a batch"),
-        "mem_coeff": ANY_VALUE,  # of the automatic search for a layout
+        "seq_split_num": only(
+            1, reason="pipelining does not split sequences; micro_batch_num splits a batch into micro-batches"
+        ),
+        "mem_coeff": ANY_VALUE,  # used only by MindSpore's automatic search for a layout
     }
     no_effect: ClassVar = (
         NoEffect("vocab_emb_dp", when(_cannot_shard_vocabulary, _WHOLE_VOCABULARY)),
         NoEffect(
             "gradient_aggregation_group",
-            if_data_parallel("the gradients of a model that is not sharded travel together"),
+            if_data_parallel("without model sharding, all gradients are all-reduced together"),
         ),
-        NoEffect("micro_batch_num", when(_has_no_stages, _NO_STAGES)),
+        NoEffect("micro_batch_num", when(_has_one_stage, _ONE_STAGE)),
     )
-
-
-_ONE_ANSWER = "must be True or False, for all blocks alike: layers of single stages cannot be chosen"
 
 
 def _for_all_blocks(value: Any) -> Any:
     if isinstance(value, list | tuple | dict):
-        raise ValueError(f"{_ONE_ANSWER}; not {shown(value)}")
+        raise ValueError(
+            f"must be True or False for all blocks, not {shown(value)}; recomputation cannot be set per layer or "
+            "pipeline stage"
+        )
     return value
 
 

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from mindgpt.config.base_files import read_with_bases
-from mindgpt.config.callback_sections import CALLBACKS, EffectlessCallback
+from mindgpt.config.callback_sections import CALLBACKS, IgnoredCallbackSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import Section, dotted, problems_of, shown
@@ -175,7 +175,7 @@ def _ignored_of_callback(item: Any, above: Location) -> Iterator[str]:
     kind = CALLBACKS.get(item["type"]) if isinstance(item, dict) else None
     if kind is None:
         return
-    if issubclass(kind, EffectlessCallback):
+    if issubclass(kind, IgnoredCallbackSection):
         yield f"{dotted(above)} ({item['type']})"
     else:
         yield from (dotted((*above, key)) for key in item if key in kind.ignored)

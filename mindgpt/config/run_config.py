@@ -6,12 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from mindgpt.config.callback_sections import (
-    LAST_WHOLE,
+    LAST_CHECKPOINT_IS_INTACT,
     Callback,
     CheckpointMonitorSection,
-    EffectlessCallback,
     EvalCallback,
     EvalCallBackSection,
+    IgnoredCallbackSection,
     LossMonitorSection,
     SummaryMonitorSection,
 )
@@ -137,7 +137,7 @@ class RunConfig(Section):
         "ckpt_use_legacy_format": only(True, reason=_OF_LATER_RELEASES),
         "use_legacy_format": only(True, reason=_OF_LATER_RELEASES),
         "use_legacy": only(True, reason="MindFormers' newer model code has no GPT-2"),
-        "use_graceful_exit": only(False, reason=LAST_WHOLE),
+        "use_graceful_exit": only(False, reason=LAST_CHECKPOINT_IS_INTACT),
         "ignore_data_skip": only(False, reason="a run that is resumed goes on where it stopped in the data"),
         "data_skip_steps": only(0, reason="a run that is resumed goes on where it stopped in the data"),
         "input_data": only("", [], reason="name prompts, or files of them, with --predict_data"),
@@ -159,7 +159,7 @@ class RunConfig(Section):
     @field_validator("callbacks", "eval_callbacks")
     @classmethod
     def _without_effectless(cls, value: list[Section]) -> list[Section]:
-        return [callback for callback in value if not isinstance(callback, EffectlessCallback)]
+        return [callback for callback in value if not isinstance(callback, IgnoredCallbackSection)]
 
     @property
     def trains(self) -> bool:

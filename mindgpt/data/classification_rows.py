@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.blocks import batches, vocabulary_metadata
-from mindgpt.data.json_values import OnBad
+from mindgpt.data.json_values import BadRecordHandler
 from mindgpt.data.labelled_text import (
     FileLayout,
     LabelledText,
@@ -158,7 +158,7 @@ def _numbered(
     file: PathLike,
     skip_empty: bool,
     summary: RowsSummary,
-    on_bad: OnBad,
+    on_bad: BadRecordHandler,
 ) -> Iterator[tuple[LabelledText, int]]:
     """The valid rows, with the indices of their labels."""
     for example in examples:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import nearest
-from mindgpt.data.json_values import OnBad, refuse
+from mindgpt.data.json_values import BadRecordHandler, raise_error
 from mindgpt.data.records import BadRecords, Record, kind_by_name, listed, read_records, text_of
 from mindgpt.io.files import PathLike, read_json
 
@@ -22,7 +22,7 @@ class Instruction(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordFormat:
-    """The keys of a record. `response_optional`: the prompt of a record without response is plain text to learn."""
+    """The keys of a record. `response_optional`: without a response, the prompt is trained on as plain text."""
 
     prompt: str
     response: str
@@ -42,7 +42,7 @@ FORMATS = {
     "prompt_completion": RecordFormat("prompt", "completion"),
     "src_tgt": RecordFormat("src_txt", "tgt_txt", response_optional=True),  # ModelScope's
 }
-_INPUTS = {layout.input for layout in FORMATS.values() if layout.input}
+_INPUTS = {record_format.input for record_format in FORMATS.values() if record_format.input}
 
 
 def format_with_keys(
@@ -61,13 +61,14 @@ def format_with_keys(
         return FORMATS[name] if name else None
     if name is None and not {"prompt", "response"} <= set(keys):
         raise UserError(
-            "--prompt_key and --response_key are needed both, unless --format names the format whose keys they replace."
+            "--prompt_key and --response_key are both required, unless --format names the format whose "
+            "keys they replace."
         )
-    layout = replace(FORMATS[name], **keys) if name else RecordFormat(**keys)
-    used = [key for key in (layout.prompt, layout.response, layout.input) if key is not None]
+    record_format = replace(FORMATS[name], **keys) if name else RecordFormat(**keys)
+    used = [key for key in (record_format.prompt, record_format.response, record_format.input) if key is not None]
     if len(set(used)) < len(used):
         raise UserError(f"--prompt_key, --response_key and --input_key must differ; they are {listed(used)}.")
-    return layout
+    return record_format
 
 
 # ---- templates -------------------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ class ExampleReader:
 
     Args:
         files: .json, .jsonl, .ndjson, .csv or .tsv.
-        layout: the keys of a record; None: one of `FORMATS`, by the keys of each file's first record.
+        record_format: the keys of a record; None: one of `FORMATS`, by the keys of each file's first record.
         templates: as `TEMPLATES`.
         on_bad: gets the error of a bad record; raises it, or lets the record be skipped.
 
@@ -135,11 +136,11 @@ class ExampleReader:
     def __init__(
         self,
         files: Iterable[Path],
-        layout: RecordFormat | None = None,
+        record_format: RecordFormat | None = None,
         templates: dict[str, str] = TEMPLATES,
-        on_bad: OnBad = refuse,
+        on_bad: BadRecordHandler = raise_error,
     ):
-        self.files, self.layout, self.templates, self.on_bad = list(files), layout, templates, on_bad
+        self.files, self.record_format, self.templates, self.on_bad = list(files), record_format, templates, on_bad
         self.unused: set[str] = set()
         self.empty = BadRecords()
 
@@ -153,42 +154,42 @@ class ExampleReader:
 
     def _examples(self) -> Iterator[Instruction]:
         for file in self.files:
-            layout = self.layout
+            record_format = self.record_format
             for record in read_records(file, self.on_bad):
-                if layout is None:
-                    layout = FORMATS[format_of(record, file)]
-                self._check_templates(layout, file)
-                self.unused |= set(record.fields) - {layout.prompt, layout.input, layout.response}
+                if record_format is None:
+                    record_format = FORMATS[format_of(record, file)]
+                self._check_templates(record_format, file)
+                self.unused |= set(record.fields) - {record_format.prompt, record_format.input, record_format.response}
                 try:
-                    example = self._example(record, layout)
+                    example = self._example(record, record_format)
                 except UserError as error:
                     self.on_bad(error)
                     continue
                 if example.response.strip():
                     yield example
                 else:  # 28 of the 52,002 in alpaca_data.json
-                    self.empty(UserError(f"{record.place}: '{layout.response}' is empty."))
+                    self.empty(UserError(f"{record.place}: '{record_format.response}' is empty."))
 
-    def _check_templates(self, layout: RecordFormat, file: Path) -> None:
-        needed = ("prompt_input", "prompt_no_input") if layout.input else ("prompt",)
+    def _check_templates(self, record_format: RecordFormat, file: Path) -> None:
+        needed = ("prompt_input", "prompt_no_input") if record_format.input else ("prompt",)
         missing = [key for key in needed if key not in self.templates]
         if missing:
             raise UserError(f"--template: {file} needs {' and '.join(missing)}; there is {', '.join(self.templates)}.")
 
-    def _example(self, record: Record, layout: RecordFormat) -> Instruction:
-        prompt = _filled_text(record, layout.prompt)
-        if layout.response_optional and record.fields.get(layout.response) in (None, ""):
+    def _example(self, record: Record, record_format: RecordFormat) -> Instruction:
+        prompt = _nonempty_text(record, record_format.prompt)
+        if record_format.response_optional and record.fields.get(record_format.response) in (None, ""):
             return Instruction("", prompt)
-        missing = record.fields.get(layout.response, "") is None
-        response = "" if missing else text_of(record, layout.response)
-        if layout.input is None:
+        missing = record.fields.get(record_format.response, "") is None
+        response = "" if missing else text_of(record, record_format.response)
+        if record_format.input is None:
             return Instruction(_fill(self.templates["prompt"], {"prompt": prompt}), response)
-        given = "" if record.fields.get(layout.input) is None else text_of(record, layout.input)
+        given = "" if record.fields.get(record_format.input) is None else text_of(record, record_format.input)
         template = self.templates["prompt_input" if given.strip() else "prompt_no_input"]
         return Instruction(_fill(template, {"instruction": prompt, "input": given}), response)
 
 
-def _filled_text(record: Record, key: str) -> str:
+def _nonempty_text(record: Record, key: str) -> str:
     text = text_of(record, key)
     if not text.strip():
         raise UserError(f"{record.place}: '{key}' is empty.")
@@ -202,20 +203,22 @@ def format_of(record: Record, file: Path) -> str:
         UserError: there is none, or more than one.
     """
     keys: dict[str, Any] = record.fields
-    fitting = [name for name, layout in FORMATS.items() if _fits(layout, set(keys))]
+    fitting = [name for name, record_format in FORMATS.items() if _fits(record_format, set(keys))]
     if len(fitting) == 1:
         return fitting[0]
-    known = "; ".join(f"{name}: {layout.keys}" for name, layout in FORMATS.items())
+    known = "; ".join(f"{name}: {record_format.keys}" for name, record_format in FORMATS.items())
     place = f"{file}:1" if kind_by_name(file) in ("csv", "tsv") else record.place
     found = listed(list(keys)) or "none"
-    ways_out = "--prompt_key NAME --response_key NAME, and --input_key NAME if there is an input, name the keys"
+    ways_out = "Name the keys with --prompt_key NAME --response_key NAME, and --input_key NAME if there is an input"
     problem = (
         f"fit {' and '.join(fitting)}; name one with --format" if fitting else f"fit no format ({known}). {ways_out}"
     )
     raise UserError(f"{place}: the keys {found} {problem}.")
 
 
-def _fits(layout: RecordFormat, keys: set[str]) -> bool:
-    """Whether keys fit a format. The input key of another format does not fit: it would be lost."""
-    foreign = (_INPUTS - {layout.input}) & keys if layout.input not in keys and layout.input else set()
-    return layout.prompt in keys and (layout.response in keys or layout.response_optional) and not foreign
+def _fits(record_format: RecordFormat, keys: set[str]) -> bool:
+    """Whether keys fit a format. If its own input key is missing and another format's is there, they do not, since that
+    input would be dropped."""
+    if record_format.input and record_format.input not in keys and keys & _INPUTS:
+        return False
+    return record_format.prompt in keys and (record_format.response in keys or record_format.response_optional)

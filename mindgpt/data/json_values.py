@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import LONG_NUMBER, PathLike, read_chunks, read_lines
 
-OnBad = Callable[[UserError], None]
+BadRecordHandler = Callable[[UserError], None]
 """Gets the error of a bad record, and raises it or lets the record be skipped."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -27,16 +27,16 @@ class Value(NamedTuple):
     value: Any
 
 
-def refuse(error: UserError) -> None:
+def raise_error(error: UserError) -> None:
     """An `on_bad` that raises the error."""
     raise error
 
 
-def json_values(file: PathLike, on_bad: OnBad = refuse) -> Iterator[Value]:
+def json_values(file: PathLike, on_bad: BadRecordHandler = raise_error) -> Iterator[Value]:
     """The values of a file: the items of a JSON list, or a sequence of values such as JSON lines.
 
-    A broken line of JSON lines goes to `on_bad`. In a list, or in values that span several lines, the place of the next
-    value is unknown after an error, so the error is raised.
+    The error of an invalid line in a JSON Lines file goes to `on_bad`. In a list, or among values that span several
+    lines, the start of the next value is unknown after an error, so the error is raised.
 
     Raises:
         UserError: the file cannot be read as UTF-8, or is broken (with line and column).
@@ -100,7 +100,7 @@ def _spans_lines(file: PathLike) -> bool:
         return False
 
 
-def _lines(file: PathLike, on_bad: OnBad) -> Iterator[Value]:
+def _lines(file: PathLike, on_bad: BadRecordHandler) -> Iterator[Value]:
     for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
@@ -126,15 +126,16 @@ class _NotJSON(UserError):
 
 
 class _Scanner:
-    """A position in a text that is read in chunks. It holds the text from there to the end of the current value."""
+    """A cursor in a text that is read in chunks. It buffers the text from the cursor to the end of the current
+    value."""
 
     def __init__(self, file: PathLike):
         self._file = file
         self._chunks = read_chunks(file)
         self._text = ""
         self._place = 0
-        self._line = 1  # on which the held text begins
-        self._column = 0  # characters of that line before it
+        self._line = 1  # line number at which the buffered text begins
+        self._column = 0  # characters of that line before the buffered text
 
     def next_character(self) -> str:
         """Move to the next character that is not white space, and return it; "" at the end."""
@@ -186,14 +187,14 @@ class _Scanner:
         return _NotJSON(f"{self._file}:{self.line(place)}:{column}: not valid JSON: {message}.")
 
     def _cut_short(self, error: json.JSONDecodeError) -> bool:
-        """Whether the missing text may follow in the file."""
+        """Whether the error may only mean that the buffered text ends too early."""
         return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _LONGEST_ESCAPE
 
     def _more(self) -> bool:
-        """Drop the text before the position, and read at least as much as remains.
+        """Drop the consumed text, then read more than is left in the buffer.
 
         Returns:
-            False at the end of the file, where nothing changes.
+            False at the end of the file; the buffer is then unchanged.
         """
         held, more = len(self._text) - self._place, []
         while sum(map(len, more)) <= held and (chunk := next(self._chunks, "")):

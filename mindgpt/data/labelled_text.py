@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import nearest
-from mindgpt.data.json_values import OnBad, json_values, refuse
+from mindgpt.data.json_values import BadRecordHandler, json_values, raise_error
 from mindgpt.data.records import check_separator, checked_text, csv_rows, listed, trimmed
 from mindgpt.io.files import PathLike, read_lines
 
@@ -92,7 +92,7 @@ def file_layout(
     return layout
 
 
-def read_examples(file: PathLike, layout: FileLayout, on_bad: OnBad = refuse) -> Iterator[LabelledText]:
+def read_examples(file: PathLike, layout: FileLayout, on_bad: BadRecordHandler = raise_error) -> Iterator[LabelledText]:
     """The rows of a file in order. Blank lines are skipped; rows of empty fields are not.
 
     Args:
@@ -116,7 +116,7 @@ def read_examples(file: PathLike, layout: FileLayout, on_bad: OnBad = refuse) ->
 
 
 def label_names_in(
-    file: PathLike, layout: FileLayout, skip_empty: bool = False, on_bad: OnBad = refuse
+    file: PathLike, layout: FileLayout, skip_empty: bool = False, on_bad: BadRecordHandler = raise_error
 ) -> tuple[str, ...]:
     """The distinct labels of a file, sorted: as numbers if all are integers, else as strings.
 
@@ -186,7 +186,7 @@ def _is_whole(text: str) -> bool:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _table_rows(file: PathLike, layout: FileLayout, on_bad: OnBad) -> Iterator[tuple[int, dict[str, str]]]:
+def _table_rows(file: PathLike, layout: FileLayout, on_bad: BadRecordHandler) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, column -> field); without a header the columns are named 1, 2, 3 ... Empty fields after the last column,
     which Excel adds, are dropped."""
     rows = _fields(file, layout.kind)
@@ -235,7 +235,7 @@ def _fields(file: PathLike, kind: str) -> Iterator[tuple[int, list[str]]]:
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def _json_rows(file: PathLike, on_bad: OnBad) -> Iterator[tuple[int, dict[str, object]]]:
+def _json_rows(file: PathLike, on_bad: BadRecordHandler) -> Iterator[tuple[int, dict[str, object]]]:
     for line, value in json_values(file, on_bad):
         if isinstance(value, dict):
             yield line, value

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.json_values import OnBad, json_values, refuse
+from mindgpt.data.json_values import BadRecordHandler, json_values, raise_error
 from mindgpt.io.files import read_lines
 
 Kind = Literal["json", "csv", "tsv"]
@@ -52,7 +52,7 @@ class BadRecords:
 
 def refuse_with_hint(error: UserError) -> None:
     """An `on_bad` that raises the error, with a hint at `--skip_bad`."""
-    refuse(UserError(f"{error} --skip_bad leaves such records out."))
+    raise_error(UserError(f"{error} --skip_bad leaves such records out."))
 
 
 def kind_by_name(file: Path) -> Kind | None:
@@ -60,7 +60,7 @@ def kind_by_name(file: Path) -> Kind | None:
     return KINDS.get(file.suffix.lower())
 
 
-def read_records(file: Path, on_bad: OnBad = refuse) -> Iterator[Record]:
+def read_records(file: Path, on_bad: BadRecordHandler = raise_error) -> Iterator[Record]:
     """The records of a file: a table with a header for .csv and .tsv, else a JSON list of objects or a sequence of
     objects.
 
@@ -102,16 +102,16 @@ def checked_text(value: Any, name: str) -> str:
         UserError: it is not.
     """
     if not isinstance(value, str):
-        raise UserError(f"{name} should be a text; it is a {type(value).__name__}.")
+        raise UserError(f"{name} must be a string; it is a {type(value).__name__}.")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{name} is not valid Unicode: it holds half a surrogate pair.")
+        raise UserError(f"{name} is not valid Unicode: it holds an unpaired surrogate.")
     return value
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def table_records(file: Path, kind: Literal["csv", "tsv"], on_bad: OnBad = refuse) -> Iterator[Record]:
+def table_records(file: Path, kind: Literal["csv", "tsv"], on_bad: BadRecordHandler = raise_error) -> Iterator[Record]:
     """The rows of a table with a header. Cells are separated by commas or, in a TSV, by TABs, and quoted by `"`.
 
     A quoted cell may span several lines; `""` inside it is one `"`. Columns without name and content, which Excel adds,
@@ -140,17 +140,18 @@ _SEPARATORS = {"csv": (",", "commas"), "tsv": ("\t", "TABs")}
 def check_separator(place: str, header: list[str], kind: Literal["csv", "tsv"]) -> None:
     """Raise a UserError for a header of one column that seems to be several with another separator."""
     if header[0].lower().startswith("sep="):
-        raise UserError(f"{place}: {header[0]!r} is a line for Excel alone; remove it.")
+        raise UserError(f"{place}: {header[0]!r} is a separator line that only Excel understands; remove it.")
     if len(header) > 1:
         return
     other: Kind = "tsv" if kind == "csv" else "csv"
     sign, name = _SEPARATORS[other]
     wanted = f"the columns of a {kind} file are separated by {_SEPARATORS[kind][1]}"
     if sign in header[0]:
-        raise UserError(f"{place}: {wanted}, and these by {name}. Rename it to .{other}.")
+        raise UserError(f"{place}: {wanted}, but these by {name}. Rename the file to .{other}.")
     if ";" in header[0]:
         raise UserError(
-            f"{place}: {wanted}, and these by semicolons. Save it again; Excel takes it from the region settings."
+            f"{place}: {wanted}, but these by semicolons. Save it again with the right separator; Excel takes it from "
+            "the region settings."
         )
 
 
@@ -162,7 +163,7 @@ def trimmed(row: list[str], columns: int) -> list[str]:
 
 
 def _fields(row: list[str], names: list[str]) -> dict[str, str]:
-    """The cells of a row by column name; without one by the column's number, if they are not empty."""
+    """Column name -> cell. A nonempty cell in an unnamed column has the key `column <number>`."""
     row = trimmed(row, len(names))
     if len(row) != len(names):
         raise UserError(f"has {len(row)} columns, but the header has {len(names)}.")
@@ -183,8 +184,8 @@ def csv_rows(file: Path, kind: Literal["csv", "tsv"]) -> Iterator[tuple[int, lis
             return
         except csv.Error as error:
             raise UserError(
-                f"{file}:{line}: broken quotes in the row that begins here: {error}. A cell in quotes ends at the next "
-                'single quote mark; one inside it is written twice ("").'
+                f"{file}:{line}: broken quotes in the row that begins here: {error}. A quoted cell ends at the next "
+                'lone double quote ("); a double quote inside it is doubled ("").'
             ) from error
         if len(row) > 1 or any(cell.strip() for cell in row):
             yield line, row

@@ -18,9 +18,9 @@ def help_topics() -> str:
 
 
 def split_text(text: str, fraction: float) -> tuple[str, str]:
-    """Split a text after a line end, so that the second part is about `fraction` of it.
+    """Split a text after a newline, so that the second part is about `fraction` of it.
 
-    If there is no line end nearby, as in a text of one line, it is split after a space, or else between two characters.
+    If there is no newline nearby, as in a text of one line, it is split after a space, or else between two characters.
 
     Raises:
         UserError: `fraction` is not between 0 and 1, or one part would be empty.
@@ -35,8 +35,8 @@ def split_text(text: str, fraction: float) -> tuple[str, str]:
 
 
 def _place_to_split(text: str, wanted: int) -> int:
-    """After the first line end from `wanted` on, in half of the remaining text; or after a space or full stop there; or
-    between two characters that do not combine."""
+    """The index just after the first newline in the first half of the text that follows `wanted`; else after a space or
+    an ideographic full stop there; else the next index that does not split a combined character."""
     last = wanted + (len(text) - wanted) // 2
     for sign in ("\n", " ", "\N{IDEOGRAPHIC FULL STOP}"):
         if place := text.find(sign, wanted, last) + 1:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.json_values import OnBad, begins_as_json, json_values, refuse
+from mindgpt.data.json_values import BadRecordHandler, begins_as_json, json_values, raise_error
 from mindgpt.data.records import Kind, Record, checked_text, kind_by_name, table_records, text_of
 from mindgpt.io.files import PathLike, check_readable, read_chunks, read_lines
 
@@ -36,7 +36,7 @@ class Piece(NamedTuple):
 
 
 def input_files(names: Iterable[PathLike], suffixes: Sequence[str] = TEXT_SUFFIXES) -> list[Path]:
-    """The files that a list of files, folders and patterns means, each once, in the given order.
+    """Expand files, folders and glob patterns to a list of files, without duplicates, in the given order.
 
     A folder means its files with one of the `suffixes`, in any letter case, sub-folders included, sorted by path; other
     suffixes are reported and skipped. A pattern (`corpus/*.txt`) means the files that it matches. Hidden files and
@@ -72,7 +72,7 @@ def _files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     others = Counter(file.suffix or "none" for file in visible if file.suffix.lower() not in suffixes)
     left_out = f"{others.total()} file(s) with other suffixes ({', '.join(sorted(others)[:5])})"
     if not found:
-        besides = f", but {left_out}. A pattern names them: '{folder}/**/*'" if others else ""
+        besides = f", but {left_out}. To read them, pass a pattern: '{folder}/**/*'" if others else ""
         raise UserError(f"The folder {folder} holds no {', '.join(suffixes[:-1])} or {suffixes[-1]} file{besides}.")
     if others:
         logger.warning("note: %s: %s are not read", folder, left_out)
@@ -81,9 +81,9 @@ def _files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------
 
-# One space or line end between two other characters. GPT-2's pattern matches the space with what follows it, and the
-# line end by itself (` ?\p{L}+| ?\p{N}+|...|\s+(?!\S)|\s+`, Radford et al. 2019), so no token spans that place.
-_SAFE_PLACE = re.compile(r"(?<=\S)[ \n](?=\S)")
+# One space or newline between two other characters. GPT-2's pattern matches the space with what follows it, and the
+# newline by itself (` ?\p{L}+| ?\p{N}+|...|\s+(?!\S)|\s+`, Radford et al. 2019), so no token crosses that position.
+_SAFE_SPLIT = re.compile(r"(?<=\S)[ \n](?=\S)")
 
 
 def split_document(chunks: Iterable[str]) -> Iterator[Piece]:
@@ -91,14 +91,14 @@ def split_document(chunks: Iterable[str]) -> Iterator[Piece]:
 
     GPT-2's tokenizer gives the pieces the same ids as the document.
     """
-    held, searched = "", PIECE_CHARACTERS
+    buffer, search_from = "", PIECE_CHARACTERS
     for chunk in chunks:
-        held += chunk
-        while place := _SAFE_PLACE.search(held, searched):
-            yield Piece(held[: place.start()], False)
-            held, searched = held[place.start() :], PIECE_CHARACTERS
-        searched = max(PIECE_CHARACTERS, len(held) - 1)
-    yield Piece(held, True)
+        buffer += chunk
+        while place := _SAFE_SPLIT.search(buffer, search_from):
+            yield Piece(buffer[: place.start()], False)
+            buffer, search_from = buffer[place.start() :], PIECE_CHARACTERS
+        search_from = max(PIECE_CHARACTERS, len(buffer) - 1)
+    yield Piece(buffer, True)
 
 
 # ---- plain text, JSON and tables -------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def document_pieces(
     document_per: Literal["file", "line"] = "file",
     field: str = "text",
     kind: Kind | Literal["text"] | None = None,
-    on_bad: OnBad = refuse,
+    on_bad: BadRecordHandler = raise_error,
 ) -> Iterator[Piece]:
     """The documents of a file: the text of a text file; in JSON, each string, or the `field` of each object (a string
     or a list of lines); in a table, the column `field` of each row.
@@ -137,7 +137,7 @@ def document_pieces(
     Args:
         file: the file.
         document_per: for text files. "file": the whole file is one document. "line": each line that is not blank is
-            one, without its line end.
+            one, without its newline.
         field: for JSON and tables: the key or column that holds the text.
         kind: of the file; None: see `kind_of`.
         on_bad: gets the error of a record without text; raises it, or lets the record be skipped.
@@ -156,7 +156,7 @@ def document_pieces(
         yield from split_document(chunks)
 
 
-def _texts(file: Path, kind: Kind, field: str, on_bad: OnBad) -> Iterator[str]:
+def _texts(file: Path, kind: Kind, field: str, on_bad: BadRecordHandler) -> Iterator[str]:
     """The text of each record of a file; in JSON, a record may be a string."""
     if kind == "json":
         values = ((f"{file}:{line}", value) for line, value in json_values(file, on_bad))
@@ -244,7 +244,7 @@ def mindformers_pieces(file: Path) -> Iterator[Piece]:
     """WikiText as MindFormers 1.5 read it, for comparison with its published perplexities: one long document.
 
     Headings are dropped and end a section, the last section is lost, the paragraphs of a section are joined by a space
-    and the sections by a line end, and everything after the first TAB is ignored.
+    and the sections by a newline, and everything after the first TAB is ignored.
     """
     gap = ""
     for section in _mindformers_sections(file):

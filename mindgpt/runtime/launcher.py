@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from mindgpt.config.console import note_when_left
+from mindgpt.config.console import note_on_broken_pipe
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.config.paths import expanded, expanded_path
 from mindgpt.io.processes import available_cores
@@ -413,7 +413,7 @@ def launch(job: Job) -> int:
         f"{here} processes of {job.script.name}, scheduler {job.address}:{job.port}, logs in {job.log_dir}", flush=True
     )
     if job.join:
-        with note_when_left(f"nobody reads the output any more; the job goes on, with its logs in {job.log_dir}"):
+        with note_on_broken_pipe(f"nobody reads the output any more; the job goes on, with its logs in {job.log_dir}"):
             return run(job)
     return _in_background(job)
 

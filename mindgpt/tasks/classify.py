@@ -14,7 +14,7 @@ from mindgpt.runtime.collectives import gather_shares, share
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.prompts import BATCH_SIZE, Progress, find_tokenizer, read_prompts
-from mindgpt.tasks.session import keep_config
+from mindgpt.tasks.session import save_config
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def classify(config: RunConfig, predict_data: list[str]) -> list[Prediction]:
         Prediction(text, names[int(np.argmax(of_text))], dict(zip(names, of_text, strict=True)))
         for text, of_text in zip(texts, probabilities, strict=True)
     ]
-    keep_config(config)
+    save_config(config)
     path = Path(config.output_dir) / "predictions.jsonl"
     _write(path, predictions)
     for prediction in predictions:  # after the file: the labels are kept even if the console fails

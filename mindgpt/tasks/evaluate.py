@@ -21,7 +21,7 @@ from mindgpt.runtime.targets import is_simulated
 from mindgpt.tasks.datasets import evaluation_data, reading
 from mindgpt.tasks.labelled_data import labelled_evaluation_data
 from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
-from mindgpt.tasks.session import keep_config
+from mindgpt.tasks.session import save_config
 from mindgpt.tasks.training_step import zeros_for
 from mindgpt.train.compilation_notice import CompilationNotice
 
@@ -41,7 +41,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     began = time.monotonic()
     values = evaluator.run(model)
     seconds = time.monotonic() - began
-    keep_config(config)
+    save_config(config)
     path = Path(config.output_dir) / "eval_result.json"
     if rank() == 0:
         with atomic_write(path, "w") as file:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mindgpt.config.console import note_when_left
+from mindgpt.config.console import note_on_broken_pipe
 from mindgpt.config.errors import run_program
 from mindgpt.runtime.interrupts import end_on_interrupt
 from mindgpt.runtime.ranks import say
@@ -50,7 +50,7 @@ def _run_mode(command: "CommandLine") -> None:
         from mindgpt.tasks.train import train
 
         log = Path(config.output_dir) / "log" / "train.jsonl"
-        with note_when_left(f"nobody reads the output any more; the training goes on, and its log is {log}"):
+        with note_on_broken_pipe(f"nobody reads the output any more; the training goes on, and its log is {log}"):
             train(config)
     elif config.run_mode == "eval":
         from mindgpt.tasks.evaluate import evaluate

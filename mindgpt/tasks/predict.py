@@ -16,7 +16,7 @@ from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.runtime.targets import is_simulated
 from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.prompts import BATCH_SIZE, Progress, Prompt, find_tokenizer, read_prompts
-from mindgpt.tasks.session import keep_config
+from mindgpt.tasks.session import save_config
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 FILES = ("predictions.jsonl", "predictions.txt")
@@ -56,7 +56,7 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
         shown = []
     else:
         completions = shown = _continued(config, generator, tokenizer, texts, settings)
-    keep_config(config)
+    save_config(config)
     _write(config, completions, settings.num_return_sequences)
     _partial_file(config).unlink(missing_ok=True)
     for completion in shown:  # after the files: the texts are kept even if the console fails

@@ -46,11 +46,11 @@ def prepare(config: RunConfig) -> None:
         say(note)
 
 
-def keep_config(config: RunConfig) -> Path:
+def save_config(config: RunConfig) -> Path:
     """Write the resolved configuration, every default filled in, to `<output_dir>/<run_mode>_config.yaml`.
 
-    Call it when nothing about data and weights can be refused any more, so that a run that never began does not
-    overwrite what an earlier one left.
+    Call it once data and weights have passed all checks, so that a run that never began does not overwrite what an
+    earlier one left.
     """
     path = Path(config.output_dir) / f"{config.run_mode}_config.yaml"
     if rank() != 0:
@@ -64,7 +64,7 @@ def keep_config(config: RunConfig) -> Path:
 
 
 def _unsupported(config: RunConfig) -> Iterator[str]:
-    """What the configuration may say and this version does not do; each with what to do instead."""
+    """A message for each valid setting that this version does not support, with what to do instead."""
     if config.only_save_strategy and world_size() == 1:
         yield "only_save_strategy: one card has no strategy to save; it is for runs whose layout shards the model"
     if config.profile:

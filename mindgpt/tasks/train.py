@@ -10,7 +10,7 @@ from mindspore.train import Callback, Model
 
 from mindgpt.config.callback_sections import SummaryMonitorSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.execution_sections import why_no_sink
+from mindgpt.config.execution_sections import why_no_data_sinking
 from mindgpt.config.layout import holds_shards
 from mindgpt.config.no_effect import Run
 from mindgpt.config.run_config import RunConfig
@@ -29,7 +29,7 @@ from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.labelled_data import labelled_training_data
 from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.output_folder import earlier_run_note
-from mindgpt.tasks.session import keep_config
+from mindgpt.tasks.session import save_config
 from mindgpt.tasks.training_callbacks import RunCallbacks
 from mindgpt.tasks.training_step import build_step, compile_sharded, loss_scale_note, sharding_of, zeros_for
 from mindgpt.train.callbacks import StepMeter, non_finite_part
@@ -93,7 +93,7 @@ def train(config: RunConfig) -> None:
         f"training: {progress.epochs} epoch(s) of {progress.steps_per_epoch} steps, batch {_rows(config)} rows of "
         f"{_row_lengths(config, dataset)} tokens; {'compiled' if sharded else 'compiling first'}"
     )
-    config_file = keep_config(config)
+    config_file = save_config(config)
     began = time.monotonic()
     try:
         with on_interrupt(callbacks.say_interrupted), reading(info):
@@ -229,7 +229,7 @@ def _run(
     runner = config.runner_config
     step.set_train()
     loop = Model(step)
-    if runner.sink_mode and why_no_sink(Run(config, ms.get_context("device_target"), strategy())) is None:
+    if runner.sink_mode and why_no_data_sinking(Run(config, ms.get_context("device_target"), strategy())) is None:
         size = progress.steps_per_epoch if runner.sink_size == -1 else runner.sink_size
         loop.train(
             progress.total_steps // size,

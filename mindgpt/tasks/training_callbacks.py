@@ -122,7 +122,7 @@ class RunCallbacks:
             progress,
             log,
             keep,
-            None if self.summary is None else self.summary.evaluated,
+            None if self.summary is None else self.summary.on_evaluation_end,
         )
 
     def close(self) -> None:

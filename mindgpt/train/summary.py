@@ -60,7 +60,7 @@ class SummaryMonitor(Callback):
         if record["step"] % self.every == 0:
             self._add("train", record["step"], {name: record[name] for name in TRAIN_SCALARS})
 
-    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+    def on_evaluation_end(self, step: int, values: Mapping[str, float]) -> None:
         """Add the values of an evaluation after `step`."""
         self._add("eval", step, values)
 
@@ -91,8 +91,8 @@ class SummaryMonitor(Callback):
         self._write(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
 
     def _write(self, event: "Event") -> None:
-        """Write an event unbuffered. TensorBoard's own writer uses a thread, which a full disk would end with a
-        traceback while the run goes on."""
+        """Write an event unbuffered. TensorBoard's own writer works in a thread, which would die with a traceback on a
+        full disk while training continues."""
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         with appending_to(self._path):

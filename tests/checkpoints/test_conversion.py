@@ -281,9 +281,9 @@ def test_all_problems_of_names_and_shapes_are_listed_at_once(model, tmp_path, ca
         "  missing: h.0.ln_1.bias",
         "  missing: ln_f.weight",
         "  unknown: h.0.attn.rotary.inv_freq [3]",
-        "  wrong shape: h.1.mlp.c_fc.weight is [20, 12], the other weights make it [12, 20]",
-        "  wrong shape: wte.weight is [61, 11], the other weights make it [61, 12]",
-        "  wrong type: h.0.ln_2.bias is int32; weights are float16, bfloat16, float32, float64",
+        "  wrong dtype: h.0.ln_2.bias is int32; weights are float16, bfloat16, float32, float64",
+        "  wrong shape: h.1.mlp.c_fc.weight is [20, 12], expected [12, 20] from the other weights",
+        "  wrong shape: wte.weight is [61, 11], expected [61, 12] from the other weights",
     ]
     assert os.listdir(tmp_path) == ["w.safetensors"]
 

@@ -113,7 +113,7 @@ def test_the_output_head_replaces_a_missing_embedding(tmp_path):
     held["lm_head.weight"] = held.pop("transformer.wte.weight")
     weights = open_weights(folder(tmp_path / "hf", held))
     assert_is_the_model(weights, tmp_path)
-    assert "wte.weight is not there; lm_head.weight is taken for it" in weights.notes[0]
+    assert "wte.weight is missing; lm_head.weight is used instead" in weights.notes[0]
     assert weights.source.skipped == {}
 
 
@@ -204,7 +204,7 @@ def test_a_part_of_a_cache_names_the_snapshot(tmp_path, named):
     for name in ("blobs", "refs", "snapshots/607a30d"):
         (root / "models--gpt2" / name).mkdir(parents=True)
     place = tmp_path / "cache" / (named if named != "hub" else "")
-    with pytest.raises(UserError, match=r"is the cache of a model. Name a snapshot in it: .*snapshots/607a30d"):
+    with pytest.raises(UserError, match=r"is a Hugging Face model cache. Name a snapshot in it: .*snapshots/607a30d"):
         open_weights(place)
 
 

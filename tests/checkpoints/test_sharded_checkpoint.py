@@ -174,12 +174,12 @@ def test_mismatches_are_reported(tmp_path):
 
     without = {name: cut for name, cut in LAYOUTS.items() if name != "rows"}
     refused("rows is in no strategy file and differs between rank 0 and 1", without)
-    refused("more .* is in the strategy and not in the checkpoint", LAYOUTS | {"more": ([8], [-1], 0, 0)})
+    refused("more .* is in the strategy but not in the checkpoint", LAYOUTS | {"more": ([8], [-1], 0, 0)})
     refused("rows .* has 2 dimensions, and 1 in the strategy", LAYOUTS | {"rows": ([8], [0], 0, 0)})
     refused("vector should be the same on ranks 0 and 1", LAYOUTS | {"vector": ([4, 2], [1], 0, 0)})
     refused("contradicts itself: its stages are of 4 and 8 ranks", LAYOUTS | {"rows": ([4], [0, -1], 0, 0)})
     refused("holds the shards of 8 ranks, and .* describes a run of 4", {"rows": ([4], [0, -1], 0, 0)})
-    refused(r"rows \[16, 24\] cannot be cut into \[1, 5\] shards",
+    refused(r"rows \[16, 24\] cannot be divided into \[1, 5\] shards",
             {name: ([5], [-1] * len(cut[1]), 0, 0) for name, cut in LAYOUTS.items()} | {"rows": ([5], [-1, 0], 0, 0)},
             target=True)  # fmt: skip
     refused("does not fit .*\n  rows is not in the strategy", without, target=True)

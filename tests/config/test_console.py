@@ -13,7 +13,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import os, signal, sys
-from mindgpt.config.console import note_when_left
+from mindgpt.config.console import note_on_broken_pipe
 from mindgpt.config.errors import UserError, run_program
 if "EARLY" in os.environ:
     import mindgpt.config.program_loading
@@ -79,7 +79,7 @@ def test_a_reader_that_leaves_stops_nothing(program, nobody_reads, tmp_path, nam
 
 
 def test_long_work_says_that_it_goes_on(program, nobody_reads):
-    done = program("with note_when_left('goes on'): [print('x', flush=True) for _ in range(3)]", stdout=nobody_reads)
+    done = program("with note_on_broken_pipe('goes on'): [print('x', flush=True) for _ in 'abc']", stdout=nobody_reads)
     assert (done.returncode, done.stderr) == (0, b"goes on\n")
 
 

@@ -140,9 +140,9 @@ BAD = {
     "empty file": ("", "csv", [], "", "holds no rows"),
     "not JSON": ('{"text": "a", "label": 1}\n{"text": \n', "jsonl", [], ":2:", "not valid JSON"),
     "key missing": ('{"text": "a", "label": 1}\n{"txt": "b"}\n', "jsonl", [], ":2:", "no 'text'.*did you mean 'txt'"),
-    "text a list": ('{"text": ["a"], "label": 1}\n', "jsonl", [], ":1:", "should be a text; it is a list"),
+    "text a list": ('{"text": ["a"], "label": 1}\n', "jsonl", [], ":1:", "must be a string; it is a list"),
     "column names without header": ("a,1\n", "csv", ["--header", "False"], "", "numbers from 1"),
-    "semicolons": ("text;label\na;1\n", "csv", [], ":1:", "separated by commas, and these by semicolons"),
+    "semicolons": ("text;label\na;1\n", "csv", [], ":1:", "separated by commas, but these by semicolons"),
     "header of jsonl": ("", "jsonl", ["--header", "True"], "", "no meaning for jsonl"),
 }  # fmt: skip
 

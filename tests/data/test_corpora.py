@@ -63,7 +63,7 @@ def test_a_json_corpus_is_not_read_as_plain_text(run, tokenizer, tokenizer_dir, 
 def test_a_tokenizer_is_trained_on_the_texts_of_a_json_corpus(run, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps([{"body": "早上好" * 20}] * 5 + [{"body": None}]))
     arguments = ("--input_file", "x.json", "--field", "body", "--vocab_size", 300, "--output_dir", "t")
-    with pytest.raises(UserError, match="x.json:1: 'body' should be a text; it is a NoneType. --skip_bad leaves such"):
+    with pytest.raises(UserError, match="x.json:1: 'body' must be a string; it is a NoneType. --skip_bad leaves such"):
         run("tools/train_tokenizer.py", *arguments)
     run("tools/train_tokenizer.py", *arguments, "--skip_bad")
     tokens = GPT2Tokenizer.from_pretrained("t").get_vocab()
@@ -73,12 +73,12 @@ def test_a_tokenizer_is_trained_on_the_texts_of_a_json_corpus(run, tmp_path):
 
 def test_bad_rows_of_a_corpus(run, tokenizer, tokenizer_dir, tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n{"text": null}\n{"text": "\\ud83d"}\n{"text": "b"}\n')
-    with pytest.raises(UserError, match="x.jsonl:2: 'text' should be a text; .* --skip_bad leaves such records out"):
+    with pytest.raises(UserError, match="x.jsonl:2: 'text' must be a string; .* --skip_bad leaves such records out"):
         to_mindrecord(run, tokenizer_dir, "x.jsonl")
     to_mindrecord(run, tokenizer_dir, "x.jsonl", "--skip_bad")
     assert text_of("x.mindrecord", tokenizer) == f"a{EOT}b{EOT}"
     errors = capsys.readouterr().err
-    assert errors.startswith("warning: 2 bad record(s) left out: x.jsonl:2: 'text' should be a text; it is a NoneType.")
+    assert errors.startswith("warning: 2 bad record(s) left out: x.jsonl:2: 'text' must be a string; it is a NoneType.")
     assert errors.count("\n") == 1
 
 

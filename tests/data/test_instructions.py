@@ -58,7 +58,7 @@ def test_pairs(examples):
     assert examples(("a.jsonl", '{"prompt": "a", "response": "b"}')) == [Instruction("a", "b")]
     assert examples(("a.jsonl", '{"id": 1, "prompt": "a", "completion": " b"}')) == [Instruction("a", " b")]
     both = {"prompt": "a", "completion": "b", "response": "c"}
-    assert examples(("a.json", [both]), layout=FORMATS["prompt_response"]) == [Instruction("a", "c")]
+    assert examples(("a.json", [both]), record_format=FORMATS["prompt_response"]) == [Instruction("a", "c")]
     with pytest.raises(UserError, match="a.json:1: .*fit prompt_response and prompt_completion; name one"):
         examples(("a.json", [both]))
 
@@ -119,8 +119,8 @@ def test_templates_with_missing_fields_are_refused(tmp_path, content, message):
     [
         ("a.json", '[{"instruction": "i",\n"output": "o"},\n{"instruction": "i"}]', "a.json:3: no key 'output'"),
         ("a.json", '[{"instruction": "", "output": "o"}]', "a.json:1: 'instruction' is empty"),
-        ("a.json", '[{"instruction": "i", "output": ["o"]}]', "a.json:1: 'output' should be a text; it is a list"),
-        ("a.json", '[{"instruction": "i", "input": 4, "output": "o"}]', "a.json:1: 'input' should be a text"),
+        ("a.json", '[{"instruction": "i", "output": ["o"]}]', "a.json:1: 'output' must be a string; it is a list"),
+        ("a.json", '[{"instruction": "i", "input": 4, "output": "o"}]', "a.json:1: 'input' must be a string"),
         ("a.jsonl", '{"question": "q", "answer": "a"}', "a.jsonl:1: the keys 'question', 'answer' fit no format"),
         ("a.csv", "\n\nask,answer\n1,2\n", "a.csv:1: the keys 'ask', 'answer' fit no format .*src_tgt: src_txt"),
         ("a.csv", "src_txt,tgt_txt\na,b\n  ,c\n", "a.csv:3: 'src_txt' is empty"),
@@ -167,16 +167,16 @@ def test_dolly(examples):
 
 def test_other_keys(examples):
     question = ("a.json", [{"question": "q", "facts": "f", "answer": "a"}, {"question": "q", "answer": "a"}])
-    assert examples(question, layout=format_with_keys(None, "question", "answer")) == [Instruction("q", "a")] * 2
+    assert examples(question, record_format=format_with_keys(None, "question", "answer")) == [Instruction("q", "a")] * 2
     with_input = [
         Instruction("### Instruction:\nq\n\n### Input:\nf\n\n### Response:\n", "a"),
         Instruction("### Instruction:\nq\n\n### Response:\n", "a"),
     ]
-    assert examples(question, layout=format_with_keys(None, "question", "answer", "facts")) == with_input
-    assert examples(question, layout=format_with_keys("alpaca", "question", "answer"))[1:] == with_input[1:]
+    assert examples(question, record_format=format_with_keys(None, "question", "answer", "facts")) == with_input
+    assert examples(question, record_format=format_with_keys("alpaca", "question", "answer"))[1:] == with_input[1:]
     assert format_with_keys("src_tgt") is FORMATS["src_tgt"]
     assert format_with_keys(None) is None
-    for keys, message in ((("a", None), "needed both"), (("a", "a"), "must differ; they are 'a', 'a'")):
+    for keys, message in ((("a", None), "both required"), (("a", "a"), "must differ; they are 'a', 'a'")):
         with pytest.raises(UserError, match=message):
             format_with_keys(None, *keys)
 

@@ -113,9 +113,9 @@ def test_empty_columns_of_excel_are_dropped(read):
     for content, message in (
         ("a,b,,\n1,2,x,\n", "x.csv:2: has 3 columns, but the header has 2"),
         (",,\n1,2\n", "x.csv:1: should be a header"),
-        ("a;b\n1;2\n", "x.csv:1: the columns of a csv file are separated by commas, and these by semicolons"),
-        ("a\tb\n1\t2\n", "by commas, and these by TABs. Rename it to .tsv"),
-        ("sep=,\na,b\n1,2\n", "x.csv:1: 'sep=' is a line for Excel alone; remove it"),
+        ("a;b\n1;2\n", "x.csv:1: the columns of a csv file are separated by commas, but these by semicolons"),
+        ("a\tb\n1\t2\n", "by commas, but these by TABs. Rename the file to .tsv"),
+        ("sep=,\na,b\n1,2\n", "x.csv:1: 'sep=' is a separator line that only Excel understands; remove it"),
     ):
         with pytest.raises(UserError, match=message):
             read("x.csv", content)
@@ -141,7 +141,7 @@ def test_text_of_a_key(tmp_path):
     (record,) = read_records(file)
     assert text_of(record, "a") == "t"
     for key, message in (
-        ("b", "x.jsonl:1: 'b' should be a text; it is a int"),
+        ("b", "x.jsonl:1: 'b' must be a string; it is a int"),
         ("c", "x.jsonl:1: 'c' is not valid Unicode"),
         ("d", "x.jsonl:1: no key 'd'.* there are: 'a', 'b', 'c'"),
     ):

@@ -90,7 +90,7 @@ def test_suffixes_in_any_letter_case_and_what_is_left_out(tmp_path, caplog):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "x.tokens").write_text("x")
     with pytest.raises(
-        UserError, match=r"but 1 file\(s\) with other suffixes \(.tokens\). A pattern names them: '.*/f/"
+        UserError, match=r"but 1 file\(s\) with other suffixes \(.tokens\). To read them, pass a pattern: '.*/f/"
     ):
         input_files([tmp_path / "f"])
 
@@ -131,12 +131,12 @@ def test_jsonl_documents(tmp_path):
     ("line", "message"),
     [
         ('{"text": ', r"x.jsonl:2: not valid JSON"),
-        ("[1]", r"x.jsonl:2: the record should be a text; it is a list"),
+        ("[1]", r"x.jsonl:2: the record must be a string; it is a list"),
         ('{"body": "b", "id": 1}', r"x.jsonl:2: no key 'text'.*there are: 'body', 'id'"),
-        ('{"text": 5}', r"x.jsonl:2: 'text' should be a text; it is a int"),
+        ('{"text": 5}', r"x.jsonl:2: 'text' must be a string; it is a int"),
         ('{"text": "\\ud800"}', r"x.jsonl:2: 'text' is not valid Unicode"),
-        ('{"text": ["a", 1]}', r"x.jsonl:2: an item of 'text' should be a text; it is a int"),
-        ('{"text": []}', r"x.jsonl:2: 'text' should be a text; it is a list"),
+        ('{"text": ["a", 1]}', r"x.jsonl:2: an item of 'text' must be a string; it is a int"),
+        ('{"text": []}', r"x.jsonl:2: 'text' must be a string; it is a list"),
     ],
 )
 def test_broken_json_lines_are_located(tmp_path, line, message):
@@ -199,7 +199,7 @@ def test_bad_records_of_a_corpus_are_left_out_and_counted(tmp_path):
     bad = BadRecords()
     assert documents(document_pieces(tmp_path / "x.jsonl", on_bad=bad)) == ["a", "b"]
     assert str(bad).startswith("4 bad record(s) left out: ")
-    assert "x.jsonl:2: 'text' should be a text; it is a NoneType." in str(bad)
+    assert "x.jsonl:2: 'text' must be a string; it is a NoneType." in str(bad)
     assert str(bad).endswith(" ...")
 
 

@@ -202,10 +202,10 @@ def test_broken_runs_are_refused_in_one_message_and_nothing_is_written(run_of, b
     for name, network in ((OTHER, {}), ("LoRA", LORA)):  # another layout, and another model in the same layout
         assert "are not of the same run" in refused("--src_ckpt_strategy", run_of(name, **network) / "strategy")
     of_lora = refused("--dst_ckpt_strategy", run_of("LoRA", **LORA) / "strategy")
-    assert "mindpet_delta_lora_a is in the strategy and not in the checkpoint" in of_lora
+    assert "mindpet_delta_lora_a is in the strategy but not in the checkpoint" in of_lora
     assert "no such strategy file or folder" in refused("--src_ckpt_strategy", tmp_path / "nowhere")
     assert "not a strategy file" in refused("--src_ckpt_strategy", slice_)
-    assert "which is only read" in refused("--dst_ckpt_dir", checkpoint / "merged")
+    assert "which is an input" in refused("--dst_ckpt_dir", checkpoint / "merged")
     content = slice_.read_bytes()
     slice_.write_bytes(content[: len(content) // 2])
     assert "not a whole MindSpore checkpoint" in refused()

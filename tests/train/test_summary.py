@@ -33,7 +33,7 @@ def run(folder, steps, first=0, every=1, **evaluations):
         meter.record = {"step": step, **dict.fromkeys(summary.TRAIN_SCALARS, 1.0), **values}
         monitor.on_train_step_end(None)
         if name := evaluations.get(f"after_{step}"):
-            monitor.evaluated(step, name)
+            monitor.on_evaluation_end(step, name)
     monitor.close()
 
 
