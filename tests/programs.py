@@ -64,10 +64,16 @@ def start(
     words = [os.fspath(word) if isinstance(word, os.PathLike) else str(word) for word in command]
     environment = dict(user_environment() if env is None else env)
     is_python = words[0] == sys.executable and (words[1] == "-m" or words[1].endswith(".py"))
-    if forks and is_python and (server := _server_for(environment)):
+    if forks and is_python and not _customizes_start(environment) and (server := _server_for(environment)):
         return Forked(server, words[1:], cwd, environment)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(words, cwd=cwd, env=environment, **pipes)
+
+
+def _customizes_start(environment: Mapping[str, str]) -> bool:
+    """Whether PYTHONPATH holds a sitecustomize.py, which Python runs when it starts and a fork does not."""
+    folders = environment.get("PYTHONPATH", "").split(os.pathsep)
+    return any(Path(folder, "sitecustomize.py").exists() for folder in folders if folder)
 
 
 def run_simulated(command, rank, size, cwd, timeout=300, more=None, python_path=()) -> subprocess.CompletedProcess[str]:
