@@ -227,7 +227,7 @@ FOUND = [
     ({}, {"temperature": 0.0, "do_sample": False}, {"temperature": 1.0}, ["temperature: must be above 0"]),
     ({}, {"top_p": 3, "top_k": 7}, {"top_p": 1.0, "top_k": 7}, ["top_p: must be at most 1, not 3: left out"]),
     ({}, {"num_return_sequences": 3}, {"num_return_sequences": 1}, ["num_return_sequences: the likeliest"]),
-    ({"eos_token_id": 3}, {"eos_token_id": [5, 99], "bad_words_ids": [[6], [99]]}, {"eos_token_id": [5]},
+    ({"eos_token_id": 3}, {"eos_token_id": [5, 99], "bad_words_ids": [[6], [99]]}, {"eos_token_id": (5,)},
      ["eos_token_id: [5, 99] holds ids", "bad_words_ids: [[6], [99]] holds ids"]),
     ({}, {"max_length": -3}, {"max_decode_length": None}, ["generation_config.json: max_length: must be"]),
     ({}, {"min_length": 50, "max_length": 20}, {"min_length": 0, "max_decode_length": 20}, ["min_length: 50 is more"]),

@@ -155,7 +155,7 @@ def test_a_trained_tokenizer_is_used_by_the_tools(run, tmp_path):
         ({"--tokenizer_type": "none"}, "No tokenizer at none"),
         (
             {"--tokenizer_type": "."},
-            "No tokenizer in .: found empty.txt, good.txt, latin.txt. Give a folder with",
+            "No tokenizer in .: found empty.txt, good.txt, latin.txt, list.json. Give a folder with",
         ),
         ({"--output_file": "x.txt"}, "ends in 'mindrecord'"),
         ({"--output_file": "good.txt/x.mindrecord"}, "a file of that name is in the way"),

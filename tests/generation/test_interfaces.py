@@ -426,7 +426,7 @@ def test_task_model_and_tokenizer_that_do_not_fit(folders, model, tokenizer, tmp
         (["text-generation", 3, tokenizer], {}, "needs a GPT2LMHeadModel, and this is a int"),
         (["text-generation", model, 3], {}, "tokenizer: must be a folder"),
         (["text-generation", model, tmp_path], {}, "No tokenizer in"),
-        (["text-generation", language], {"top_pp": 1}, "top_pp: no such setting; did you mean 'top_p'"),
+        (["text-generation", language], {"top_pp": 1}, "top_pp: unknown key; did you mean 'top_p'"),
     ]
     larger = GPT2Tokenizer.train([TEXT + " more of other words"] * 3, 320)
     cases.append(

@@ -103,8 +103,8 @@ def test_reshards_to_another_layout_and_back(run_of, succeed, tmp_path, pair):
         "back",
     )
     succeed(TOOL, "--src_ckpt_dir", tmp_path / "other", *back, cwd=tmp_path)
-    assert_same_shards(tmp_path / "other", other / "checkpoint", cards=4)
-    assert_same_shards(tmp_path / "back", one / "checkpoint", cards=4)
+    assert_same_shards(tmp_path / "other", other / "checkpoint", ranks=4)
+    assert_same_shards(tmp_path / "back", one / "checkpoint", ranks=4)
 
 
 @pytest.mark.parametrize("name", [ONE, OTHER, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
