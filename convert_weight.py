@@ -6,6 +6,10 @@ python convert_weight.py --model gpt2 --reversed --input_path gpt2.ckpt --output
 
 import argparse
 
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
+
+from mindgpt.config.arguments import CheckedParser
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.config.section import nearest
 from mindgpt.models.gpt2 import convert_weight
@@ -16,10 +20,7 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "float32": "float32", "float16":
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; raises UserError if it cannot."""
-    title, rest = __doc__.split("\n\n", 1)
-    parser = argparse.ArgumentParser(
-        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CheckedParser.documented(__doc__)
     add = parser.add_argument
     add("--model", required=True, help="gpt2 (MindFormers also wrote gpt)")
     add("--input_path", required=True, metavar="PATH", help="a folder or file of Hugging Face; with --reversed a .ckpt")

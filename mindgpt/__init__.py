@@ -17,13 +17,14 @@ os.environ.setdefault("GLOG_v", "3")  # MindSpore's own log: errors only, unless
 __version__ = "0.1.0"
 
 _HOME = {
-    "GPT2Config": "mindgpt.models.gpt2.gpt2_config",
+    "GPT2Config": "mindgpt.checkpoints.gpt2_config",
     "GPT2Model": "mindgpt.models.gpt2.gpt2",
     "GPT2LMHeadModel": "mindgpt.models.gpt2.gpt2",
     "GPT2ForSequenceClassification": "mindgpt.models.gpt2.gpt2_classifier",
-    "GPT2Tokenizer": "mindgpt.models.gpt2.gpt2_tokenizer",
-    "GPT2TokenizerFast": "mindgpt.models.gpt2.gpt2_tokenizer",
+    "GPT2Tokenizer": "mindgpt.tokenizers.gpt2_tokenizer",
+    "GPT2TokenizerFast": "mindgpt.tokenizers.gpt2_tokenizer",
     "UserError": "mindgpt.config.errors",
+    "load_tokenizer": "mindgpt.tokenizers.loading",
     "pipeline": "mindgpt.generation.pipeline",
 }
 __all__ = [
@@ -35,16 +36,18 @@ __all__ = [
     "GPT2TokenizerFast",
     "UserError",
     "__version__",
+    "load_tokenizer",
     "pipeline",
 ]
 
 if TYPE_CHECKING:
+    from mindgpt.checkpoints.gpt2_config import GPT2Config
     from mindgpt.config.errors import UserError
     from mindgpt.generation.pipeline import pipeline
     from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
     from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
-    from mindgpt.models.gpt2.gpt2_config import GPT2Config
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
+    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
+    from mindgpt.tokenizers.loading import load_tokenizer
 
 
 def __getattr__(name: str) -> Any:

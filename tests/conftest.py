@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where the real data lies, and quiet, repeatable runs."""
+"""Fixtures and options of all tests: paths, MindSpore's settings, `--slow` and `--quick`."""
 
 import os
 import shutil
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import programs, quick
+
 os.environ.setdefault("GLOG_v", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "MINDGPT_CACHE" not in os.environ:  # kernels are shared by the tests of a session, not with the person's own runs
+if "MINDGPT_CACHE" not in os.environ:  # tests of a session share compiled kernels, apart from the user's own
     _cache = tempfile.TemporaryDirectory(prefix="mindgpt-tests-")
     os.environ["MINDGPT_CACHE"] = _cache.name
 
@@ -17,16 +19,33 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--slow", action="store_true", help="also the tests marked slow; start every program from nothing")
+    parser.addoption("--quick", action="store_true", help="only tests that start no program and compile for no Ascend")
+
+
+LONGEST = ("tasks", "benchmarks", "generation", "planning")  # run first, so that no worker is left with one at the end
+
+
+def _place(item: pytest.Item) -> int:
+    folder = item.path.parent.name
+    return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    from mindgpt.runtime.simulated_ascend import cann_is_there
+    from mindgpt.runtime.simulated_ascend import is_cann_installed
 
+    if config.getoption("--quick"):
+        quick.refuse_programs()
+        left_out = [item for item in items if item.get_closest_marker("long") or quick.starts_programs(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+    items.sort(key=_place)
     missing = {}
-    if not config.getoption("--slow"):
+    if config.getoption("--slow"):
+        programs.forks = False
+    else:
         missing["slow"] = "slow: bash scripts/test.sh --slow"
-    if not cann_is_there() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")):
+    if not is_cann_installed() and not all(shutil.which(tool) for tool in ("gcc", "g++", "nm")):
         missing["needs_ascend"] = "simulated Ascend needs gcc, g++ and nm, or CANN"
     for item in items:
         for mark, reason in missing.items():
@@ -42,7 +61,7 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real text that lies beside the checkout; tests that need it skip where it is absent."""
+    """The folder of real text beside the checkout; skips the test if it is absent."""
     folder = REPO.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs the real data in {folder}, which is not on this machine")
@@ -57,13 +76,11 @@ def gpt2_tokenizer_dir(shared_data) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cpu():
-    """MindSpore on the CPU in graph mode, prepared as a run prepares it (but for where compiled kernels go).
+    """MindSpore on the CPU in graph mode, as a run prepares it, but with a temporary folder for compiled kernels.
 
-    Before the first test of a process, whichever that is: once MindSpore has computed, its device cannot be set.
+    Before the first test of a process: once MindSpore has computed, its device cannot be set.
     """
-    import tempfile
-
-    from mindgpt.config.execution import ContextSection
+    from mindgpt.config.execution_sections import ContextSection
     from mindgpt.runtime.device import prepare_device
 
     with tempfile.TemporaryDirectory() as folder:
@@ -72,9 +89,9 @@ def cpu():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def a_module_does_not_depend_on_others(cpu):
-    """Modules share a process by chance: what a module's runs set in MindSpore, such as no fusion, ends with it, and
-    random weights are the same whatever ran before."""
+def isolated_module(cpu):
+    """Gives each module the same seed, and resets what its runs set in MindSpore, such as graph-kernel fusion: which
+    modules share a process is chance."""
     import mindspore as ms
 
     ms.set_seed(0)

@@ -1,5 +1,6 @@
 """The commands in README and docs are commands that exist: their programs, flags and configs."""
 
+import functools
 import re
 import shlex
 import subprocess
@@ -24,6 +25,11 @@ def commands():
                     yield pytest.param(words[1:], id=f"{page.stem}: {' '.join(words[1:4])}")
 
 
+@functools.cache
+def help_of(program):
+    return subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("words", list(commands()))
 def test_a_documented_command_is_understood(words, monkeypatch):
     monkeypatch.chdir(REPO)
@@ -33,7 +39,7 @@ def test_a_documented_command_is_understood(words, monkeypatch):
         if arguments != ["-h"]:
             config_from_command_line(arguments)
         return
-    help_text = subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True, check=True).stdout
+    help_text = help_of(program)
     for word in arguments:
         if word.startswith("--"):
             assert re.search(rf"{re.escape(word)}\b", help_text), f"{program} has no {word}"
@@ -48,5 +54,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_named_files_exist(page):
     """Paths of the checkout in backquotes."""
-    for path in re.findall(r"`((?:tools|scripts|configs|tests|docs)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8")):
+    for path in re.findall(
+        r"`((?:tools|benchmarks|scripts|configs|tests|docs)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8")
+    ):
         assert (REPO / path).exists(), path

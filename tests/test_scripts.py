@@ -104,7 +104,7 @@ def test_a_real_environment_without_pip_gets_it(repo, tmp_path):
 
 @pytest.mark.parametrize("left", ["unfinished", "dangling"])
 def test_a_broken_environment_is_made_again(script, tmp_path, left):
-    """One that was interrupted, or whose interpreter has gone."""
+    """One that was interrupted, or whose interpreter is gone."""
     if left == "unfinished":
         assert script(MAKE, fails="venv")[0] == 1
         assert (tmp_path / "venv" / ".unfinished").exists()

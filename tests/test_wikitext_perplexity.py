@@ -1,11 +1,12 @@
 """The whole of wiki.valid.tokens through the commands: its perplexity against transformers' on the same blocks."""
 
 import ast
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+
+from tests import programs
 
 torch = pytest.importorskip("torch", reason="the oracle needs torch")
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
@@ -14,8 +15,7 @@ LENGTH = 256
 
 
 def command(repo, folder, program, *arguments):
-    words = [sys.executable, str(repo / program), *map(str, arguments)]
-    ended = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    ended = programs.run([sys.executable, repo / program, *arguments], folder)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 

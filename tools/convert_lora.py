@@ -6,16 +6,13 @@
 A run takes a PEFT folder as it is (--adapter peft/), so the second is for those who want a file of MindFormers' names.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser, file_argument
 from mindgpt.config.errors import run_program
@@ -23,10 +20,7 @@ from mindgpt.tasks.merge_lora import export_peft, import_peft
 
 
 def main() -> None:
-    title, rest = __doc__.split("\n\n", 1)
-    parser = CheckedParser(
-        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CheckedParser.documented(__doc__)
     add = parser.add_argument
     add(
         "--mindspore_path",

@@ -1,38 +1,32 @@
-"""Compile a run's plan for Ascend on any machine: legal or not, memory and collectives of each card, estimated speed.
+"""Compile the plan of a run for Ascend on any machine: is it legal, memory and collectives of each card, its speed.
 
     python tools/dry_run.py --config configs/gpt2/pretrain_gpt2_13b_fp16.yaml --rank_size 8
     python tools/dry_run.py --config X.yaml --rank_size 16 --options parallel_config.pipeline_stage=2 --batch_size 4
 
 Every other flag is one of run_mindformer.py. No data and no weights are read, and nothing is written. Exit status: 0,
-or 2 with what is wrong with the configuration or its layout, or 3 where that is legal and does not fit the cards.
+or 2 with what is wrong with the configuration or its layout, or 3 if it is legal and does not fit the cards.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser, file_argument
 from mindgpt.config.command_line import config_from_command_line
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.config.hardware import load_hardware
-from mindgpt.tasks.dry_run import dry_run, report, shortfall
+from mindgpt.planning.dry_run import dry_run, report, shortfall
 
 DOES_NOT_FIT = 3  # the status of a plan that is legal and too large for the cards
 HARDWARE = Path(__file__).resolve().parents[1] / "configs" / "hardware" / "atlas_800t_a2.yaml"
 
 
 def main() -> None:
-    title, rest = __doc__.split("\n\n", 1)
-    parser = CheckedParser(
-        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CheckedParser.documented(__doc__)
     parser.add_argument("--rank_size", metavar="N", help="how many cards (required)")
     parser.add_argument(
         "--hardware", type=file_argument, default=HARDWARE, metavar="FILE", help="the kind of card (%(default)s)"

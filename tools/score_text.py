@@ -6,16 +6,13 @@
 A .txt file has one text a line, a .jsonl file a `text` or `prompt` on each; a folder stands for such files.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.command_line import config_from_command_line
@@ -25,10 +22,7 @@ from mindgpt.tasks.checks import check_named_files
 
 
 def main() -> None:
-    title, rest = __doc__.split("\n\n", 1)
-    parser = CheckedParser(
-        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CheckedParser.documented(__doc__)
     parser.add_argument("texts", metavar="FILE", nargs="*", help="texts, files or folders")
     of_run = ("config", "load_checkpoint", "adapter", "tokenizer", "device_target", "output_dir")
     for name in of_run:
@@ -39,13 +33,13 @@ def main() -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="any keys of the YAML file, as in run_mindformer.py; texts stand before it, or behind --",
+        help="any keys of the YAML file, as in run_mindformer.py; texts go before it, or after --",
     )
     parser.add_argument("--output", type=path_argument, metavar="FILE", help="write a JSON line for each text")
     parser.add_argument("--per_token", action="store_true", help="with every token's log-probability in it")
     given = parser.parse_intermixed_args()
     if not given.texts:
-        raise UserError("command line: no texts: name texts, files or folders, before --options or behind --")
+        raise UserError("command line: no texts: name texts, files or folders, before --options or after --")
     if given.per_token and given.output is None:
         raise UserError("command line: --per_token goes into a file: name it with --output FILE")
     words = [part for name in of_run if (value := getattr(given, name)) for part in (f"--{name}", value)]

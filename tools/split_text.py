@@ -1,4 +1,4 @@
-"""A text file in two parts, the last of which is to judge a model by: train.txt and valid.txt.
+"""Split a text file into train.txt and valid.txt, the end of the text, to validate a model on.
 
 python tools/split_text.py --input_file my_text.txt --output_dir parts
 """
@@ -8,10 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import run_program
@@ -34,7 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--output_dir", type=path_argument, required=True, help="folder for train.txt and valid.txt; both are replaced"
     )
-    parser.add_argument("--valid_fraction", type=float, default=0.1, help="part to judge by, from the end (0.1)")
+    parser.add_argument("--valid_fraction", type=float, default=0.1, help="fraction to validate on, from the end (0.1)")
     arguments = parser.parse_args()
     files = split_file(
         arguments.input_file, arguments.output_dir, arguments.valid_fraction, arguments.field, arguments.read_as

@@ -11,10 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
 from tqdm import tqdm
 
@@ -22,7 +20,7 @@ from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.tool_arguments import TextFiles, add_text_arguments
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Merge the checkpoint slices of a parallel run into one file, or cut them for another layout. Needs no NPU.
+"""Merge the checkpoint shards of a parallel run into one file, or shard them for another layout. Needs no NPU.
 
     # the newest step of a run, the weights alone -> merged/rank_0/gpt2_0.ckpt
     python tools/transform_ckpt.py --src_ckpt_dir output/checkpoint --src_ckpt_strategy output/strategy \\
@@ -6,8 +6,8 @@
     # for the layout that other strategy files describe, with all that a run needs to go on
     python tools/transform_ckpt.py --src_ckpt_dir output/checkpoint --dst_ckpt_strategy other/strategy \\
         --dst_ckpt_dir resharded
-    # one whole file, cut for a layout
-    python tools/transform_ckpt.py --src_ckpt_dir gpt2.ckpt --dst_ckpt_strategy other/strategy --dst_ckpt_dir sliced
+    # one whole file, sharded for a layout
+    python tools/transform_ckpt.py --src_ckpt_dir gpt2.ckpt --dst_ckpt_strategy other/strategy --dst_ckpt_dir sharded
 
 The result is <dst_ckpt_dir>/rank_<r>/<prefix><r>.ckpt, with the config.json of the source beside it. One tensor is in
 memory at a time. The sources are only read, and all checks are made before the first file is written.
@@ -20,22 +20,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
-    end_on_interrupt_while_loading()
-
+from mindgpt.checkpoints.run_folder import Step
+from mindgpt.checkpoints.transform import transform
 from mindgpt.config.arguments import CheckedParser, file_argument
 from mindgpt.config.errors import run_program
-from mindgpt.models.run_folder import Step
-from mindgpt.tasks.transform_checkpoint import transform
 
 
 def main() -> None:
-    title, rest = __doc__.split("\n\n", 1)
-    parser = CheckedParser(
-        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CheckedParser.documented(__doc__)
     add = parser.add_argument
     add(
         "--src_ckpt_dir",

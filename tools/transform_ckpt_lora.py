@@ -10,16 +10,13 @@ its run kept; where neither is there, as with checkpoints of MindFormers, give -
 result is <dst_ckpt_dir>/rank_0/<prefix>0.ckpt; the sources are only read.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser, file_argument
 from mindgpt.config.errors import run_program
@@ -27,10 +24,7 @@ from mindgpt.tasks.merge_lora import merge
 
 
 def main() -> None:
-    title, rest = __doc__.split("\n\n", 1)
-    parser = CheckedParser(
-        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CheckedParser.documented(__doc__)
     add = parser.add_argument
     add(
         "--src_ckpt_path_or_dir",
@@ -52,7 +46,7 @@ def main() -> None:
     )
     add("--lora_scaling", type=float, metavar="X", help="lora_alpha / lora_rank, in place of what the config says")
     add("--lora_alpha", type=float, metavar="X", help="the same by lora_alpha; the rank is that of the factors")
-    add("--src_ckpt_strategy", type=file_argument, metavar="PATH", help="how the slices belong together")
+    add("--src_ckpt_strategy", type=file_argument, metavar="PATH", help="how the shards belong together")
     given = parser.parse_args()
     merge(
         given.src_ckpt_path_or_dir,

@@ -1,6 +1,6 @@
-"""What the command lines of all programs have in common: a parser with errors for people, path types, --version.
+"""What the command lines of all programs share: a parser that raises `UserError`, types for paths, --version.
 
-Loads nothing that takes time.
+Imports nothing that takes time.
 """
 
 import argparse
@@ -24,6 +24,14 @@ _UNKNOWN = "unrecognized arguments: "
 class CheckedParser(argparse.ArgumentParser):
     """A parser of a program's flags. Raises `UserError` where argparse would print its usage and exit."""
 
+    @classmethod
+    def documented(cls, text: str) -> "CheckedParser":
+        """The parser of a program with this docstring: its first paragraph, the flags, and the rest are what -h prints.
+        Flags cannot be abbreviated."""
+        title, rest = text.split("\n\n", 1)
+        layout = argparse.RawDescriptionHelpFormatter
+        return cls(description=title, epilog=rest, formatter_class=layout, allow_abbrev=False)
+
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As argparse's."""
         self._words = list(sys.argv[1:] if args is None else args)
@@ -34,9 +42,9 @@ class CheckedParser(argparse.ArgumentParser):
         raise UserError(f"command line: {message}{self._about_dashes(message)}\n{self.prog} -h lists the flags")
 
     def _about_dashes(self, message: str) -> str:
-        """The way out for a value that begins with a dash, which argparse takes for a flag."""
+        """A hint for a value that begins with a dash, which argparse takes for a flag."""
         if message.startswith(_UNKNOWN):
-            return self._behind_two_dashes(message.removeprefix(_UNKNOWN).split()[0])
+            return self._after_two_dashes(message.removeprefix(_UNKNOWN).split()[0])
         match = _NO_VALUE.match(message)
         if match is None or match[1] not in self._words[:-1]:
             return ""
@@ -45,7 +53,7 @@ class CheckedParser(argparse.ArgumentParser):
             return ""
         return f". A value that begins with '-' is joined to its flag by '=': {shlex.quote(f'{match[1]}={following}')}"
 
-    def _behind_two_dashes(self, word: str) -> str:
+    def _after_two_dashes(self, word: str) -> str:
         positional = next((action for action in self._actions if not action.option_strings), None)
         if positional is None or not word.startswith("-"):
             return ""
@@ -53,7 +61,7 @@ class CheckedParser(argparse.ArgumentParser):
 
 
 def path_argument(text: str) -> str:
-    """The type of an argument that is a path, or a pattern of paths: `~` is expanded behind a `=`, too."""
+    """The type of an argument that is a path, or a pattern of paths: `~` is expanded after a `=`, too."""
     try:
         return expanded(text)
     except UserError as error:
@@ -66,12 +74,12 @@ def file_argument(text: str) -> Path:
 
 
 def text_or_path(word: str) -> str:
-    """For a word that is a text or the name of a file: `~` is expanded if that names something; else it is a text."""
+    """A word that is a text or the name of a file. `~` is expanded if that names something that exists."""
     if not word.startswith("~") or os.sep not in word:
         return word
     try:
-        whole = expanded(word)
-        return whole if os.path.exists(whole) else word
+        path = expanded(word)
+        return path if os.path.exists(path) else word
     except ValueError:  # there is no such home folder, or a NUL in the word
         return word
 
@@ -83,7 +91,7 @@ class ShowVersion(argparse.Action):
         super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help="print the version and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        package = sys.modules[__name__.split(".")[0]]  # above all rooms, so not imported here
+        package = sys.modules[__name__.split(".")[0]]  # the package is above all rooms, so it is not imported here
         print(f"mindgpt {package.__version__}, {_mindspore()}, Python {platform.python_version()}")
         parser.exit()
 

@@ -1,7 +1,7 @@
-"""The command line of `run_mindformer.py`: MindFormers 1.5's flags, and what each one does to the configuration.
+"""The command line of `run_mindformer.py`: MindFormers 1.5's flags, and the YAML keys that they set.
 
-Every flag stands once, in `FLAGS`, with the YAML keys that it sets and the run modes in which it means something.
-A flag that could have no effect is refused rather than dropped.
+Every flag is declared once, in `FLAGS`, with its YAML keys and the run modes in which it has an effect. A flag that
+cannot have any effect is refused.
 """
 
 import argparse
@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 from mindgpt.config.arguments import CheckedParser, ShowVersion
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
-from mindgpt.config.model import GPT2Section
-from mindgpt.config.run import RunConfig
+from mindgpt.config.model_sections import GPT2Section
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import nearest
 from mindgpt.config.yaml_file import parse_value
 
 PROGRAMS = ("run_mindformer.py", "mindgpt")
-"""The names under which people start it: the script of a checkout, and the command that pip installs."""
+"""The names of the program: the script of a checkout, and the command that pip installs."""
 
 
 def boolean(text: str) -> bool:
-    """True or False as people write it on a command line, in any case."""
+    """True or False, in upper or lower case."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
     return text.lower() == "true"
@@ -43,7 +43,7 @@ _READ_AS = {boolean: "True|False", int: "N", float: "X", str: "TEXT", boolean_or
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: its name without dashes, how its text is read, the YAML keys it sets, and where it has an effect."""
+    """One flag: its name without dashes, its type, the YAML keys that it sets, and the run modes that obey it."""
 
     name: str
     read: Callable[[str], Any]
@@ -52,11 +52,11 @@ class Flag:
     modes: tuple[str, ...] = _ALL
 
 
-_GENERATION = "prediction of texts, by language models"
+_GENERATION = "text generation"
 FLAGS: dict[str, tuple[Flag, ...]] = {
     "the job": (
         Flag("run_mode", str, ("run_mode",), "train, finetune, eval or predict"),
-        Flag("seed", int, ("seed",), "seed of everything random"),
+        Flag("seed", int, ("seed",), "random seed"),
         Flag("output_dir", str, ("output_dir",), "folder for checkpoints, strategies and logs"),
         Flag("load_checkpoint", str, ("load_checkpoint",), "weights to start from: a file or folder"),
         Flag(
@@ -65,7 +65,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             ("model.model_config.pet_config.adapter",),
             "a LoRA adapter to put on load_checkpoint: a PEFT folder, or a .ckpt of trained parameters",
         ),
-        Flag("resume_training", boolean_or_name, ("resume_training",), "go on where a run stopped", _TRAIN),
+        Flag("resume_training", boolean_or_name, ("resume_training",), "resume a stopped run", _TRAIN),
     ),
     "data": (
         Flag(
@@ -97,12 +97,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "gradient_accumulation_steps",
             int,
             ("runner_config.gradient_accumulation_steps",),
-            "batches per update of the weights",
+            "batches per optimizer step",
             _TRAIN,
         ),
-        Flag("sink_mode", boolean, ("runner_config.sink_mode",), "feed the data through the device", (*_TRAIN, "eval")),
+        Flag("sink_mode", boolean, ("runner_config.sink_mode",), "use MindSpore's data sinking", (*_TRAIN, "eval")),
         Flag("do_eval", boolean, ("do_eval",), "evaluate during training", _TRAIN),
-        Flag("profile", boolean, ("profile",), "record a profile of the steps that the YAML names", _TRAIN),
+        Flag("profile", boolean, ("profile",), "not supported: profiling is refused", _TRAIN),
     ),
     "prediction": (
         Flag("tokenizer", str, ("processor.tokenizer.path",), "folder of the tokenizer", ("predict",)),
@@ -110,9 +110,17 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     ),
     _GENERATION: (
         Flag("max_new_tokens", int, ("model.model_config.max_new_tokens",), "tokens to add to a prompt", ("predict",)),
-        Flag("do_sample", boolean, ("model.model_config.do_sample",), "sample; else take the likeliest", ("predict",)),
+        Flag(
+            "do_sample", boolean, ("model.model_config.do_sample",), "sample; otherwise decode greedily", ("predict",)
+        ),
         Flag("top_k", int, ("model.model_config.top_k",), "sample among the K likeliest tokens", ("predict",)),
-        Flag("top_p", float, ("model.model_config.top_p",), "sample among the likeliest that make up P", ("predict",)),
+        Flag(
+            "top_p",
+            float,
+            ("model.model_config.top_p",),
+            "nucleus sampling: the likeliest tokens with total probability P",
+            ("predict",),
+        ),
         Flag("temperature", float, ("model.model_config.temperature",), "divides the logits", ("predict",)),
     ),
     "device and parallel layout": (
@@ -122,7 +130,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("use_parallel", boolean, ("use_parallel",), "use all processes that msrun started"),
         Flag("only_save_strategy", boolean, ("only_save_strategy",), "write the strategy files and stop", _TRAIN),
         Flag("src_strategy_path_or_dir", str, ("src_strategy_path_or_dir",), "strategy files of load_checkpoint"),
-        Flag("auto_trans_ckpt", boolean, ("auto_trans_ckpt",), "slice load_checkpoint anew for this layout"),
+        Flag("auto_trans_ckpt", boolean, ("auto_trans_ckpt",), "reshard load_checkpoint for this layout"),
         Flag("transform_process_num", int, ("transform_process_num",), "processes that do so"),
     ),
 }
@@ -132,9 +140,9 @@ REFUSED = {
     "adapter_id": "mindgpt serves one adapter at a time; name its file or folder with --adapter",
     "register_path": "mindgpt has no registry of outside classes; import mindgpt from your own program instead",
     "remote_save_url": "mindgpt uploads nothing; copy the output folder yourself",
-    "strategy_load_checkpoint": "for the strategy of the weights to load there is --src_strategy_path_or_dir",
+    "strategy_load_checkpoint": "use --src_strategy_path_or_dir for the strategy of the weights to load",
 }
-"""Flags of MindFormers that could have no effect here, each with the reason or the way out."""
+"""Flags of MindFormers that cannot have any effect here, each with the reason or what to use instead."""
 
 
 class CommandLine(NamedTuple):
@@ -142,17 +150,17 @@ class CommandLine(NamedTuple):
 
     config: RunConfig
     notes: list[str]
-    """Lines to show once: keys without effect, values that another value overrules."""
+    """Lines to print once: keys without effect, values that another value overrides."""
     predict_data: list[str]
     """What `--predict_data` names, as typed: prompts, or files and folders of them. Empty unless predicting."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all flags; one that is absent is absent from the namespace too."""
+    """The parser of all flags. A flag that is not given has no attribute in the namespace."""
     parser = CheckedParser(
         prog=name if (name := Path(sys.argv[0]).name) in PROGRAMS else PROGRAMS[0],
         usage="%(prog)s --config FILE [flags]",
-        description="Train, fine-tune, evaluate or run GPT-2 as a YAML file says. A flag overrules the file.",
+        description="Train, fine-tune, evaluate or run GPT-2 as a YAML file says. Flags override the file.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -194,8 +202,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the flags, without looking at any file. `argv` None means those of this process.
 
     Raises:
-        UserError: an unknown flag (the nearest is named), a value that cannot be read, a flag of MindFormers that could
-            have no effect here, or no `--config`.
+        UserError: an unknown flag (the nearest is named), a value that cannot be read, a flag of MindFormers that
+            cannot have any effect here, or no `--config`.
     """
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
@@ -238,7 +246,7 @@ def config_from_command_line(argv: Sequence[str] | None = None) -> CommandLine:
 
 
 def _key_of_model(name: str) -> str | None:
-    """The dotted YAML key of a setting of the model or of generation, where `name` is that of one."""
+    """The dotted YAML key of `name` if it is a model or generation setting, else None."""
     name = {"max_length": "max_decode_length"}.get(name, name)
     return f"model.model_config.{name}" if name in GPT2Section.known_keys() else None
 
@@ -251,14 +259,14 @@ def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
         key, equals, text = word.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(f"command line: --options {word!r}: must be KEY=VALUE with a dotted YAML key")
-        if key not in RunConfig.known_keys() and (whole := _key_of_model(key)):
-            raise UserError(f"command line: --options {key}: the key is {whole}")
+        if key not in RunConfig.known_keys() and (full_key := _key_of_model(key)):
+            raise UserError(f"command line: --options {key}: the key is {full_key}")
         try:
             overrides[key] = parse_value(text)
         except UserError as error:
             raise UserError(f"command line: --options {key}: {error}") from None
         origins[key] = f"--options {key}"
-    for flag in _typed_flags(arguments):
+    for flag in _given_flags(arguments):
         value = getattr(arguments, flag.name)
         for key in flag.keys:
             if key in overrides and overrides[key] != value:
@@ -267,14 +275,14 @@ def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
     return overrides, origins
 
 
-def _typed_flags(arguments: argparse.Namespace) -> Iterator[Flag]:
+def _given_flags(arguments: argparse.Namespace) -> Iterator[Flag]:
     for flags in FLAGS.values():
         yield from (flag for flag in flags if flag.name in arguments)
 
 
 def _flags_without_effect(arguments: argparse.Namespace, config: RunConfig) -> Iterator[str]:
     mode = config.run_mode
-    for flag in _typed_flags(arguments):
+    for flag in _given_flags(arguments):
         if mode not in flag.modes:
             yield f"--{flag.name} has no effect with run_mode {mode}; it is for {', '.join(flag.modes)}"
         elif flag in FLAGS[_GENERATION] and config.trainer.type == "TextClassificationTrainer":
@@ -282,7 +290,7 @@ def _flags_without_effect(arguments: argparse.Namespace, config: RunConfig) -> I
     if "predict_data" in arguments and mode != "predict":
         yield f"--predict_data has no effect with run_mode {mode}; it is for predict"
     if "batch_size" in arguments and mode == "predict":
-        yield "the batch size of prediction is --predict_batch_size"
+        yield "--batch_size has no effect with run_mode predict; use --predict_batch_size"
     if "epochs" in arguments and mode == "eval" and arguments.epochs != 1:
         yield f"--epochs {arguments.epochs}: an evaluation is one pass over the data; leave it out or write 1"
     if "eval_dataset_dir" in arguments and mode in _TRAIN and not config.do_eval:
@@ -292,7 +300,7 @@ def _flags_without_effect(arguments: argparse.Namespace, config: RunConfig) -> I
 def _batch_size_notes(config: RunConfig) -> list[str]:
     counts = config.runner_config.batch_size
     return [
-        f"{name}.batch_size {section.batch_size} is overruled by runner_config.batch_size {counts}"
+        f"{name}.batch_size {section.batch_size} is overridden by runner_config.batch_size {counts}"
         for name, section in (("train_dataset", config.train_dataset), ("eval_dataset", config.eval_dataset))
         if section.batch_size not in (None, counts)
     ]

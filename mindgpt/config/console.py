@@ -1,8 +1,8 @@
-"""Standard output and standard error of a program, made safe to print to: whatever the terminal's encoding, and also
-when nobody reads any more.
+"""Makes standard output and standard error safe to print to, whatever the terminal's encoding, and after a broken
+pipe.
 
-A text may hold what the console cannot encode, such as an emoji under GBK: it is shown as an escape. A reader may leave
-(`| head`, a pager, a terminal that is closed): what is printed from then on goes nowhere, and the work goes on.
+Characters that the console cannot encode, such as an emoji under GBK, are printed as escapes. If the reader leaves
+(`| head`, a pager, a closed terminal), further output is discarded and the program continues.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import IO
 
-_note_when_left: list[str] = []
+_notes_on_broken_pipe: list[str] = []
 
 
 def prepare_console() -> None:
@@ -28,17 +28,17 @@ def prepare_console() -> None:
 
 
 @contextlib.contextmanager
-def note_when_left(message: str) -> Iterator[None]:
+def note_on_broken_pipe(message: str) -> Iterator[None]:
     """Within the block, `message` goes to standard error if the reader of standard output leaves."""
-    _note_when_left.append(message)
+    _notes_on_broken_pipe.append(message)
     try:
         yield
     finally:
-        _note_when_left.remove(message)
+        _notes_on_broken_pipe.remove(message)
 
 
 def _open_missing_descriptors() -> None:
-    """Without this, the next file that is opened would become standard output, and be printed into."""
+    """Open closed descriptors. Otherwise the next file that is opened would become standard output."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -47,8 +47,8 @@ def _open_missing_descriptors() -> None:
 
 
 def _safe(stream: IO[str], descriptor: int) -> IO[str]:
-    """The stream, with an error handler that never fails, and above a descriptor whose reader may leave. One that a
-    test or a notebook has put in the place of the process's own keeps its descriptor to itself."""
+    """The stream, set to escape characters that it cannot encode and to survive a broken pipe. A stream that a test or
+    a notebook has substituted for the process's own keeps its file descriptor."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.reconfigure(errors="backslashreplace")
@@ -75,7 +75,7 @@ def _raw(stream: io.TextIOWrapper) -> object:
 
 
 class _Descriptor(io.FileIO):
-    """Standard output or standard error at its lowest level, below every print, progress bar and flush at exit."""
+    """Standard output or standard error at the lowest level, which every print, progress bar and flush at exit uses."""
 
     def write(self, data: bytes) -> int | None:
         try:
@@ -85,17 +85,17 @@ class _Descriptor(io.FileIO):
             self._write_nowhere()  # or the flush at exit would fail again
             if left:
                 if self.fileno() == 1:
-                    for message in _note_when_left:
+                    for message in _notes_on_broken_pipe:
                         print(message, file=sys.stderr, flush=True)
                 return len(data)
             raise OSError(error.errno, error.strerror, self.name) from None  # e.g. a full disk: named, for the message
 
     def _is_a_terminal(self) -> bool:
-        """`isatty` says no of one that is gone."""
+        """Whether it is a terminal; `isatty` is False for a closed one."""
         return stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
 
     def _write_nowhere(self) -> None:
-        """Nor does what MindSpore prints from C++."""
+        """Send further output to the null device, also what MindSpore prints from C++."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)

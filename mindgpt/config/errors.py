@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard, and the way programs end on it."""
+"""`UserError`, the exception whose message is for the user, and how programs end on it."""
 
 import errno
 import os
@@ -12,32 +12,28 @@ from mindgpt.config.console import prepare_console
 
 INTERRUPTED = 130  # the status by which a shell knows a program that Ctrl-C ended
 _INTERRUPTED = "interrupted; no file was left half written"
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # also said where no file is named
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # reported even where no file is named
+
+
+_PACKAGES = {"mindspore", "numpy", "pydantic", "yaml", "tokenizers", "tqdm", "decorator"}  # what mindgpt always needs
 
 
 class UserError(ValueError):
-    """Something the user can put right: the message says what is wrong, where, and the way out.
+    """An error that the user can put right: the message says what is wrong, where, and what to do.
 
-    Entry points print the message alone and exit with status 2; nobody sees a traceback for it.
+    Programs print the message without a traceback and exit with status 2.
     """
 
 
-def end_on_interrupt_while_loading() -> None:
-    """Until `run_program` begins, Ctrl-C ends this process with a line and status 130, not with a traceback of imports.
-
-    For the first lines of a program that imports what takes time; a library must leave signals alone.
-    """
-    signal.signal(signal.SIGINT, _end_at_once)
-
-
-def _end_at_once(*_: object) -> NoReturn:
+def end_at_once(*_: object) -> NoReturn:
+    """End the process with a line and status 130; a signal handler (`program_loading.py`)."""
     print(_INTERRUPTED, file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)
 
 
 def run_program(main: Callable[[], object]) -> NoReturn:
     """Run a program's `main` and exit: 0; 2 with the message of a `UserError` or of a file error; 130 after Ctrl-C."""
-    if signal.getsignal(signal.SIGINT) is _end_at_once:
+    if signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     prepare_console()
     if os.environ.get("MS_ROLE") == "MS_WORKER":
@@ -46,7 +42,7 @@ def run_program(main: Callable[[], object]) -> NoReturn:
 
 
 def _end_at_once_on_failure(main: Callable[[], object]) -> NoReturn:
-    """For one of several processes. MindSpore's own way out would wait for the others, and they for this one."""
+    """Run `main` in one of several processes. MindSpore's exit handlers would wait for the others, and those for it."""
     status = 1
     try:
         _run(main)
@@ -72,7 +68,7 @@ def _run(main: Callable[[], object]) -> NoReturn:
         except SystemExit:
             sys.stdout.flush()
             raise
-        sys.stdout.flush()  # here it is told if this fails; on its way out Python would say nothing
+        sys.stdout.flush()  # an error here is reported; at exit Python would hide it
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
@@ -85,10 +81,22 @@ def _run(main: Callable[[], object]) -> NoReturn:
     sys.exit(0)
 
 
+def missing_package(error: BaseException) -> str | None:
+    """The message for an import that failed because mindgpt is not installed in this Python; None for other errors."""
+    if not isinstance(error, ModuleNotFoundError) or (error.name or "").split(".")[0] not in _PACKAGES:
+        return None
+    return (
+        f"{sys.executable} has no package {error.name}: mindgpt is not installed in this Python. Use the one that it "
+        "is installed in, such as .venv/bin/python, or run pip install . in the checkout with this one."
+    )
+
+
 def _message(error: Exception) -> str | None:
-    """What to tell the person about an error that is theirs to put right, or None for our own mistakes."""
+    """The message for an error that the user can put right; None for our own mistakes."""
     if isinstance(error, UserError):
         return str(error)
+    if (message := missing_package(error)) is not None:
+        return message
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
     if isinstance(error, OSError) and error.errno in _DISK:

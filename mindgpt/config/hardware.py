@@ -1,4 +1,4 @@
-"""The description of a kind of card that `tools/dry_run.py` reckons with: a small YAML file of its own."""
+"""The hardware that `tools/dry_run.py` estimates with, described by a small YAML file."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from mindgpt.config.yaml_file import read_yaml
 
 
 class Hardware(Section):
-    """A card, and how cards are joined.
+    """A kind of device, and the links between devices.
 
     Attributes:
-        name: for the person.
-        memory_gib: of one card, GiB.
-        fp16_tflops, fp32_tflops: peak of matrix products of one card, in float16 or bfloat16 and in float32, 10^12
+        name: for messages.
+        memory_gib: of one device, GiB.
+        fp16_tflops, fp32_tflops: peak of matrix products of one device, in float16 or bfloat16 and in float32, 10^12
             floating-point operations a second.
-        cards_per_server: cards that `server_gb_per_second` joins.
-        server_gb_per_second, network_gb_per_second: what one card can send, and receive at the same time, within its
+        cards_per_server: devices in a server.
+        server_gb_per_second, network_gb_per_second: what one device can send, and receive at the same time, within its
             server and to other servers, 10^9 bytes a second.
-        efficiency: the part of the peak that a training step reaches while it computes.
+        efficiency: the fraction of the peak that a training step reaches while it computes.
     """
 
     name: str

@@ -1,25 +1,26 @@
-"""Whether a parallel layout fits the cards and the network, checked before anything is built."""
+"""Whether a parallel layout fits the devices and the network, checked before anything is built."""
 
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
+from mindgpt.config.strategy import Strategy, asks_for_semi_auto
 
 _SHOWN = 3  # working layouts that a message names
-_CUTS_NO_STATE = ("adafactor",)  # optimizers whose state has other shapes than the weights
+_UNSHARDED_STATE = ("adafactor",)  # optimizers whose state has other shapes than the weights
 
 
-class CardGrid(NamedTuple):
-    """How many cards share what; their product is the number of cards."""
+class DeviceGrid(NamedTuple):
+    """Over how many devices each dimension of parallelism goes; their product is the number of devices."""
 
     data_parallel: int
     model_parallel: int
     pipeline_stage: int
 
     @property
-    def cards(self) -> int:
-        """All of them."""
+    def devices(self) -> int:
+        """The number of devices."""
         return math.prod(self)
 
     def __str__(self) -> str:
@@ -29,66 +30,82 @@ class CardGrid(NamedTuple):
         )
 
 
-def grid_of(config: RunConfig) -> CardGrid:
+def grid_of(config: RunConfig) -> DeviceGrid:
     """The grid that the section `parallel_config` asks for."""
     section = config.parallel_config
-    return CardGrid(section.data_parallel, section.model_parallel, section.pipeline_stage)
+    return DeviceGrid(section.data_parallel, section.model_parallel, section.pipeline_stage)
 
 
 def shards_optimizer(config: RunConfig) -> bool:
-    """Whether data-parallel cards share out weights and optimizer state (`optimizer_shard`, if given, decides)."""
+    """Whether weights and optimizer state are sharded over data-parallel ranks. `optimizer_shard`, if set, decides."""
     wanted = config.parallel_config.optimizer_shard
     return config.parallel.enable_parallel_optimizer if wanted is None else wanted
 
 
-def cuts_model(config: RunConfig) -> bool:
-    """Whether training on several Ascend cards cuts the model over them; else each card has the whole of it."""
-    return config.use_parallel and config.parallel.parallel_mode == "semi_auto_parallel"
+def holds_shards(config: RunConfig, strategy: Strategy) -> bool:
+    """Whether the ranks of a training hold different weights; else each holds all of them."""
+    grid = grid_of(config)
+    return strategy is Strategy.SEMI_AUTO and (grid.devices > grid.data_parallel or shards_optimizer(config))
 
 
-def interleaved_parts(config: RunConfig) -> int:
-    """Parts of a micro-batch that compute while others wait for messages, of which only a model that is cut has any."""
-    return config.micro_batch_interleave_num if cuts_model(config) else 1
+def interleaved_batches(config: RunConfig) -> int:
+    """Into how many a micro-batch is divided, so that one computes while others communicate; 1 unless sharded."""
+    return config.micro_batch_interleave_num if asks_for_semi_auto(config) else 1
 
 
-def cuts_vocabulary(config: RunConfig) -> bool:
-    """Whether token embedding, head and loss are cut by vocabulary: asked for, and the vocabulary can be divided."""
+def shards_vocabulary(config: RunConfig) -> bool:
+    """Whether token embedding, head and loss are sharded by vocabulary: asked for, and the vocabulary divides."""
     section = config.parallel_config
     divisible = config.model.config.vocab_size % section.model_parallel == 0
     return section.model_parallel > 1 and not section.vocab_emb_dp and divisible
 
 
 def rows_of_step(config: RunConfig) -> int:
-    """Sequences of a step on all cards of `parallel_config` together.
+    """Sequences of a step on all devices of `parallel_config` together.
 
-    `batch_size` is that of a data-parallel card, of a micro-batch, and of each of its interleaved parts.
+    `batch_size` is that of a data-parallel rank, of a micro-batch, and of each of its interleaved batches.
     """
     runner, section = config.runner_config, config.parallel_config
     micro_batches = section.micro_batch_num if section.pipeline_stage > 1 else 1
-    parts = micro_batches * interleaved_parts(config) * runner.gradient_accumulation_steps
-    return runner.batch_size * section.data_parallel * parts
+    batches = micro_batches * interleaved_batches(config) * runner.gradient_accumulation_steps
+    return runner.batch_size * section.data_parallel * batches
 
 
-def layout_problems(config: RunConfig, cards: int) -> Iterator[str]:
-    """What about the layout of a model that is cut does not fit `cards` cards or the network; nothing if it does."""
+def layout_problems(config: RunConfig, target: str, strategy: Strategy, devices: int) -> Iterator[str]:
+    """What about the layout does not fit the network, the strategy or the number of devices of the kind `target`."""
+    if strategy is Strategy.SEMI_AUTO:
+        yield from semi_auto_problems(config, devices)
+        if config.do_eval:
+            yield (
+                "do_eval: a model that is sharded over cards is not evaluated while it is trained. Set it to False, "
+                "and evaluate a checkpoint with --run_mode eval, which takes the folder of its shards"
+            )
+    elif strategy is Strategy.TENSOR_PARALLEL:
+        yield from tensor_parallel_problems(config, devices)
+    elif strategy is Strategy.DATA_PARALLEL:
+        yield from data_parallel_problems(config, devices, target)
+
+
+def semi_auto_problems(config: RunConfig, devices: int) -> Iterator[str]:
+    """What about the layout of a sharded training does not fit the network or `devices` devices."""
     grid = grid_of(config)
-    if grid.cards != cards:
-        yield f"parallel_config: {grid} = {grid.cards} cards, but there are {cards}. {_nearest(config, cards)}"
+    if grid.devices != devices:
+        yield f"parallel_config: {grid} = {grid.devices} cards, but there are {devices}. {_nearest(config, devices)}"
         return
     wrong = list(_division_problems(config, grid))
     if wrong:
-        yield f"parallel_config: {'; '.join(wrong)}. {_nearest(config, cards)}"
+        yield f"parallel_config: {'; '.join(wrong)}. {_nearest(config, devices)}"
     yield from _pipeline_problems(config, grid)
     yield from _recompute_problems(config, grid)
-    if config.optimizer.type in _CUTS_NO_STATE and (grid.model_parallel > 1 or shards_optimizer(config)):
+    if config.optimizer.type in _UNSHARDED_STATE and (grid.model_parallel > 1 or shards_optimizer(config)):
         yield (
-            f"optimizer.type: the state of {config.optimizer.type} cannot be cut; with model_parallel or a sharded "
+            f"optimizer.type: the state of {config.optimizer.type} cannot be sharded; with model_parallel or a sharded "
             "optimizer use adamw, lion or sgd"
         )
 
 
 def data_parallel_problems(config: RunConfig, processes: int, target: str) -> Iterator[str]:
-    """What of a layout does not fit several processes on the device `target` that train a model without cutting it."""
+    """What about the layout does not fit data parallelism on `processes` devices of the kind `target`."""
     parallel, mode = config.parallel_config, config.parallel.parallel_mode
     if not config.use_parallel or mode == "stand_alone":
         off, on = ("use_parallel is False", "use_parallel: True")
@@ -96,34 +113,34 @@ def data_parallel_problems(config: RunConfig, processes: int, target: str) -> It
             off, on = ("parallel.parallel_mode is stand_alone", "it to data_parallel")
         yield f"there are {processes} processes, but {off}: all would do the same. Set {on}, or start one"
         return
-    cut = {
+    sharding = {
         "parallel_config.model_parallel": parallel.model_parallel > 1,
         "parallel_config.pipeline_stage": parallel.pipeline_stage > 1,
         "parallel_config.optimizer_shard": bool(parallel.optimizer_shard),
         "parallel.enable_parallel_optimizer": parallel.optimizer_shard is None and shards_optimizer(config),
     }
-    if more := [key for key, wanted in cut.items() if wanted]:
+    if more := [key for key, wanted in sharding.items() if wanted]:
         who = "on CPU several processes" if target == "CPU" else f"with parallel_mode {mode} several processes"
         instead = (
             "; tools/dry_run.py checks a layout for Ascend anywhere"
             if target == "CPU"
-            else ". To cut the model over the cards, set parallel.parallel_mode: 1 (semi_auto_parallel)"
+            else ". To shard the model over the cards, set parallel.parallel_mode: 1 (semi_auto_parallel)"
         )
         yield (
             f"{who} can only be data parallel, and the configuration asks for {', '.join(more)}. Set model_parallel "
             f"and pipeline_stage to 1, and the others to False{instead}"
         )
         return
-    by_mode = mode == "data_parallel" and parallel.data_parallel == 1  # its default
-    if not by_mode and parallel.data_parallel != processes:
+    takes_all = mode == "data_parallel" and parallel.data_parallel == 1  # the default
+    if not takes_all and parallel.data_parallel != processes:
         yield (
             f"parallel_config: {grid_of(config)} = {parallel.data_parallel} cards, but there are {processes} "
             f"processes. Set data_parallel to {processes}, or start {parallel.data_parallel}"
         )
 
 
-def _division_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
-    """Sizes of the network that the grid does not divide."""
+def _division_problems(config: RunConfig, grid: DeviceGrid) -> Iterator[str]:
+    """The sizes of the network that the grid does not divide."""
     network, section = config.model.config, config.parallel_config
     sizes = {
         "num_heads": network.num_heads,
@@ -139,29 +156,29 @@ def _division_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
         yield f"pipeline_stage {grid.pipeline_stage} is more than the {network.num_layers} layers there are"
 
 
-def divides_layers(config: RunConfig, cards: int) -> bool:
-    """Whether heads and widths of the network can be shared out over so many cards."""
-    return not list(_division_problems(config, CardGrid(1, cards, 1)))
+def divides_layers(config: RunConfig, devices: int) -> bool:
+    """Whether heads and widths of the network can be sharded over so many devices."""
+    return not list(_division_problems(config, DeviceGrid(1, devices, 1)))
 
 
-def tensor_parallel_problems(config: RunConfig, cards: int) -> Iterator[str]:
-    """What of a layout does not fit a model that is evaluated or run on `cards` cards, by tensor parallelism alone."""
-    grid, whole = grid_of(config), CardGrid(1, cards, 1)
-    if wrong := list(_division_problems(config, whole)):
-        fewer = [n for n in _divisors(config.model.config.num_heads) if n < cards]
+def tensor_parallel_problems(config: RunConfig, devices: int) -> Iterator[str]:
+    """What about the layout does not fit tensor parallelism on `devices` devices."""
+    grid, wanted = grid_of(config), DeviceGrid(1, devices, 1)
+    if wrong := list(_division_problems(config, wanted)):
+        fewer = [n for n in _divisors(config.model.config.num_heads) if n < devices]
         works = [str(n) for n in fewer if divides_layers(config, n)]
         yield (
-            f"parallel_config: {grid}; to evaluate or predict on {cards} cards takes model_parallel {cards}, and "
+            f"parallel_config: {grid}; to evaluate or predict on {devices} cards takes model_parallel {devices}, and "
             f"{'; '.join(wrong)}. Numbers of cards that work: {', '.join(works)}"
         )
-    elif grid != whole:
+    elif grid != wanted:
         yield (
-            f"parallel_config: {grid}; to evaluate or predict on {cards} cards, set model_parallel to {cards}, and "
-            "data_parallel and pipeline_stage to 1. Slices of another layout are put together as they are read"
+            f"parallel_config: {grid}; to evaluate or predict on {devices} cards, set model_parallel to {devices}, "
+            "and data_parallel and pipeline_stage to 1. Shards of another layout are merged as they are read"
         )
 
 
-def _pipeline_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
+def _pipeline_problems(config: RunConfig, grid: DeviceGrid) -> Iterator[str]:
     section, runner = config.parallel_config, config.runner_config
     if grid.pipeline_stage == 1:
         return
@@ -178,9 +195,9 @@ def _pipeline_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
         )
 
 
-def _recompute_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
-    """What MindSpore 2.10 fails to compile."""
-    section, interleaves = config.recompute_config, interleaved_parts(config) > 1
+def _recompute_problems(config: RunConfig, grid: DeviceGrid) -> Iterator[str]:
+    """Combinations that MindSpore 2.10 fails to compile."""
+    section, interleaves = config.recompute_config, interleaved_batches(config) > 1
     if not section.recompute:
         return
     if interleaves and grid.pipeline_stage > 1 and _has_dropout(config):
@@ -192,13 +209,13 @@ def _recompute_problems(config: RunConfig, grid: CardGrid) -> Iterator[str]:
     if grid.model_parallel == 1:
         return
     accumulates = grid.pipeline_stage == 1 and config.runner_config.gradient_accumulation_steps > 1
-    slices = section.recompute_slice_activation and not config.parallel_config.use_seq_parallel
-    if slices and (accumulates or interleaves):
+    shards = section.recompute_slice_activation and not config.parallel_config.use_seq_parallel
+    if shards and (accumulates or interleaves):
         yield (
-            "recompute_config.recompute_slice_activation: MindSpore 2.10 cannot cut what it keeps over model_parallel "
-            "while gradients are accumulated or micro-batches interleaved. Set it to False, or "
+            "recompute_config.recompute_slice_activation: MindSpore 2.10 cannot shard what it keeps over "
+            "model_parallel while gradients are accumulated or micro-batches interleaved. Set it to False, or "
             "gradient_accumulation_steps and micro_batch_interleave_num to 1, or use_seq_parallel to True, with which "
-            "it is cut anyway"
+            "it is sharded anyway"
         )
     if not section.mp_comm_recompute and interleaves and grid.pipeline_stage > 1:
         yield (
@@ -214,14 +231,14 @@ def _has_dropout(config: RunConfig) -> bool:
     return max(network.hidden_dropout_rate, network.attention_dropout_rate, lora) > 0
 
 
-def working_grids(config: RunConfig, cards: int) -> list[CardGrid]:
-    """Every grid of `cards` cards that divides the network, those nearest to what is asked for first."""
+def working_grids(config: RunConfig, devices: int) -> list[DeviceGrid]:
+    """Every grid of `devices` devices that divides the network, those nearest to what is asked for first."""
     asked = grid_of(config)
     grids = [
-        CardGrid(cards // (mp * pp), mp, pp)
-        for mp in _divisors(cards)
-        for pp in _divisors(cards // mp)
-        if not list(_division_problems(config, CardGrid(cards // (mp * pp), mp, pp)))
+        DeviceGrid(devices // (mp * pp), mp, pp)
+        for mp in _divisors(devices)
+        for pp in _divisors(devices // mp)
+        if not list(_division_problems(config, DeviceGrid(devices // (mp * pp), mp, pp)))
     ]
     return sorted(grids, key=lambda grid: sum(abs(math.log2(a / b)) for a, b in zip(grid, asked, strict=True)))
 
@@ -230,6 +247,6 @@ def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
-def _nearest(config: RunConfig, cards: int) -> str:
-    grids = working_grids(config, cards)[:_SHOWN]
-    return f"On {cards} cards these work: {'; or '.join(map(str, grids))}"
+def _nearest(config: RunConfig, devices: int) -> str:
+    grids = working_grids(config, devices)[:_SHOWN]
+    return f"On {devices} cards these work: {'; or '.join(map(str, grids))}"

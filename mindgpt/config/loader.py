@@ -13,9 +13,9 @@ import yaml
 from pydantic import ValidationError
 
 from mindgpt.config.base_files import read_with_bases
-from mindgpt.config.callbacks import CALLBACKS, EffectlessCallback
+from mindgpt.config.callback_sections import CALLBACKS, IgnoredCallbackSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import Section, dotted, problems_of, shown
 from mindgpt.config.yaml_file import Location, YamlFile
 
@@ -25,12 +25,12 @@ _DATASETS = ("train_dataset", "eval_dataset")
 def load_config(
     path: str | Path, overrides: Mapping[str, Any] | None = None, origins: Mapping[str, str] | None = None
 ) -> tuple[RunConfig, list[str]]:
-    """Read the YAML file at `path`, put `overrides` in place of what it says, and validate the whole.
+    """Read the YAML file at `path`, apply `overrides`, and validate the result.
 
     Args:
         path: a configuration of ours or of MindFormers 1.5 GPT-2.
         overrides: values by dotted YAML key, list indexes included (`callbacks.1.prefix`).
-        origins: for each override what the user typed (`--epochs`), to be named in messages about it.
+        origins: for each override what the user typed (`--epochs`), for messages.
 
     Returns:
         The configuration, and the dotted names of the file's keys that are accepted without having an effect.
@@ -55,7 +55,7 @@ def load_config(
     except ValidationError as error:
         problems += [_located(file, typed, where, what) for where, what in problems_of(error)]
     if problems:
-        lines = dict.fromkeys(text for _, text in sorted(problems))  # a problem in an aliased part shows up twice
+        lines = dict.fromkeys(text for _, text in sorted(problems))  # a problem in an aliased section is found twice
         raise UserError("\n".join(lines))
     return config, list(_ignored_keys(config, file.value, ()))
 
@@ -67,14 +67,14 @@ def dump_config(config: RunConfig) -> str:
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes out in full what stands in two places; an alias would tie the two together for whoever edits the file."""
+    """Writes no aliases: whoever edits the file must be able to change each of two equal values."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """PyYAML writes these three line ends as they are unless told to quote, and reads them back as another one."""
+    """PyYAML writes these three line ends unquoted by default, and reads them back as another one."""
     style = '"' if any(end in text for end in "\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -83,7 +83,7 @@ _PlainDumper.add_representer(str, _represent_text)
 
 
 def _replace_dataset_aliases(file: YamlFile) -> Iterator[tuple[int, str]]:
-    """Move `train_dataset_task.dataset_config` to `train_dataset`, of which MindFormers' files make it an alias.
+    """Move `train_dataset_task.dataset_config` to `train_dataset`, which MindFormers' files alias there.
 
     Yields a problem, as `_placed` gives it, where both are given and differ.
     """
@@ -112,10 +112,9 @@ def _override_location(key: str) -> Location:
 
 
 def _override(values: dict[str, Any], location: Location, value: Any) -> None:
-    """Put `value` at `location`, making the mappings on the way; another spelling of the same key gives way.
+    """Set `value` at `location`, creating mappings on the way and removing other spellings of the same key.
 
-    Raises `UserError` where the path leads through something that holds no such key. Whether the keys are known and
-    the value fits is for the validation to say.
+    Raises `UserError` where the path leads through something without keys. Keys and value are validated later.
     """
     here: Any = values
     section: type[Section] | None = RunConfig
@@ -157,7 +156,7 @@ def _other_spellings(section: type[Section] | None, key: str) -> list[str]:
 
 
 def _located(file: YamlFile, typed: Mapping[Location, str], where: Location, what: str) -> tuple[int, str]:
-    """A problem as (line to sort by, text), laid to the override that caused it or to a line of the file."""
+    """A problem as (line to sort by, text), with the override that caused it or its line in the file."""
     for location, origin in typed.items():
         if where[: len(location)] == location or (location[: len(where)] == where and where not in file.lines):
             key = "" if origin == dotted(where) else f" {dotted(where)}:"
@@ -176,7 +175,7 @@ def _ignored_of_callback(item: Any, above: Location) -> Iterator[str]:
     kind = CALLBACKS.get(item["type"]) if isinstance(item, dict) else None
     if kind is None:
         return
-    if issubclass(kind, EffectlessCallback):
+    if issubclass(kind, IgnoredCallbackSection):
         yield f"{dotted(above)} ({item['type']})"
     else:
         yield from (dotted((*above, key)) for key in item if key in kind.ignored)

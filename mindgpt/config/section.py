@@ -1,16 +1,17 @@
 """What every section of a configuration has in common: strict keys, old names, ignored keys, readable problems.
 
-A `Section` is a pydantic model in strict mode: no unknown key, no text where a number belongs, no True where a count
-belongs. On top of that it knows the other spellings of its keys (MindFormers', Hugging Face's), the keys it accepts
-without obeying them, and it words every problem for the person who wrote the file. All problems of a section are
-reported together; `problems_of` takes them out of the `ValidationError`.
+A `Section` is a frozen pydantic model in strict mode: no unknown key, no text where a number belongs, no True where a
+count belongs. It also knows other spellings of its keys (MindFormers', Hugging Face's), the keys that it accepts
+without obeying them, and the keys that have no effect in a given run. It words every problem for the user.
+All problems of a section are reported together; `problems_of` takes them out of the `ValidationError`.
 """
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from operator import attrgetter
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,19 +25,22 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from mindgpt.config.no_effect import NoEffect, Run, no_effect
 from mindgpt.config.paths import expanded
 
+AnySection = TypeVar("AnySection", bound="Section")
+
 ANY_VALUE = object()
-"""In `Section.ignored`: the key may have any value; it changes speed or memory, or something that is not there."""
+"""In `Section.ignored`: any value is accepted. It concerns speed or memory only, or something that mindgpt lacks."""
 
 
 @dataclass(frozen=True)
 class Only:
-    """In `Section.ignored`: the values that can be honoured by doing nothing, and what to say to any other.
+    """In `Section.ignored`: the values that have no effect anyway, and why no other is allowed.
 
     Attributes:
         values: the allowed values; the first is named in messages. null is always allowed.
-        reason: why no other is, or the way out; the end of a sentence.
+        reason: why no other is, or what to do; the end of a sentence.
         allows: a test for further allowed values.
     """
 
@@ -50,6 +54,11 @@ class Only:
             return None
         allowed = f"only {self.values[0]!r} is allowed" if self.values else "it must be empty"
         return f"{allowed}, not {shown(value)}: {self.reason}"
+
+
+def any_value(names: str) -> dict[str, Any]:
+    """A table for `Section.ignored`: each of the names, separated by spaces, may have any value."""
+    return dict.fromkeys(names.split(), ANY_VALUE)
 
 
 def only(*values: Any, reason: str, allows: Callable[[Any], bool] = lambda value: False) -> Only:
@@ -146,19 +155,23 @@ class Section(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        frozen=True,
         strict=True,
         allow_inf_nan=False,
         protected_namespaces=(),
     )
 
     other_names: ClassVar[Mapping[str, str]] = {}
-    """Other accepted spellings of a key, each with our own. Two spellings may stand side by side if they agree."""
+    """Other accepted spellings of a key, each with our own. Two spellings may both be given if they agree."""
 
     ignored: ClassVar[Mapping[str, Any]] = {}
     """Accepted keys without effect here, each with `ANY_VALUE`, an `Only`, or the class of a section of such keys."""
 
+    no_effect: ClassVar[tuple[NoEffect, ...]] = ()
+    """Keys that some runs do not obey."""
+
     hints: ClassVar[Mapping[str, str]] = {}
-    """Keys that people know from elsewhere and that are refused here, each with the reason or the way out."""
+    """Keys that other programs have and that are refused here, each with the reason or what to use instead."""
 
     @classmethod
     def known_keys(cls) -> list[str]:
@@ -171,16 +184,57 @@ class Section(BaseModel):
         return data
 
     def complete(self) -> None:
-        """A hook for subclasses, once all values are checked one by one: fill in and check what spans several keys.
-
-        Problems are raised with `refuse`.
+        """A hook for subclasses, called when all values are checked one by one: checks what spans several keys and
+        raises problems with `refuse`; gives fields the values that follow from others with `fill`.
         """
+
+    def fill(self, **values: Any) -> None:
+        """Set fields. For `complete` only, before anybody has the section."""
+        self.__dict__.update(values)
+
+    def replaced(self: AnySection, changes: Mapping[str, Any]) -> AnySection:
+        """A copy with other values, by the dotted names of fields. They are not validated."""
+        result = self
+        for path, value in changes.items():
+            name, _, rest = path.partition(".")
+            assert name in type(self).model_fields, f"{type(self).__name__} has no field {name}"
+            value = getattr(result, name).replaced({rest: value}) if rest else value
+            result = result.model_copy(update={name: value})
+        return result
+
+    def unused_keys(self, run: Run) -> dict[str, list[str]]:
+        """The keys that are set and have no effect in a run, by reason."""
+        found: dict[str, list[str]] = {}
+        for rule in self.no_effect:
+            if (reason := rule.why(run)) and rule.is_set(self):
+                value = attrgetter(rule.key)(self)
+                found.setdefault(reason, []).append(f"{rule.key}: {value}" if isinstance(value, bool) else rule.key)
+        return found
+
+    def notes_without_effect(self, run: Run, above: str = "") -> Iterator[str]:
+        """Lines that name the keys of this section and those below it that have no effect in a run.
+
+        Args:
+            run: the run.
+            above: what precedes the section's keys in messages, such as "train_dataset.".
+        """
+        for reason, keys in self.unused_keys(run).items():
+            yield no_effect([above + keys[0], *keys[1:]], reason)
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            below = f"{above}{field.alias or name}."
+            if isinstance(value, Section):
+                yield from value.notes_without_effect(run, below)
+            elif isinstance(value, (list, tuple)):
+                for number, item in enumerate(value):
+                    if isinstance(item, Section):
+                        yield from item.notes_without_effect(run, f"{below}{number}.")
 
     @model_validator(mode="wrap")
     @classmethod
     def _validate(cls, data: Any, handler: ModelWrapValidatorHandler) -> "Section":
         if not isinstance(data, Mapping):
-            return handler(data)  # a section that is made already, or a problem that the section above will word
+            return handler(data)  # a section that exists already, or a problem to be worded by the section above
         problems: list[InitErrorDetails] = []
         written_as: dict[str, str] = {}
         data = cls.translated(cls._without_ignored(data, problems))

@@ -1,60 +1,27 @@
 """Groups of MindFormers' keys for what mindgpt does not have. Each is accepted as long as it asks for nothing.
 
-A section here has no fields: it stands in the `ignored` of the section above it, and nothing of it is kept.
+A section here has no fields: it is listed in the `ignored` of the section above it, and none of its values is kept.
 """
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from mindgpt.config.section import ANY_VALUE, Section, only
+from mindgpt.config.section import ANY_VALUE, Section, any_value, only
 
 ONE_EXPERT = "mindgpt has no mixture of experts; one expert is the plain network"
 
 
 class MoESection(Section):
-    """`moe_config`: mixture of experts. The keys that are free say how tokens reach experts, of which there is one."""
+    """`moe_config`: mixture of experts. Keys with any value route tokens, which one expert does not need."""
 
-    ignored: ClassVar = dict.fromkeys(
-        (
-            "capacity_factor",
-            "aux_loss_factor",
-            "aux_loss_factors",
-            "aux_loss_types",
-            "z_loss_factor",
-            "expert_group_size",
-            "group_wise_a2a",
-            "comp_comm_parallel",
-            "comp_comm_parallel_degree",
-            "cur_layer",
-            "update_step",
-            "hot_expert_num",
-            "cold_token_percent",
-            "moe_module_name",
-            "routing_policy",
-            "norm_topk_prob",
-            "enable_sdrop",
-            "use_fused_ops_topkrouter",
-            "use_fused_ops_permute",
-            "router_dense_type",
-            "use_shared_expert_gating",
-            "max_router_load",
-            "topk_method",
-            "topk_group",
-            "n_group",
-            "first_k_dense_replace",
-            "moe_intermediate_size",
-            "routed_scaling_factor",
-            "topk_bias_update_rate",
-            "use_allgather_dispatcher",
-            "moe_shared_expert_overlap",
-            "expert_model_parallel",
-            "use_gating_sigmoid",
-            "enable_deredundency",
-            "npu_nums_per_device",
-            "use_gmm",
-            "enable_gmm_safe_tokens",
-        ),
-        ANY_VALUE,
+    ignored: ClassVar = any_value(
+        "capacity_factor aux_loss_factor aux_loss_factors aux_loss_types z_loss_factor expert_group_size "
+        "group_wise_a2a comp_comm_parallel comp_comm_parallel_degree cur_layer update_step hot_expert_num "
+        "cold_token_percent moe_module_name routing_policy norm_topk_prob enable_sdrop use_fused_ops_topkrouter "
+        "use_fused_ops_permute router_dense_type use_shared_expert_gating max_router_load topk_method topk_group "
+        "n_group first_k_dense_replace moe_intermediate_size routed_scaling_factor topk_bias_update_rate "
+        "use_allgather_dispatcher moe_shared_expert_overlap expert_model_parallel use_gating_sigmoid "
+        "enable_deredundency npu_nums_per_device use_gmm enable_gmm_safe_tokens"
     ) | {
         "expert_num": only(1, reason=ONE_EXPERT),
         "num_experts_chosen": only(1, reason=ONE_EXPERT),
@@ -80,21 +47,9 @@ class SwapSection(Section):
 class MonitorSection(Section):
     """`monitor_config`: norms of single parameters. Without `monitor_on` its other keys mean nothing."""
 
-    ignored: ClassVar = dict.fromkeys(
-        (
-            "dump_path",
-            "target",
-            "invert",
-            "step_interval",
-            "local_loss_format",
-            "local_norm_format",
-            "device_local_norm_format",
-            "optimizer_state_format",
-            "weight_state_format",
-            "throughput_baseline",
-            "print_struct",
-        ),
-        ANY_VALUE,
+    ignored: ClassVar = any_value(
+        "dump_path target invert step_interval local_loss_format local_norm_format device_local_norm_format "
+        "optimizer_state_format weight_state_format throughput_baseline print_struct"
     ) | {
         "monitor_on": only(
             False,
@@ -128,13 +83,13 @@ class AscendConfigSection(Section):
 
 
 class KernelLaunchGroupSection(Section):
-    """`kernel_launch_group`: how operators are handed to the card."""
+    """`kernel_launch_group`: how operators are launched on the device."""
 
     ignored: ClassVar = {"thread_num": ANY_VALUE, "kernel_group_num": ANY_VALUE}
 
 
 class ParallelOptimizerSection(Section):
-    """`parallel.parallel_optimizer_config`: what of weights and optimizer state is sharded, with the same results."""
+    """`parallel.parallel_optimizer_config`: which weights and optimizer state are sharded; the results are the same."""
 
     ignored: ClassVar = {
         "gradient_accumulation_shard": ANY_VALUE,
@@ -157,8 +112,8 @@ def is_one_expert(value: Any) -> bool:
     return isinstance(value, Mapping) and _loads(MoESection, value)
 
 
-def is_one_card(value: Any) -> bool:
-    """Whether a value is a `parallel_config` of one card."""
+def is_one_device(value: Any) -> bool:
+    """Whether a value is a `parallel_config` of one device."""
     sizes = ("data_parallel", "model_parallel", "pipeline_stage", "expert_parallel", "context_parallel")
     return isinstance(value, Mapping) and all(value.get(size, 1) == 1 for size in sizes)
 

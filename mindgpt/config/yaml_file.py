@@ -77,7 +77,7 @@ def read_yaml(path: str | Path) -> YamlFile:
 
 
 def parse_value(text: str) -> Any:
-    """A value as it would be understood behind a key: `8`, `True`, `[a, b]`. Raises `UserError` if it is not YAML."""
+    """A value as YAML reads it after a key: `8`, `True`, `[a, b]`. Raises `UserError` if it is not YAML."""
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):

@@ -1,15 +1,15 @@
-"""Documents to blocks: tokenise in batches, pack the tokens of all documents into rows of one length, write MindRecord.
+"""Writes documents as MindRecord blocks: the tokens of all documents, packed into rows of equal length.
 
-A row of `max_length` tokens trains `max_length - 1` predictions: token t+1 from tokens 0..t. A prediction counts where
-the attention mask of its *target* is 1, so the padding behind the last document is neither trained nor scored. Padding
-stands on the right, where causal attention keeps it out of every real position.
+A row of `max_length` tokens gives `max_length - 1` predictions: token t+1 from tokens 0..t. A prediction counts if the
+attention mask of its *target* is 1, so the padding after the last document is neither trained nor scored. Padding is on
+the right, where causal attention hides it from all other positions.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mindgpt.config.errors import UserError
 from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.data.text import Piece
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 IGNORED_LABEL = -100  # what cross-entropy skips, by Hugging Face's and PyTorch's convention
@@ -26,24 +27,9 @@ BATCH_BLOCKS = 256  # blocks written at a time
 Text = TypeVar("Text")
 
 
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer here."""
-
-    eos_token_id: int
-    vocab_size: int
-    text_vocab_size: int
-    splits_at_spaces: bool
-
-    def encode_batch(
-        self, texts: list[str], max_length: int | None = None, *, add_special_tokens: bool
-    ) -> list[list[int]]: ...
-
-    def vocab_hash(self) -> str: ...
-
-
 @dataclass
-class Summary:
-    """What was read and written."""
+class BlocksSummary:
+    """Counts of what was read and written."""
 
     documents: int = 0
     blank_documents: int = 0
@@ -65,7 +51,7 @@ class Summary:
 
 def write_blocks(
     pieces: Iterable[Piece],
-    tokenizer: Tokenizer,
+    tokenizer: BaseTokenizer,
     output_file: str | os.PathLike[str],
     *,
     max_length: int,
@@ -77,24 +63,26 @@ def write_blocks(
     overwrite: bool = False,
     total_bytes: int | None = None,
     show_progress: bool = True,
-) -> Summary:
-    """Tokenise documents, pack them into blocks and write these as MindRecord; memory use does not grow with the text.
+) -> BlocksSummary:
+    """Tokenise documents, pack them into blocks and write these as MindRecord, in constant memory.
 
     Args:
-        pieces: the documents; a blank one (no character but white space) is left out and counted.
-        max_length: tokens a block; to train on sequences of length T it is T + 1.
-        recipe: how the text was made into documents; kept in the files' metadata.
-        separate: put the end-of-text token behind each document.
+        pieces: the documents; blank ones (only white space) are left out and counted.
+        tokenizer: encodes them.
+        output_file: see `MindRecordWriter`.
+        max_length: tokens of a block; T + 1 to train on sequences of length T.
+        recipe: how the text was made into documents; stored in the files' metadata.
+        separate: append the end-of-text token to each document.
         keep_tail: pad the last block (end-of-text ids, mask 0) instead of dropping it.
         columns: which of `COLUMNS` to write, each int32 of shape (max_length,). `labels` are the ids, and
             `IGNORED_LABEL` at padding.
-        num_splits: how many MindRecord files to spread the blocks over, in turn.
-        overwrite: replace what is there.
+        num_splits: number of MindRecord files to distribute the blocks over, in turn.
+        overwrite: replace existing files.
         total_bytes: size of the UTF-8 text, for the progress bar.
-        show_progress: show a bar, if standard error is a terminal.
+        show_progress: show a progress bar, if standard error is a terminal.
 
     Raises:
-        UserError: no text, too little of it, a value that is not allowed, or files that cannot be read or written.
+        UserError: there is too little text, a value is not allowed, or files cannot be read or written.
     """
     started = time.monotonic()
     check_max_length(max_length)
@@ -103,7 +91,7 @@ def write_blocks(
     if unknown or not columns:
         raise UserError(f"data_columns may be {', '.join(COLUMNS)}; got {', '.join(unknown) or 'none'}.")
     metadata = metadata_of(tokenizer, recipe, max_length)
-    summary = Summary()
+    summary = BlocksSummary()
     with (
         tqdm(
             total=total_bytes, unit="B", unit_scale=True, desc="tokenising", disable=None if show_progress else True
@@ -122,13 +110,13 @@ def write_blocks(
 
 
 def check_max_length(max_length: int) -> None:
-    """Raise a UserError if rows of `max_length` tokens could train nothing."""
+    """Raise a UserError if rows of `max_length` tokens hold no prediction."""
     if max_length < 2:
         raise UserError(f"max_length must be at least 2 (a token and the one it predicts); it is {max_length}.")
 
 
-def metadata_of(tokenizer: Tokenizer, recipe: str, max_length: int) -> dict[str, str | int]:
-    """What a MindRecord file says of how it was made; training and evaluation check it against the model."""
+def metadata_of(tokenizer: BaseTokenizer, recipe: str, max_length: int) -> dict[str, str | int]:
+    """The metadata of a MindRecord file, which training and evaluation check against the model."""
     return {
         "recipe": recipe,
         "block_length": max_length,
@@ -136,15 +124,15 @@ def metadata_of(tokenizer: Tokenizer, recipe: str, max_length: int) -> dict[str,
     }
 
 
-def vocabulary_metadata(tokenizer: Tokenizer) -> dict[str, str | int]:
-    """What the metadata say of the tokenizer; `text_vocab_size` only where it is not `vocab_size`."""
+def vocabulary_metadata(tokenizer: BaseTokenizer) -> dict[str, str | int]:
+    """The metadata about the tokenizer; `text_vocab_size` only if it differs from `vocab_size`."""
     sizes = {"vocab_size": tokenizer.vocab_size, "text_vocab_size": tokenizer.text_vocab_size}
     if len(set(sizes.values())) == 1:
         del sizes["text_vocab_size"]
     return {**sizes, "eos_token_id": tokenizer.eos_token_id, "vocab_sha256": tokenizer.vocab_hash()}
 
 
-def _check_anything_written(summary: Summary, max_length: int, num_splits: int) -> None:
+def _check_anything_written(summary: BlocksSummary, max_length: int, num_splits: int) -> None:
     if summary.documents == 0:
         raise UserError("There is nothing to write: the input holds no document with any text.")
     if summary.blocks < num_splits:
@@ -154,9 +142,9 @@ def _check_anything_written(summary: Summary, max_length: int, num_splits: int) 
         )
 
 
-def _counted(pieces: Iterable[Piece], summary: Summary, progress: tqdm) -> Iterator[Piece]:
-    """The pieces of documents that are not blank; counts documents and read bytes as they pass."""
-    inside = False  # of a document whose earlier pieces have passed
+def _counted(pieces: Iterable[Piece], summary: BlocksSummary, progress: tqdm) -> Iterator[Piece]:
+    """The pieces of documents that are not blank; counts documents and bytes on the way."""
+    inside = False  # of a document that has had a piece
     for piece in pieces:
         progress.update(len(piece.text.encode()))
         if inside or piece.text.strip():
@@ -167,8 +155,8 @@ def _counted(pieces: Iterable[Piece], summary: Summary, progress: tqdm) -> Itera
             summary.blank_documents += 1
 
 
-def _token_stream(pieces: Iterable[Piece], tokenizer: Tokenizer, separate: bool) -> Iterator[np.ndarray]:
-    """The ids of all documents, in order, in int32 arrays of arbitrary length."""
+def _token_stream(pieces: Iterable[Piece], tokenizer: BaseTokenizer, separate: bool) -> Iterator[np.ndarray]:
+    """The ids of all documents, in order, as int32 arrays of any length."""
     end = [tokenizer.eos_token_id] if separate else []
     for batch in batches(pieces if tokenizer.splits_at_spaces else _joined(pieces), lambda piece: len(piece.text)):
         rows = tokenizer.encode_batch([piece.text for piece in batch], add_special_tokens=False)
@@ -181,7 +169,7 @@ def _token_stream(pieces: Iterable[Piece], tokenizer: Tokenizer, separate: bool)
 
 
 def batches(texts: Iterable[Text], length: Callable[[Text], int]) -> Iterator[list[Text]]:
-    """Enough text at a time to keep every core busy; `length` counts the characters of one."""
+    """Batches of texts that keep all cores busy; `length` gives the characters of a text."""
     batch, characters = [], 0
     for text in texts:
         batch.append(text)
@@ -194,7 +182,7 @@ def batches(texts: Iterable[Text], length: Callable[[Text], int]) -> Iterator[li
 
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Whole documents, for a tokenizer whose tokens may span the places where the pieces were cut."""
+    """Whole documents, for a tokenizer whose tokens may span pieces."""
     held = []
     for piece in pieces:
         held.append(piece.text)
@@ -204,7 +192,7 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def _blocks(
-    tokens: Iterable[np.ndarray], length: int, pad_id: int, keep_tail: bool, summary: Summary
+    tokens: Iterable[np.ndarray], length: int, pad_id: int, keep_tail: bool, summary: BlocksSummary
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Consecutive blocks: ids and mask, each int32 of shape (n, length), n up to `BATCH_BLOCKS`."""
     held: list[np.ndarray] = []
@@ -240,7 +228,7 @@ def _in_batches(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def use_cores(count: int | None) -> None:
-    """Let tokenising use `count` cores instead of all. To be called before anything is tokenised.
+    """Limit tokenising to `count` cores. Call it before the first tokenisation.
 
     Raises:
         UserError: `count` is below 1.
@@ -249,4 +237,4 @@ def use_cores(count: int | None) -> None:
         return
     if count < 1:
         raise UserError(f"num_workers must be at least 1; it is {count}.")
-    os.environ["RAYON_NUM_THREADS"] = str(count)  # read once, by the tokenizer's thread pool
+    os.environ["RAYON_NUM_THREADS"] = str(count)  # the tokenizer's thread pool reads it once

@@ -1,12 +1,11 @@
-"""Rows of many lengths in batches of a few: the lengths, the order of batches, and the MindSpore dataset of them.
+"""Length bucketing: batches of rows of similar length, padded to a few lengths.
 
-Every length of a batch costs a compilation in graph mode, and every padded token costs time. So rows are sorted into a
-few buckets, each as long as its longest row; a batch comes from one bucket and is always full. Rows that do not fill a
-batch of their bucket join the next longer one, and what is left over in the longest is dropped, or filled up with rows
-that count nothing.
+Each batch shape is compiled once in graph mode, and each padded token costs time. So rows are sorted into a few
+buckets, each as long as its longest row. A batch comes from one bucket and is always full: rows that do not fill a
+batch move to the next longer bucket, and the remainder of the longest is dropped, or filled up with rows without a
+label.
 
-The order of batches is a pure function of the seed and the epoch (`batches_of_epoch`), so that a run that is taken up
-again goes on where it was.
+The order of batches is a pure function of seed and epoch (`batches_of_epoch`), so a resumed run continues exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,17 +18,17 @@ from mindgpt.config.errors import UserError
 from mindgpt.data.blocks import IGNORED_LABEL
 from mindgpt.data.dataset import DatasetInfo, build_dataset
 
-MULTIPLE = 8  # lengths of buckets are multiples of this, which the processors' kernels like
+MULTIPLE = 8  # bucket lengths are multiples of this, for the sake of the kernels
 COLUMNS = ("input_ids", "attention_mask", "labels")
 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """The rows of a classification data set, in memory, without the padding behind them.
+    """The rows of a classification data set, in memory and without padding.
 
     Attributes:
-        ids, masks: int32, all rows one behind the other; row i is `[starts[i]:starts[i + 1]]`.
-        starts: int64, one more than there are rows.
+        ids, masks: (tokens,) int32, all rows concatenated; row i is `[starts[i]:starts[i + 1]]`.
+        starts: (rows + 1,) int64.
         labels: (rows,) int32.
     """
 
@@ -40,15 +39,19 @@ class LabelledRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(rows,) tokens of each row, up to the last real one."""
+        """(rows,) int64: number of tokens of each row."""
         return np.diff(self.starts)
 
     def batch(self, rows: np.ndarray, length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows padded on the right to `length`, and rows that count nothing up to `size` rows.
+        """Rows padded on the right to `length`, and filled up to `size` rows with copies of the first without a label.
+
+        Args:
+            rows: indices of the rows.
+            length: tokens of a row.
+            size: rows of the batch.
 
         Returns:
-            ids and mask, (size, length), and labels, (size,), all int32. A row that counts nothing is a copy of the
-            first with the label -100.
+            ids and mask (size, length), and labels (size,), all int32; -100 for no label.
         """
         ids, mask = np.zeros((2, size, length), np.int32)
         labels = np.full(size, IGNORED_LABEL, np.int32)
@@ -62,10 +65,10 @@ class LabelledRows:
 
 
 def read_rows(info: DatasetInfo, num_samples: int | None = None) -> LabelledRows:
-    """Read a classification data set, the first `num_samples` rows of it; MindFormers' own too, padded to 1024.
+    """Read a classification data set, or its first `num_samples` rows. MindFormers' rows, padded to 1024, work too.
 
     Raises:
-        UserError: a column is missing, a row has no real token, more than one label, or a mask of another length.
+        UserError: a column is missing, or a row has only padding, several labels, or a mask of another length.
     """
     dataset = build_dataset(info, batch_size=1, columns=COLUMNS, drop_remainder=False, num_samples=num_samples)
     ids, masks, labels = [], [], []
@@ -89,20 +92,22 @@ def read_rows(info: DatasetInfo, num_samples: int | None = None) -> LabelledRows
     return LabelledRows(np.concatenate(ids), np.concatenate(masks), starts, np.array(labels, np.int32))
 
 
-# ---- which lengths ---------------------------------------------------------------------------------------------------
+# ---- bucket lengths --------------------------------------------------------------------------------------------------
 
 
 def bucket_lengths(lengths: np.ndarray, most: int, limit: int) -> list[int]:
-    """The up to `most` lengths to pad rows to that pad least in all; ascending, the last long enough for every row.
+    """The lengths, at most `most`, that minimise the total padding; ascending, the last one fits every row.
+
+    Dynamic programming over the distinct lengths, rounded up to `MULTIPLE`.
 
     Args:
         lengths: (rows,) tokens of each row, none above `limit`.
-        most: buckets at most.
-        limit: length that no bucket may exceed, such as the positions that a model has.
+        most: maximum number of buckets.
+        limit: maximum length of a bucket, such as the context length of a model.
     """
     steps = np.minimum(-(-lengths // MULTIPLE) * MULTIPLE, limit)
     ends, counts = np.unique(steps, return_counts=True)
-    # cost[j] after k rounds: the fewest tokens of the rows of the first j ends, padded to at most k lengths.
+    # cost[j] after k rounds: fewest tokens of the rows of the first j ends, padded to at most k lengths.
     rows_up_to = np.concatenate([[0], np.cumsum(counts)])
     cost = np.full(len(ends) + 1, np.inf)
     cost[0] = 0
@@ -111,7 +116,7 @@ def bucket_lengths(lengths: np.ndarray, most: int, limit: int) -> list[int]:
         choice = np.zeros(len(ends) + 1, np.int64)
         fewest = cost.copy()
         for j in range(1, len(ends) + 1):
-            with_bucket = cost[:j] + (rows_up_to[j] - rows_up_to[:j]) * ends[j - 1]  # the last one from i to j
+            with_bucket = cost[:j] + (rows_up_to[j] - rows_up_to[:j]) * ends[j - 1]  # last bucket: ends i to j
             choice[j] = np.argmin(with_bucket)
             fewest[j] = with_bucket[choice[j]]
         cost = fewest
@@ -125,21 +130,21 @@ def bucket_lengths(lengths: np.ndarray, most: int, limit: int) -> list[int]:
     return chosen[::-1]
 
 
-# ---- which batches ---------------------------------------------------------------------------------------------------
+# ---- batches ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Plan:
+class BucketPlan:
     """How rows become batches.
 
     Attributes:
         lengths: (rows,) tokens of each row.
         buckets: lengths to pad to, from `bucket_lengths`.
-        batch_size: rows of a batch, of one shard.
-        shuffle: whether rows and batches come in random order.
+        batch_size: rows of a batch of one shard.
+        shuffle: whether rows and batches are in random order.
         seed: of that order.
-        drop_remainder: drop the rows left over at the end; otherwise they make a last batch that is filled up.
-        num_shards: processes that share a batch: they read different rows of the same bucket at the same time.
+        drop_remainder: drop the remaining rows; otherwise they become a last batch that is filled up.
+        num_shards: processes that share a batch: each reads different rows of the same bucket.
         repeat: passes over the data that count as one epoch.
     """
 
@@ -159,14 +164,14 @@ class Plan:
         return (rows // size if self.drop_remainder else -(-rows // size)) * self.repeat
 
 
-def batches_of_epoch(plan: Plan, epoch: int) -> list[tuple[int, np.ndarray]]:
-    """The batches of an epoch, counted from 0, in order: (length, numbers of rows), of all shards together."""
+def batches_of_epoch(plan: BucketPlan, epoch: int) -> list[tuple[int, np.ndarray]]:
+    """The batches of an epoch (from 0), in order: (length, indices of rows), for all shards together."""
     return [batch for turn in range(plan.repeat) for batch in _one_pass(plan, epoch * plan.repeat + turn)]
 
 
-def _one_pass(plan: Plan, number: int) -> list[tuple[int, np.ndarray]]:
-    draw = np.random.default_rng([plan.seed, number])
-    order = draw.permutation(len(plan.lengths)) if plan.shuffle else np.arange(len(plan.lengths))
+def _one_pass(plan: BucketPlan, number: int) -> list[tuple[int, np.ndarray]]:
+    rng = np.random.default_rng([plan.seed, number])
+    order = rng.permutation(len(plan.lengths)) if plan.shuffle else np.arange(len(plan.lengths))
     bucket_of = np.searchsorted(plan.buckets, plan.lengths[order])
     size = plan.batch_size * plan.num_shards
     batches, left_over = [], np.zeros(0, np.int64)
@@ -178,7 +183,7 @@ def _one_pass(plan: Plan, number: int) -> list[tuple[int, np.ndarray]]:
     if len(left_over) and not plan.drop_remainder:
         batches.append((plan.buckets[-1], left_over))
     if plan.shuffle:
-        batches = [batches[place] for place in draw.permutation(len(batches))]
+        batches = [batches[index] for index in rng.permutation(len(batches))]
     return batches
 
 
@@ -186,14 +191,14 @@ class BucketedDataset(ds.GeneratorDataset):
     """The batches of a plan as a MindSpore dataset: columns `input_ids`, `attention_mask` (batch_size, length), where
     length differs between batches, and `labels` (batch_size,), all int32.
 
-    `set_init_step(n)` continues where an unbroken run would be after n batches.
+    `set_init_step(n)` continues as an uninterrupted run would after n batches.
 
     Attributes:
-        plan: what it was made with.
-        tokens_per_batch: real tokens of a batch, on average.
+        plan: of the batches.
+        tokens_per_batch: tokens of a batch without padding, on average.
     """
 
-    def __init__(self, rows: LabelledRows, plan: Plan, shard_id: int = 0, prefetch_size: int = 1):
+    def __init__(self, rows: LabelledRows, plan: BucketPlan, shard_id: int = 0, prefetch_size: int = 1):
         self.plan = plan
         self.tokens_per_batch = float(rows.lengths.mean() * plan.batch_size)
         self._epochs = _Epochs(rows, plan, shard_id)
@@ -212,10 +217,10 @@ class BucketedDataset(ds.GeneratorDataset):
 
 
 class _Epochs:
-    """What MindSpore reads: each pass over it is the next epoch. MindSpore itself skips what `set_init_step` skips
-    within the first one."""
+    """The source that MindSpore iterates: each pass is the next epoch. MindSpore itself skips batches of the first
+    epoch after `set_init_step`."""
 
-    def __init__(self, rows: LabelledRows, plan: Plan, shard_id: int):
+    def __init__(self, rows: LabelledRows, plan: BucketPlan, shard_id: int):
         self.rows = rows
         self.plan = plan
         self.shard_id = shard_id
@@ -228,11 +233,11 @@ class _Epochs:
         epoch, self.next = self.next, self.next + 1
         size = self.plan.batch_size
         for length, rows in batches_of_epoch(self.plan, epoch):
-            mine = rows[self.shard_id :: self.plan.num_shards]  # so that micro-batches, too, are those of one process
+            mine = rows[self.shard_id :: self.plan.num_shards]  # so that micro-batches equal those of one process
             yield self._batch(mine, rows[0], length, size)
 
     def _batch(self, mine: np.ndarray, any_row: int, length: int, size: int) -> tuple[np.ndarray, ...]:
-        """A shard for which the last batch has no row left still takes part in it, with rows that count nothing."""
+        """The batch of this shard; if no row is left for it, rows without a label."""
         if len(mine):
             return self.rows.batch(mine, length, size)
         ids, mask, labels = self.rows.batch(np.array([any_row]), length, size)

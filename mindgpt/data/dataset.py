@@ -11,9 +11,10 @@ from mindspore import dtype as mstype
 from mindspore.mindrecord import FileReader
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import PathLike
-from mindgpt.data.mindrecord import find_mindrecord_files, read_header, reason_of
+from mindgpt.data.mindrecord import find_mindrecord_files, read_header
+from mindgpt.io.files import PathLike
 from mindgpt.io.processes import available_cores
+from mindgpt.runtime.mindspore_errors import data_error_reason
 
 _ROWS_OF_FINGERPRINT = 16
 _OLD_NAMES = {"input_mask": "attention_mask"}  # of columns, as early releases of MindFormers wrote them
@@ -21,16 +22,16 @@ _OLD_NAMES = {"input_mask": "attention_mask"}  # of columns, as early releases o
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a data set is made of.
+    """The files, columns and size of a data set.
 
     Attributes:
         files: MindRecord files, in reading order.
         columns: name -> {"type": ..., "shape": ...} as the files declare it; `input_mask` is called `attention_mask`.
         num_rows: rows of all files together.
         row_shapes: name -> shape of that column in the first row.
-        metadata: what mindgpt's tools noted when they wrote the files (`block_length`, `vocab_size`, `text_vocab_size`,
-            `eos_token_id`, `vocab_sha256`, `recipe`); empty if the files come from elsewhere, or do not agree.
-        old_names: name -> what the files call that column, where it is another name.
+        metadata: written by mindgpt's tools (`block_length`, `vocab_size`, `text_vocab_size`, `eos_token_id`,
+            `vocab_sha256`, `recipe`); empty if the files come from elsewhere, or do not agree.
+        old_names: name -> the column's name in the files, if it is another one.
     """
 
     files: list[str]
@@ -42,10 +43,10 @@ class DatasetInfo:
 
 
 def inspect(path: PathLike) -> DatasetInfo:
-    """Look at a MindRecord file or a folder of them.
+    """Read the headers of a MindRecord file or a folder of them.
 
     Raises:
-        UserError: nothing is there, a file is broken, the files differ in their columns, or they hold no rows.
+        UserError: there is no file, one is broken, the files differ in their columns, or they hold no rows.
     """
     files = find_mindrecord_files(path)
     headers = [read_header(file) for file in files]
@@ -81,12 +82,12 @@ def _first_row(file: str) -> dict[str, Any]:
         finally:
             reader.close()
     except (RuntimeError, StopIteration) as error:
-        raise UserError(f"{file} cannot be read: {reason_of(error)} Make it again.") from error
+        raise UserError(f"{file} cannot be read: {data_error_reason(error)} Make it again.") from error
 
 
 def fingerprint(info: DatasetInfo) -> str:
-    """A checksum of some of the rows, from the first to the last, by which to tell other data; where the files are, and
-    how they are named, does not matter. Eight hexadecimal digits.
+    """A checksum of some of the rows, from the first to the last, to detect other data: eight hexadecimal digits. Paths
+    and file names do not matter.
 
     Raises:
         RuntimeError: a row cannot be read.
@@ -105,8 +106,8 @@ def fingerprint(info: DatasetInfo) -> str:
 def check_row_length(
     info: DatasetInfo, seq_length: int, *, training: bool, columns: Sequence[str] = ("input_ids", "attention_mask")
 ) -> None:
-    """Whether the rows fit the model: seq_length + 1 tokens to train on (inputs and, one further on, their targets);
-    seq_length or seq_length + 1 to evaluate. Looks at the first row; mindgpt's own files have rows of one length.
+    """Check that the rows fit the model: seq_length + 1 tokens to train on (the inputs and the targets one position
+    later); seq_length or seq_length + 1 to evaluate. Checks the first row; mindgpt writes rows of equal length.
 
     Raises:
         UserError: they do not fit.
@@ -142,28 +143,30 @@ def build_dataset(
 ) -> ds.Dataset:
     """A dataset of batches, each column int32 of shape (batch_size, row length).
 
-    Every epoch has its own order, which depends on `seed` alone; `dataset.set_init_step(n)` continues where an unbroken
-    run would be after n batches. MindSpore takes the seed when iteration starts, from `mindspore.dataset.config`, where
-    this function puts it: one process, one seed.
+    Each epoch has its own order, which depends only on `seed`; `dataset.set_init_step(n)` continues as an uninterrupted
+    run would after n batches. MindSpore reads the seed from `mindspore.dataset.config`, which this function sets, when
+    iteration starts: one process, one seed.
 
     Args:
         path: a MindRecord file, a folder of them, or what `inspect` returned.
-        batch_size: rows in a batch, of one shard.
+        batch_size: rows in a batch of one shard.
         columns: columns to read, in this order.
         shuffle: whether the order is random.
-        drop_remainder: leave out a last batch that is not full.
-        num_shards, shard_id: read the `shard_id`-th of `num_shards` parts. The parts' n-th batches together are the
-            rows of the n-th batch of a single part that is `num_shards` times as large. If the last is not full and not
-            left out, and cannot be divided, rows from the front are read twice to fill up.
+        seed: of the order.
+        drop_remainder: drop a last batch that is not full.
+        num_shards, shard_id: read shard `shard_id` of `num_shards`. The n-th batches of all shards together are the
+        n-th
+            batch of an unsharded data set with `num_shards` times the batch size. If the last batch is kept and cannot
+            be divided, rows from the front are repeated to fill it.
+        num_samples: use only the first rows of the data set, so many over all shards; None: all.
         rows: read only these, in their order; None: all.
-        num_samples: use only the first so many rows of the data set (of all shards together).
         repeat: passes over the data that count as one epoch.
-        num_parallel_workers: threads for reading; no more than this machine has cores.
-        prefetch_size: batches held ready.
+        num_parallel_workers: threads for reading; at most the number of cores.
+        prefetch_size: batches to prefetch.
 
     Raises:
-        UserError: a column is missing or not of whole numbers, the data set is smaller than one batch, or a value is
-            not allowed.
+        UserError: a column is missing or not of integers, the data set is smaller than one batch, or a value is not
+            allowed.
     """
     info = path if isinstance(path, DatasetInfo) else inspect(path)
     _at_least_one(batch_size=batch_size, num_shards=num_shards, repeat=repeat, prefetch_size=prefetch_size)
@@ -209,11 +212,11 @@ def build_dataset(
 def _sampler(
     all_rows: int, chosen: range, shuffle: bool, num_shards: int, shard_id: int, rows_of_shard: int | None
 ) -> ds.Sampler:
-    """Which rows in which order; shard i of n has every n-th row from the i-th on.
+    """The sampler of the chosen rows; shard i of n has every n-th row from the i-th on.
 
-    Not by MindDataset's own `num_samples`: with `shuffle`, MindSpore 2.10 then draws every epoch from the rows of the
-    epoch before, with repeats (of 10 rows it read 4 different ones, then 3 of those, then 2). And not by a
-    RandomSampler below a DistributedSampler, which would draw one order for all epochs.
+    MindDataset's own `num_samples` is not used: with `shuffle`, MindSpore 2.10 then samples each epoch from the rows of
+    the epoch before, with repeats (of 10 rows it read 4 different ones, then 3 of those, then 2). Nor is a
+    RandomSampler below a DistributedSampler: it would use one order for all epochs.
     """
     in_order = ds.SequentialSampler(chosen.start, len(chosen))
     if num_shards == 1 and not shuffle:

@@ -1,11 +1,11 @@
-"""Examples of instruction data to rows of one length with labels, in MindRecord.
+"""Writes instruction data as MindRecord rows of equal length with labels.
 
-A row's `labels` are its ids where a token is to be learnt, and `IGNORED_LABEL` where it is not: at prompts and padding.
-The end-of-text token behind a response is learnt, so that the model knows when to stop.
+A row's `labels` are its ids at response tokens, and `IGNORED_LABEL` at prompts and padding. The end-of-text token after
+a response has a label, so that the model learns when to stop.
 
-Rows may be packed: as many whole examples in a row as fit, one behind the other. They are not kept apart: a token sees
-the examples before it in its row, and positions go on counting, as in the blocks of pretraining. What is learnt is the
-same, in a context that holds more than the example's own prompt.
+Rows may be packed with as many whole examples as fit. Packed examples are not masked from each other: a token attends
+to the examples before it in its row, and positions continue, as in pretraining blocks. The loss is over the same
+tokens, with a longer context than the example's own prompt.
 """
 
 import time
@@ -21,33 +21,33 @@ from mindgpt.data.blocks import (
     BATCH_BLOCKS,
     COLUMNS,
     IGNORED_LABEL,
-    Tokenizer,
     batches,
     check_max_length,
     metadata_of,
 )
-from mindgpt.data.files import PathLike
-from mindgpt.data.instructions import Example
+from mindgpt.data.instructions import Instruction
 from mindgpt.data.mindrecord import MindRecordWriter
+from mindgpt.io.files import PathLike
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
-_OPEN_ROWS = 64  # rows that a packed example may go into; more would fill them hardly better
+_OPEN_ROWS = 64  # rows that a packed example may go into; more would hardly reduce padding
 
 
 class Tokens(NamedTuple):
-    """The ids of an example, or of several; a label for each."""
+    """The ids of one example or several, and a label for each."""
 
     ids: list[int]
     labels: list[int]
 
 
 @dataclass
-class Summary:
-    """What was read and written; `learnt` counts the tokens that are in the loss."""
+class ExamplesSummary:
+    """Counts of what was read and written; `learned` counts the tokens in the loss."""
 
     examples: int = 0
     continued: int = 0
     tokens: int = 0
-    learnt: int = 0
+    learned: int = 0
     rows: int = 0
     row_length: int = 0
     truncated: int = 0
@@ -57,21 +57,21 @@ class Summary:
 
     @property
     def padding(self) -> float:
-        """The part of all positions that is padding."""
+        """The share of positions that are padding."""
         return 1 - self.tokens / (self.rows * self.row_length)
 
     def __str__(self) -> str:
         plain = f" ({self.continued} without a prompt)" if self.continued else ""
         return (
-            f"{self.examples} example(s){plain}, {self.tokens} tokens of which {self.learnt} are learnt, "
+            f"{self.examples} example(s){plain}, {self.tokens} tokens of which {self.learned} are learned, "
             f"{self.rows} rows of {self.row_length}, {self.padding:.0%} padding, {self.seconds:.1f} s -> "
             f"{', '.join(self.files)}"
         )
 
 
 def write_examples(
-    examples: Iterable[Example],
-    tokenizer: Tokenizer,
+    examples: Iterable[Instruction],
+    tokenizer: BaseTokenizer,
     output_file: PathLike,
     *,
     max_length: int,
@@ -80,15 +80,18 @@ def write_examples(
     num_splits: int = 1,
     overwrite: bool = False,
     show_progress: bool = True,
-) -> Summary:
+) -> ExamplesSummary:
     """Tokenise examples and write them as MindRecord rows of `COLUMNS`, each int32 of shape (max_length,).
 
     Args:
-        max_length: tokens a row; to train on sequences of length T it is T + 1.
-        pack: put several examples in a row (see the top of this file); else each has a row of its own.
-        too_long: what becomes of an example of more than `max_length` tokens, end-of-text included. "truncate": the end
-            of the response is cut off and no end-of-text learnt. "drop": it is left out; so is, in either case, one
-            whose prompt fills the row.
+        examples: prompts and responses.
+        tokenizer: encodes them.
+        output_file: see `MindRecordWriter`.
+        max_length: tokens of a row; T + 1 to train on sequences of length T.
+        pack: put several examples in a row (see the module docstring); otherwise one.
+        too_long: for an example of more than `max_length` tokens, end-of-text included. "truncate": the response is
+            truncated, without end-of-text. "drop": the example is dropped. An example whose prompt fills the row is
+            always dropped.
         num_splits, overwrite, show_progress: as in `mindgpt.data.blocks.write_blocks`.
 
     Raises:
@@ -96,7 +99,7 @@ def write_examples(
     """
     started = time.monotonic()
     check_max_length(max_length)
-    summary = Summary(row_length=max_length)
+    summary = ExamplesSummary(row_length=max_length)
     recipe = "instructions, packed" if pack else "instructions"
     metadata = metadata_of(tokenizer, recipe, max_length)
     with (
@@ -118,7 +121,7 @@ def write_examples(
     return summary
 
 
-def _check_anything_written(summary: Summary, num_splits: int) -> None:
+def _check_anything_written(summary: ExamplesSummary, num_splits: int) -> None:
     if summary.rows == 0 and summary.dropped:
         raise UserError(
             f"There is nothing to write: all {summary.dropped} examples are longer than --max_length "
@@ -131,11 +134,11 @@ def _check_anything_written(summary: Summary, num_splits: int) -> None:
 
 
 def _tokenised(
-    examples: Iterable[Example], tokenizer: Tokenizer, max_length: int, too_long: str, summary: Summary
+    examples: Iterable[Instruction], tokenizer: BaseTokenizer, max_length: int, too_long: str, summary: ExamplesSummary
 ) -> Iterator[Tokens]:
-    """The tokens of each example that fits, or is made to fit.
+    """The tokens of each example that fits, or was truncated to fit.
 
-    Prompt and response are tokenised by themselves, as the prompt is when the model is used.
+    Prompt and response are tokenised separately, as the prompt is at inference.
     """
     for batch in batches(examples, lambda example: len(example.prompt) + len(example.response)):
         texts = [example.prompt for example in batch] + [example.response for example in batch]
@@ -153,7 +156,7 @@ def _tokenised(
 
 
 def _packed(examples: Iterable[Tokens], max_length: int) -> Iterator[Tokens]:
-    """Rows of whole examples: each goes into the first open row that has room (first fit)."""
+    """Rows of whole examples; each goes into the first open row that has room (first fit)."""
     open_rows: list[Tokens] = []
     for example in examples:
         room = max_length - len(example.ids)
@@ -169,7 +172,7 @@ def _packed(examples: Iterable[Tokens], max_length: int) -> Iterator[Tokens]:
     yield from open_rows
 
 
-def _arrays(rows: list[Tokens], pad_id: int, summary: Summary) -> dict[str, np.ndarray]:
+def _arrays(rows: list[Tokens], pad_id: int, summary: ExamplesSummary) -> dict[str, np.ndarray]:
     """The columns of rows, int32 of shape (rows, max_length); padding is masked and has no label."""
     shape = (len(rows), summary.row_length)
     ids, mask = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
@@ -179,5 +182,5 @@ def _arrays(rows: list[Tokens], pad_id: int, summary: Summary) -> dict[str, np.n
         ids[number, :length], mask[number, :length], labels[number, :length] = row.ids, 1, row.labels
     summary.rows += len(rows)
     summary.tokens += int(mask.sum())
-    summary.learnt += int((labels[:, 1:] != IGNORED_LABEL).sum())
+    summary.learned += int((labels[:, 1:] != IGNORED_LABEL).sum())
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}

@@ -1,4 +1,4 @@
-"""Instruction data: records in one of several formats to examples, a prompt and the response that is to be learnt."""
+"""Instruction data: reads prompts and responses from records in several formats."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -8,21 +8,21 @@ from typing import Any, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import nearest
-from mindgpt.data.files import PathLike, read_json
-from mindgpt.data.json_values import OnBad, refuse
+from mindgpt.data.json_values import BadRecordHandler, raise_error
 from mindgpt.data.records import BadRecords, Record, kind_by_name, listed, read_records, text_of
+from mindgpt.io.files import PathLike, read_json
 
 
-class Example(NamedTuple):
-    """`prompt` is read only, `response` is learnt. An empty prompt means plain text, learnt from its beginning."""
+class Instruction(NamedTuple):
+    """A prompt and the response to learn. With an empty prompt, the response is plain text."""
 
     prompt: str
     response: str
 
 
 @dataclass(frozen=True)
-class Format:
-    """Which keys a record has. `response_optional`: a record without one is plain text, to be continued."""
+class RecordFormat:
+    """The keys of a record. `response_optional`: without a response, the prompt is trained on as plain text."""
 
     prompt: str
     response: str
@@ -36,21 +36,21 @@ class Format:
 
 
 FORMATS = {
-    "alpaca": Format("instruction", "output", input="input"),
-    "dolly": Format("instruction", "response", input="context"),
-    "prompt_response": Format("prompt", "response"),
-    "prompt_completion": Format("prompt", "completion"),
-    "src_tgt": Format("src_txt", "tgt_txt", response_optional=True),  # ModelScope's
+    "alpaca": RecordFormat("instruction", "output", input="input"),
+    "dolly": RecordFormat("instruction", "response", input="context"),
+    "prompt_response": RecordFormat("prompt", "response"),
+    "prompt_completion": RecordFormat("prompt", "completion"),
+    "src_tgt": RecordFormat("src_txt", "tgt_txt", response_optional=True),  # ModelScope's
 }
-_INPUTS = {layout.input for layout in FORMATS.values() if layout.input}
+_INPUTS = {record_format.input for record_format in FORMATS.values() if record_format.input}
 
 
 def format_with_keys(
     name: str | None, prompt: str | None = None, response: str | None = None, input: str | None = None
-) -> Format | None:
-    """The format of that name with other keys in place of its own; None if nothing is given.
+) -> RecordFormat | None:
+    """The format of that name, with the given keys in place of its own; None if no argument is given.
 
-    Without a name, `prompt` and `response` are both needed; with an `input`, prompts are worded as those of alpaca.
+    Without a name, `prompt` and `response` are required; with an `input`, prompts use the templates of alpaca.
 
     Raises:
         UserError: a key is missing, or two are the same.
@@ -61,55 +61,56 @@ def format_with_keys(
         return FORMATS[name] if name else None
     if name is None and not {"prompt", "response"} <= set(keys):
         raise UserError(
-            "--prompt_key and --response_key are needed both, unless --format names the format whose keys they replace."
+            "--prompt_key and --response_key are both required, unless --format names the format whose "
+            "keys they replace."
         )
-    layout = replace(FORMATS[name], **keys) if name else Format(**keys)
-    used = [key for key in (layout.prompt, layout.response, layout.input) if key is not None]
+    record_format = replace(FORMATS[name], **keys) if name else RecordFormat(**keys)
+    used = [key for key in (record_format.prompt, record_format.response, record_format.input) if key is not None]
     if len(set(used)) < len(used):
         raise UserError(f"--prompt_key, --response_key and --input_key must differ; they are {listed(used)}.")
-    return layout
+    return record_format
 
 
 # ---- templates -------------------------------------------------------------------------------------------------------
 
-_PLACE = re.compile(r"\{(\w+)\}")
-_PLACES = {  # which prompts a template file may hold, and the places that each must have
+_FIELD = re.compile(r"\{(\w+)\}")
+_FIELDS = {  # the templates of a template file, and the fields that each must have
     "prompt_input": {"instruction", "input"},
     "prompt_no_input": {"instruction"},
     "prompt": {"prompt"},
 }
-_WITHOUT_EFFECT = {"description", "response_split"}  # of the template files of Alpaca-LoRA
+_IGNORED_KEYS = {"description", "response_split"}  # in template files of Alpaca-LoRA
 
 TEMPLATES = {
     "prompt_input": "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
     "prompt_no_input": "### Instruction:\n{instruction}\n\n### Response:\n",
     "prompt": "{prompt}",
 }
-"""How a prompt is worded unless a template file says otherwise; the response follows at once."""
+"""The default templates of prompts; the response follows directly."""
 
 
 def read_templates(path: PathLike) -> dict[str, str]:
-    """The prompts of a JSON file, as Alpaca-LoRA has them: `prompt_input` and `prompt_no_input` with the places
-    {instruction} and {input}, or `prompt` with the place {prompt}.
+    """The templates in a JSON file, as in Alpaca-LoRA: `prompt_input` and `prompt_no_input` with the fields
+    {instruction} and {input}, or `prompt` with the field {prompt}.
 
     Raises:
-        UserError: the file cannot be read, or a prompt in it is unknown or has not just its places.
+        UserError: the file cannot be read, or a template is unknown or has other fields.
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: should hold a JSON object with {', '.join(_PLACES)}.")
-    templates = {key: value for key, value in content.items() if key not in _WITHOUT_EFFECT}
+        raise UserError(f"{path}: should hold a JSON object with {', '.join(_FIELDS)}.")
+    templates = {key: value for key, value in content.items() if key not in _IGNORED_KEYS}
     for key, text in templates.items():
-        if key not in _PLACES:
-            raise UserError(f"{path}: {key} is unknown; {nearest(key, _PLACES)}")
-        if not isinstance(text, str) or set(_PLACE.findall(text)) != _PLACES[key]:
-            places = " and ".join(f"{{{place}}}" for place in sorted(_PLACES[key]))
-            raise UserError(f"{path}: {key} must be a text with {places} in it, and no other {{place}}.")
+        if key not in _FIELDS:
+            raise UserError(f"{path}: {key} is unknown; {nearest(key, _FIELDS)}")
+        if not isinstance(text, str) or set(_FIELD.findall(text)) != _FIELDS[key]:
+            fields = " and ".join(f"{{{field}}}" for field in sorted(_FIELDS[key]))
+            raise UserError(f"{path}: {key} must be a text with {fields} in it, and no other {{field}}.")
     return templates
 
 
 def _fill(template: str, fields: dict[str, str]) -> str:
-    return _PLACE.sub(lambda place: fields[place[1]], template)
+    return _FIELD.sub(lambda field: fields[field[1]], template)
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------
@@ -120,30 +121,30 @@ class ExampleReader:
 
     Args:
         files: .json, .jsonl, .ndjson, .csv or .tsv.
-        layout: the keys of a record; None: one of `FORMATS`, told by the keys of each file's first record.
+        record_format: the keys of a record; None: one of `FORMATS`, by the keys of each file's first record.
         templates: as `TEMPLATES`.
-        on_bad: gets the error of a record that makes no example; raises it, or lets the record be left out.
+        on_bad: gets the error of a bad record; raises it, or lets the record be skipped.
 
     Attributes:
         unused: keys of records that had no effect, such as an id.
-        empty: counts the records without a response, which make no example.
+        empty: counts the records without a response, which are skipped.
 
     Raises (when iterated):
-        UserError: a file cannot be read; its keys tell no format; its format has no template; or by `on_bad`.
+        UserError: a file cannot be read, its keys fit no format, its format has no template; or by `on_bad`.
     """
 
     def __init__(
         self,
         files: Iterable[Path],
-        layout: Format | None = None,
+        record_format: RecordFormat | None = None,
         templates: dict[str, str] = TEMPLATES,
-        on_bad: OnBad = refuse,
+        on_bad: BadRecordHandler = raise_error,
     ):
-        self.files, self.layout, self.templates, self.on_bad = list(files), layout, templates, on_bad
+        self.files, self.record_format, self.templates, self.on_bad = list(files), record_format, templates, on_bad
         self.unused: set[str] = set()
         self.empty = BadRecords()
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[Instruction]:
         found = False
         for example in self._examples():
             found = True
@@ -151,44 +152,44 @@ class ExampleReader:
         if self.empty.count and not found:
             raise UserError(f"There is no example: {self.empty.count} record(s) have no response: {self.empty.first}")
 
-    def _examples(self) -> Iterator[Example]:
+    def _examples(self) -> Iterator[Instruction]:
         for file in self.files:
-            layout = self.layout
+            record_format = self.record_format
             for record in read_records(file, self.on_bad):
-                if layout is None:
-                    layout = FORMATS[format_of(record, file)]
-                self._check_templates(layout, file)
-                self.unused |= set(record.fields) - {layout.prompt, layout.input, layout.response}
+                if record_format is None:
+                    record_format = FORMATS[format_of(record, file)]
+                self._check_templates(record_format, file)
+                self.unused |= set(record.fields) - {record_format.prompt, record_format.input, record_format.response}
                 try:
-                    example = self._example(record, layout)
+                    example = self._example(record, record_format)
                 except UserError as error:
                     self.on_bad(error)
                     continue
                 if example.response.strip():
                     yield example
                 else:  # 28 of the 52,002 in alpaca_data.json
-                    self.empty(UserError(f"{record.place}: '{layout.response}' is empty."))
+                    self.empty(UserError(f"{record.place}: '{record_format.response}' is empty."))
 
-    def _check_templates(self, layout: Format, file: Path) -> None:
-        needed = ("prompt_input", "prompt_no_input") if layout.input else ("prompt",)
+    def _check_templates(self, record_format: RecordFormat, file: Path) -> None:
+        needed = ("prompt_input", "prompt_no_input") if record_format.input else ("prompt",)
         missing = [key for key in needed if key not in self.templates]
         if missing:
             raise UserError(f"--template: {file} needs {' and '.join(missing)}; there is {', '.join(self.templates)}.")
 
-    def _example(self, record: Record, layout: Format) -> Example:
-        prompt = _filled_text(record, layout.prompt)
-        if layout.response_optional and record.fields.get(layout.response) in (None, ""):
-            return Example("", prompt)
-        missing = record.fields.get(layout.response, "") is None
-        response = "" if missing else text_of(record, layout.response)
-        if layout.input is None:
-            return Example(_fill(self.templates["prompt"], {"prompt": prompt}), response)
-        given = "" if record.fields.get(layout.input) is None else text_of(record, layout.input)
+    def _example(self, record: Record, record_format: RecordFormat) -> Instruction:
+        prompt = _nonempty_text(record, record_format.prompt)
+        if record_format.response_optional and record.fields.get(record_format.response) in (None, ""):
+            return Instruction("", prompt)
+        missing = record.fields.get(record_format.response, "") is None
+        response = "" if missing else text_of(record, record_format.response)
+        if record_format.input is None:
+            return Instruction(_fill(self.templates["prompt"], {"prompt": prompt}), response)
+        given = "" if record.fields.get(record_format.input) is None else text_of(record, record_format.input)
         template = self.templates["prompt_input" if given.strip() else "prompt_no_input"]
-        return Example(_fill(template, {"instruction": prompt, "input": given}), response)
+        return Instruction(_fill(template, {"instruction": prompt, "input": given}), response)
 
 
-def _filled_text(record: Record, key: str) -> str:
+def _nonempty_text(record: Record, key: str) -> str:
     text = text_of(record, key)
     if not text.strip():
         raise UserError(f"{record.place}: '{key}' is empty.")
@@ -196,26 +197,28 @@ def _filled_text(record: Record, key: str) -> str:
 
 
 def format_of(record: Record, file: Path) -> str:
-    """The name of the format whose keys a file's first record has.
+    """The name of the format that the keys of a file's first record fit.
 
     Raises:
         UserError: there is none, or more than one.
     """
     keys: dict[str, Any] = record.fields
-    fitting = [name for name, layout in FORMATS.items() if _fits(layout, set(keys))]
+    fitting = [name for name, record_format in FORMATS.items() if _fits(record_format, set(keys))]
     if len(fitting) == 1:
         return fitting[0]
-    known = "; ".join(f"{name}: {layout.keys}" for name, layout in FORMATS.items())
+    known = "; ".join(f"{name}: {record_format.keys}" for name, record_format in FORMATS.items())
     place = f"{file}:1" if kind_by_name(file) in ("csv", "tsv") else record.place
     found = listed(list(keys)) or "none"
-    ways_out = "--prompt_key NAME --response_key NAME, and --input_key NAME if there is an input, name the keys"
+    ways_out = "Name the keys with --prompt_key NAME --response_key NAME, and --input_key NAME if there is an input"
     problem = (
         f"fit {' and '.join(fitting)}; name one with --format" if fitting else f"fit no format ({known}). {ways_out}"
     )
     raise UserError(f"{place}: the keys {found} {problem}.")
 
 
-def _fits(layout: Format, keys: set[str]) -> bool:
-    """Whether keys are those of a format. The input of another format is none of them: it would be lost."""
-    foreign = (_INPUTS - {layout.input}) & keys if layout.input not in keys and layout.input else set()
-    return layout.prompt in keys and (layout.response in keys or layout.response_optional) and not foreign
+def _fits(record_format: RecordFormat, keys: set[str]) -> bool:
+    """Whether keys fit a format. If its own input key is missing and another format's is there, they do not, since that
+    input would be dropped."""
+    if record_format.input and record_format.input not in keys and keys & _INPUTS:
+        return False
+    return record_format.prompt in keys and (record_format.response in keys or record_format.response_optional)

@@ -1,7 +1,7 @@
-"""The values of a JSON file, one at a time: the items of one list, or values that stand one behind the other.
+"""The values of a JSON file, one at a time: the items of a list, or a sequence of values such as JSON lines.
 
-A file is read in chunks and never held as a whole: what is needed at once is the text of the longest item. Values that
-stand one behind the other are JSON lines, or go over several lines each, as a lone object does.
+A file is read in chunks; only the text of the longest item has to fit into memory. Values in sequence may each take one
+line or several.
 """
 
 import json
@@ -11,40 +11,40 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import LONG_NUMBER, PathLike, read_chunks, read_lines
+from mindgpt.io.files import LONG_NUMBER, PathLike, read_chunks, read_lines
 
-OnBad = Callable[[UserError], None]
-"""Gets the error of one bad record of a file, and raises it or lets the record be left out."""
+BadRecordHandler = Callable[[UserError], None]
+"""Gets the error of a bad record, and raises it or lets the record be skipped."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _decode = json.JSONDecoder().raw_decode
 
 
 class Value(NamedTuple):
-    """A JSON value and the line of its file on which it begins."""
+    """A JSON value and the line on which it begins."""
 
     line: int
     value: Any
 
 
-def refuse(error: UserError) -> None:
-    """The `on_bad` of a reader that takes no bad record."""
+def raise_error(error: UserError) -> None:
+    """An `on_bad` that raises the error."""
     raise error
 
 
-def json_values(file: PathLike, on_bad: OnBad = refuse) -> Iterator[Value]:
-    """The values of a file: the items of a JSON list, or values one behind the other, such as JSON lines.
+def json_values(file: PathLike, on_bad: BadRecordHandler = raise_error) -> Iterator[Value]:
+    """The values of a file: the items of a JSON list, or a sequence of values such as JSON lines.
 
-    A broken line of JSON lines goes to `on_bad`; in a list, or among values of several lines, nobody knows where the
-    next one begins, so there it ends the reading.
+    The error of an invalid line in a JSON Lines file goes to `on_bad`. In a list, or among values that span several
+    lines, the start of the next value is unknown after an error, so the error is raised.
 
     Raises:
-        UserError: the file cannot be read as UTF-8, or it is broken as a whole (with line and column).
+        UserError: the file cannot be read as UTF-8, or is broken (with line and column).
     """
     scanner = _Scanner(file)
     if scanner.next_character() == "[":
         yield from _list(scanner)
-    elif _goes_over_lines(file):
+    elif _spans_lines(file):
         while scanner.next_character():
             yield scanner.value()
     else:
@@ -52,8 +52,8 @@ def json_values(file: PathLike, on_bad: OnBad = refuse) -> Iterator[Value]:
 
 
 def begins_as_json(file: PathLike) -> bool:
-    """Whether a file begins with an object that takes up whole lines, or with a list whose first item is an object or a
-    text. Prose in square brackets does not.
+    """Whether a file begins with an object on lines of its own, or with a list whose first item is an object or a
+    string. Prose in square brackets does not count.
 
     Raises:
         UserError: the file cannot be read as UTF-8.
@@ -86,11 +86,11 @@ def _list(scanner: "_Scanner") -> Iterator[Value]:
         raise scanner.error("expected ',' or ']'")
     scanner.skip()
     if scanner.next_character():
-        raise scanner.error("extra text behind the list")
+        raise scanner.error("extra text after the list")
 
 
-def _goes_over_lines(file: PathLike) -> bool:
-    """Whether the first of several values ends on a later line than it begins."""
+def _spans_lines(file: PathLike) -> bool:
+    """Whether the first value ends on a later line than it begins."""
     if not Path(file).is_file():
         return False  # a pipe can be read only once
     scanner = _Scanner(file)
@@ -100,7 +100,7 @@ def _goes_over_lines(file: PathLike) -> bool:
         return False
 
 
-def _lines(file: PathLike, on_bad: OnBad) -> Iterator[Value]:
+def _lines(file: PathLike, on_bad: BadRecordHandler) -> Iterator[Value]:
     for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
@@ -118,26 +118,27 @@ def _lines(file: PathLike, on_bad: OnBad) -> Iterator[Value]:
 
 # ---- text in chunks --------------------------------------------------------------------------------------------------
 
-_LONGEST_ESCAPE = 12  # characters of "\ud83d\ude00", the longest thing that an error may point at the middle of
+_LONGEST_ESCAPE = 12  # characters of "\ud83d\ude00", the longest token in which an error may be found
 
 
 class _NotJSON(UserError):
-    """The text at hand is no JSON."""
+    """The text is not JSON."""
 
 
 class _Scanner:
-    """A place in a text that is read in chunks. It holds what follows, up to the end of the value that is asked for."""
+    """A cursor in a text that is read in chunks. It buffers the text from the cursor to the end of the current
+    value."""
 
     def __init__(self, file: PathLike):
         self._file = file
         self._chunks = read_chunks(file)
         self._text = ""
         self._place = 0
-        self._line = 1  # on which the held text begins
-        self._column = 0  # characters of that line in front of it
+        self._line = 1  # line number at which the buffered text begins
+        self._column = 0  # characters of that line before the buffered text
 
     def next_character(self) -> str:
-        """The next character that is no white space, to which the place moves; "" at the end."""
+        """Move to the next character that is not white space, and return it; "" at the end."""
         while True:
             self._place = _SPACE.match(self._text, self._place).end()
             if self._place < len(self._text):
@@ -146,11 +147,11 @@ class _Scanner:
                 return ""
 
     def skip(self) -> None:
-        """Move behind the next character."""
+        """Move past the next character."""
         self._place += 1
 
     def at_line_end(self) -> bool:
-        """Whether nothing but white space follows on this line; moves behind it."""
+        """Whether only white space follows on this line; moves past it."""
         line = self.line()
         return not self.next_character() or self.line() > line
 
@@ -158,10 +159,10 @@ class _Scanner:
         return self._line + self._text.count("\n", 0, self._place if place is None else place)
 
     def value(self) -> Value:
-        """The value that begins here; the place moves behind it.
+        """The value that begins here; moves past it.
 
         Raises:
-            UserError: it is no JSON (with line and column).
+            UserError: it is not JSON (with line and column).
         """
         while True:
             try:
@@ -174,7 +175,7 @@ class _Scanner:
                 raise _NotJSON(f"{self._file}: not usable JSON: it is nested too deeply.") from None
             except ValueError:
                 raise self.error(LONG_NUMBER) from None
-            if end < len(self._text) or not self._more():  # a number may go on
+            if end < len(self._text) or not self._more():  # a number may continue
                 line = self.line()
                 self._place = end
                 return Value(line, value)
@@ -186,14 +187,14 @@ class _Scanner:
         return _NotJSON(f"{self._file}:{self.line(place)}:{column}: not valid JSON: {message}.")
 
     def _cut_short(self, error: json.JSONDecodeError) -> bool:
-        """Whether what is missing may follow in the file."""
+        """Whether the error may only mean that the buffered text ends too early."""
         return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _LONGEST_ESCAPE
 
     def _more(self) -> bool:
-        """Drop what has been passed and read on, at least as much again as is held.
+        """Drop the consumed text, then read more than is left in the buffer.
 
         Returns:
-            False at the end of the file; nothing has changed then.
+            False at the end of the file; the buffer is then unchanged.
         """
         held, more = len(self._text) - self._place, []
         while sum(map(len, more)) <= held and (chunk := next(self._chunks, "")):

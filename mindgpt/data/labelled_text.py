@@ -1,23 +1,21 @@
-"""Labelled texts from CSV, TSV and JSON-lines files: one text and its label at a time, with the line it stands in."""
+"""Labelled texts from CSV, TSV and JSON files, read one at a time."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import nearest
-from mindgpt.data.files import PathLike, read_lines
-from mindgpt.data.json_values import OnBad, json_values, refuse
-from mindgpt.data.records import check_separator, checked_text, trimmed
+from mindgpt.data.json_values import BadRecordHandler, json_values, raise_error
+from mindgpt.data.records import check_separator, checked_text, csv_rows, listed, trimmed
+from mindgpt.io.files import PathLike, read_lines
 
-_LONGEST_FIELD = 1 << 26  # characters; csv's own limit of 131,072 is shorter than some documents
-_LONGEST_NUMBER = 640  # digits; Python may be told to read no more, and a label of more is a text
-_SHOWN = 6  # columns or labels that a message lists
+_LONGEST_NUMBER = 640  # digits; the smallest limit that Python can be set to
 
 
-class Example(NamedTuple):
-    """A text and its label as the file spells them, without space around; `line` is where the row begins, from 1."""
+class LabelledText(NamedTuple):
+    """A text and its label, stripped of surrounding space; `line` is the first line of the row, from 1."""
 
     text: str
     label: str
@@ -25,17 +23,16 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a file holds its rows.
+class FileLayout:
+    """Which columns of a file hold texts and labels.
 
     Attributes:
-        kind: "csv" (fields in quotes where they need it), "tsv" (no quoting: a quote is a character like any other) or
-            "json" (a list of objects, or an object a line).
-        header: whether the first line names the columns; has no meaning for JSON.
-        text_columns: by name, or without a header by number from 1; the texts of several are joined by a space.
+        kind: "csv" (quoted where needed), "tsv" (no quoting) or "json" (a list of objects, or an object a line).
+        header: whether the first line names the columns; not for JSON.
+        text_columns: by name, or without a header by number from 1; several are joined by a space.
         label_column: likewise.
-        label_names: the labels' names in the order of their numbers; None: whatever the file holds.
-        first_label: the number that stands in the file for the first label.
+        label_names: the names of the labels, by index; None: the labels in the file.
+        first_label: the number of the first label in the file.
     """
 
     kind: Literal["csv", "tsv", "json"]
@@ -46,33 +43,33 @@ class Layout:
     first_label: int = 0
 
 
-# The files as their makers publish them. Whatever has a header is read by its names, in any order.
-LAYOUTS = {
-    "sst_2": Layout("tsv", True, ("sentence",), "label", ("negative", "positive")),
-    "cola": Layout("tsv", False, ("4",), "2", ("unacceptable", "acceptable")),
-    "ag_news": Layout("csv", False, ("2", "3"), "1", ("World", "Sports", "Business", "Sci/Tech"), first_label=1),
-    "imdb": Layout("csv", True, ("review",), "sentiment", ("negative", "positive")),
-    "csv": Layout("csv"),
-    "tsv": Layout("tsv"),
-    "json": Layout("json"),
-    "jsonl": Layout("json"),
+# Files as they are published. Columns of files with a header may be in any order.
+FILE_LAYOUTS = {
+    "sst_2": FileLayout("tsv", True, ("sentence",), "label", ("negative", "positive")),
+    "cola": FileLayout("tsv", False, ("4",), "2", ("unacceptable", "acceptable")),
+    "ag_news": FileLayout("csv", False, ("2", "3"), "1", ("World", "Sports", "Business", "Sci/Tech"), first_label=1),
+    "imdb": FileLayout("csv", True, ("review",), "sentiment", ("negative", "positive")),
+    "csv": FileLayout("csv"),
+    "tsv": FileLayout("tsv"),
+    "json": FileLayout("json"),
+    "jsonl": FileLayout("json"),
 }
 
 
-def layout_of(
+def file_layout(
     dataset_name: str,
     *,
     header: bool | None = None,
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     label_names: Sequence[str] | None = None,
-) -> Layout:
-    """The layout of a known data set or a kind of file, with what is given in place of its own.
+) -> FileLayout:
+    """The layout of a known data set or kind of file, with the given changes.
 
     Raises:
-        UserError: names of columns where there is no header, numbers that are none, or names of labels that repeat.
+        UserError: columns are not numbers though there is no header, or label names repeat.
     """
-    layout = LAYOUTS[dataset_name]
+    layout = FILE_LAYOUTS[dataset_name]
     changes = {
         "header": header,
         "text_columns": tuple(text_columns) if text_columns else None,
@@ -95,15 +92,17 @@ def layout_of(
     return layout
 
 
-def read_examples(file: PathLike, layout: Layout, on_bad: OnBad = refuse) -> Iterator[Example]:
-    """The rows of `file` in order; blank lines are skipped, but a row of empty fields is a row.
+def read_examples(file: PathLike, layout: FileLayout, on_bad: BadRecordHandler = raise_error) -> Iterator[LabelledText]:
+    """The rows of a file in order. Blank lines are skipped; rows of empty fields are not.
 
     Args:
-        on_bad: gets the error of a row that is broken or lacks a column; raises it, or lets the row be left out.
+        file: see `FileLayout.kind`.
+        layout: of the file.
+        on_bad: gets the error of a row that is broken or lacks a column; raises it, or lets the row be skipped.
 
     Raises:
-        UserError: with file and line: what is wrong with a row, by `on_bad`; the header lacks a column, a quote is not
-            closed or has something behind it, a JSON list is broken, the file is not UTF-8.
+        UserError: the header lacks a column, quotes or a JSON list are broken, or the file is not UTF-8 (with file and
+            line); or by `on_bad`.
     """
     rows = _json_rows(file, on_bad) if layout.kind == "json" else _table_rows(file, layout, on_bad)
     for line, fields in rows:
@@ -113,16 +112,18 @@ def read_examples(file: PathLike, layout: Layout, on_bad: OnBad = refuse) -> Ite
         except UserError as error:
             on_bad(error)
             continue
-        yield Example(" ".join(texts).strip(), label.strip(), line)
+        yield LabelledText(" ".join(texts).strip(), label.strip(), line)
 
 
-def label_names_in(file: PathLike, layout: Layout, skip_empty: bool = False, on_bad: OnBad = refuse) -> tuple[str, ...]:
-    """The different labels of a file, sorted: by number if all are whole numbers, else as texts.
+def label_names_in(
+    file: PathLike, layout: FileLayout, skip_empty: bool = False, on_bad: BadRecordHandler = raise_error
+) -> tuple[str, ...]:
+    """The distinct labels of a file, sorted: as numbers if all are integers, else as strings.
 
     Args:
         file, layout: as of `read_examples`.
-        skip_empty: leave out those of rows with an empty text.
-        on_bad: gets the error of a row that is broken or without a label; raises it, or lets the row be left out.
+        skip_empty: skip rows with an empty text.
+        on_bad: gets the error of a row that is broken or has no label; raises it, or lets the row be skipped.
 
     Raises:
         UserError: as `read_examples`; or there are no rows, or all have one label.
@@ -146,22 +147,22 @@ def label_names_in(file: PathLike, layout: Layout, skip_empty: bool = False, on_
     return tuple(sorted(found, key=int) if all(map(_is_whole, found)) else sorted(found))
 
 
-def no_label(file: PathLike, example: Example) -> UserError:
-    """What to say of a row without a label."""
+def no_label(file: PathLike, example: LabelledText) -> UserError:
+    """The error for a row without a label."""
     return UserError(f"{file}:{example.line}: the label is empty.")
 
 
 def no_rows(file: PathLike, empty: int) -> UserError:
-    """What to raise for a file without a row to write, of which `empty` had no text."""
+    """The error for a file without usable rows, `empty` of which had no text."""
     left_out = f" with a text; {empty} with an empty one were left out" if empty else ""
     return UserError(f"{file} holds no rows{left_out}.")
 
 
-def label_number(example: Example, layout: Layout, names: Sequence[str], file: PathLike) -> int:
-    """The number of an example's label: its place in `names`, or the number that it is itself.
+def label_number(example: LabelledText, layout: FileLayout, names: Sequence[str], file: PathLike) -> int:
+    """The index of a row's label: its position in `names`, or its own number.
 
     Raises:
-        UserError: it is none of these, with file and line.
+        UserError: the label is unknown (with file and line).
     """
     if example.label in names:
         return names.index(example.label)
@@ -172,7 +173,7 @@ def label_number(example: Example, layout: Layout, names: Sequence[str], file: P
     numbers = "" if layout.label_names is None else f", {layout.first_label} to {layout.first_label + len(names) - 1}"
     hint = " Is the first line a header? Then add --header True." if example.line == 1 and not layout.header else ""
     raise UserError(
-        f"{file}:{example.line}: the label {example.label!r} is none of {_listed(names)}{numbers}.{hint} Correct the "
+        f"{file}:{example.line}: the label {example.label!r} is none of {listed(names)}{numbers}.{hint} Correct the "
         "file, or give --label_names."
     )
 
@@ -182,16 +183,12 @@ def _is_whole(text: str) -> bool:
     return digits.isascii() and digits.isdecimal() and len(digits) <= _LONGEST_NUMBER
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _table_rows(file: PathLike, layout: Layout, on_bad: OnBad) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, column -> field); without a header the columns are called 1, 2, 3 ... Empty fields behind the last column
-    are dropped, as Excel adds them."""
+def _table_rows(file: PathLike, layout: FileLayout, on_bad: BadRecordHandler) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, column -> field); without a header the columns are named 1, 2, 3 ... Empty fields after the last column,
+    which Excel adds, are dropped."""
     rows = _fields(file, layout.kind)
     if layout.header:
         line, columns = next(rows, (1, []))
@@ -211,7 +208,7 @@ def _table_rows(file: PathLike, layout: Layout, on_bad: OnBad) -> Iterator[tuple
         yield line, dict(zip(columns, fields, strict=True))
 
 
-def _check_header(file: PathLike, line: int, columns: list[str], layout: Layout) -> None:
+def _check_header(file: PathLike, line: int, columns: list[str], layout: FileLayout) -> None:
     if not columns:
         raise UserError(f"{file} holds no rows.")
     if not set(layout.text_columns) | {layout.label_column} <= set(columns):
@@ -220,43 +217,25 @@ def _check_header(file: PathLike, line: int, columns: list[str], layout: Layout)
         if columns.count(wanted) != 1:
             problem = f"names {wanted!r} twice" if wanted in columns else f"has no column {wanted!r}"
             raise UserError(
-                f"{file}:{line}: the header {problem}; it has: {_listed(columns)}. Name the columns with --text_column "
+                f"{file}:{line}: the header {problem}; it has: {listed(columns)}. Name the columns with --text_column "
                 "and --label_column; if the first line is no header, add --header False."
             )
 
 
 def _fields(file: PathLike, kind: str) -> Iterator[tuple[int, list[str]]]:
-    """(line that the row begins in, its fields)"""
+    """(first line of the row, its fields)"""
     if kind == "tsv":
         for line, text in enumerate(read_lines(file), start=1):
             if text.strip() or "\t" in text:
                 yield line, text.split("\t")
         return
-    limit = csv.field_size_limit(_LONGEST_FIELD)
-    # Line ends go back on, since quoted fields may hold them. Strict: what follows a closing quote must be a comma.
-    reader = csv.reader((text + "\n" for text in read_lines(file)), strict=True)
-    try:
-        while True:
-            line = reader.line_num + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise UserError(
-                    f"{file}:{line}: the quotes of the row that begins here are broken: {error}. A field in quotes "
-                    'ends at the next single quote mark; one inside it is written twice ("").'
-                ) from None
-            if len(fields) > 1 or any(field.strip() for field in fields):
-                yield line, fields
-    finally:
-        csv.field_size_limit(limit)
+    yield from csv_rows(Path(file), "csv")
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def _json_rows(file: PathLike, on_bad: OnBad) -> Iterator[tuple[int, dict[str, object]]]:
+def _json_rows(file: PathLike, on_bad: BadRecordHandler) -> Iterator[tuple[int, dict[str, object]]]:
     for line, value in json_values(file, on_bad):
         if isinstance(value, dict):
             yield line, value
@@ -265,10 +244,10 @@ def _json_rows(file: PathLike, on_bad: OnBad) -> Iterator[tuple[int, dict[str, o
 
 
 def _field(fields: dict[str, object], column: str, file: PathLike, line: int) -> str:
-    """A column of a row as text; a JSON number or true/false counts as what it looks like."""
+    """A column of a row as text, also if it is a JSON integer or boolean."""
     if column not in fields:
         raise UserError(
-            f"{file}:{line}: there is no {column!r}; this row has: {_listed(list(fields))}; "
+            f"{file}:{line}: there is no {column!r}; this row has: {listed(list(fields))}; "
             f"{nearest(column, list(fields))} Name the columns with --text_column and --label_column."
         )
     value = fields[column]

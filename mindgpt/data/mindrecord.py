@@ -1,16 +1,16 @@
-"""MindRecord files: written whole or not at all, recognised, and read without opening MindSpore's pipeline.
+"""MindRecord files: atomic writing, recognition, and reading of headers without MindSpore.
 
-A MindRecord is a pair, `x.mindrecord` and its index `x.mindrecord.db`, and its name is stored inside, so it can be
-moved but not renamed. A set of several splits is `x.0.mindrecord`, `x.1.mindrecord`, ...: names that still end in
-`mindrecord`, by which a folder of them is read (MindSpore's own shards, `x.mindrecord0`, do not).
+A MindRecord is a pair, `x.mindrecord` and its index `x.mindrecord.db`. Its name is stored inside, so it can be moved
+but not renamed. A set of several splits is `x.0.mindrecord`, `x.1.mindrecord`, ...: these names end in `mindrecord`, as
+those of a data folder must (MindSpore's own shards, `x.mindrecord0`, do not).
 
-Writing. The pairs are written under their own names into a staging folder beside the target,
+To write a set atomically, the pairs are written into a staging folder beside the target,
 
-    .x.mindrecord.tmp-<pid>-<random>     while writing; worth nothing, the next writer sweeps it away
-    .x.mindrecord.ready                  the rename to this is the instant at which the new set exists
+    .x.mindrecord.tmp-<pid>-<random>     while writing; the next writer removes it if its process is dead
+    .x.mindrecord.ready                  renamed to this, the new set exists
 
-and then moved into place. A kill before the rename leaves the old set as it was; after it, whoever next looks at the
-folder through `find_mindrecord_files`, or writes to it, moves what is left to be moved.
+and then moved into place. A kill before the rename leaves the old set as it was. After it, the next caller of
+`find_mindrecord_files`, or the next writer in the folder, finishes the move.
 """
 
 import contextlib
@@ -28,19 +28,21 @@ from typing import Any
 import numpy as np
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import (
+from mindgpt.io.files import (
     PathLike,
-    atomic_write,
     make_folder,
     open_to_read,
     read_json,
+    sync,
     sync_folder,
+    write_json,
 )
 from mindgpt.io.processes import process_runs
+from mindgpt.runtime.mindspore_errors import data_error_reason
 
 try:
     import fcntl
-except ImportError:  # Windows: no locks; two processes must not tidy up the same folder at once
+except ImportError:  # Windows: no locks; two processes must not clean up the same folder at once
     fcntl = None
 
 METADATA_KEY = "mindgpt"  # the schema's description holds {"mindgpt": {...}} in files written here
@@ -54,21 +56,21 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Header:
-    """What a MindRecord file says of itself."""
+    """The header of a MindRecord file."""
 
     columns: dict[str, dict[str, Any]]  # name -> {"type": "int32", "shape": [-1]}
     num_rows: int
-    names: list[str]  # of all files that were written together by one FileWriter
+    names: list[str]  # of all files that one FileWriter wrote together
     metadata: dict[str, Any]  # of files written by mindgpt; empty for others
 
 
 def read_header(path: PathLike) -> Header:
-    """Read and check the header of one MindRecord file; the pair is complete and of plausible size, or it is refused.
+    """Read the header of a MindRecord file, and check that the pair is complete and of plausible size.
 
-    Layout: 8 bytes little-endian length, a JSON header of that length in `header_size` bytes, pages of `page_size`.
+    Format: 8 bytes little-endian length, a JSON header of that length in `header_size` bytes, pages of `page_size`.
 
     Raises:
-        UserError: the file or its .db is missing, empty, cut short, renamed, or is no MindRecord.
+        UserError: the file or its .db is missing, empty, truncated, renamed, or not a MindRecord.
     """
     path = Path(path)
     with open_to_read(path) as file:
@@ -77,7 +79,7 @@ def read_header(path: PathLike) -> Header:
         if size == 0:
             raise UserError(f"{path} is empty (0 bytes). Make it again.")
         if not 2 <= length <= size - 8:
-            raise UserError(f"{path} is no MindRecord file, or only the beginning of one. Make it again.")
+            raise UserError(f"{path} is not a MindRecord file, or only the beginning of one. Make it again.")
         content = file.read(length)
     try:
         fields = json.loads(content)
@@ -85,7 +87,7 @@ def read_header(path: PathLike) -> Header:
         header = _parse_header(fields, pages)
         ends = [fields["header_size"] + page["page_id"] * fields["page_size"] + page["page_size"] for page in pages]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is no MindRecord file, or a broken one. Make it again.") from error
+        raise UserError(f"{path} is not a MindRecord file, or a broken one. Make it again.") from error
     end = max(ends, default=0)
     if size < end:
         raise UserError(f"{path} is cut short: it has {size} bytes of {end}. Copy or make it again.")
@@ -119,18 +121,18 @@ def _check_index(path: Path) -> None:
         raise UserError(f"{index} is missing. A MindRecord is two files; copy {index.name} along with {path.name}.")
     with open_to_read(index) as file:
         if file.read(16) != b"SQLite format 3\0":
-            raise UserError(f"{index} is no MindRecord index, or a broken one. Copy or make {path.name} again.")
+            raise UserError(f"{index} is not a MindRecord index, or a broken one. Copy or make {path.name} again.")
 
 
 def find_mindrecord_files(path: PathLike) -> list[str]:
-    """The MindRecord files that a path stands for, checked.
+    """The MindRecord files that a path means, checked.
 
-    A folder stands for every file in it whose name ends in `mindrecord` (or in MindSpore's `mindrecord<digits>`), in
-    order of names; a file for itself and the shards that one FileWriter wrote with it. A write that was interrupted
-    after its last block is finished first.
+    A folder means every file in it whose name ends in `mindrecord` (or in MindSpore's `mindrecord<digits>`), sorted by
+    name; a file means itself and the shards that one FileWriter wrote with it. A write that was interrupted while its
+    files were moved into place is finished first.
 
     Raises:
-        UserError: nothing is there, or a file is broken (see `read_header`).
+        UserError: there is no file, or one is broken (see `read_header`).
     """
     if not str(path):
         raise UserError("No data set was named: give a MindRecord file, or a folder of them.")
@@ -157,7 +159,7 @@ def _is_mindrecord(file: Path) -> bool:
 
 
 def _hint(path: Path) -> str:
-    """Where the files may be instead."""
+    """A sentence about where the files may be instead, or ""."""
     if path.is_dir():
         below = sorted({str(file.parent) for file in path.glob("[!.]*/*") if _is_mindrecord(file)})
         return f" There are some in {', '.join(below[:3])}." if below else ""
@@ -166,13 +168,6 @@ def _hint(path: Path) -> str:
         sorted(file.name for file in folder.iterdir() if _split_of(file.name, path.name)) if folder.is_dir() else []
     )
     return f" It was written in splits ({splits[0]}, ...): name their folder, {folder}." if splits else ""
-
-
-def reason_of(error: BaseException) -> str:
-    """The line of a MindSpore data error that says what happened; the others are banners and places in its C++ code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    marked = [line.removeprefix("[ERROR]").strip() for line in lines if line.startswith("[ERROR]")]
-    return (marked or lines or [type(error).__name__])[0]
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -184,7 +179,7 @@ def _split_prefix(name: str) -> str:
 
 
 def split_names(name: str, num_splits: int) -> list[str]:
-    """File names of a set: `x.mindrecord`, or `x.0.mindrecord`, `x.1.mindrecord`, ... (same width, so names sort)."""
+    """File names of a set: `x.mindrecord`, or `x.0.mindrecord`, `x.1.mindrecord`, ... (zero-padded, so names sort)."""
     if num_splits == 1:
         return [name]
     width = len(str(num_splits - 1))
@@ -197,14 +192,14 @@ def _split_of(candidate: str, name: str) -> bool:
 
 
 class MindRecordWriter:
-    """Writes a set of MindRecord files, used with `with`: they appear when the block ends without an error.
+    """Writes a set of MindRecord files. Use it with `with`: the files appear when the block ends without an error.
 
     Args:
         path: output file; its name ends in `mindrecord`. Missing folders are created.
-        columns: names of int32 columns with rows of one dimension.
-        num_splits: how many files to spread the rows over, in turn.
-        overwrite: replace the file or set of splits that is there, when the new one is complete.
-        metadata: kept in every file; `read_header` returns it.
+        columns: names of int32 columns with one-dimensional rows.
+        num_splits: number of files to distribute the rows over, in turn.
+        overwrite: replace an existing file or set of splits, when the new one is complete.
+        metadata: stored in every file; `read_header` returns it.
 
     Raises:
         UserError: a name that is not allowed, files that exist, a folder that cannot be written, a full disk.
@@ -253,7 +248,7 @@ class MindRecordWriter:
         return self
 
     def _open(self, name: str) -> Any:
-        from mindspore.mindrecord import FileWriter  # here, so that bad input shows before MindSpore has loaded
+        from mindspore.mindrecord import FileWriter  # here, so that bad input is reported before MindSpore is loaded
 
         writer = FileWriter(str(self._stage / name), 1)
         description = json.dumps({METADATA_KEY: {**self._metadata, "set": self._target.name}})
@@ -290,19 +285,19 @@ class MindRecordWriter:
         with self._writing():
             for writer in self._writers:
                 writer.commit()
-            with atomic_write(self._stage / MANIFEST, "w") as file:
-                json.dump({"set": self._target.name, "files": [file.name for file in self.files]}, file)
+            names = [file.name for file in self.files]
+            write_json(self._stage / MANIFEST, {"set": self._target.name, "files": names})
             for entry in self._stage.iterdir():
-                _sync_file(entry)
+                sync(entry)
             sync_folder(self._stage)
             ready = self._target.with_name(f".{self._target.name}.ready")
-            with contextlib.suppress(OSError):  # left by another writer of the same name since this one began
-                _put_in_place(ready)
+            with contextlib.suppress(OSError):  # of another writer of the same name, since this one began
+                _move_into_place(ready)
             os.rename(self._stage, ready)
             sync_folder(ready.parent)
-            _unlock(self._lock)  # it has gone with the folder, and `_put_in_place` takes it again
+            _unlock(self._lock)  # the folder was renamed; `_move_into_place` locks it again
             self._lock = None
-            _put_in_place(ready)
+            _move_into_place(ready)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -311,11 +306,11 @@ class MindRecordWriter:
         except UserError:
             raise
         except (OSError, RuntimeError) as error:  # MindSpore raises RuntimeErrors
-            raise UserError(f"Cannot write {self._target}: {reason_of(error)}") from error
+            raise UserError(f"Cannot write {self._target}: {data_error_reason(error)}") from error
 
 
 def _existing_set(folder: Path, name: str) -> list[str]:
-    """Names that are there and belong to the set `name`: the file itself, and splits that say so."""
+    """Existing names of the set `name`: the file itself, and splits whose metadata name the set."""
     found = [name] if (folder / name).exists() or (folder / f"{name}.db").exists() else []
     for file in sorted(folder.iterdir()):
         if _split_of(file.name, name):
@@ -325,11 +320,11 @@ def _existing_set(folder: Path, name: str) -> list[str]:
     return found
 
 
-# ---- finishing and tidying -------------------------------------------------------------------------------------------
+# ---- finishing and cleaning up ---------------------------------------------------------------------------------------
 
 
 def finish_interrupted_writes(folder: PathLike) -> None:
-    """Move complete sets into place whose writer was killed while it did so.
+    """Move complete sets into place whose writer was killed while it moved them.
 
     Raises:
         UserError: a file cannot be moved, e.g. because the folder may not be written.
@@ -339,7 +334,7 @@ def finish_interrupted_writes(folder: PathLike) -> None:
         return
     for ready in sorted(folder.glob(".*mindrecord.ready")):
         try:
-            _put_in_place(ready)
+            _move_into_place(ready)
         except OSError as error:
             raise UserError(
                 f"{ready} holds data whose writing was interrupted; moving it into place failed: {error.strerror}. "
@@ -347,11 +342,11 @@ def finish_interrupted_writes(folder: PathLike) -> None:
             ) from error
 
 
-def _put_in_place(ready: Path) -> None:
-    """Move a complete set from its staging folder; what was moved before stays. Safe to repeat after a kill."""
+def _move_into_place(ready: Path) -> None:
+    """Move a complete set out of its staging folder, possibly after an earlier attempt. Safe to repeat after a kill."""
     lock = _lock_folder(ready, wait=True)
     try:
-        if not (ready / MANIFEST).is_file():  # all has been moved
+        if not (ready / MANIFEST).is_file():  # everything has been moved
             shutil.rmtree(ready, ignore_errors=True)
             return
         manifest = read_json(ready / MANIFEST)
@@ -360,7 +355,7 @@ def _put_in_place(ready: Path) -> None:
             if old not in names:
                 _remove_pair(folder / old)
         for name in names:
-            if (ready / name).exists():  # an old index must not be read with new data, not even for an instant
+            if (ready / name).exists():  # an old index must never be read with new data
                 (folder / f"{name}.db").unlink(missing_ok=True)
                 os.replace(ready / name, folder / name)
             if (ready / f"{name}.db").exists():
@@ -378,7 +373,7 @@ def _remove_pair(file: Path) -> None:
 
 
 def _sweep(folder: Path, name: str) -> None:
-    """Remove the staging folders of writers of `name` that are dead: nobody holds their lock, no such process runs."""
+    """Remove the staging folders of dead writers of `name`: no process holds their lock or has their number."""
     for stage in folder.glob(f".{glob.escape(name)}.tmp-*"):
         pid = stage.name.rsplit("-", 2)[-2]
         if pid.isdecimal() and process_runs(int(pid)):
@@ -390,7 +385,7 @@ def _sweep(folder: Path, name: str) -> None:
 
 
 def _lock_folder(folder: Path, wait: bool) -> int | None:
-    """Lock a folder for this process; None if another holds it. The lock ends with the process, however that ends."""
+    """Lock a folder for this process; None if another holds the lock, which ends with its process in any case."""
     if fcntl is None:
         return None
     while True:
@@ -402,9 +397,9 @@ def _lock_folder(folder: Path, wait: bool) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
                 return descriptor
-        except FileNotFoundError:  # gone while this process waited; look again
+        except FileNotFoundError:  # removed while this process waited
             pass
-        except OSError:  # held by another, or a file system without locks
+        except OSError:  # held by another process, or a file system without locks
             os.close(descriptor)
             return None
         os.close(descriptor)
@@ -412,12 +407,4 @@ def _lock_folder(folder: Path, wait: bool) -> int | None:
 
 def _unlock(descriptor: int | None) -> None:
     if descriptor is not None:
-        os.close(descriptor)
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
         os.close(descriptor)

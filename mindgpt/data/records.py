@@ -1,7 +1,7 @@
-"""Records, groups of named fields, from JSON, JSON lines, CSV and TSV files; each knows its file and line.
+"""Records (named fields) from JSON, JSON lines, CSV and TSV files, each with its file and line.
 
-What is wrong with one record is handed to the caller's `on_bad`, who raises it or leaves the record out; what is wrong
-with a file (not UTF-8, broken JSON list, quotes that never close, no usable header) is raised.
+The error of one bad record is passed to the caller's `on_bad`, which raises it or lets the record be skipped. Errors of
+a whole file (not UTF-8, broken JSON list, unclosed quotes, no usable header) are raised.
 """
 
 import csv
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import read_lines
-from mindgpt.data.json_values import OnBad, json_values, refuse
+from mindgpt.data.json_values import BadRecordHandler, json_values, raise_error
+from mindgpt.io.files import read_lines
 
 Kind = Literal["json", "csv", "tsv"]
 KINDS: dict[str, Kind] = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv"}
@@ -21,14 +21,14 @@ _LARGEST_CELL = 1 << 27  # characters; Python's default of 131,072 is less than 
 
 
 class Record(NamedTuple):
-    """The fields of one record, and where it stands: `file:line`."""
+    """The fields of a record, and its place: `file:line`."""
 
     place: str
     fields: dict[str, Any]
 
 
 class BadRecords:
-    """The `on_bad` of a reader that leaves bad records out: counts them, and keeps the first few messages."""
+    """An `on_bad` that skips bad records: it counts them and keeps the first messages."""
 
     SHOWN = 3
 
@@ -43,7 +43,7 @@ class BadRecords:
 
     @property
     def first(self) -> str:
-        """The first few messages."""
+        """The first messages."""
         return " ".join(self.messages) + (" ..." if self.count > self.SHOWN else "")
 
     def __str__(self) -> str:
@@ -51,18 +51,18 @@ class BadRecords:
 
 
 def refuse_with_hint(error: UserError) -> None:
-    """The `on_bad` of a program that leaves bad records out only when asked to."""
-    refuse(UserError(f"{error} --skip_bad leaves such records out."))
+    """An `on_bad` that raises the error, with a hint at `--skip_bad`."""
+    raise_error(UserError(f"{error} --skip_bad leaves such records out."))
 
 
 def kind_by_name(file: Path) -> Kind | None:
-    """What a file holds by its suffix, in any letter case; None for suffixes that are none of `KINDS`."""
+    """The kind of a file by its suffix, in any letter case; None for other suffixes than those of `KINDS`."""
     return KINDS.get(file.suffix.lower())
 
 
-def read_records(file: Path, on_bad: OnBad = refuse) -> Iterator[Record]:
-    """The records of a file: .csv and .tsv have a header; any other holds a JSON list of objects, or objects one behind
-    the other.
+def read_records(file: Path, on_bad: BadRecordHandler = raise_error) -> Iterator[Record]:
+    """The records of a file: a table with a header for .csv and .tsv, else a JSON list of objects or a sequence of
+    objects.
 
     Raises:
         UserError: the file cannot be read, or is broken as a whole.
@@ -82,7 +82,7 @@ def text_of(record: Record, key: str) -> str:
     """The text under `key`.
 
     Raises:
-        UserError: there is no such key, or its value is no text.
+        UserError: there is no such key, or its value is not text.
     """
     if key not in record.fields:
         keys = listed(list(record.fields)) or "none"
@@ -91,31 +91,31 @@ def text_of(record: Record, key: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few names, as a message lists them."""
+    """The first names, quoted, and how many more there are."""
     return ", ".join(map(repr, names[:_LISTED])) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def checked_text(value: Any, name: str) -> str:
-    """`value`, if it is a text that can be encoded; `name` is what to call it.
+    """`value`, if it is a string of valid Unicode; `name` names it in messages.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not.
     """
     if not isinstance(value, str):
-        raise UserError(f"{name} should be a text; it is a {type(value).__name__}.")
+        raise UserError(f"{name} must be a string; it is a {type(value).__name__}.")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{name} is no valid Unicode: it holds half a surrogate pair.")
+        raise UserError(f"{name} is not valid Unicode: it holds an unpaired surrogate.")
     return value
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def table_records(file: Path, kind: Literal["csv", "tsv"], on_bad: OnBad = refuse) -> Iterator[Record]:
-    """The rows of a table under its header: commas or, in a TSV, TABs between cells; `"` round a cell that holds them.
+def table_records(file: Path, kind: Literal["csv", "tsv"], on_bad: BadRecordHandler = raise_error) -> Iterator[Record]:
+    """The rows of a table with a header. Cells are separated by commas or, in a TSV, by TABs, and quoted by `"`.
 
-    A quoted cell may go over several lines; `""` inside it is one `"`. Columns without a name and content, which Excel
-    adds, are dropped; one with content, such as the index that pandas adds, is called `column <number>`.
+    A quoted cell may span several lines; `""` inside it is one `"`. Columns without name and content, which Excel adds,
+    are dropped; one with content, such as the index that pandas adds, is named `column <number>`.
 
     Raises:
         UserError: the file cannot be read, has broken quotes, or no header.
@@ -138,31 +138,32 @@ _SEPARATORS = {"csv": (",", "commas"), "tsv": ("\t", "TABs")}
 
 
 def check_separator(place: str, header: list[str], kind: Literal["csv", "tsv"]) -> None:
-    """Raise a UserError for a header of one column that seems to be several, with another sign between them."""
+    """Raise a UserError for a header of one column that seems to be several with another separator."""
     if header[0].lower().startswith("sep="):
-        raise UserError(f"{place}: {header[0]!r} is a line for Excel alone; remove it.")
+        raise UserError(f"{place}: {header[0]!r} is a separator line that only Excel understands; remove it.")
     if len(header) > 1:
         return
     other: Kind = "tsv" if kind == "csv" else "csv"
     sign, name = _SEPARATORS[other]
     wanted = f"the columns of a {kind} file are separated by {_SEPARATORS[kind][1]}"
     if sign in header[0]:
-        raise UserError(f"{place}: {wanted}, and these by {name}. Rename it to .{other}.")
+        raise UserError(f"{place}: {wanted}, but these by {name}. Rename the file to .{other}.")
     if ";" in header[0]:
         raise UserError(
-            f"{place}: {wanted}, and these by semicolons. Save it again; Excel takes the sign from the region settings."
+            f"{place}: {wanted}, but these by semicolons. Save it again with the right separator; Excel takes it from "
+            "the region settings."
         )
 
 
 def trimmed(row: list[str], columns: int) -> list[str]:
-    """A row without the empty cells behind the last of so many columns."""
+    """A row without empty cells after the given number of columns."""
     while len(row) > columns and not row[-1].strip():
         row = row[:-1]
     return row
 
 
 def _fields(row: list[str], names: list[str]) -> dict[str, str]:
-    """The cells of a row by name; those without one by their column's number, if they hold anything."""
+    """Column name -> cell. A nonempty cell in an unnamed column has the key `column <number>`."""
     row = trimmed(row, len(names))
     if len(row) != len(names):
         raise UserError(f"has {len(row)} columns, but the header has {len(names)}.")
@@ -171,7 +172,7 @@ def _fields(row: list[str], names: list[str]) -> dict[str, str]:
 
 
 def csv_rows(file: Path, kind: Literal["csv", "tsv"]) -> Iterator[tuple[int, list[str]]]:
-    """The rows but for blank lines, each with the line it begins on. Cells without text, `,,`, are a row."""
+    """The rows with the lines that they begin on; blank lines are skipped, but rows of empty cells, `,,`, are not."""
     csv.field_size_limit(_LARGEST_CELL)
     lines = (f"{line}\n" for line in read_lines(file))
     reader = csv.reader(lines, delimiter="\t" if kind == "tsv" else ",", strict=True)
@@ -182,6 +183,9 @@ def csv_rows(file: Path, kind: Literal["csv", "tsv"]) -> Iterator[tuple[int, lis
         except StopIteration:
             return
         except csv.Error as error:
-            raise UserError(f"{file}:{line}: broken quotes in the row that begins here: {error}.") from error
+            raise UserError(
+                f"{file}:{line}: broken quotes in the row that begins here: {error}. A quoted cell ends at the next "
+                'lone double quote ("); a double quote inside it is doubled ("").'
+            ) from error
         if len(row) > 1 or any(cell.strip() for cell in row):
             yield line, row

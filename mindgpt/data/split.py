@@ -1,32 +1,32 @@
-"""A text in two parts: one to train on, one to judge by."""
+"""Splitting a text into training and validation data."""
 
 import unicodedata
 from pathlib import Path
 from typing import Literal
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import PathLike, atomic_write, read_text
 from mindgpt.data.records import Kind
 from mindgpt.data.text import document_pieces, kind_of
+from mindgpt.io.files import PathLike, read_text, write_text
 
 
 def help_topics() -> str:
-    """The text of Python's own help topics, which lies on every machine that has Python: half a megabyte of English."""
+    """Python's own help topics, half a megabyte of English text that comes with Python."""
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def split_text(text: str, fraction: float) -> tuple[str, str]:
-    """The text up to a line end, and the rest: about `fraction` of it, from the end.
+    """Split a text after a newline, so that the second part is about `fraction` of it.
 
-    Where no line ends near, as in a text of one line, it is split behind a space, or else between two characters.
+    If there is no newline nearby, as in a text of one line, it is split after a space, or else between two characters.
 
     Raises:
         UserError: `fraction` is not between 0 and 1, or one part would be empty.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"the fraction to judge by must lie between 0 and 1, not {fraction}")
+        raise UserError(f"the validation fraction must lie between 0 and 1, not {fraction}")
     place = _place_to_split(text, int(len(text) * (1 - fraction)))
     first, rest = text[:place], text[place:]
     if not first.strip() or not rest.strip():
@@ -35,8 +35,8 @@ def split_text(text: str, fraction: float) -> tuple[str, str]:
 
 
 def _place_to_split(text: str, wanted: int) -> int:
-    """Behind the first line end from `wanted` on, in the half of the rest that follows; or behind a space or
-    full stop there; or between two characters, neither of which combines with the other."""
+    """The index just after the first newline in the first half of the text that follows `wanted`; else after a space or
+    an ideographic full stop there; else the next index that does not split a combined character."""
     last = wanted + (len(text) - wanted) // 2
     for sign in ("\n", " ", "\N{IDEOGRAPHIC FULL STOP}"):
         if place := text.find(sign, wanted, last) + 1:
@@ -51,7 +51,7 @@ _JOINER = "\N{ZERO WIDTH JOINER}"  # between the parts of one emoji
 
 
 def _joins(character: str) -> bool:
-    """Whether a character belongs to the one in front of it: accents, joiners, variation selectors, skin colours."""
+    """Whether a character combines with the one before it: accents, joiners, variation selectors, skin tones."""
     return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf") or "\U0001f3fb" <= character <= "\U0001f3ff"
 
 
@@ -76,8 +76,7 @@ def split_file(
     parts = split_text(text, fraction)
     files = Path(folder) / "train.txt", Path(folder) / "valid.txt"
     for file, part in zip(files, parts, strict=True):
-        with atomic_write(file, "w") as output:
-            output.write(part)
+        write_text(file, part)
     return files
 
 

@@ -1,8 +1,8 @@
-"""Documents from files of text: plain text, JSON lists and lines, tables, and tokenised WikiText.
+"""Documents from text files: plain text, JSON lists and lines, tables, and tokenised WikiText.
 
-A source yields `Piece`s: stretches of a document, in order, the last of them marked. A big file is thus never held in
-memory at once. Pieces are cut only where GPT-2's tokenizer cuts too, so tokenising them one by one gives the ids of the
-whole (see `cut`).
+A document is a sequence of `Piece`s, the last of which is marked, so that a large file never has to fit into memory.
+Documents are split only where GPT-2's tokenizer splits words, so tokenising piece by piece gives the ids of the whole
+document (see `split_document`).
 """
 
 import glob
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import PathLike, check_readable, read_chunks, read_lines
-from mindgpt.data.json_values import OnBad, begins_as_json, json_values, refuse
+from mindgpt.data.json_values import BadRecordHandler, begins_as_json, json_values, raise_error
 from mindgpt.data.records import Kind, Record, checked_text, kind_by_name, table_records, text_of
+from mindgpt.io.files import PathLike, check_readable, read_chunks, read_lines
 
 PIECE_CHARACTERS = 1 << 16
 TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".ndjson")
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Piece(NamedTuple):
-    """A stretch of a document's text; `ends_document` marks the document's last piece."""
+    """Part of a document's text; `ends_document` marks the last one."""
 
     text: str
     ends_document: bool
@@ -36,14 +36,14 @@ class Piece(NamedTuple):
 
 
 def input_files(names: Iterable[PathLike], suffixes: Sequence[str] = TEXT_SUFFIXES) -> list[Path]:
-    """The files that a list of files, folders and patterns stands for, each once, in the order given.
+    """Expand files, folders and glob patterns to a list of files, without duplicates, in the given order.
 
-    A folder stands for its files with one of the `suffixes`, in any letter case, sub-folders included, sorted by path;
-    a line names the suffixes that are left out. So does a pattern (`corpus/*.txt`) for the files it matches. Hidden
-    files and folders, whose names begin with a dot, are left out of both unless a name or pattern spells the dot.
+    A folder means its files with one of the `suffixes`, in any letter case, sub-folders included, sorted by path; other
+    suffixes are reported and skipped. A pattern (`corpus/*.txt`) means the files that it matches. Hidden files and
+    folders are skipped unless a name or pattern spells out the dot.
 
     Raises:
-        UserError: a name stands for nothing, or a file cannot be read.
+        UserError: a name means no file, or a file cannot be read.
     """
     files: dict[Path, None] = {}
     for name in names:
@@ -72,7 +72,7 @@ def _files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     others = Counter(file.suffix or "none" for file in visible if file.suffix.lower() not in suffixes)
     left_out = f"{others.total()} file(s) with other suffixes ({', '.join(sorted(others)[:5])})"
     if not found:
-        besides = f", but {left_out}. A pattern names them: '{folder}/**/*'" if others else ""
+        besides = f", but {left_out}. To read them, pass a pattern: '{folder}/**/*'" if others else ""
         raise UserError(f"The folder {folder} holds no {', '.join(suffixes[:-1])} or {suffixes[-1]} file{besides}.")
     if others:
         logger.warning("note: %s: %s are not read", folder, left_out)
@@ -81,35 +81,35 @@ def _files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------
 
-# One space or line end between two other characters. GPT-2's pattern takes the space with what follows it and the line
-# end by itself (` ?\p{L}+| ?\p{N}+|...|\s+(?!\S)|\s+`, Radford et al. 2019), so no token spans the place before it.
-_SAFE_PLACE = re.compile(r"(?<=\S)[ \n](?=\S)")
+# One space or newline between two other characters. GPT-2's pattern matches the space with what follows it, and the
+# newline by itself (` ?\p{L}+| ?\p{N}+|...|\s+(?!\S)|\s+`, Radford et al. 2019), so no token crosses that position.
+_SAFE_SPLIT = re.compile(r"(?<=\S)[ \n](?=\S)")
 
 
-def cut(chunks: Iterable[str]) -> Iterator[Piece]:
-    """One document, given in chunks of any size, as pieces of a little more than `PIECE_CHARACTERS`.
+def split_document(chunks: Iterable[str]) -> Iterator[Piece]:
+    """Split a document, given in chunks of any size, into pieces of a little more than `PIECE_CHARACTERS`.
 
-    GPT-2's tokenizer gives a document's pieces, one by one, the ids that it gives the document.
+    GPT-2's tokenizer gives the pieces the same ids as the document.
     """
-    held, searched = "", PIECE_CHARACTERS
+    buffer, search_from = "", PIECE_CHARACTERS
     for chunk in chunks:
-        held += chunk
-        while place := _SAFE_PLACE.search(held, searched):
-            yield Piece(held[: place.start()], False)
-            held, searched = held[place.start() :], PIECE_CHARACTERS
-        searched = max(PIECE_CHARACTERS, len(held) - 1)
-    yield Piece(held, True)
+        buffer += chunk
+        while place := _SAFE_SPLIT.search(buffer, search_from):
+            yield Piece(buffer[: place.start()], False)
+            buffer, search_from = buffer[place.start() :], PIECE_CHARACTERS
+        search_from = max(PIECE_CHARACTERS, len(buffer) - 1)
+    yield Piece(buffer, True)
 
 
 # ---- plain text, JSON and tables -------------------------------------------------------------------------------------
 
 
 def kind_of(file: Path, read_as: Kind | Literal["text"] | None = None) -> Kind | Literal["text"]:
-    """What a file holds: `read_as` if given, else by its suffix; what has no suffix is JSON if it begins as JSON does.
+    """The kind of a file: `read_as` if given, else by its suffix; without a suffix, JSON if it begins like JSON.
 
     Raises:
-        UserError: a file with a suffix such as .txt begins as JSON does, whose brackets and escapes are hardly what a
-            model is to learn; or the file cannot be read.
+        UserError: a file with a suffix such as .txt begins like JSON, which is hardly text to train on; or the file
+            cannot be read.
     """
     kind = read_as or kind_by_name(file)
     if kind is not None:
@@ -129,21 +129,21 @@ def document_pieces(
     document_per: Literal["file", "line"] = "file",
     field: str = "text",
     kind: Kind | Literal["text"] | None = None,
-    on_bad: OnBad = refuse,
+    on_bad: BadRecordHandler = raise_error,
 ) -> Iterator[Piece]:
-    """The documents of one file: of a text file its text; of JSON each text, or the `field` of each object (a text, or
-    a list of its lines); of a table the column `field` of each row.
+    """The documents of a file: the text of a text file; in JSON, each string, or the `field` of each object (a string
+    or a list of lines); in a table, the column `field` of each row.
 
     Args:
-        document_per: for text files. "file": the whole file, as it stands, is one document. "line": each line is one,
-            without its line end; blank lines separate and are no documents.
+        file: the file.
+        document_per: for text files. "file": the whole file is one document. "line": each line that is not blank is
+            one, without its newline.
         field: for JSON and tables: the key or column that holds the text.
         kind: of the file; None: see `kind_of`.
-        on_bad: gets the error of a record without a text; raises it, or lets the record be left out.
+        on_bad: gets the error of a record without text; raises it, or lets the record be skipped.
 
     Raises:
-        UserError: the file is not UTF-8 or broken, or a record is no text and has none under `field` (with file and
-            line).
+        UserError: the file is not UTF-8 or broken, or a record holds no text (with file and line).
     """
     kind = kind_of(file) if kind is None else kind
     if kind != "text":
@@ -153,11 +153,11 @@ def document_pieces(
     else:
         documents = [read_chunks(file)]
     for chunks in documents:
-        yield from cut(chunks)
+        yield from split_document(chunks)
 
 
-def _texts(file: Path, kind: Kind, field: str, on_bad: OnBad) -> Iterator[str]:
-    """The text of each record of a file, or each text that stands for itself."""
+def _texts(file: Path, kind: Kind, field: str, on_bad: BadRecordHandler) -> Iterator[str]:
+    """The text of each record of a file; in JSON, a record may be a string."""
     if kind == "json":
         values = ((f"{file}:{line}", value) for line, value in json_values(file, on_bad))
     else:
@@ -175,7 +175,7 @@ def _texts(file: Path, kind: Kind, field: str, on_bad: OnBad) -> Iterator[str]:
 
 
 def _text_or_lines(record: Record, field: str) -> str:
-    """The text under `field`; a list of texts is its lines, as of the poems in chinese-poetry."""
+    """The text under `field`; a list of strings is joined as lines, as for poems in chinese-poetry."""
     lines = record.fields.get(field)
     if not isinstance(lines, list) or not lines:
         return text_of(record, field)
@@ -186,10 +186,10 @@ def _text_or_lines(record: Record, field: str) -> str:
 
 
 def wikitext_pieces(file: Path) -> Iterator[Piece]:
-    """The articles of a tokenised WikiText file (wiki.*.tokens), detokenised; one article is one document.
+    """The articles of a tokenised WikiText file (wiki.*.tokens), detokenised; each article is a document.
 
-    ` = Title = ` after a blank line begins an article. Headings stay, in wiki spelling (`== Section ==`); runs of blank
-    lines become one; nothing else is left out.
+    ` = Title = ` after a blank line begins an article. Headings are kept in wiki syntax (`== Section ==`); several
+    blank lines become one; everything else is kept.
 
     Raises:
         UserError: the file cannot be read as UTF-8.
@@ -202,13 +202,13 @@ def wikitext_pieces(file: Path) -> Iterator[Piece]:
             continue
         level, title = _heading(text)
         if level == 1 and blank_before and article:
-            yield from cut([article])
+            yield from split_document([article])
             article = ""
         rendered = f"{'=' * level} {detokenize_wikitext(title)} {'=' * level}" if level else detokenize_wikitext(text)
         gap = "" if not article else "\n\n" if blank_before else "\n"
         article, blank_before = article + gap + rendered, False
     if article:
-        yield from cut([article])
+        yield from split_document([article])
 
 
 _HEADING = re.compile(r"((?:= )+)(.+?)((?: =)+)")
@@ -223,9 +223,9 @@ def _heading(text: str) -> tuple[int, str]:
 
 
 def detokenize_wikitext(text: str) -> str:
-    """Undo WikiText's tokenisation of one paragraph: spaces round punctuation, `@-@` and the like.
+    """Undo WikiText's tokenisation of a paragraph: spaces around punctuation, `@-@` and the like.
 
-    Only spaces and the `@` marks change. A lone `'` or an odd number of `"` can open or close; these keep their spaces.
+    Only spaces and `@` marks change. A single `'` and an odd number of `"` are ambiguous and keep their spaces.
     """
     text = re.sub(r"(?: |^)@([-,.])@(?: |$)", r"\1", text)
     text = re.sub(r" ([.,;:!?])(?= |$)", r"\1", text)  # not ` ..`, not ` .5`
@@ -241,10 +241,10 @@ def detokenize_wikitext(text: str) -> str:
 
 
 def mindformers_pieces(file: Path) -> Iterator[Piece]:
-    """MindFormers 1.5's reading of WikiText, for comparison with its published perplexities: one long document.
+    """WikiText as MindFormers 1.5 read it, for comparison with its published perplexities: one long document.
 
-    As it did: headings are dropped and close a section, the last section is lost, a section's paragraphs are joined by
-    a space and sections by a line end, and everything after the first TAB is ignored.
+    Headings are dropped and end a section, the last section is lost, the paragraphs of a section are joined by a space
+    and the sections by a newline, and everything after the first TAB is ignored.
     """
     gap = ""
     for section in _mindformers_sections(file):
@@ -268,8 +268,8 @@ def _mindformers_sections(file: Path) -> Iterator[str]:
             paragraphs.append(text)
 
 
-# Replacements and patterns in MindFormers' order (which is Megatron-LM's, but for " ."). Some harm the text: " ." glues
-# " .5" to the word before, " N " becomes " 1 ". They stay as they are, for the sake of the same blocks.
+# Replacements and patterns in MindFormers' order (Megatron-LM's, except " ."). Some damage the text: " ." joins " .5"
+# to the word before, " N " becomes " 1 ". They are kept so that the blocks are the same.
 _MINDFORMERS_FIRST = (
     *(("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", ".")),
     *((" : ", ": "), (" ; ", "; "), (" . ", ". "), (" .", "."), (" ! ", "! "), (" ? ", "? "), (" , ", ", ")),

@@ -1,4 +1,4 @@
-"""The command-line arguments that the data tools share: what they write, and the texts that they read."""
+"""Command-line arguments that the data tools share."""
 
 import argparse
 import contextlib
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mindgpt.config.arguments import path_argument
 from mindgpt.config.errors import UserError
-from mindgpt.data.byte_bpe import holds_tokenizer
-from mindgpt.data.files import DOWNLOADS
 from mindgpt.data.records import BadRecords, refuse_with_hint
 from mindgpt.data.text import Piece, document_pieces, input_files, kind_of
+from mindgpt.io.files import DOWNLOADS
+from mindgpt.tokenizers.loading import holds_tokenizer
 
 _DEFAULT = "gpt2"  # of MindFormers' --tokenizer_type: the name of a model, whose tokenizer it downloaded
 _BLOCK_LENGTH = "tokens in a {row}: seq_length + 1 to train, seq_length to evaluate"
@@ -20,12 +20,13 @@ _BLOCK_LENGTH = "tokens in a {row}: seq_length + 1 to train, seq_length to evalu
 def add_output_arguments(
     parser: argparse.ArgumentParser, *, row: str, max_length: int, length_help: str = _BLOCK_LENGTH
 ) -> None:
-    """Add what is written where, with which tokenizer.
+    """Add the arguments of the output file and the tokenizer.
 
     Args:
-        row: what a row of the file is called in the help text.
+        parser: to add them to.
+        row: the name of a row in the help text.
         max_length: the default of --max_length.
-        length_help: what it means; `{row}` in it stands for `row`.
+        length_help: help text of --max_length, in which `{row}` is replaced.
     """
     parser.add_argument(
         "--output_file", type=path_argument, required=True, help="file to write; its name ends in 'mindrecord'"
@@ -51,7 +52,7 @@ def add_output_arguments(
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add which files are read, and what in them is the text; `TextFiles` reads them."""
+    """Add the arguments of the input files, which `TextFiles` reads."""
     parser.add_argument(
         "--input_file",
         type=path_argument,
@@ -73,7 +74,7 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_skip_bad(parser: argparse.ArgumentParser) -> None:
-    """Add --skip_bad; `bad_records` makes of it what readers call `on_bad`."""
+    """Add --skip_bad; see `bad_records`."""
     parser.add_argument(
         "--skip_bad",
         action="store_true",
@@ -93,12 +94,12 @@ def counted_in_errors(bad: BadRecords | None) -> Iterator[None]:
 
 
 def bad_records(arguments: argparse.Namespace) -> BadRecords | None:
-    """What counts the bad records that --skip_bad leaves out; None: they are refused."""
+    """The `on_bad` that counts what --skip_bad skips; None: bad records are errors."""
     return BadRecords() if arguments.skip_bad else None
 
 
 def warn(message: object) -> None:
-    """Print a warning about data, where it does not get in the way of a program's output."""
+    """Print a warning to standard error."""
     print(f"warning: {message}", file=sys.stderr)
 
 
@@ -107,10 +108,10 @@ class TextFiles:
 
     Attributes:
         files: the files.
-        bad: counts the records left out; None: none is.
+        bad: counts skipped records; None: bad records are errors.
 
     Raises:
-        UserError: as `input_files` and `kind_of`, before anything is read.
+        UserError: as `input_files` and `kind_of`, before any text is read.
     """
 
     def __init__(self, arguments: argparse.Namespace):
@@ -120,7 +121,7 @@ class TextFiles:
         self._field = arguments.field
 
     def pieces(self, document_per: str = "file") -> Iterator[Piece]:
-        """The documents, as `document_pieces` gives them; then a warning, if bad records were left out."""
+        """The documents, as in `document_pieces`; at the end, a warning if bad records were skipped."""
         for file, kind in zip(self.files, self._kinds, strict=True):
             yield from document_pieces(file, document_per, self._field, kind, self.bad or refuse_with_hint)
         if self.bad and self.bad.count:
@@ -128,10 +129,10 @@ class TextFiles:
 
 
 def tokenizer_folder(named: str) -> Path:
-    """The folder that `--tokenizer_type` means: one that is there, or for `gpt2` the one that MindFormers downloaded.
+    """The folder that `--tokenizer_type` means: an existing one, or for `gpt2` MindFormers' download.
 
     Raises:
-        UserError: it is the default that is meant, and there is no tokenizer.
+        UserError: there is no tokenizer in the default folder.
     """
     if named != _DEFAULT or Path(named).exists():
         return Path(named)

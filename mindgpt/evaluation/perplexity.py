@@ -1,4 +1,4 @@
-"""Perplexity: e to the mean negative log-likelihood of a token."""
+"""Perplexity: exp of the mean negative log-likelihood per token."""
 
 import math
 from collections.abc import Sequence
@@ -6,20 +6,24 @@ from collections.abc import Sequence
 from mindspore import Tensor, nn
 from mindspore.train import Metric
 
+from mindgpt.models.acceleration import loss_cell
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.gpt2.kernel_cells import KernelLosses, kernels_fit
+
+
+class NothingCountedError(RuntimeError):
+    """A metric has no value, since nothing in the data counts. The message continues the name of the data."""
 
 
 class PerplexityCell(nn.Cell):
     """What `mindspore.train.Model` evaluates: a batch of rows -> its summed loss and the tokens it is summed over.
 
-    On a CPU by the C++ kernels, if they can do it for this network.
+    By the device's own kernels, if they fit this network.
     """
 
     def __init__(self, network: GPT2LMHeadModel):
         super().__init__(auto_prefix=False)
         self.network = network
-        self.kernels = KernelLosses(network) if kernels_fit(network.backbone) else None
+        self.kernels = loss_cell(network)
 
     def construct(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
@@ -31,10 +35,10 @@ class PerplexityCell(nn.Cell):
 
 
 class PerplexityMetric(Metric):
-    """Loss and perplexity over a data set, each predicted token counted once.
+    """Loss and perplexity over a data set, averaged over all predicted tokens.
 
-    MindFormers 1.5 gave every batch the same weight, a short last one too; for its published numbers `batch_means`
-    computes the mean of batch means instead.
+    With `batch_means`, the mean of batch means instead: MindFormers 1.5 gave every batch the same weight, also a short
+    last one, and its published numbers were computed so.
     """
 
     def __init__(self, batch_means: bool = False):
@@ -47,15 +51,15 @@ class PerplexityMetric(Metric):
         self._batches: list[tuple[float, int]] = []
 
     def update(self, total: Tensor, count: Tensor) -> None:
-        """Add a batch: its summed loss and its number of predicted tokens, as `PerplexityCell` returns them."""
+        """Add a batch: summed loss and number of predicted tokens (scalars), from `PerplexityCell`."""
         self._batches.append((float(total.asnumpy()), int(count.asnumpy())))
 
     def state(self) -> list[tuple[float, int]]:
-        """All batches so far, for `restore`; JSON can hold it."""
+        """All batches so far, for `restore`, as JSON values."""
         return self._batches
 
     def restore(self, states: Sequence[Sequence[Sequence[float]]]) -> None:
-        """Take what several metrics have counted for one's own, in their order."""
+        """Replace the batches by those of the `state` of several metrics, in order."""
         self._batches = [(float(total), int(count)) for state in states for total, count in state]
 
     @property
@@ -64,10 +68,10 @@ class PerplexityMetric(Metric):
         return sum(count for _, count in self._batches)
 
     def eval(self) -> dict[str, float]:
-        """`loss`, in nats per token, and `PPL` = e^loss; infinite where that is beyond float64.
+        """`loss`, in nats per token, and `PPL` = exp(loss), infinite if that overflows float64.
 
         Raises:
-            RuntimeError: no token was predicted.
+            NothingCountedError: no token was predicted.
         """
         self._check_anything_counted()
         if not self.batch_means:
@@ -76,14 +80,21 @@ class PerplexityMetric(Metric):
         return _loss_and_perplexity(sum(means) / len(means))
 
     def token_weighted(self) -> dict[str, float]:
-        """As `eval`, each token counted once whatever `batch_means` says."""
+        """As `eval` without `batch_means`."""
         self._check_anything_counted()
         return _loss_and_perplexity(sum(total for total, count in self._batches if count) / self.tokens)
 
     def _check_anything_counted(self) -> None:
         if not self.tokens:
-            raise RuntimeError("the data set has no token to predict: every row is padding, or all labels are -100")
+            raise NothingCountedError(
+                "the data set has no token to predict: every row is padding, or all labels are -100"
+            )
 
 
 def _loss_and_perplexity(loss: float) -> dict[str, float]:
-    return {"loss": loss, "PPL": math.exp(loss) if loss < 700 else math.inf}
+    return {"loss": loss, "PPL": perplexity(loss)}
+
+
+def perplexity(loss: float) -> float:
+    """e^loss, of a mean negative log-likelihood in nats; infinite where that is beyond float64."""
+    return math.exp(loss) if loss < 700 else math.inf

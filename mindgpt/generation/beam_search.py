@@ -11,7 +11,7 @@ that of Hugging Face transformers, so that the texts are the same:
 - The search ends with n finished texts if early_stopping is True; else when the best beam, scored at its present length
   (if False; at the greatest length if "never" and length_penalty is above 0), is no better than the worst of them.
 
-Beam sampling draws the candidates without replacement instead, in proportion to their probability, by Gumbel's trick
+Beam sampling samples the candidates without replacement instead, in proportion to their probability, by Gumbel's trick
 (Kool et al. 2019, section 2.3).
 """
 
@@ -20,12 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mindgpt.generation.reader import Reader
 from mindgpt.generation.rules import process, warp
 from mindgpt.generation.sampling import check_choice
 from mindgpt.generation.settings import GenerationSettings
-
-Stop = Callable[[int, Sequence[int]], bool]
 
 
 class Beam(NamedTuple):
@@ -81,7 +78,7 @@ class Search:
         self.sources = [sources[i] for i in best] + [sources[best[0]]] * (self.settings.num_beams - len(best))
 
     def _candidates(self, scores: np.ndarray) -> list[tuple[int, int]]:
-        """(beam, token) of those that are looked at, best first, or as they were drawn"""
+        """(beam, token) of those that are looked at, best first, or as they were sampled"""
         number = max(2, 1 + len(self.settings.eos_token_ids)) * self.settings.num_beams
         possible = np.flatnonzero(scores > -np.inf)
         keys = scores.reshape(-1)[possible]
@@ -124,45 +121,7 @@ class Search:
         return texts + texts[-1:] * (number - len(texts))
 
 
-def beam_search(
-    reader: Reader,
-    prompts: list[list[int]],
-    limits: list[int],
-    settings: GenerationSettings,
-    streams: list[np.random.Generator],
-    stop: Stop | None,
-) -> list[list[int]]:
-    """Search for continuations of all prompts at once; see `Generator.generate`. There is a stream for each prompt.
-
-    `stop` is asked about candidates, of which few become a text; the row it is given is the prompt's number.
-    """
-    searches = [
-        Search(prompt, limit, settings, stream, None if stop is None else lambda new, row=row: stop(row, new))
-        for row, (prompt, limit, stream) in enumerate(zip(prompts, limits, streams, strict=True))
-    ]
-    beams = settings.num_beams
-    numbers = [range(row * beams, (row + 1) * beams) for row in range(len(prompts))]  # the reader's, of each search
-    running = range(len(prompts))
-    logits = reader.read(prompts, beams)
-    first = True  # all beams are the prompt yet, so it does not matter which of them is continued
-    while True:
-        log_probs = _next_log_probs(logits, [searches[row] for row in running], settings)
-        for row, part in zip(running, np.split(log_probs, len(running)), strict=True):
-            searches[row].advance(part)
-        running = [row for row in running if searches[row].running]
-        if not running:
-            return [text for search in searches for text in search.texts()]
-        if not first:
-            for row in running:
-                reader.follow(numbers[row], [numbers[row][source] for source in searches[row].sources])
-        first = False
-        logits = reader.next(
-            [number for row in running for number in numbers[row]],
-            [beam.text for row in running for beam in searches[row].running],
-        )
-
-
-def _next_log_probs(logits: np.ndarray, searches: list[Search], settings: GenerationSettings) -> np.ndarray:
+def next_log_probs(logits: np.ndarray, searches: list[Search], settings: GenerationSettings) -> np.ndarray:
     """(rows, V) logits of all beams -> what each token adds to its beam's score, under the rules"""
     beams = [(search, beam) for search in searches for beam in search.running]
     log_probs = process(

@@ -1,4 +1,7 @@
-"""The loop that continues texts token by token: greedy or by drawing; beam search is in `beam_search.py`."""
+"""The engine: texts are continued token by token, greedy, by sampling or by beam search.
+
+Shape letters: B rows of a batch, V vocabulary.
+"""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,17 +10,22 @@ from weakref import WeakKeyDictionary
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn
 
 from mindgpt.config.errors import UserError
-from mindgpt.generation.beam_search import Stop, beam_search
-from mindgpt.generation.reader import CompiledGraphs, Reader
+from mindgpt.generation.beam_search import Search, next_log_probs
+from mindgpt.generation.inference_graphs import InferenceGraphs, Shape
+from mindgpt.generation.requests import checked_prompts, length_limits, random_streams
 from mindgpt.generation.sampling import next_tokens
 from mindgpt.generation.settings import GenerationSettings
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 
 OnToken = Callable[[int, int], None]
+Stop = Callable[[int, Sequence[int]], bool]
 NewTokens = list[tuple[int, int]]  # of one step: the row and the token
+
+WORTH_COMPILING = 200
+"""Decode steps that take about as long as compiling one."""
 
 _ONE_AT_A_TIME = threading.RLock()
 """The device, and the mode that MindSpore works in, are the whole process's: other threads wait."""
@@ -33,7 +41,7 @@ class Generator:
     def __init__(self, model: GPT2LMHeadModel):
         # Not the model itself: a generator is kept as long as its model lives (`generate`), not the other way round.
         self.config = model.config
-        self.graphs = CompiledGraphs(model.backbone, model.head)
+        self.graphs = InferenceGraphs(model.backbone, model.head)
         self._reserved = False
 
     def generate(
@@ -56,7 +64,7 @@ class Generator:
         Returns:
             The new tokens of each row; with `num_return_sequences` n, rows i * n to (i + 1) * n - 1 are of prompt i, in
             a beam search the best first. A row ends with a token of `eos_token_id`, which it then includes, where
-            `stop` says so, or when it is as long as `max_new_tokens`, `max_length` or the context window allow.
+            `stop` says so, or when it is as long as `max_new_tokens`, `max_length` or the context length allow.
 
         Raises:
             UserError: no prompts, an empty one, one that leaves no room for a token, an id outside the vocabulary,
@@ -95,8 +103,8 @@ class Generator:
         prompts, limits = self._checked(input_ids, settings)
         streams = random_streams(settings.seed, row_numbers, len(prompts), settings.num_return_sequences)
         with self.reserved():
-            reader = Reader(self.graphs, max(limits))
-            yield from continue_texts(reader, prompts, limits, settings, streams, stop, self.running)
+            batch = Batch(self.graphs, max(limits))
+            yield from continue_texts(batch, prompts, limits, settings, streams, stop, self.running)
 
     def _search(
         self,
@@ -108,7 +116,7 @@ class Generator:
         prompts, limits = self._checked(input_ids, settings)
         streams = random_streams(settings.seed, row_numbers, len(prompts), 1)
         with self.reserved(), self.running():
-            return beam_search(Reader(self.graphs, max(limits)), prompts, limits, settings, streams, stop)
+            return beam_search(Batch(self.graphs, max(limits)), prompts, limits, settings, streams, stop)
 
     def _checked(
         self, input_ids: Sequence[Sequence[int]], settings: GenerationSettings
@@ -130,7 +138,7 @@ class Generator:
                     "model's cache. Read the stream to its end, or close() it first."
                 )
             if not self.graphs.are_current():
-                self.graphs = CompiledGraphs(self.graphs.backbone, self.graphs.head)
+                self.graphs = InferenceGraphs(self.graphs.backbone, self.graphs.head)
             self._reserved = True
         try:
             yield
@@ -144,8 +152,125 @@ class Generator:
             yield
 
 
+class Batch:
+    """Texts that are continued together. What is computed for a text does not depend on the others.
+
+    A text that is longer than the context is read again from its last three quarters of a context on, and so on when
+    these fill the context again; so how it goes on depends on its length alone.
+    """
+
+    def __init__(self, graphs: InferenceGraphs, longest: int):
+        """longest: tokens that a text can have in the end."""
+        self.graphs = graphs
+        self.longest = min(longest, graphs.context_length)
+        self.kept_on_sliding = graphs.context_length - graphs.context_length // 4
+        self.shape: Shape | None = None
+        self.rows: list[int] = []  # the row of the cache that each text has
+        self.starts: list[int] = []  # the first token of each text that the model sees
+        self._unstored: list[tuple[int, int]] = []  # the slot where a text begins that was read last, and its number
+
+    def prefill(self, texts: Sequence[Sequence[int]], copies: int = 1) -> np.ndarray:
+        """Begin with these texts, `copies` of each: text i is numbers i * copies to (i + 1) * copies - 1.
+
+        Returns:
+            The logits at the end of each text, (texts * copies, V) float32.
+        """
+        self.starts = [start for text in texts for start in [self._start(text, 0)] * copies]
+        self.rows = list(range(len(texts) * copies))
+        self.shape = self.graphs.shape_for(len(self.rows), self.longest)
+        logits = self._read(texts, [range(i * copies, (i + 1) * copies) for i in range(len(texts))])
+        return np.repeat(self._checked(logits), copies, axis=0)
+
+    def decode(self, numbers: Sequence[int], texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Read one more token of each of these texts; those that are not named have ended.
+
+        Args:
+            numbers: which texts go on.
+            texts: those texts, each with one token more than it had.
+
+        Returns:
+            The logits at the end of each text, (len(numbers), V) float32.
+        """
+        self._store()
+        starts = [self._start(text, self.starts[number]) for number, text in zip(numbers, texts, strict=True)]
+        self._shrink(numbers, max(map(len, texts)))
+        ids, positions = np.zeros((2, self.shape[0], 1), np.int32)
+        for number, text, start in zip(numbers, texts, starts, strict=True):
+            ids[self.rows[number]], positions[self.rows[number]] = text[-1], len(text) - 1 - start
+        logits = self.graphs.decoder(self.shape)(Tensor(ids), Tensor(positions)).asnumpy()
+        logits = logits[[self.rows[number] for number in numbers]]
+        slid = [i for i, number in enumerate(numbers) if starts[i] != self.starts[number]]
+        for i in slid:
+            self.starts[numbers[i]] = starts[i]
+        if slid:
+            logits[slid] = self._read([texts[i] for i in slid], [[numbers[i]] for i in slid])
+        return self._checked(logits)
+
+    def reorder(self, numbers: Sequence[int], sources: Sequence[int]) -> None:
+        """Let text `numbers[i]` be what text `sources[i]` is, for all i at once; `sources` are among `numbers`.
+
+        Rows are exchanged; the cache is copied only where a text is the source of several.
+        """
+        self._store()
+        free = [self.rows[number] for number in numbers if number not in sources]
+        rows, starts, taken = list(self.rows), list(self.starts), set()
+        for number, source in zip(numbers, sources, strict=True):
+            row = self.rows[source]
+            if row in taken:
+                row = free.pop()
+                self.graphs.copy(self.shape, self.rows[source], self.shape, row)
+            taken.add(row)
+            rows[number], starts[number] = row, self.starts[source]
+        self.rows, self.starts = rows, starts
+
+    def _start(self, text: Sequence[int], start: int) -> int:
+        return start if len(text) - start <= self.graphs.context_length else len(text) - self.kept_on_sliding
+
+    def _read(self, texts: Sequence[Sequence[int]], numbers: Sequence[Sequence[int]]) -> np.ndarray:
+        """Read texts from their starts, each for all of its numbers -> (texts, V): the logits at their ends"""
+        seen = [text[self.starts[own[0]] :] for text, own in zip(texts, numbers, strict=True)]
+        logits = []
+        for pack in self.graphs.packs(seen):
+            self._store()
+            starts, at_ends = self.graphs.prefill(seen[pack])
+            logits.append(at_ends)
+            self._unstored = [
+                (start, number) for start, own in zip(starts, numbers[pack], strict=True) for number in own
+            ]
+        return np.concatenate(logits)
+
+    def _store(self) -> None:
+        """Copy what was read last to its rows. As late as can be: the first token is wanted before it is."""
+        for start, number in self._unstored:
+            self.graphs.copy(None, 0, self.shape, self.rows[number], start)
+        self._unstored = []
+
+    def _shrink(self, numbers: Sequence[int], length: int) -> None:
+        """Move to a smaller graph if few of the rows go on, and if it is there or pays for being compiled."""
+        if 2 * len(numbers) > self.shape[0]:
+            return
+        shape = self.graphs.shape_for(len(numbers), self.longest)
+        pays = self.graphs.is_compiled(shape) or self.longest - length >= WORTH_COMPILING
+        if shape[0] < self.shape[0] and pays:
+            for row, number in enumerate(numbers):
+                self.graphs.copy(self.shape, self.rows[number], shape, row)
+                self.rows[number] = row
+            self.shape = shape
+
+    def _checked(self, logits: np.ndarray) -> np.ndarray:
+        if not np.isfinite(logits.max(axis=-1)).all():
+            # A NaN in the cache outlives its text: 0 * NaN is NaN in every sum over the slots.
+            self.graphs.clear()
+            raise UserError(
+                "The model's logits are not numbers (NaN or infinity): its weights are broken, or too large for "
+                f"compute_dtype {self.graphs.backbone.config.compute_dtype}. Look at the loss of the run that wrote "
+                "them."
+            )
+        return logits
+
+
 def continue_texts(
-    reader: Reader,
+    batch: Batch,
     prompts: list[list[int]],
     limits: list[int],
     settings: GenerationSettings,
@@ -153,7 +278,7 @@ def continue_texts(
     stop: Stop | None,
     running: Callable[[], AbstractContextManager[None]],
 ) -> Iterator[NewTokens]:
-    """Greedy or by drawing; see `Generator.stream`. There is a random stream for each row, a limit for each prompt.
+    """Greedy or by sampling; see `Generator.stream`. There is a random stream for each row, a limit for each prompt.
 
     Graphs are called inside `running()`, which is left before each step's tokens are handed on: whoever reads them
     works in its own mode, and may take its time.
@@ -170,7 +295,7 @@ def continue_texts(
         return stop is None or not stop(row, texts[row][starts[row] :])
 
     with running():
-        logits = reader.read(prompts, copies)
+        logits = batch.prefill(prompts, copies)
     while True:
         tokens = next_tokens(
             logits,
@@ -187,7 +312,45 @@ def continue_texts(
         if not alive:
             return
         with running():
-            logits = reader.next(alive, [texts[row] for row in alive])
+            logits = batch.decode(alive, [texts[row] for row in alive])
+
+
+def beam_search(
+    batch: Batch,
+    prompts: list[list[int]],
+    limits: list[int],
+    settings: GenerationSettings,
+    streams: list[np.random.Generator],
+    stop: Stop | None,
+) -> list[list[int]]:
+    """Search for continuations of all prompts at once; see `Generator.generate`. There is a stream for each prompt.
+
+    `stop` is asked about candidates, of which few become a text; the row it is given is the prompt's number.
+    """
+    searches = [
+        Search(prompt, limit, settings, stream, None if stop is None else lambda new, row=row: stop(row, new))
+        for row, (prompt, limit, stream) in enumerate(zip(prompts, limits, streams, strict=True))
+    ]
+    beams = settings.num_beams
+    numbers = [range(row * beams, (row + 1) * beams) for row in range(len(prompts))]  # of each search, in the batch
+    running = range(len(prompts))
+    logits = batch.prefill(prompts, beams)
+    first = True  # all beams are the prompt yet, so it does not matter which of them is continued
+    while True:
+        log_probs = next_log_probs(logits, [searches[row] for row in running], settings)
+        for row, part in zip(running, np.split(log_probs, len(running)), strict=True):
+            searches[row].advance(part)
+        running = [row for row in running if searches[row].running]
+        if not running:
+            return [text for search in searches for text in search.texts()]
+        if not first:
+            for row in running:
+                batch.reorder(numbers[row], [numbers[row][source] for source in searches[row].sources])
+        first = False
+        logits = batch.decode(
+            [number for row in running for number in numbers[row]],
+            [beam.text for row in running for beam in searches[row].running],
+        )
 
 
 _generators: "WeakKeyDictionary[GPT2LMHeadModel, Generator]" = WeakKeyDictionary()
@@ -211,74 +374,6 @@ def generate(
 ) -> list[list[int]]:
     """`Generator.generate`, with a generator that is kept as long as the model lives."""
     return generator_of(model).generate(input_ids, settings, on_token, row_numbers, stop)
-
-
-def checked_prompts(input_ids: Sequence[Sequence[int]], vocab_size: int) -> list[list[int]]:
-    """The prompts as lists of ints. Raises `UserError` for one that is empty or holds what is no token id."""
-    prompts = []
-    for row, prompt in enumerate(input_ids):
-        ids = np.asarray(prompt)
-        if ids.size == 0:
-            raise UserError(f"Prompt {row} is empty: there is no token to continue. Give at least one.")
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise UserError(f"Prompt {row} must be a row of token ids; it has shape {ids.shape} and dtype {ids.dtype}.")
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
-            raise UserError(
-                f"Prompt {row} holds the id {wrong}, outside the model's vocabulary of {vocab_size}. Does the "
-                "tokenizer belong to this model?"
-            )
-        prompts.append(ids.tolist())
-    if not prompts:
-        raise UserError("There are no prompts to continue.")
-    return prompts
-
-
-def length_limits(
-    prompts: list[list[int]], settings: GenerationSettings, window: int, names: Sequence[str] | None = None
-) -> list[int]:
-    """How many tokens each row may have in all. Raises `UserError` where that leaves no room for a new one, and there
-    calls the prompts by `names`, or "Prompt 0", "Prompt 1"...
-    """
-    names = names or [f"Prompt {row}" for row in range(len(prompts))]
-    slides = settings.context_overflow == "slide"
-    limits = []
-    for name, prompt in zip(names, prompts, strict=True):
-        tokens = len(prompt)
-        if tokens >= window and not slides:
-            raise UserError(
-                f"{name} has {tokens} tokens and fills the context window of {window} (max_position_embeddings): "
-                f"there is no room for a new one. Cut it to {window - 1} or fewer, or set context_overflow to slide."
-            )
-        if settings.max_new_tokens is not None:
-            limit = tokens + settings.max_new_tokens
-        elif settings.max_length is not None:
-            limit = settings.max_length
-        elif slides:
-            raise UserError("generation: context_overflow: with slide no text ends by itself; set max_new_tokens too")
-        else:
-            limit = window
-        if tokens >= limit:
-            raise UserError(
-                f"{name} has {tokens} tokens, and max_length, {limit}, counts them: there is no room for a new one. "
-                "Raise it, or set max_new_tokens, which counts new tokens only."
-            )
-        limits.append(limit if slides else min(limit, window))
-    return limits
-
-
-def random_streams(
-    seed: int | None, row_numbers: Sequence[int] | None, prompts: int, copies: int
-) -> list[np.random.Generator]:
-    """One stream for each row, which depends on the seed, its prompt's number and its number among the copies alone.
-
-    The first of several texts is the one that would be drawn alone.
-    """
-    if seed is None:
-        return [np.random.default_rng() for _ in range(prompts * copies)]
-    numbers = range(prompts) if row_numbers is None else row_numbers
-    names = zip(numbers, range(prompts), strict=True)
-    return [np.random.default_rng([seed, number, copy]) for number, _ in names for copy in range(copies)]
 
 
 @contextmanager

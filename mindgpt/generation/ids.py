@@ -1,7 +1,6 @@
 """Token ids in, token ids out: what `GPT2LMHeadModel.generate` does, in the forms that users of transformers know."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,18 +9,21 @@ from mindspore import Tensor
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
-from mindgpt.generation.engine import checked_prompts, generate, length_limits
+from mindgpt.generation.engine import generate
+from mindgpt.generation.requests import checked_prompts, length_limits
 from mindgpt.generation.settings import GenerationSettings, warn_without_effect, way_out
 from mindgpt.generation.streaming import StopStrings, TextStreamer
-from mindgpt.generation.text import stop_check
+from mindgpt.generation.text_generation import stop_check
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import load_tokenizer
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 BESIDE_SETTINGS = ("input_ids", "attention_mask", "streamer", "tokenizer", "pad_token_id")
 
 
 class Streamer(Protocol):
-    """What is told of each token as it comes: ours (`streaming.TextStreamer`) or one of transformers."""
+    """What gets each token as it comes: ours (`streaming.TextStreamer`) or one of transformers."""
 
     def put(self, value: np.ndarray) -> None:
         """First the prompt, (1, T); then each new token, (1,)."""
@@ -79,7 +81,7 @@ def _streamed(
     streamer: Streamer,
     stop: Callable[[int, Sequence[int]], bool] | None,
 ) -> list[list[int]]:
-    """`generate`, with a streamer that is told of nothing before the prompt is found right, and of the end always."""
+    """`generate`, with a streamer that gets nothing before the prompt is found right, and the end always."""
     if not all(callable(getattr(streamer, method, None)) for method in ("put", "end")):
         raise UserError(
             f"streamer: must have the methods put and end, as generation.TextStreamer has, not {shown(streamer)}"
@@ -103,17 +105,17 @@ def _tokenizer_for_stop_strings(tokenizer: Any) -> GPT2Tokenizer:
     if tokenizer is None:
         raise UserError("generation: stop_strings: give the tokenizer=, too: they are texts, and these are ids")
     if isinstance(tokenizer, (str, Path)):
-        return GPT2Tokenizer.from_pretrained(tokenizer)
-    if not isinstance(tokenizer, GPT2Tokenizer):
+        return load_tokenizer(tokenizer)
+    if not isinstance(tokenizer, BaseTokenizer):
         raise UserError(
             f"tokenizer: must be a mindgpt.GPT2Tokenizer or its folder, not a {type(tokenizer).__name__}; "
-            "GPT2Tokenizer.from_pretrained opens what others have saved"
+            "load_tokenizer opens what others have saved"
         )
     return tokenizer
 
 
 def _settings(model: GPT2LMHeadModel, given: dict[str, Any]) -> GenerationSettings:
-    known = [*(field.name for field in fields(GenerationSettings)), *BESIDE_SETTINGS]
+    known = [*GenerationSettings.model_fields, *BESIDE_SETTINGS]
     for name in given:
         if name not in known:
             raise UserError(f"generate: {name}: there is no such argument; {way_out(name, known)}")
@@ -178,7 +180,7 @@ def _spans(rows: list[np.ndarray], attention_mask: Tensor | np.ndarray | Sequenc
             raise UserError(f"attention_mask: row {number} is 0 throughout: there is no prompt to continue")
         if seen[-1] - seen[0] + 1 != seen.size:
             raise UserError(
-                f"attention_mask: row {number} has a 0 between its tokens; padding goes before or behind a text"
+                f"attention_mask: row {number} has a 0 between its tokens; padding goes before or after a text"
             )
         spans.append(slice(int(seen[0]), int(seen[-1]) + 1))
     return spans

@@ -6,11 +6,11 @@ import numpy as np
 from mindspore import Tensor
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.buckets import LabelledRows, Plan, batches_of_epoch, bucket_lengths
+from mindgpt.data.buckets import BucketPlan, LabelledRows, batches_of_epoch, bucket_lengths
 from mindgpt.generation.engine import evaluating, graph_mode
-from mindgpt.generation.text import check_batch_size, check_ids
+from mindgpt.generation.text_generation import check_batch_size, check_ids
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 LENGTHS = 4  # to pad to; each is a graph to compile
 
@@ -54,7 +54,7 @@ def label_probabilities(
     texts = LabelledRows(ids, np.ones_like(ids), starts, np.zeros(len(rows), np.int32))
     buckets = bucket_lengths(texts.lengths, LENGTHS, model.config.max_position_embeddings)
     batch_size = min(batch_size, len(rows))
-    plan = Plan(texts.lengths, buckets, batch_size, shuffle=False, seed=0, drop_remainder=False)
+    plan = BucketPlan(texts.lengths, buckets, batch_size, shuffle=False, seed=0, drop_remainder=False)
     logits = np.zeros((len(rows), model.config.num_labels))
     with evaluating(cell for _, cell in model.cells_and_names()), graph_mode():
         compiled = set()

@@ -8,14 +8,15 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
+from mindgpt.checkpoints.locations import find_weights
+from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
 from mindgpt.config.section import nearest, shown
-from mindgpt.data.byte_bpe import holds_tokenizer
 from mindgpt.generation.engine import generator_of
 from mindgpt.generation.labels import encode_texts, label_probabilities
 from mindgpt.generation.settings import GenerationSettings, warn_without_effect, way_out
-from mindgpt.generation.text import (
+from mindgpt.generation.text_generation import (
     check_batch_size,
     check_tokenizer_fits,
     encode_prompts,
@@ -25,8 +26,9 @@ from mindgpt.generation.text import (
 )
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.models.weights import find_weights, open_weights
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 BATCH_SIZE = 8
 _SCORE = "score.weight"
@@ -205,8 +207,8 @@ def pipeline(
     if tokenizer is None:
         tokenizer = _tokenizer_beside(model)
     elif isinstance(tokenizer, (str, Path)):
-        tokenizer = GPT2Tokenizer.from_pretrained(tokenizer)
-    if not isinstance(tokenizer, GPT2Tokenizer):
+        tokenizer = load_tokenizer(tokenizer)
+    if not isinstance(tokenizer, BaseTokenizer):
         raise UserError(f"pipeline: tokenizer: must be a folder or a mindgpt.GPT2Tokenizer, not {shown(tokenizer)}")
     if isinstance(model, (str, Path)):
         _check_weights(Path(model), task)
@@ -226,7 +228,7 @@ def _tokenizer_beside(model: Any) -> GPT2Tokenizer:
     folder = path if path.is_dir() else path.parent
     if not holds_tokenizer(folder):
         raise UserError(f"pipeline: {folder} holds no tokenizer.json or vocab.json: name the folder with tokenizer=DIR")
-    return GPT2Tokenizer.from_pretrained(folder)
+    return load_tokenizer(folder)
 
 
 def _located(model: str | Path) -> Path:

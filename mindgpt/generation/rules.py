@@ -59,10 +59,10 @@ def process(
 
 
 def warp(logits: np.ndarray, settings: GenerationSettings) -> np.ndarray:
-    """The rules that shape the distribution to draw from: temperature, top-k, top-p, min-p, typical, in this order.
+    """The rules that shape the distribution to sample from: temperature, top-k, top-p, min-p, typical, in this order.
 
     In beam sampling each of them leaves one token more than there are ends of text (two if there are none), so that a
-    text can go on whatever is drawn.
+    text can go on whatever is sampled.
 
     logits: (rows, V) float32 -> (rows, V) float32
     """
@@ -125,7 +125,7 @@ def penalise_frequency(logits: np.ndarray, new_tokens: Texts, presence: float, f
 
     Args:
         logits: (rows, V).
-        new_tokens: each row's ids behind the prompt.
+        new_tokens: each row's ids after the prompt.
     """
     logits = logits.copy()
     for row, text in zip(logits, new_tokens, strict=True):

@@ -1,4 +1,4 @@
-"""From logits to the next token: the rules of `rules.py`, then the likeliest token or a draw."""
+"""From logits to the next token: the rules of `rules.py`, then the likeliest token or a sample."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from mindgpt.generation.rules import Texts, process, warp
 from mindgpt.generation.settings import GenerationSettings
 
 
-def draw(logits: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+def sample(logits: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     """One token per row from softmax(logits), by inverting the cumulative distribution.
 
     Args:
-        logits: (rows, V); tokens whose logit is -inf are never drawn.
-        uniforms: (rows,) in [0, 1), one draw for each row.
+        logits: (rows, V); tokens whose logit is -inf are never sampled.
+        uniforms: (rows,) in [0, 1), one for each row.
 
     Returns:
         (rows,) int64 ids.
@@ -23,7 +23,7 @@ def draw(logits: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     for row, (choice, uniform) in enumerate(zip(logits, uniforms, strict=True)):
         possible = np.flatnonzero(choice > -np.inf)
         cumulative = np.cumsum(np.exp(choice[possible].astype(np.float64) - choice.max()))
-        # u * total may round up to the total, behind which there is no token
+        # u * total may round up to the total, after which there is no token
         point = min(uniform * cumulative[-1], np.nextafter(cumulative[-1], 0))
         ids[row] = possible[np.searchsorted(cumulative, point, side="right")]
     return ids
@@ -45,7 +45,7 @@ def next_tokens(
         prompt_lengths: how many of them are the prompt's.
         limits: the greatest length of each row's text, prompt included.
         settings: how to choose.
-        streams: each row's random stream, from which one number is drawn; unused when greedy.
+        streams: each row's random stream, from which one number is taken; unused when greedy.
 
     Returns:
         (rows,) int64 ids.
@@ -57,7 +57,7 @@ def next_tokens(
     check_choice(logits)
     if not settings.do_sample:
         return logits.argmax(axis=-1)
-    return draw(warp(logits, settings), np.array([stream.random() for stream in streams]))
+    return sample(warp(logits, settings), np.array([stream.random() for stream in streams]))
 
 
 def check_choice(logits: np.ndarray) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mindgpt.config.errors import UserError
-from mindgpt.generation.engine import checked_prompts, generator_of
+from mindgpt.generation.engine import generator_of
+from mindgpt.generation.requests import checked_prompts
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 
 
@@ -27,12 +28,12 @@ def score(model: GPT2LMHeadModel, input_ids: Sequence[Sequence[int]]) -> list[np
         raise UserError("score: takes a list of texts, each a list of token ids; put a single one in brackets: [ids]")
     generator = generator_of(model)
     texts = checked_prompts(input_ids, model.config.vocab_size)
-    window = model.config.max_position_embeddings
+    context_length = model.config.max_position_embeddings
     for number, text in enumerate(texts):
-        if len(text) > window + 1:
+        if len(text) > context_length + 1:
             raise UserError(
-                f"Text {number} has {len(text)} tokens; with a context window of {window} (max_position_embeddings) "
-                f"{window + 1} can be scored. Cut it into parts."
+                f"Text {number} has {len(text)} tokens; with a context length of {context_length} "
+                f"(max_position_embeddings) {context_length + 1} can be scored. Split it."
             )
     with generator.running(), generator.reserved():
         scores = [generator.graphs.log_probs(text) for text in texts]

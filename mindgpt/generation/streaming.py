@@ -12,7 +12,7 @@ import numpy as np
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 
 class StopStrings:

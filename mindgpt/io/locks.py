@@ -1,4 +1,4 @@
-"""A lock on a name, held by one process at a time, that ends with its process however that ends."""
+"""Lock files, each held by one process, that are released when the process ends in any way."""
 
 import contextlib
 import errno
@@ -18,10 +18,10 @@ _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 
 
 class Lock:
-    """A file that is locked as long as this object is not released.
+    """A locked file.
 
     Attributes:
-        path: the file; it holds who has the lock, as JSON with the keys `pid`, `machine` and `since`.
+        path: the file; its content names the holder, as JSON with the keys `pid`, `machine` and `since`.
     """
 
     def __init__(self, path: Path, descriptor: int | None):
@@ -29,7 +29,7 @@ class Lock:
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """Remove the file, and let others have the lock."""
+        """Remove the file and release the lock."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink()
@@ -38,13 +38,13 @@ class Lock:
 
 
 def try_lock(path: Path) -> Lock | None:
-    """Lock a file, which is made if it is missing; None if it is locked already.
+    """Lock a file, which is created if it is missing. Returns None if another process holds the lock.
 
-    The system's lock (`flock`) ends with the process, however that ends; programs that it starts do not inherit it. On
-    a file system without locks nothing is locked.
+    The system's lock (`flock`) ends with the process in any case, and child programs do not inherit it. On a file
+    system without locks, and on Windows, the lock is granted to everyone.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -55,7 +55,7 @@ def try_lock(path: Path) -> Lock | None:
             if error.errno in _HELD_BY_ANOTHER:
                 os.close(descriptor)
                 return None
-        if _is_still(path, descriptor):  # else its last holder has removed it in the meantime
+        if _is_still(path, descriptor):  # otherwise its last holder has just removed it
             break
         os.close(descriptor)
     holder = {"pid": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -72,7 +72,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def holder_of(path: Path) -> str:
-    """Who has a lock, in words: "process 123 on node7, since 2026-01-31 12:00:00"."""
+    """The holder of a lock, in words: "process 123 on node7, since 2026-01-31 12:00:00"."""
     try:
         holder: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['machine']}, since {holder['since']}"

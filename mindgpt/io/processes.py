@@ -1,4 +1,4 @@
-"""What a process may use of its machine, and whether another process still runs."""
+"""The CPU cores that this process may use, and whether another process is running."""
 
 import os
 import platform
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
-"""A short name of this machine: on a shared file system, a process of another one must not be taken for a dead one."""
+"""A short name of this machine, to tell its processes from those of others on a shared file system."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _GROUPS_OF_PROCESS = Path("/proc/self/cgroup")
 
 
 def process_runs(pid: int) -> bool:
-    """Whether a process of that number runs on this machine."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -25,16 +25,16 @@ def process_runs(pid: int) -> bool:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its affinity, and the CPU quota of its container (`docker run --cpus=2`).
+    """Cores that this process may use, by its affinity and the CPU quota of its container (`docker run --cpus=2`).
 
-    With more threads than the quota pays for, threads that wait by spinning use it up, and all are throttled.
+    With more threads than the quota allows, spinning threads use it up, and all are throttled.
     """
     quotas = [round(quota) for folder in _cgroup_folders() if (quota := _quota(folder)) is not None]
     return max(1, min([_affinity(), *quotas]))
 
 
 def quota_binds() -> bool:
-    """Whether the quota allows fewer cores than the affinity, which is all that most libraries look at."""
+    """Whether the quota allows fewer cores than the affinity, which is what most libraries use."""
     return available_cores() < _affinity()
 
 
@@ -43,8 +43,8 @@ def _affinity() -> int:
 
 
 def _cgroup_folders() -> Iterator[Path]:
-    """Where the limits of this process may stand: the root, which in a container is its own, and the process's groups
-    with those above them (version 2, and the controller `cpu` of version 1)."""
+    """Folders that may hold the limits of this process: the root, which in a container is the container's, and the
+    process's control groups with their parents (version 2, and the controller `cpu` of version 1)."""
     yield from (_CGROUPS, _CGROUPS / "cpu", _CGROUPS / "cpu,cpuacct")
     try:
         lines = _GROUPS_OF_PROCESS.read_text().splitlines()
@@ -60,7 +60,7 @@ def _cgroup_folders() -> Iterator[Path]:
 
 
 def _quota(folder: Path) -> float | None:
-    """Cores that a control group allows, or None for no limit."""
+    """Cores that a control group allows; None: no limit."""
     try:
         limit, period = (folder / "cpu.max").read_text().split()
     except (OSError, ValueError):

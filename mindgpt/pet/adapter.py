@@ -1,4 +1,4 @@
-"""Opening what a LoRA was trained to: a PEFT folder, or a `.ckpt` of trained parameters; and settling its settings."""
+"""Opening a trained LoRA adapter, from a PEFT folder or a `.ckpt` of trained parameters, and resolving its settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from mindgpt.checkpoints.formats import open_source
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.locations import config_beside
+from mindgpt.checkpoints.sharded_checkpoint import holds_shards
+from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
+from mindgpt.checkpoints.weights import CheckpointWeights
 from mindgpt.config.errors import UserError
-from mindgpt.config.model import PetSection
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.sharded_checkpoint import SlicedCheckpoint, holds_slices
-from mindgpt.models.tensor_file import TensorInfo, TensorSource
-from mindgpt.models.weights import CheckpointWeights, config_beside
+from mindgpt.config.model_sections import PetSection
 from mindgpt.pet.names import FACTOR_A, SCORE, check_pairs, is_factor, linears_with_factors
 from mindgpt.pet.peft_folder import is_peft_folder, read_peft
 
@@ -32,19 +34,19 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The trained parameters of a LoRA under our names, and what lies with them about its settings.
+    """The trained parameters of a LoRA under our names, and the settings that lie with them.
 
     Attributes:
         source: the factors, and whatever else was trained: biases, a classification head.
-        told: keys of `PetSection` with their values; empty if no config lies beside a `.ckpt`.
+        settings: keys of `PetSection` with their values; empty if no config lies beside a `.ckpt`.
     """
 
     source: TensorSource
-    told: dict[str, Any]
+    settings: dict[str, Any]
 
 
 def open_adapter(path: Path) -> Adapter:
-    """Open a PEFT folder, a `.ckpt` that holds the trained parameters of a LoRA alone, or a folder of its slices.
+    """Open a PEFT folder, a `.ckpt` with only the trained parameters of a LoRA, or a sharded checkpoint of them.
 
     Raises:
         UserError: there is none, it is broken, or it is another kind of file.
@@ -52,13 +54,12 @@ def open_adapter(path: Path) -> Adapter:
     if is_peft_folder(path):
         settings, arrays = read_peft(path)
         return Adapter(Arrays(path, arrays), settings)
-    sliced = path.is_dir() and holds_slices(path)
-    if not sliced and (path.is_dir() or path.suffix != ".ckpt"):
+    if path.suffix != ".ckpt" and not holds_shards(path):
         raise UserError(
             f"{path}: not an adapter. Name a PEFT folder (with adapter_config.json), or a .ckpt or folder "
             "checkpoint_trainable of a run with save_trainable_params: True."
         )
-    source = CheckpointWeights(SlicedCheckpoint(path) if sliced else path)
+    source = CheckpointWeights(open_source(path))
     check_factors(source)
     others = [name for name in source.entries if not is_factor(name) and name != SCORE and not name.endswith(".bias")]
     if others:
@@ -66,14 +67,14 @@ def open_adapter(path: Path) -> Adapter:
             f"{path}: holds the base weights, too ({others[0]}, ...): it is a whole LoRA checkpoint. Name it as "
             "load_checkpoint, without an adapter."
         )
-    return Adapter(source, told_beside(source.path))
+    return Adapter(source, settings_beside(source.path))
 
 
 def check_factors(source: TensorSource) -> list[str]:
     """The paths of the linear layers that have factors in `source`.
 
     Raises:
-        UserError: there are none, or one has no partner.
+        UserError: there are none, or one of a pair is missing.
     """
     problems = check_pairs({name: info.shape for name, info in source.entries.items()})
     linears = linears_with_factors(source.entries)
@@ -84,37 +85,37 @@ def check_factors(source: TensorSource) -> list[str]:
     return linears
 
 
-def told_beside(checkpoint: Path) -> dict[str, Any]:
-    """The LoRA settings in the config.json that lies with a checkpoint; empty if there are none."""
+def settings_beside(checkpoint: Path) -> dict[str, Any]:
+    """The LoRA settings in the config.json of a checkpoint; empty if there are none."""
     file = config_beside(checkpoint)
     settings = GPT2Config.from_pretrained(file).pet_config if file else None
     return settings.model_dump(exclude={"adapter"}) if settings else {}
 
 
-def settled(section: PetSection, told: Mapping[str, Any], source: TensorSource | None) -> PetSection:
-    """The settings that count: those of the YAML, and for keys that it leaves out, those that lie with the weights.
+def resolve_settings(section: PetSection, stored: Mapping[str, Any], source: TensorSource | None) -> PetSection:
+    """The settings of the YAML, and for keys that it leaves out, those that lie with the weights.
 
     Args:
         section: `model.model_config.pet_config`.
-        told: what lies with the weights of the LoRA.
-        source: those weights, or None for a LoRA that begins anew.
+        stored: the settings that lie with the LoRA's weights.
+        source: those weights, or None for a new LoRA.
 
     Raises:
-        UserError: rank or scaling of the YAML are not those of the weights; or nobody says what lora_alpha was.
+        UserError: rank or scaling of the YAML are not those of the weights, or lora_alpha is not known.
     """
     given = section.model_dump(include=section.model_fields_set)
     if source is None:
         return section
     rank = rank_of(source)
-    result = PetSection(**{"lora_rank": rank, **told, **given})
+    result = PetSection(**{"lora_rank": rank, **stored, **given})
     where = f"model.model_config.pet_config and {source.path}"
-    if "lora_alpha" not in {**told, **given}:
+    if "lora_alpha" not in {**stored, **given}:
         raise UserError(
             f"{where}: what was lora_alpha? It is not in the YAML, and no config.json with it lies beside the weights."
         )
     if result.lora_rank != rank:
         raise UserError(f"{where} disagree: lora_rank is {result.lora_rank} in the settings and {rank} in the weights.")
-    if told and (scaling := PetSection(**told).scaling) != result.scaling:
+    if stored and (scaling := PetSection(**stored).scaling) != result.scaling:
         raise UserError(
             f"{where} disagree: the scaling, of lora_alpha and lora_rank, is {result.scaling:g} in the YAML and "
             f"{scaling:g} in what lies beside the weights. Leave these keys out of the YAML, or correct them."
@@ -123,5 +124,5 @@ def settled(section: PetSection, told: Mapping[str, Any], source: TensorSource |
 
 
 def rank_of(source: TensorSource) -> int:
-    """The rank of the factors in `source`, by the first of them; loading sees to it that all are alike."""
+    """The rank of the first factor in `source`; loading checks that all are equal."""
     return next(info.shape[0] for name, info in source.entries.items() if name.endswith(FACTOR_A))

@@ -1,7 +1,7 @@
-"""How a parallel layout cuts the factors of LoRA: as the layer that they stand beside."""
+"""Shard strategies of LoRA's factors in a parallel layout, which follow those of their layer."""
 
 from mindgpt.models.gpt2.gpt2_modules import Linear
-from mindgpt.models.gpt2.gpt2_parallel import Layout, cut_dropout, linear_cuts
+from mindgpt.models.gpt2.gpt2_parallel import Layout, linear_layers, shard_dropout
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.pet.lora import LoRALinear
 
@@ -9,17 +9,17 @@ from mindgpt.pet.lora import LoRALinear
 def apply_layout_to_lora(model: PretrainedCell, layout: Layout) -> None:
     """Set the shard strategies of the factors, after `apply_layout`.
 
-    Where the layer is cut by columns, A is whole on every card and B cut by its outputs; where it is cut by rows, A is
-    cut by its inputs, B whole, and the cards add up what is of rank r: the smallest sum there is.
+    In a column-parallel layer, A is replicated and B sharded by its outputs. In a row-parallel layer, A is sharded by
+    its inputs and B replicated, so the AllReduce is over activations of width r, the smallest possible.
     """
-    for linear, by_column in linear_cuts(model.backbone):
+    for linear, by_column in linear_layers(model.backbone):
         if isinstance(linear, LoRALinear):
-            _cut(linear, layout, by_column)
+            _shard(linear, layout, by_column)
 
 
-def _cut(cell: Linear, layout: Layout, by_column: bool) -> None:
-    dp, mp, rows = layout.data_parallel, layout.model_parallel, layout.row_cut
-    cut_dropout(cell.lora_dropout, layout, (dp, 1) if by_column else (dp, mp))
+def _shard(cell: Linear, layout: Layout, by_column: bool) -> None:
+    dp, mp, rows = layout.data_parallel, layout.model_parallel, layout.row_shards
+    shard_dropout(cell.lora_dropout, layout, (dp, 1) if by_column else (dp, mp))
     cell.lora_mul.shard(((dp, 1), ()))
     if by_column:
         cell.lora_a_matmul.shard(((dp, 1), (1, 1)))

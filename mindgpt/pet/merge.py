@@ -1,23 +1,22 @@
-"""Merging: the update of every LoRA added to the weight it belongs to, so that a plain model computes the same."""
+"""Merging LoRA: each update is added to its weight, so that a plain model computes the same."""
 
 import numpy as np
 
+from mindgpt.checkpoints.tensor_source import TensorSource
 from mindgpt.config.errors import UserError
-from mindgpt.models.tensor_file import TensorSource
 from mindgpt.pet.names import FACTOR_A, FACTOR_B, SCORE, is_factor, stored_out_in
 
 
 class MergedWeights:
-    """The weights of a plain model as a `TensorSource`, merged one at a time when they are read.
+    """The merged weights of a plain model, as a `TensorSource`; each is merged when it is read.
 
-    W + scaling * B A for a weight stored [out, in], and its transpose for one stored [in, out]; computed in float32,
-    handed out in the dtype that W is stored in. Biases and a classification head that the adapter has trained come from
-    there.
+    W + scaling * B A for a weight stored [out, in], and the transpose of the update for one stored [in, out]; computed
+    in float32, returned in the dtype of W. Biases and a classification head that were trained come from the adapter.
 
     Args:
-        base: the frozen weights; may hold the factors, too.
+        base: the frozen weights; may also hold the factors.
         adapter: the factors and whatever else was trained; `base` itself for a whole LoRA checkpoint.
-        scaling: alpha / r.
+        scaling: alpha / r, or alpha / sqrt(r) with rsLoRA.
 
     Raises:
         UserError: a factor does not fit its weight, or there is no such weight.

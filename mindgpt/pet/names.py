@@ -1,4 +1,4 @@
-"""What LoRA's factors are called in a checkpoint, and how the matrices they update are stored. No MindSpore here.
+"""Names of LoRA's factors in a checkpoint, and the orientation of the matrices that they update. No MindSpore here.
 
 A linear layer at path `p` keeps `p.weight` and `p.bias` and gains `p.mindpet_delta_lora_a` [r, in] and
 `p.mindpet_delta_lora_b` [out, r]: the names and shapes of MindFormers 1.5 and its library mindpet.
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 FACTOR_A, FACTOR_B = "mindpet_delta_lora_a", "mindpet_delta_lora_b"
-SCORE = "score.weight"  # a classification head is new, so it is trained in full whatever else is frozen
+SCORE = "score.weight"  # a classification head is new, so it is always trained
 
 _FACTOR = re.compile(rf"(.+)\.(?:{FACTOR_A}|{FACTOR_B})")
 _STORED_OUT_IN = re.compile(r".*\.attention\.dense[123]")
@@ -16,12 +16,12 @@ _LAYER = re.compile(r"\.blocks\.(\d+)\.")
 
 
 def is_factor(name: str) -> bool:
-    """Whether a parameter's name is that of a factor A or B."""
+    """Whether a parameter is a factor A or B, by its name."""
     return _FACTOR.fullmatch(name) is not None
 
 
 def linears_with_factors(names: Iterable[str]) -> list[str]:
-    """The paths of the linear layers that have factors among `names`, in their order."""
+    """The paths of the linear layers whose factors are among `names`, in their order."""
     return list(dict.fromkeys(match[1] for name in names if (match := _FACTOR.fullmatch(name))))
 
 
@@ -31,10 +31,10 @@ def stored_out_in(linear: str) -> bool:
 
 
 def by_layers(paths: Iterable[str]) -> dict[tuple[int, ...], list[str]]:
-    """The names that paths have inside a block, grouped by the blocks they occur in.
+    """Names of layers within a block, grouped by the blocks that have them.
 
-    {(0, 1): ["attention.dense1", "output.mapping"]} for the same two layers of blocks 0 and 1. A path that is in no
-    block is grouped under (), whole.
+    {(0, 1): ["attention.dense1", "output.mapping"]} for the same two layers of blocks 0 and 1. Paths outside the blocks
+    are grouped under ().
     """
     blocks: dict[str, list[int]] = {}
     for path in paths:
@@ -47,7 +47,7 @@ def by_layers(paths: Iterable[str]) -> dict[tuple[int, ...], list[str]]:
 
 
 def shown_paths(paths: Iterable[str]) -> str:
-    """Many paths on one line: `backbone.blocks.0-11.attention.dense1, ...`."""
+    """Many paths in short form: `backbone.blocks.0-11.attention.dense1, ...`."""
     words = []
     for numbers, names in by_layers(paths).items():
         prefix = f"backbone.blocks.{_ranges(numbers)}." if numbers else ""
@@ -56,7 +56,7 @@ def shown_paths(paths: Iterable[str]) -> str:
 
 
 def pattern_of(paths: Iterable[str]) -> str:
-    """A `target_modules` that describes exactly these linear layers."""
+    """A `target_modules` that matches exactly these linear layers."""
     parts = []
     for numbers, names in by_layers(paths).items():
         inside = "|".join(re.escape(name) for name in names)
@@ -76,7 +76,7 @@ def _ranges(numbers: tuple[int, ...]) -> str:
 
 
 def check_pairs(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is wrong with the factors among these names and shapes: a missing partner, ranks that differ."""
+    """Problems of factors: one of a pair is missing, or their ranks differ. shapes: name -> shape."""
     problems = []
     for linear in linears_with_factors(shapes):
         a, b = shapes.get(f"{linear}.{FACTOR_A}"), shapes.get(f"{linear}.{FACTOR_B}")

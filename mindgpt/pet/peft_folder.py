@@ -1,21 +1,20 @@
-"""LoRA adapters in the folders of Hugging Face's library PEFT: `adapter_model.safetensors` and `adapter_config.json`.
+"""LoRA adapters in folders of Hugging Face's PEFT: `adapter_model.safetensors` and `adapter_config.json`.
 
-PEFT joins query, key and value as GPT-2's `c_attn` does, and gives them one pair of factors: A [r, H] and B [3H, r]. We
-have three layers with a pair each. The two say the same, exactly:
+PEFT adapts the fused `c_attn`, with one pair of factors for query, key and value: A [r, H] and B [3H, r]. mindgpt has
+three layers with a pair each. The two forms are converted exactly:
 
-    reading   each of the three gets A, and its third of the rows of B. A column of B that is zero in a third says that
-              this layer does not use that row of A: both are left out. A layer whose third is all zero has no LoRA.
-    writing   the A's stand one below the other, and B is made of blocks, zero elsewhere: with two layers adapted
+    reading   Each of the three layers gets A, and its third of the rows of B. A zero column in a third of B means that
+              this layer does not use that row of A: both are dropped. A layer whose third is all zero has no LoRA.
+    writing   The A's are stacked, and B is block diagonal. With two layers adapted:
 
                   A = [A1; A3]  (2r, H)        B = [B1 0; 0 0; 0 B3]  (3H, 2r)
 
-              so `c_attn` has rank 2r, and alpha is doubled with it to keep alpha / r. Three equal A's are written once.
+              So `c_attn` has rank 2r, and alpha is doubled to keep alpha / r. Three equal A's are written once.
 
-Orientation is no matter: A is [r, in] and B [out, r] on both sides, and `fan_in_fan_out: true` tells PEFT that GPT-2's
-weights are stored [in, out]. Source: `peft.tuners.lora` of PEFT 0.21.
+A is [r, in] and B [out, r] in both; `fan_in_fan_out: true` tells PEFT that GPT-2's weights are stored [in, out].
+Source: `peft.tuners.lora` of PEFT 0.21.
 """
 
-import json
 import math
 import re
 import sys
@@ -25,19 +24,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mindgpt.checkpoints.formats import open_source
+from mindgpt.checkpoints.gpt2_names import LAYER
+from mindgpt.checkpoints.safetensors_format import write_safetensors
+from mindgpt.checkpoints.tensor_source import TensorInfo
 from mindgpt.config.errors import UserError
-from mindgpt.config.model import PetSection
+from mindgpt.config.model_sections import PetSection
 from mindgpt.config.section import shown
-from mindgpt.data.files import atomic_write, read_json
-from mindgpt.models.gpt2.weight_names import LAYER
-from mindgpt.models.hugging_face_file import open_hugging_face, write_safetensors
-from mindgpt.models.tensor_file import TensorInfo
+from mindgpt.io.files import read_json, write_json
 from mindgpt.pet.names import FACTOR_A, FACTOR_B, SCORE, by_layers, linears_with_factors, pattern_of
 
 CONFIG_NAME, WEIGHTS_NAME, TORCH_NAME = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 
-_REFUSED = {  # settings that make another update than scaling * B A, each with the values that do not
+_REFUSED = {  # settings that ask for another update than scaling * B A -> the values that do not
     "use_dora": (False,),
     "bias": ("none",),
     "lora_bias": (False,),
@@ -52,21 +52,21 @@ _REFUSED = {  # settings that make another update than scaling * B A, each with 
     "kasa_config": (None, {}),
     "arrow_config": (None, {}),
 }
-_OF_NO_UPDATE = frozenset([
+_HARMLESS = frozenset([
     "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora",
     "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
     "loftq_config", "eva_config", "corda_config", "megatron_config", "megatron_core", "runtime_config",
     "ensure_weight_tying",
 ])  # fmt: skip
-"""Keys that are read here, or say how the factors came about or where they are put."""
+"""Keys that are read here, or that do not change the update."""
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
-"""Ways to initialise the factors that leave the base weights as they are; the others subtract what the factors begin
-with, so that the adapter fits the changed weights alone."""
+"""Initialisations that leave the base weights unchanged. Others subtract the initial update from the base, so the
+adapter fits only the changed weights."""
 _FACTOR = re.compile(r"(?:\w+\.)*?(?:transformer\.)?h\.(\d{1,4})\.([\w.]+)\.lora_([AB])(?:\.default)?\.weight")
 _SCORE = re.compile(rf"{re.escape(PREFIX)}score(?:\.modules_to_save(?:\.default)?)?\.weight")
 
-# PEFT's name of a layer inside a block -> ours: {"attn.c_attn": ("attention.dense1", ...), "attn.c_proj": (...), ...}
+# PEFT's name of a layer in a block -> ours: {"attn.c_attn": ("attention.dense1", ...), "attn.c_proj": (...), ...}
 MODULES: dict[str, tuple[str, ...]] = {
     theirs.removesuffix(".weight"): tuple(name.removesuffix(".weight") for name in ours)
     for theirs, shape, ours, _ in LAYER
@@ -75,7 +75,7 @@ MODULES: dict[str, tuple[str, ...]] = {
 
 
 class Factors(NamedTuple):
-    """The pair of factors of a linear layer, and what multiplies their product."""
+    """The factors of a linear layer and their scaling."""
 
     a: np.ndarray  # (r, in)
     b: np.ndarray  # (out, r)
@@ -83,19 +83,19 @@ class Factors(NamedTuple):
 
 
 def is_peft_folder(path: Path) -> bool:
-    """Whether `path` is a folder as PEFT's `save_pretrained` makes it."""
+    """Whether `path` is a folder that PEFT's `save_pretrained` wrote."""
     return (path / CONFIG_NAME).is_file()
 
 
 def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """An adapter under our names.
+    """Read an adapter under our names.
 
     Returns:
-        The keys of `PetSection` that it tells, and name -> array: the factors, and a classification head if it has one.
+        Settings of `PetSection`, and name -> array: the factors, and a classification head if there is one.
 
     Raises:
-        UserError: something is missing or broken, or the adapter is more than LoRA on the linear layers of a GPT-2, all
-            with one rank and one scaling.
+        UserError: something is missing or broken, or the adapter is more than LoRA with one rank and one scaling on the
+            linear layers of a GPT-2.
     """
     config = _checked_config(folder / CONFIG_NAME)
     file = next((folder / name for name in (WEIGHTS_NAME, TORCH_NAME) if (folder / name).exists()), None)
@@ -126,11 +126,12 @@ def write_peft(folder: Path, settings: PetSection, arrays: Mapping[str, np.ndarr
     """Write an adapter as a folder that `peft.PeftModel.from_pretrained(GPT2LMHeadModel, folder)` opens.
 
     Args:
+        folder: created if it is missing.
         settings: of the LoRA; rank, alpha and dropout are used.
         arrays: name -> array: the factors of linear layers, and a classification head if there is one.
 
     Raises:
-        UserError: the adapter holds trained biases, which PEFT has no exact place for, or the folder is a file.
+        UserError: the adapter holds trained biases, for which PEFT has no exact equivalent, or the folder is a file.
     """
     linears = linears_with_factors(arrays)
     known = {f"{linear}.{factor}" for linear in linears for factor in (FACTOR_A, FACTOR_B)} | {SCORE}
@@ -147,7 +148,7 @@ def write_peft(folder: Path, settings: PetSection, arrays: Mapping[str, np.ndarr
             pairs = [_pair(arrays, f"backbone.blocks.{block}.{part}") if part in names else None for part in parts]
             if not any(pairs):
                 continue
-            a, b = _joined(pairs)
+            a, b = _fuse(pairs)
             path = f"{PREFIX}transformer.h.{block}.{module}"
             tensors |= {f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b}
             ranks[f"h.{block}.{module}"] = len(a)
@@ -155,9 +156,7 @@ def write_peft(folder: Path, settings: PetSection, arrays: Mapping[str, np.ndarr
         tensors[PREFIX + SCORE] = arrays[SCORE]
     entries = {name: TensorInfo(array.shape, array.dtype.name) for name, array in tensors.items()}
     write_safetensors(folder / WEIGHTS_NAME, entries, tensors.items())
-    with atomic_write(folder / CONFIG_NAME, "w") as file:
-        json.dump(_config(settings, ranks, SCORE in arrays), file, indent=2)
-        file.write("\n")
+    write_json(folder / CONFIG_NAME, _config(settings, ranks, SCORE in arrays))
 
 
 def _checked_config(file: Path) -> dict[str, Any]:
@@ -174,9 +173,9 @@ def _checked_config(file: Path) -> dict[str, Any]:
     start = config.get("init_lora_weights")
     if not (start is None or isinstance(start, bool) or str(start).lower() in _KEEPS_BASE):
         raise UserError(
-            f"{file}: init_lora_weights {start!r} changes the base weights when the adapter is put on, so on the base "
-            "as it is the adapter is another model. Save it with path_initial_model_for_weight_conversion, which makes "
-            "a plain LoRA of it, or merge it into its base with PEFT (merge_and_unload), and convert the result."
+            f"{file}: init_lora_weights {start!r} changes the base weights when the adapter is added, so on the "
+            "unchanged base the adapter is another model. Save it with path_initial_model_for_weight_conversion, which "
+            "makes a plain LoRA of it, or merge it into its base with PEFT (merge_and_unload), and convert the result."
         )
     for key in ("r", "lora_alpha"):
         if not _is_positive(config.get(key)):
@@ -199,26 +198,26 @@ def _checked_config(file: Path) -> dict[str, Any]:
 
 
 def _asks_for_more(key: str, value: Any) -> bool:
-    """Whether a setting asks for another update than LoRA's. Of keys that are not known here, those of newer PEFT, a
-    number or text says nothing without the switch beside it."""
-    if value is None or key in _OF_NO_UPDATE:
+    """Whether a setting asks for another update than LoRA's. Of unknown keys, which newer PEFT may have, only True and
+    objects count: numbers and text have no effect without a switch."""
+    if value is None or key in _HARMLESS:
         return False
     return value not in _REFUSED[key] if key in _REFUSED else value is True or (isinstance(value, dict) and value != {})
 
 
 def _is_positive(value: Any) -> bool:
-    """Whether a value of JSON is a positive number that a float can hold; NaN is not."""
+    """Whether a JSON value is a positive finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _name_pattern(name: str) -> re.Pattern[str]:
-    """What a key of rank_pattern or alpha_pattern means to PEFT: the end of a module's path, from a dot on."""
+    """The pattern of a key in rank_pattern or alpha_pattern, as in PEFT: it matches the end of a module's path."""
     return re.compile(rf"(.*\.)?({name})$")
 
 
 def _modules(file: Path) -> tuple[dict[tuple[int, str], dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """(block, PEFT's module) -> {"A": ..., "B": ...}, and what else there is under our names."""
-    source = open_hugging_face(file)
+    """(block, PEFT's module) -> {"A": ..., "B": ...}; and the other tensors under our names."""
+    source = open_source(file)
     modules: dict[tuple[int, str], dict[str, np.ndarray]] = {}
     others: dict[str, np.ndarray] = {}
     unknown = []
@@ -248,27 +247,27 @@ def _modules(file: Path) -> tuple[dict[tuple[int, str], dict[str, np.ndarray]], 
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int, folder: Path) -> float:
-    """What PEFT multiplies B A of this module by."""
+    """PEFT's scaling of B A for a module."""
 
     def of(pattern: str, default: float) -> float:
         patterns = config.get(pattern) or {}
         return next((value for key, value in patterns.items() if _name_pattern(key).match(module)), default)
 
-    said = of("rank_pattern", config["r"])
-    if said != rank:
-        raise UserError(f"{folder}: {CONFIG_NAME} says rank {said} for {module}, and its lora_A has {rank} rows.")
+    expected = of("rank_pattern", config["r"])
+    if expected != rank:
+        raise UserError(f"{folder}: {CONFIG_NAME} says rank {expected} for {module}, and its lora_A has {rank} rows.")
     return of("alpha_pattern", config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _split(names: tuple[str, ...], pair: Factors, where: str) -> dict[str, Factors]:
-    """The factors of each of our layers out of those of PEFT's module; see the docstring of this file."""
+    """The factors of our layers, from those of PEFT's module; see the module docstring."""
     if len(names) == 1:
         return {names[0]: pair}
     if len(pair.b) % len(names):
         raise UserError(f"{where}: lora_B has {len(pair.b)} rows, which are not query, key and value.")
     thirds = np.split(pair.b, len(names))
     used = [np.any(third != 0, axis=0) for third in thirds]  # (r,) each
-    if not any(map(np.any, used)):  # nobody has trained it yet
+    if not any(map(np.any, used)):  # not trained yet
         used = [np.ones(len(pair.a), np.bool_) for _ in names]
     return {
         name: Factors(pair.a[rows].copy(), np.ascontiguousarray(third[:, rows]), pair.scaling)
@@ -290,7 +289,7 @@ def _one_rank_and_scaling(layers: Mapping[str, Factors], folder: Path) -> tuple[
 
 
 def _blocks(linears: list[str]) -> dict[tuple[int], list[str]]:
-    """(block,) -> the names inside it of the linear layers, in the order of the blocks."""
+    """(block,) -> names of its linear layers, in the order of the blocks."""
     blocks: dict[tuple[int], list[str]] = {}
     for numbers, names in by_layers(linears).items():
         for number in numbers:
@@ -302,24 +301,24 @@ def _pair(arrays: Mapping[str, np.ndarray], linear: str) -> tuple[np.ndarray, np
     return arrays[f"{linear}.{FACTOR_A}"], arrays[f"{linear}.{FACTOR_B}"]
 
 
-def _joined(pairs: list[tuple[np.ndarray, np.ndarray] | None]) -> tuple[np.ndarray, np.ndarray]:
-    """PEFT's factors out of those of our layers, None for one that has none; see the docstring of this file."""
+def _fuse(pairs: list[tuple[np.ndarray, np.ndarray] | None]) -> tuple[np.ndarray, np.ndarray]:
+    """PEFT's factors, from those of our layers (None for a layer without); see the module docstring."""
     present = [pair for pair in pairs if pair]
     if len(present) == len(pairs) and all(np.array_equal(a, pairs[0][0]) for a, _ in pairs):
         return pairs[0][0], np.concatenate([b for _, b in pairs])
     out = len(present[0][1])
     rank = sum(len(a) for a, _ in present)
-    joined = np.zeros((out * len(pairs), rank), present[0][1].dtype)
+    fused = np.zeros((out * len(pairs), rank), present[0][1].dtype)
     column = 0
     for row, pair in enumerate(pairs):
         if pair:
-            joined[row * out : (row + 1) * out, column : column + len(pair[0])] = pair[1]
+            fused[row * out : (row + 1) * out, column : column + len(pair[0])] = pair[1]
             column += len(pair[0])
-    return np.concatenate([a for a, _ in present]), joined
+    return np.concatenate([a for a, _ in present]), fused
 
 
 def _config(settings: PetSection, ranks: Mapping[str, int], classifies: bool) -> dict[str, Any]:
-    """The content of adapter_config.json. `ranks`: PEFT's path of a layer -> its rank."""
+    """The content of adapter_config.json. ranks: PEFT's path of a layer -> its rank."""
     rank = settings.lora_rank
     others = {path: other for path, other in ranks.items() if other != rank}
     return {
@@ -331,7 +330,7 @@ def _config(settings: PetSection, ranks: Mapping[str, int], classifies: bool) ->
         "lora_alpha": settings.scaling * rank,
         "rank_pattern": others,
         "alpha_pattern": {path: settings.scaling * other for path, other in others.items()},
-        "use_rslora": False,  # scaling is written out in alpha, since the ranks of modules may differ
+        "use_rslora": False,  # alpha contains the scaling, since the ranks of modules may differ
         "lora_dropout": settings.lora_dropout,
         "target_modules": list(ranks),
         "modules_to_save": ["score"] if classifies else None,

@@ -1,6 +1,6 @@
-"""Several processes as one: coming together, and telling each other small things.
+"""Several processes as one: joining them, and exchanging small values.
 
-What is computed in a training step is reduced there (`mindgpt/train/step.py`); this is for what lies outside of it.
+The collectives of a training step are in `mindgpt/train/step.py`; these are for what happens outside of it.
 """
 
 import functools
@@ -14,32 +14,21 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.communication import init
 
+from mindgpt.config.strategy import Strategy
 from mindgpt.runtime.ranks import rank, world_size
 
-
-def join_data_parallel() -> None:
-    """Meet the other processes, each of which holds the whole model; returns when all are there.
-
-    After the device is chosen and before anything is computed. Without a cluster it does nothing.
-    """
-    if world_size() > 1:
-        init()
-        ms.set_auto_parallel_context(parallel_mode="data_parallel", device_num=world_size(), gradients_mean=True)
-
-
-def join_tensor_parallel() -> None:
-    """Meet the other processes, each of which has a part of every layer (`models/gpt2/gpt2_tensor_parallel.py`)."""
-    init()
+_strategy = Strategy.SINGLE
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How a model will be cut, as far as MindSpore has to know before it is built.
+class Sharding:
+    """How a model will be sharded for training, as far as MindSpore has to know before it is built.
 
     Attributes:
         stages: pipeline stages.
-        shard_optimizer: data-parallel cards share out weights and optimizer state (ZeRO, Rajbhandari et al. 2020).
-        strategy_folder: where each card writes how its parameters are cut, `ckpt_strategy_rank_<r>.ckpt`.
+        shard_optimizer: weights and optimizer state are sharded over data-parallel ranks (ZeRO, Rajbhandari et al.
+            2020).
+        strategy_folder: where each rank writes how its parameters are sharded, `ckpt_strategy_rank_<r>.ckpt`.
     """
 
     stages: int
@@ -52,40 +41,51 @@ class Cut:
         return rank() // (world_size() // self.stages)
 
 
-def join_cut(cut: Cut) -> None:
-    """Meet the other cards, over which MindSpore's semi-automatic parallelism will cut the model.
+def join(strategy: Strategy, sharding: Sharding | None = None) -> None:
+    """Meet the other processes of a run; returns when all are there. Without others it does nothing.
 
-    Every card is given the whole batch, and the loss is the mean over it, so gradients are summed, not averaged.
+    Call it once, after the device is chosen and before anything is computed. Under `SEMI_AUTO` every rank is given the
+    whole batch, and the loss is the mean over it, so gradients are summed, not averaged.
+
+    Args:
+        strategy: of the run; `strategy()` returns it from now on.
+        sharding: for `SEMI_AUTO`.
     """
-    init()
-    cut.strategy_folder.mkdir(parents=True, exist_ok=True)
-    ms.set_auto_parallel_context(
-        parallel_mode="semi_auto_parallel",
-        device_num=world_size(),
-        global_rank=rank(),
-        full_batch=True,
-        gradients_mean=False,
-        pipeline_stages=cut.stages,
-        enable_parallel_optimizer=cut.shard_optimizer,
-        strategy_ckpt_config={
-            "save_file": str(cut.strategy_folder / f"ckpt_strategy_rank_{rank()}.ckpt"),
-            "only_trainable_params": False,  # the weights that LoRA freezes are cut too
-        },
-    )
+    global _strategy
+    _strategy = strategy
+    if strategy is not Strategy.SINGLE:
+        init()
+    if strategy is Strategy.DATA_PARALLEL:
+        ms.set_auto_parallel_context(parallel_mode="data_parallel", device_num=world_size(), gradients_mean=True)
+    elif strategy is Strategy.SEMI_AUTO:
+        sharding.strategy_folder.mkdir(parents=True, exist_ok=True)
+        ms.set_auto_parallel_context(
+            parallel_mode="semi_auto_parallel",
+            device_num=world_size(),
+            global_rank=rank(),
+            full_batch=True,
+            gradients_mean=False,
+            pipeline_stages=sharding.stages,
+            enable_parallel_optimizer=sharding.shard_optimizer,
+            strategy_ckpt_config={
+                "save_file": str(sharding.strategy_folder / f"ckpt_strategy_rank_{rank()}.ckpt"),
+                "only_trainable_params": False,  # the weights that LoRA freezes are sharded too
+            },
+        )
+
+
+def strategy() -> Strategy:
+    """How the run of this process is spread; `SINGLE` before `join`."""
+    return _strategy
 
 
 def data_parallel_ranks() -> int:
-    """How many processes hold the whole model and share the rows of a step; 1 if it is one, or if the model is cut."""
-    return world_size() if ms.get_auto_parallel_context("parallel_mode") == "data_parallel" else 1
+    """How many processes hold the whole model and share the rows of a step; 1 if it is one, or the model is sharded."""
+    return world_size() if _strategy is Strategy.DATA_PARALLEL else 1
 
 
-def model_is_cut() -> bool:
-    """Whether MindSpore's semi-automatic parallelism cuts the model over the cards."""
-    return ms.get_auto_parallel_context("parallel_mode") == "semi_auto_parallel"
-
-
-def cards_of_a_stage() -> int:
-    """Over how many cards each stage of a model is cut; all of them if it has but one."""
+def ranks_per_stage() -> int:
+    """Over how many ranks each pipeline stage of a model is sharded; all of them if it has but one stage."""
     return world_size() // ms.get_auto_parallel_context("pipeline_stages")
 
 
@@ -95,16 +95,16 @@ def share(number: int) -> range:
     return range(rank() if ranks > 1 else 0, number, ranks)
 
 
-def joined(mine: list[Any]) -> list[Any]:
-    """The results of all processes, each of its `share`, in the order of the pieces; as `gathered`."""
-    parts = gathered(mine) if data_parallel_ranks() > 1 else [mine]
-    whole = [None] * sum(map(len, parts))
-    for number, part in enumerate(parts):
-        whole[number :: len(parts)] = part
-    return whole
+def gather_shares(mine: list[Any]) -> list[Any]:
+    """The results of all processes, each of its `share`, in the order of the pieces; as `gather_objects`."""
+    shares = gather_objects(mine) if data_parallel_ranks() > 1 else [mine]
+    results = [None] * sum(map(len, shares))
+    for number, of_rank in enumerate(shares):
+        results[number :: len(shares)] = of_rank
+    return results
 
 
-class _Sum(nn.Cell):
+class _AllReduce(nn.Cell):
     def __init__(self):
         super().__init__()
         self.all_reduce = ops.AllReduce()
@@ -114,12 +114,12 @@ class _Sum(nn.Cell):
 
 
 @functools.cache
-def _sum() -> _Sum:
-    return _Sum()
+def _all_reduce() -> _AllReduce:
+    return _AllReduce()
 
 
-def gathered(value: Any) -> list[Any]:
-    """What each process has, in the order of their ranks; all processes must call it, and all get the same.
+def gather_objects(value: Any) -> list[Any]:
+    """The values of all processes, in the order of their ranks. All processes must call it.
 
     Args:
         value: anything that JSON can hold. Numbers arrive bit for bit.
@@ -127,17 +127,18 @@ def gathered(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = [high * 256 + low for high, low in _filled_in(np.array([len(text) // 256, len(text) % 256])).tolist()]
+    lengths = [high * 256 + low for high, low in _all_gather(np.array([len(text) // 256, len(text) % 256])).tolist()]
     longest = 1 << (max(lengths) - 1).bit_length()  # graphs are compiled by shape: few shapes, few graphs
-    rows = _filled_in(np.pad(text, (0, longest - len(text)))).astype(np.uint8)
+    rows = _all_gather(np.pad(text, (0, longest - len(text)))).astype(np.uint8)
     return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
-def _filled_in(mine: np.ndarray) -> np.ndarray:
+def _all_gather(mine: np.ndarray) -> np.ndarray:
     """(ranks, n) int64: `mine`, (n,) small whole numbers, of every process.
 
-    A sum in which every process leaves the others' rows zero, in float32: on a CPU, MindSpore 2.10 sums nothing else.
+    An AllReduce in which every process leaves the others' rows zero, in float32: on a CPU, MindSpore 2.10 sums nothing
+    else.
     """
     rows = np.zeros((world_size(), len(mine)), np.float32)
     rows[rank()] = mine
-    return _sum()(Tensor(rows)).asnumpy().astype(np.int64)
+    return _all_reduce()(Tensor(rows)).asnumpy().astype(np.int64)

@@ -1,8 +1,8 @@
-"""What is in a graph that MindSpore has compiled: its collectives, its matrix products, what its blocks keep.
+"""Statistics of a graph that MindSpore has compiled: collectives, matrix products, memory kept for the backward pass.
 
-The source is the text that MindSpore writes of a graph after its last pass of the front end (`*_validate_*.ir`). Blocks
-are written once and called, so operations are counted through the calls, from the entry down. Of the two branches of a
-condition, that which does more is counted (an update that happens, not one that is skipped).
+They are read from the text that MindSpore dumps after the last pass of its front end (`*_validate_*.ir`). A block is
+one function that is called several times, so operations are counted through the calls, from the entry. Of the two
+branches of a condition, the one with more work is counted (an update that happens, not one that is skipped).
 """
 
 import functools
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 DUMP_ENVIRONMENT = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_DUMP_IR_PASSES": "validate"}
-"""With these and `MS_DEV_SAVE_GRAPHS_PATH` MindSpore writes the text of each graph that it compiles, and no other."""
+"""With these and `MS_DEV_SAVE_GRAPHS_PATH`, MindSpore dumps the text of each compiled graph after the last pass."""
 
 COLLECTIVES = ("AllReduce", "AllGather", "ReduceScatter", "AlltoAll", "Broadcast", "Send", "Receive")
 _BYTES = {"Float64": 8, "Int64": 8, "UInt64": 8, "Float32": 4, "Int32": 4, "UInt32": 4, "Bool": 1, "Int8": 1}
@@ -27,21 +27,21 @@ _CALL = re.compile(r"\s+%\d+\([^=]*?\) = call @([^(\s]+)\(")
 _CALL_OF_VALUE = re.compile(r"\s+%\d+\([^=]*?\) = \S+?\[(@.+?)\]\(")
 _CARDS = re.compile(r"(?:group_rank_ids|rank_list): \(([\d, ]+)\)")
 _OTHER_CARD = re.compile(r"(?:dst|src)_global_rank: I64\((\d+)\)")
-_OF_GRADIENTS = ("irror", "reduce_gradient")  # in MindSpore's names, and in that of train/step.py
-_OTHER = ("all_reduce", "reduce_loss")  # the collectives of train/global_norm.py and train/step.py
+_GRADIENT_NAMES = ("irror", "reduce_gradient")  # in names of MindSpore, and of train/step.py
+_OTHER_NAMES = ("all_reduce", "reduce_loss")  # in train/global_norm.py and train/step.py
 _INSTANCE = re.compile(r"\{instance name: (\w+)\}")
 _PARAMETER = re.compile(r"%para\d+_(\S+): (<Ref\[.*)")
 _TENSOR = re.compile(r"<(Ref\[)?Tensor\[(\w+)\]\]?, \(([\d, ]*)\)")
 
 
 class Collective(NamedTuple):
-    """One message among cards.
+    """A collective operation.
 
     Attributes:
         kind: one of `COLLECTIVES`.
-        purpose: "gradients" (of weights that several cards have), "weights" (parts of sharded ones), "stages" (of a
-            pipeline), "activations" (of a model that is cut, and their gradients), or "other" (norm, loss).
-        cards: the ranks that take part; empty: all. Of a Send or Receive the other one alone.
+        purpose: "gradients" (of replicated weights), "weights" (gathering shards), "stages" (between pipeline stages),
+            "activations" (of a sharded model, and their gradients), or "other" (norm, loss).
+        cards: the ranks that take part; empty: all. For Send and Receive, the peer.
         bytes: of the whole tensor: before a ReduceScatter, after an AllGather.
     """
 
@@ -51,8 +51,8 @@ class Collective(NamedTuple):
     bytes: int
 
 
-class Tensor(NamedTuple):
-    """A value of a graph, as its text describes it. is_weight: a parameter, not a result."""
+class GraphTensor(NamedTuple):
+    """Type and shape of a value in a graph's text. `is_weight`: a parameter, not a result."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -60,50 +60,52 @@ class Tensor(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Its size in memory."""
+        """The size in memory."""
         return math.prod(self.shape) * _BYTES[self.dtype]
 
 
 @dataclass
 class _Subgraph:
-    """One function of the text: what it does itself, and what it calls."""
+    """One function of the text: its own operations, and its calls."""
 
     collectives: Counter[Collective] = field(default_factory=Counter)
     operations: int = 0
     flops: int = 0
     kept_bytes: int = 0
-    loaded: set[str] = field(default_factory=set)  # parameters as they are read, which are no copies
-    calls: list[tuple[str, ...]] = field(default_factory=list)  # each of one function, or of one of several
+    loaded: set[str] = field(default_factory=set)  # parameters that are read, not copied
+    calls: list[tuple[str, ...]] = field(default_factory=list)  # each to one function, or to one of several branches
 
 
-class Graph:
+class CompiledGraph:
     """A compiled graph, read from the text at `path`.
 
     Attributes:
-        parameters: every parameter that the graph reads or writes, as this card holds it: its part, of its stage.
+        parameters: every parameter that the graph reads or writes, as this rank's shard.
 
     Raises:
-        ValueError: the text is not what this file knows; MindSpore 2.9 and 2.10 write it so.
+        ValueError: the text is in another format than that of MindSpore 2.9 and 2.10.
     """
 
     def __init__(self, path: str | Path):
-        self.parameters: dict[str, Tensor] = {}
-        self._parts: dict[str, _Subgraph] = {}
+        self.parameters: dict[str, GraphTensor] = {}
+        self._functions: dict[str, _Subgraph] = {}
         self._entry = ""
         self._read(Path(path))
-        if self._entry not in self._parts:
-            raise ValueError(f"{path} is not the text of a graph: it has no entry among {len(self._parts)} functions")
+        if self._entry not in self._functions:
+            raise ValueError(
+                f"{path} is not the text of a graph: it has no entry among {len(self._functions)} functions"
+            )
 
     def collectives(self, within: str = "") -> Counter[Collective]:
-        """How often each collective happens when the graph runs once.
+        """How often each collective runs when the graph runs once.
 
         Args:
-            within: count only what functions do whose name contains this, such as "Block_construct".
+            within: count only functions whose name contains this, such as "Block_construct".
         """
         total: Counter[Collective] = Counter()
         for name, times in self._times.items():
             if within in name:
-                for collective, count in self._parts[name].collectives.items():
+                for collective, count in self._functions[name].collectives.items():
                     total[collective] += count * times
         return total
 
@@ -111,18 +113,18 @@ class Graph:
     def product_flops(self) -> int:
         """Floating-point operations of all matrix products, a multiplication and an addition counted as two.
 
-        Attention kernels count as the two products of the plain form forward and the four backward; what the kernel
-        computes again for itself is not counted.
+        An attention kernel counts as the two products of plain attention in the forward pass and the four in the
+        backward pass; what it recomputes is not counted.
         """
-        return sum(self._parts[name].flops * times for name, times in self._times.items())
+        return sum(self._functions[name].flops * times for name, times in self._times.items())
 
     def kept_bytes(self, within: str) -> int:
-        """Bytes that a function hands from its forward to its backward pass, its parameters apart.
+        """Bytes of activations that a function keeps for its backward pass, without parameters.
 
         Args:
-            within: a part of the function's name, such as "Block_construct"; of several the one that keeps most counts.
+            within: part of the function's name, such as "Block_construct"; of several, the largest value counts.
         """
-        return max((self._parts[name].kept_bytes for name in self._times if within in name), default=0)
+        return max((self._functions[name].kept_bytes for name in self._times if within in name), default=0)
 
     @functools.cached_property
     def _times(self) -> Counter[str]:
@@ -132,13 +134,13 @@ class Graph:
     def _below(self, name: str, known: dict[str, Counter[str]]) -> Counter[str]:
         if name not in known:
             times = Counter({name: 1})
-            for branches in self._parts[name].calls:
+            for branches in self._functions[name].calls:
                 times += max((self._below(branch, known) for branch in branches), key=self._work)
             known[name] = times
         return known[name]
 
     def _work(self, times: Counter[str]) -> tuple[int, int]:
-        parts = [(self._parts[name], count) for name, count in times.items()]
+        parts = [(self._functions[name], count) for name, count in times.items()]
         return sum(part.flops * n for part, n in parts), sum(part.operations * n for part, n in parts)
 
     def _read(self, path: Path) -> None:
@@ -151,7 +153,7 @@ class Graph:
                 elif match := _PARAMETER.match(line):
                     self.parameters[match[1]] = _tensors(match[2])[0]
                 elif match := _SUBGRAPH.match(line):
-                    part = self._parts.setdefault(match[1], _Subgraph())
+                    part = self._functions.setdefault(match[1], _Subgraph())
                 elif match := _CALL.match(line):
                     part.calls.append((match[1],))
                 elif match := _CALL_OF_VALUE.match(line):
@@ -160,7 +162,7 @@ class Graph:
                     operation = match.groups()
                     part.operations += 1
                 elif operation and line.lstrip().startswith(": ("):
-                    _take(part, *operation, line)
+                    _add(part, *operation, line)
                     operation = None
 
 
@@ -170,8 +172,8 @@ def _branches(text: str) -> list[str]:
     return [name for name in names if name not in ("Partial", "FuncUnion")]
 
 
-def _take(part: _Subgraph, result: str, kind: str, rest: str, types: str) -> None:
-    """Add an operation to what a function does. types: `: (<inputs>) -> (<outputs>)`"""
+def _add(part: _Subgraph, result: str, kind: str, rest: str, types: str) -> None:
+    """Add an operation to a function. types: `: (<inputs>) -> (<outputs>)`"""
     if kind not in (*COLLECTIVES, "Partial", "Load") and "MatMul" not in kind and "FlashAttention" not in kind:
         return
     before, _, after = types.partition(") -> (")
@@ -188,7 +190,7 @@ def _take(part: _Subgraph, result: str, kind: str, rest: str, types: str) -> Non
 
 
 def _kept(part: _Subgraph, arguments: str, types: str) -> int:
-    """Bytes of what a backward pass is given, weights apart: by type, by name, or as they are read."""
+    """Bytes that a backward pass gets, without weights, which are recognised by type, by name, or as loaded."""
     total = 0
     for argument, of in zip(_split(arguments), _split(types.split(": (", 1)[1]), strict=False):
         is_weight = argument in part.loaded or (argument.startswith("%para") and "." in argument)
@@ -197,7 +199,7 @@ def _kept(part: _Subgraph, arguments: str, types: str) -> int:
 
 
 def _split(text: str) -> list[str]:
-    """The parts between commas that stand in no bracket, up to a bracket that closes what was opened before."""
+    """Split at commas outside brackets, up to a closing bracket that was not opened in `text`."""
     parts, depth, start = [], 0, 0
     for place, letter in enumerate(text):
         if letter in "([{<":
@@ -212,9 +214,9 @@ def _split(text: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
-def _tensors(text: str) -> list[Tensor]:
+def _tensors(text: str) -> list[GraphTensor]:
     return [
-        Tensor(dtype, tuple(int(size) for size in shape.split(",") if size.strip()), bool(ref))
+        GraphTensor(dtype, tuple(int(size) for size in shape.split(",") if size.strip()), bool(ref))
         for ref, dtype, shape in _TENSOR.findall(text)
     ]
 
@@ -233,13 +235,15 @@ def _purpose(kind: str, rest: str) -> str:
     name = match[1] if match else ""
     if "parallel_optimizer" in name:
         return "gradients" if kind != "AllGather" else "weights"
-    if any(part in name for part in _OF_GRADIENTS):
+    if any(part in name for part in _GRADIENT_NAMES):
         return "gradients"
-    own = name in _OTHER and "forward_node_name" not in rest  # MindSpore names some of its backward pass so, too
+    own = (
+        name in _OTHER_NAMES and "forward_node_name" not in rest
+    )  # some of MindSpore's backward pass has the same names
     return "other" if own else "activations"
 
 
-def _product_flops(kind: str, rest: str, inputs: list[Tensor], outputs: list[Tensor]) -> int:
+def _product_flops(kind: str, rest: str, inputs: list[GraphTensor], outputs: list[GraphTensor]) -> int:
     if kind.startswith("FlashAttention"):
         batch, heads, tokens, size = inputs[0].shape
         forward = 4 * batch * heads * tokens * inputs[1].shape[2] * size
@@ -247,6 +251,6 @@ def _product_flops(kind: str, rest: str, inputs: list[Tensor], outputs: list[Ten
     arguments = rest.split(") {")[0]
     transposed = re.search(r"Bool\((\d)\), Bool\((\d)\)", arguments)
     if transposed is None or not outputs:
-        raise ValueError(f"a matrix product in words that this file does not know: {kind}({rest[:200]}")
+        raise ValueError(f"a matrix product in an unknown format: {kind}({rest[:200]}")
     inner = inputs[0].shape[-2 if transposed[1] == "1" else -1]
     return 2 * math.prod(outputs[0].shape) * inner

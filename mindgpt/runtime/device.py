@@ -8,22 +8,22 @@ from pathlib import Path
 import mindspore as ms
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.execution import ContextSection
+from mindgpt.config.execution_sections import ContextSection
 from mindgpt.io.processes import available_cores, quota_binds
-from mindgpt.runtime.kernel_cache import bring_kernels, keep_kernels
+from mindgpt.io.user_cache import why_not_cached, work_folder
+from mindgpt.runtime.kernel_cache import fetch_kernels, keep_kernels
 from mindgpt.runtime.ranks import rank, world_size
 from mindgpt.runtime.targets import choose_target
-from mindgpt.runtime.user_cache import why_nothing_is_kept, work_folder
 
-# What MindSpore and CANN write into the working directory: files and folders by name, and of `rank_<r>`, a name that
-# mindgpt and its users have for checkpoints, only what is in it.
+# What MindSpore and CANN write into the working directory. A folder `rank_<r>` may also be one of checkpoints, so it is
+# recognised by its content.
 _LOG, _KERNELS = "dsa_transfrom.log", "kernel_meta"  # the first is MindSpore's own spelling
 _IN_RANK_FOLDER = {"om", "ir_dump", "ir", "graph_cache", "verbose_ir_files", "somas_meta", "trace_code_graph"}
 
 
 def _tidy_up_at_exit(leftovers: Path) -> None:
-    """Move what MindSpore writes into the working directory to `leftovers`: nothing else, nothing that was there
-    before, and never onto something that is there."""
+    """At exit, move what MindSpore wrote into the working directory to `leftovers`. What existed before is left alone,
+    and nothing is overwritten."""
     rank_folder = f"rank_{rank()}"
     written = [path for name in (_LOG, _KERNELS, rank_folder) if not (path := Path(name).resolve()).exists()]
 
@@ -41,16 +41,21 @@ def _tidy_up_at_exit(leftovers: Path) -> None:
 
 
 def prepare_device(section: ContextSection, output_dir: str | Path, seed: int | None = None) -> list[str]:
-    """Set MindSpore's context as the section `context` says; call it before a model is built.
+    """Set MindSpore's context from the YAML section `context`. Call it before a model is built.
 
-    What MindSpore compiles goes into a work folder in the user's cache, and is gone with the process but for what is
-    kept there for the next run; dumps of failed compilations go to `output_dir`/compile.
+    MindSpore compiles in a work folder in the user's cache, which is removed with the process; graphs and kernels are
+    cached for the next run. Dumps of failed compilations go to `output_dir`/compile.
+
+    Args:
+        section: the section `context`.
+        output_dir: of the run.
+        seed: for MindSpore's generators; None: not set.
 
     Returns:
-        Lines for the person: the device, and what was asked for that this device does otherwise.
+        Lines for the user: the device, and settings that have no effect on it.
 
     Raises:
-        UserError: the device is not there, or a setting does not exist on it.
+        UserError: there is no such device, or a setting needs a package that is missing.
     """
     target = choose_target(section.device_target)
     leftovers = Path(output_dir).resolve() / "compile"
@@ -59,7 +64,7 @@ def prepare_device(section: ContextSection, output_dir: str | Path, seed: int | 
     os.environ.setdefault("MS_COMPILER_CACHE_PATH", str(work_folder()))
     os.environ.setdefault("MS_OM_PATH", str(leftovers))
     _tidy_up_at_exit(leftovers)
-    # MindSpore's kernel generator prints a line for every kernel unless its own folder is among the allowed ones.
+    # MindSpore's kernel generator prints a line for every kernel unless this allows its own folder.
     os.environ.setdefault("AKG_WHITE_LIST_PATH", str(Path(ms.__file__).parent))
     device_id = _device_id(section)
     ms.set_device(target, *([] if device_id is None or target == "CPU" else [device_id]))
@@ -76,7 +81,7 @@ def prepare_device(section: ContextSection, output_dir: str | Path, seed: int | 
 
 
 def _device_id(section: ContextSection) -> int | None:
-    """Which card. Every process of a cluster has its own, which the launcher tells; a YAML can name only one."""
+    """The card of this process: the launcher's choice if there are several processes, else the YAML's."""
     if world_size() > 1 and "DEVICE_ID" in os.environ:
         return int(os.environ["DEVICE_ID"])
     return section.device_id
@@ -99,7 +104,7 @@ def _prepare_ascend(section: ContextSection) -> list[str]:
 
 
 def _prepare_cpu(section: ContextSection) -> list[str]:
-    """Fusion of element-wise operators is on unless it is switched off; docs/performance.md has what it brings."""
+    """Fusion of element-wise operators is on by default; docs/performance.md has its effect."""
     fuse = section.enable_graph_kernel is not False and section.mode == 0
     if fuse and importlib.util.find_spec("decorator") is None:
         if section.enable_graph_kernel:
@@ -109,13 +114,13 @@ def _prepare_cpu(section: ContextSection) -> list[str]:
     notes = []
     if quota_binds():
         ms.set_context(runtime_num_threads=available_cores())
-    if reason := why_nothing_is_kept():
+    if reason := why_not_cached():
         notes.append(
-            f"what is compiled is not kept for the next run: {reason}; MINDGPT_CACHE=folder names another place"
+            f"compiled graphs are not cached for the next run: {reason}; MINDGPT_CACHE=folder names another place"
         )
     if fuse:
         compile_dir = Path(os.environ["MS_COMPILER_CACHE_PATH"])
-        bring_kernels(compile_dir)
+        fetch_kernels(compile_dir)
         atexit.register(keep_kernels, compile_dir)
     if section.graph_kernel_flags is not None:
         ms.set_context(graph_kernel_flags=section.graph_kernel_flags)

@@ -1,14 +1,14 @@
-"""Compiled graphs of earlier runs, so that only the first run of a network on a machine has to compile it.
+"""A cache of compiled graphs between runs, so that only the first run of a network on a machine compiles it.
 
-MindSpore can write a graph to a file after its front end and begin from that file in a later run. By itself it would
-take a file for any network whose scripts look alike, even with other layers, constants or shapes. Here a file is kept
-under the digest of all that the graph follows from (`graph_fingerprint.py`), in `$MINDGPT_CACHE` beside the fused
-kernels (`kernel_cache.py`), and MindSpore finds it only where the digest is equal.
+MindSpore can write a graph to a file after its front end, and load that file in a later run. Its own check takes a file
+for any network with similar scripts, even with other layers, constants or shapes. Here a file is named by the digest of
+everything that determines the graph (`graph_fingerprint.py`), in `$MINDGPT_CACHE` beside the fused kernels
+(`kernel_cache.py`), and MindSpore is given it only if the digest is equal.
 
-The first run, too, computes with the graph as the file tells it. It is fused a little differently from what the front
-end hands over, so otherwise the second run would have new kernels to make, and round differently from the first.
+The first run loads the graph from the file as well. Kernels are fused a little differently then, so otherwise the
+second run would have to compile new kernels, and round differently from the first.
 
-On CPU only, in one process. The file is compressed, and its checksum tells if it is damaged.
+Only on CPU, in one process. The file is compressed with a checksum, so damage is noticed.
 """
 
 import contextlib
@@ -23,32 +23,30 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn
 
+from mindgpt.config.errors import UserError
+from mindgpt.io.files import atomic_write
+from mindgpt.io.locks import try_lock
+from mindgpt.io.user_cache import user_cache
 from mindgpt.runtime.graph_fingerprint import fingerprint
 from mindgpt.runtime.kernel_cache import keep_kernels
 from mindgpt.runtime.ranks import world_size
-from mindgpt.runtime.user_cache import user_cache
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing is kept
-    fcntl = None
-
-_MOST_GRAPHS = 200  # some 0.3 MB each for GPT-2 small
-_ON = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_DEV_FORCE_USE_COMPILE_CACHE": "1"}  # the second: the digest is our check
+_MAX_GRAPHS = 200  # about 0.3 MB each for GPT-2 small
+_ON = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_DEV_FORCE_USE_COMPILE_CACHE": "1"}  # the second skips MindSpore's check
 _FRONT_END_ONLY = {"MS_DEV_PRECOMPILE_ONLY": "1"}
 _FILES = "compile_cache_*.mindir"
-_graphs_exchanged = 0  # MindSpore counts the graphs that a process compiles with its cache on, and names files by it
+_graph_count = 0  # MindSpore names files by the number of graphs that the process has compiled with its cache on
 
 
-class KeptGraphCell(nn.Cell):
-    """A cell whose compiled graphs are kept between runs; in all else a cell like any other."""
+class CachedGraphCell(nn.Cell):
+    """A cell whose compiled graphs are cached between runs."""
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile for tensors of these shapes, once, or take what an earlier run has compiled."""
-        plain = kwargs or not all(isinstance(value, Tensor) for value in args)
-        wanted = None if plain else (self.training, tuple((value.shape, value.dtype) for value in args))
+        """Compile for tensors of these shapes, once, or load the graph that an earlier run compiled."""
+        uncached = kwargs or not all(isinstance(value, Tensor) for value in args)
+        wanted = None if uncached else (self.training, tuple((value.shape, value.dtype) for value in args))
         compiled = self.__dict__.setdefault("compiled_arguments", set())
-        if plain or wanted in compiled or not _can_keep():
+        if uncached or wanted in compiled or not _can_cache():
             super().compile(*args, **kwargs)
             return
         digest = fingerprint(self, args)
@@ -56,68 +54,58 @@ class KeptGraphCell(nn.Cell):
             if digest is None or folder is None:
                 super().compile(*args)
             else:
-                self._compile_by_file(cache_folder() / f"{digest}.mindir.gz", folder, args)
+                self._compile_from_file(cache_folder() / f"{digest}.mindir.gz", folder, args)
         if ms.get_context("enable_graph_kernel"):
-            keep_kernels(Path(os.environ["MS_COMPILER_CACHE_PATH"]))  # now: a run that is interrupted keeps them, too
+            keep_kernels(Path(os.environ["MS_COMPILER_CACHE_PATH"]))  # now, in case the run is interrupted
         compiled.add(wanted)
 
-    def _compile_by_file(self, kept: Path, folder: Path, args: tuple[Tensor, ...]) -> None:
-        graph = _read(kept)
+    def _compile_from_file(self, cached: Path, folder: Path, args: tuple[Tensor, ...]) -> None:
+        graph = _read(cached)
         if graph is None:
             with _environment(_ON | _FRONT_END_ONLY):
                 super().compile(*args)
-            self.compile_cache.clear()  # nothing is there yet that could be run
-            graph = _take_written(folder)
+            self.compile_cache.clear()  # the front end has run only
+            graph = _collect(folder)
             if graph is not None:
-                _write(kept, graph)
+                _write(cached, graph)
         if graph is not None:
-            _put_for_reading(folder, graph)
+            _provide(folder, graph)
         with _environment({} if graph is None else _ON):
             super().compile(*args)
 
 
 def cache_folder() -> Path:
-    """Where graphs are kept."""
+    """The folder of cached graphs."""
     return user_cache() / f"graphs-mindspore-{ms.__version__}"
 
 
-def _can_keep() -> bool:
-    """Not where the person uses MindSpore's own cache or reads its dumps, and only after `prepare_device`."""
+def _can_cache() -> bool:
+    """Whether graphs can be cached: not if the user uses MindSpore's own cache or dumps, and only after
+    `prepare_device`."""
     on_cpu = ms.get_context("device_target") == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE
     theirs = {"MS_COMPILER_CACHE_ENABLE", "MS_DEV_SAVE_GRAPHS"} & os.environ.keys() or ms.get_context("save_graphs")
-    return on_cpu and not theirs and "MS_COMPILER_CACHE_PATH" in os.environ and world_size() == 1
+    return os.name == "posix" and on_cpu and not theirs and "MS_COMPILER_CACHE_PATH" in os.environ and world_size() == 1
 
 
 @contextlib.contextmanager
 def _exchange_folder() -> Iterator[Path | None]:
-    """The folder through which MindSpore gives and takes graphs, empty; None if another process is just using it
-    (two runs into one output folder), which might otherwise be given our graph."""
+    """The emptied folder in which MindSpore writes and looks for graphs; None while another process uses it (two runs
+    with one folder), which might otherwise load our graph."""
     folder = Path(os.environ["MS_COMPILER_CACHE_PATH"]) / "rank_0" / "graph_cache"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        lock = try_lock(folder / "lock")
     except OSError:
+        lock = None
+    if lock is None:
         yield None
         return
     try:
-        mine = _try_to_lock(lock)
-        if mine:
-            _empty(folder)
-        yield folder if mine else None
-        if mine:
-            _empty(folder)
+        _empty(folder)
+        yield folder
+        _empty(folder)
     finally:
-        os.close(lock)  # which unlocks it
-
-
-def _try_to_lock(descriptor: int) -> bool:
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        lock.release()
 
 
 def _empty(folder: Path) -> None:
@@ -125,20 +113,20 @@ def _empty(folder: Path) -> None:
         file.unlink()
 
 
-def _put_for_reading(folder: Path, graph: bytes) -> None:
-    """Where MindSpore will look before it compiles its next graph with the cache on."""
-    global _graphs_exchanged
-    (folder / _FILES.replace("*", str(_graphs_exchanged))).write_bytes(graph)
-    _graphs_exchanged += 1
+def _provide(folder: Path, graph: bytes) -> None:
+    """Write a graph to where MindSpore looks before it compiles its next graph with the cache on."""
+    global _graph_count
+    (folder / _FILES.replace("*", str(_graph_count))).write_bytes(graph)
+    _graph_count += 1
 
 
-def _take_written(folder: Path) -> bytes | None:
-    """The one graph that MindSpore has written; its name tells how many it has counted."""
-    global _graphs_exchanged
+def _collect(folder: Path) -> bytes | None:
+    """Take the graph that MindSpore has just written; its name holds MindSpore's count."""
+    global _graph_count
     files = list(folder.glob(_FILES))
     if len(files) != 1:
         return None
-    _graphs_exchanged = int(files[0].stem.rpartition("_")[2]) + 1
+    _graph_count = int(files[0].stem.rpartition("_")[2]) + 1
     graph = files[0].read_bytes()
     files[0].unlink()
     return graph
@@ -146,8 +134,8 @@ def _take_written(folder: Path) -> bytes | None:
 
 @contextlib.contextmanager
 def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """`settings` in the environment, and no search through the entry script for what it imports: the digest of all
-    our sources takes its place, and the search ends in an error where there is no script (`python -c`)."""
+    """Set environment variables, and keep MindSpore from searching the imports of the entry script: our digest covers
+    the sources, and the search fails without a script (`python -c`)."""
     api = sys.modules[type(nn.cell._cell_graph_executor).__module__]
     script, api.entry_script_path = api.entry_script_path, None
     os.environ.update(settings)
@@ -160,7 +148,7 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 
 def _read(path: Path) -> bytes | None:
-    """A kept graph, or None if there is none that is whole."""
+    """A cached graph, or None if there is none or it is damaged."""
     try:
         graph = gzip.decompress(path.read_bytes())
         os.utime(path)
@@ -170,12 +158,10 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, graph: bytes) -> None:
-    """Keep a graph; a full disk is no error. Those that were not used for longest go when there are too many."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(gzip.compress(graph, compresslevel=1))
-        os.replace(temporary, path)
+    """Cache a graph and drop the least recently used ones beyond the limit. A full disk is not an error."""
+    with contextlib.suppress(OSError, UserError):
+        with atomic_write(path) as file:
+            file.write(gzip.compress(graph, compresslevel=1))
         kept = sorted(path.parent.glob("*.gz"), key=lambda file: file.stat().st_mtime)
-        for old in kept[: max(0, len(kept) - _MOST_GRAPHS)]:
+        for old in kept[: max(0, len(kept) - _MAX_GRAPHS)]:
             old.unlink(missing_ok=True)

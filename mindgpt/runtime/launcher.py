@@ -1,9 +1,8 @@
 """Runs one program in several processes: the logic of `scripts/msrun_launcher.sh`.
 
-MindSpore's processes find each other through a scheduler, a process of its own, whose address they are told by
-environment variables, the same that MindSpore's `msrun` sets. Here they are started directly, since msrun shows the
-lines of the wrong process when one fails, leaves the others behind when it is interrupted, and hangs on a taken port.
-Knows nothing of MindSpore itself, and does not load it.
+MindSpore's processes find each other through a scheduler process, whose address they get from environment variables,
+the same that MindSpore's `msrun` sets. msrun itself is not used: it shows the log of the wrong process when one fails,
+leaves processes running when it is interrupted, and hangs if its port is taken. MindSpore is not imported here.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from mindgpt.config.console import note_when_left
+from mindgpt.config.console import note_on_broken_pipe
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.config.paths import expanded, expanded_path
 from mindgpt.io.processes import available_cores
@@ -45,28 +44,28 @@ DEFAULT_LOG_DIR = "output/msrun_log"
 DEFAULT_TIME_OUT = 7200
 
 _POLL_SECONDS = 0.1
-_OTHERS_FAIL_SECONDS = 1.0  # after the first failure: ranks that fail by the same error have this long to say so
+_OTHERS_FAIL_SECONDS = 1.0  # after the first failure: time for other ranks to fail with the same error
 _GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
 _OTHER_MACHINES_SECONDS = 60.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SCHEDULER = "from mindspore.communication import init; init()"  # serves until the workers are done
-_NOISE = b"[INFO] DISTRIBUTED("  # MindSpore 2.10 says this at the end of every process, whatever GLOG_v is
+_SCHEDULER = "from mindspore.communication import init; init()"  # runs until the workers are done
+_NOISE = b"[INFO] DISTRIBUTED("  # MindSpore 2.10 prints this at the end of every process, whatever GLOG_v is
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run, and where.
+    """A program to run in several processes, and where.
 
     Attributes:
         script, arguments: the program.
         workers: processes on all machines.
         local_workers: processes on this machine.
         address, port: of the scheduler, which is on the machine whose `node` is 0.
-        port_was_asked: whether the port is the person's choice.
+        port_is_chosen: whether the user chose the port.
         node: number of this machine.
-        log_dir: of `worker_<rank>.log` and `scheduler.log`.
-        join: stay until all is over; otherwise the job goes on in the background.
-        time_out: seconds in which all processes must have come together; negative: any time.
+        log_dir: folder of `worker_<rank>.log` and `scheduler.log`.
+        join: wait for the end; otherwise the job runs in the background.
+        time_out: seconds within which all processes must connect; negative: no limit.
     """
 
     script: Path
@@ -75,7 +74,7 @@ class Job:
     local_workers: int = DEFAULT_WORKERS
     address: str = "127.0.0.1"
     port: int = DEFAULT_PORT
-    port_was_asked: bool = False
+    port_is_chosen: bool = False
     node: int = 0
     log_dir: Path = Path(DEFAULT_LOG_DIR)
     join: bool = True
@@ -95,7 +94,7 @@ def parse(arguments: Sequence[str]) -> Job:
     """The job that the launcher's 1, 2, 6 or 9 arguments describe.
 
     Raises:
-        UserError: another number of arguments, a value that is not allowed, or a script that is not there.
+        UserError: another number of arguments, a value that is not allowed, or a missing script.
     """
     if len(arguments) not in (1, 2, 6, 9):
         raise UserError(f"the launcher takes 1, 2, 6 or 9 arguments, not {len(arguments)}\n{USAGE.rstrip()}")
@@ -110,7 +109,7 @@ def parse(arguments: Sequence[str]) -> Job:
     job = replace(
         job,
         port=_whole("MASTER_PORT", port, lowest=1, highest=65535),
-        port_was_asked=True,
+        port_is_chosen=True,
         log_dir=expanded_path(log_dir),
         join=_truth("JOIN", join),
         time_out=_whole("CLUSTER_TIME_OUT", time_out, lowest=None),
@@ -165,10 +164,10 @@ def _truth(name: str, text: str) -> bool:
 
 
 def choose_port(job: Job) -> Job:
-    """The job with a port that is free, on the machine of the scheduler; on others as it is.
+    """The job with a free port, on the scheduler's machine; unchanged on others.
 
     Raises:
-        UserError: the port that was asked for is taken, or the address is not of this machine.
+        UserError: the chosen port is taken, or the address is not this machine's.
     """
     if job.node != 0:
         return job
@@ -177,7 +176,7 @@ def choose_port(job: Job) -> Job:
     except OSError as error:
         raise UserError(f"MASTER_ADDR {job.address}: {error}") from None
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        if job.port_was_asked:  # a port that was in use until a moment ago serves, too: MindSpore waits for it
+        if job.port_is_chosen:  # a port in TIME_WAIT is fine: MindSpore waits for it
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
@@ -189,7 +188,7 @@ def choose_port(job: Job) -> Job:
                 raise UserError(
                     f"MASTER_ADDR {job.address} is not an address of this machine, which is the one with NODE_RANK 0."
                 ) from None
-    if job.port_was_asked:
+    if job.port_is_chosen:
         raise UserError(f"MASTER_PORT {job.port} is taken by another program; name another port.")
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((job.address, 0))
@@ -201,7 +200,7 @@ def choose_port(job: Job) -> Job:
 
 @dataclass
 class Process:
-    """A running process, in a session of its own, so that a Ctrl-C at the terminal reaches the launcher alone."""
+    """A running process, in its own session, so that Ctrl-C at the terminal reaches only the launcher."""
 
     name: str
     log: Path
@@ -209,17 +208,17 @@ class Process:
 
     @property
     def status(self) -> int | None:
-        """As `Popen.poll`: None while it runs, minus the signal if one ended it."""
+        """As `Popen.poll`: None while it runs, negative if a signal ended it."""
         return self.popen.poll()
 
     def send(self, number: int) -> None:
-        """Send a signal to it and to all that it has started."""
+        """Send a signal to the process and all its descendants."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.popen.pid, number)
 
 
 def start(job: Job, rank: int | None) -> Process:
-    """Start the worker of a rank, or, for None, the scheduler."""
+    """Start the worker of a rank, or the scheduler if `rank` is None."""
     role = {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
     name, command = "scheduler", [sys.executable, "-c", _SCHEDULER]
     if rank is not None:
@@ -252,7 +251,7 @@ def start(job: Job, rank: int | None) -> Process:
 
 
 def _share_of_cores(job: Job) -> dict[str, str]:
-    """On a machine that computes on its processor, processes that each take all cores would be in each other's way."""
+    """The number of threads of each process. Without an NPU, processes that each used all cores would compete."""
     if "OMP_NUM_THREADS" in os.environ or Path("/dev/davinci_manager").exists():
         return {}
     return {"OMP_NUM_THREADS": str(max(1, available_cores() // job.local_workers))}
@@ -262,25 +261,25 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _die_with_parent() -> None:
-    """In the child: end when the launcher does, even if that is killed (Linux only)."""
+    """In the child: die when the launcher dies, even if it is killed (Linux only)."""
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def end(processes: Sequence[Process]) -> None:
-    """End processes and all that they have started: asked first, then forced."""
+    """End processes and their descendants: SIGTERM first, then SIGKILL."""
     for process in processes:
         process.send(signal.SIGTERM)
     deadline = time.monotonic() + _GRACE_SECONDS
     while time.monotonic() < deadline and any(process.status is None for process in processes):
         time.sleep(_POLL_SECONDS)
     for process in processes:
-        process.send(signal.SIGKILL)  # also to children of a process that has gone
+        process.send(signal.SIGKILL)  # also to children of a process that has ended
         process.popen.wait()
 
 
 class Follower:
-    """Copies what is added to the log of a process to the console."""
+    """Copies new lines of a process's log to the console."""
 
     def __init__(self, process: Process, console: IO[bytes]):
         self.process = process
@@ -288,7 +287,7 @@ class Follower:
         self._file = open(process.log, "rb")  # noqa: SIM115 (open as long as the job runs)
 
     def copy(self) -> None:
-        """Show what was added since the last call."""
+        """Copy what was added since the last call."""
         new = self._file.read()
         if _NOISE in new:
             new = b"".join(line for line in new.splitlines(keepends=True) if not line.startswith(_NOISE))
@@ -301,7 +300,7 @@ class Follower:
 
 
 class Interrupted(Exception):
-    """A signal has asked the launcher to end."""
+    """The launcher received a signal to end."""
 
 
 @contextlib.contextmanager
@@ -312,13 +311,13 @@ def _signals_as_exceptions() -> Iterator[None]:
         raise Interrupted(signal.Signals(number).name)
 
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # which stays: nohup, and the background jobs of a script
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, and background jobs of a script, stay ignored
             signal.signal(number, interrupt)
     yield
 
 
 def run(job: Job) -> int:
-    """Run a job on this machine to its end. Returns the exit status: 0, or that of the rank that failed first."""
+    """Run a job on this machine to its end. Returns the exit status: 0, or that of the first rank that failed."""
     scheduler, follower, workers = None, None, []
     with _signals_as_exceptions():
         try:
@@ -335,17 +334,17 @@ def run(job: Job) -> int:
             print(f"{signal_name}: ending all processes", file=sys.stderr, flush=True)
             end(workers)
             if follower is not None:
-                follower.copy()  # its last words
+                follower.copy()  # its last output
             return 130
         finally:
             for number in _SIGNALS:
-                signal.signal(number, signal.SIG_IGN)  # the tidying up is not interrupted again
+                signal.signal(number, signal.SIG_IGN)  # the cleanup is not interrupted again
             end([*workers, *([scheduler] if scheduler else [])])
     return _report(job, failed, follower) if failed else 0
 
 
 def _wait(workers: list[Process], scheduler: Process | None, follower: Follower | None) -> list[Process]:
-    """Wait until all workers are done or one fails, following rank 0's log. Returns those that failed, first first."""
+    """Wait until all workers are done or one fails, while copying rank 0's log. Returns the failed ones, in order."""
     failed: list[Process] = []
     deadline = float("inf")
     while True:
@@ -358,15 +357,15 @@ def _wait(workers: list[Process], scheduler: Process | None, follower: Follower 
         if done or time.monotonic() > deadline:
             return failed
         if scheduler is not None and scheduler.status not in (None, 0) and not failed:
-            return [scheduler]  # a worker of another machine has gone
+            return [scheduler]  # a worker of another machine has ended
         time.sleep(_POLL_SECONDS)
 
 
 def _serve_other_machines(scheduler: Process) -> list[Process]:
-    """The workers here are done; those of other machines still need the scheduler, which ends with the last of them.
+    """Keep the scheduler running for the workers of other machines, until the last of them ends.
 
-    Without a limit: they may be writing checkpoints, and to end the scheduler would end them. Returns the scheduler if
-    it failed, which it does when it has lost one of them.
+    There is no time limit: they may be writing checkpoints, and would end with the scheduler. Returns the scheduler if
+    it failed, as it does when it loses one of them.
     """
     try:
         scheduler.popen.wait(timeout=_OTHER_MACHINES_SECONDS)
@@ -377,10 +376,10 @@ def _serve_other_machines(scheduler: Process) -> list[Process]:
 
 
 def _report(job: Job, failed: list[Process], follower: Follower | None) -> int:
-    """Tell about failed processes. Returns the exit status of the one that began it."""
+    """Report failed processes. Returns the exit status of the one that failed first by itself."""
     causes = [process for process in failed if not is_consequence(process.log)]
     if not causes and job.local_workers < job.workers:
-        lost = "error: a process on another machine has gone, and so the job; the launcher there tells why"
+        lost = "error: a process on another machine has ended, and so the job; the launcher there tells why"
         print(f"{lost}. Logs of this machine: {job.log_dir}", file=sys.stderr, flush=True)
         return 1
     causes = causes or failed
@@ -393,14 +392,14 @@ def _report(job: Job, failed: list[Process], follower: Follower | None) -> int:
     else:
         error = error or last_lines(cause.log)
     others = ", ".join(process.name for process in same if process is not cause)
-    also = f" ({others} by the same error)" if others else ""
+    also = f" ({others} with the same error)" if others else ""
     lines = [f"error: {cause.name} {ended(cause.status)}{also}, and so the job. Its log: {cause.log}"]
     print("\n".join(lines + [f"  | {line}" for line in error]), file=sys.stderr, flush=True)
     return 128 - cause.status if cause.status < 0 else cause.status
 
 
 def launch(job: Job) -> int:
-    """Run a job as its arguments say: in this process, in several, or in several in the background."""
+    """Run a job in this process, in several, or in several in the background."""
     if job.workers == 1:
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, str(job.script), *job.arguments])
@@ -408,36 +407,38 @@ def launch(job: Job) -> int:
     try:
         job.log_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"LOG_DIR {job.log_dir} cannot be made: {error.strerror}") from None
+        raise UserError(f"LOG_DIR {job.log_dir} cannot be created: {error.strerror}") from None
     here = f"{job.local_workers} of {job.workers}" if job.local_workers < job.workers else str(job.workers)
     print(
         f"{here} processes of {job.script.name}, scheduler {job.address}:{job.port}, logs in {job.log_dir}", flush=True
     )
     if job.join:
-        with note_when_left(f"nobody reads the output any more; the job goes on, with its logs in {job.log_dir}"):
+        with note_on_broken_pipe(f"nobody reads the output any more; the job goes on, with its logs in {job.log_dir}"):
             return run(job)
     return _in_background(job)
 
 
 def _in_background(job: Job) -> int:
-    """Leave the job to a launcher that stays behind, and return at once."""
+    """Hand the job to a launcher in the background, and return at once."""
     log = job.log_dir / "launcher.log"
     command = shlex.join([str(job.script), *job.arguments])
     numbers = [job.workers, job.local_workers, job.address, job.port, job.node, job.log_dir, True, job.time_out]
     with open(log, "wb") as file:
-        behind = subprocess.Popen(
+        background = subprocess.Popen(
             [sys.executable, "-m", "mindgpt.runtime.launcher", command, *map(str, numbers)],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    print(f"JOIN is False: the job goes on in the background. To watch: tail -f {log}. To end it: kill {behind.pid}")
+    print(
+        f"JOIN is False: the job goes on in the background. To watch: tail -f {log}. To end it: kill {background.pid}"
+    )
     return 0
 
 
 def main() -> None:
-    """The program behind `scripts/msrun_launcher.sh`."""
+    """The program that `scripts/msrun_launcher.sh` runs."""
     sys.exit(launch(parse(sys.argv[1:])))
 
 

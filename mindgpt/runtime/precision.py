@@ -1,17 +1,17 @@
-"""Which dtype each part of a model is stored and computed in, decided once, when the model is built."""
+"""The dtypes that a model is stored and computed in, chosen once, when it is built."""
 
 from dataclasses import dataclass
 
 import mindspore as ms
 
-from mindgpt.config.model import GPT2Section
+from mindgpt.config.model_sections import GPT2Section
 
 _DTYPES: dict[str, ms.Type] = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """dtypes of the stored weights, of matrix products and residuals, of layer norms, and of the softmax."""
+    """dtypes of stored weights, of matrix products and residuals, of layer norms, and of the softmax."""
 
     param: ms.Type
     compute: ms.Type
@@ -19,7 +19,7 @@ class Precision:
     softmax: ms.Type
 
 
-def asked_precision(config: GPT2Section) -> Precision:
+def configured_precision(config: GPT2Section) -> Precision:
     """The dtypes that the config names."""
     return Precision(
         param=_DTYPES[config.param_init_type],
@@ -32,11 +32,11 @@ def asked_precision(config: GPT2Section) -> Precision:
 def precision_of(config: GPT2Section) -> Precision:
     """The dtypes to build a model with on the current device.
 
-    Ascend obeys the config. A CPU has no fast half-precision product (its fp16 goes through fp32, its bf16 does not
-    exist), so there everything is computed in fp32. Weights are stored as asked, but for bf16: MindSpore 2.10 has no
-    lookup in such a table there, so they are fp32.
+    Ascend follows the config. On CPU everything is computed in fp32: MindSpore's fp16 products go through fp32 there,
+    and bf16 products do not exist. Weights are stored as configured, except bf16, for which MindSpore 2.10 has no
+    embedding lookup on CPU: they are fp32.
     """
-    precision = asked_precision(config)
+    precision = configured_precision(config)
     if ms.get_context("device_target") != "CPU":
         return precision
     param = ms.float32 if precision.param == ms.bfloat16 else precision.param
@@ -44,13 +44,17 @@ def precision_of(config: GPT2Section) -> Precision:
 
 
 def replaced_on_cpu(config: GPT2Section) -> list[str]:
-    """What the config asks for that the current device runs differently: one sentence each, for the person."""
+    """What the current device runs differently from the config: one sentence each, for the user."""
     if ms.get_context("device_target") != "CPU":
         return []
-    asked = asked_precision(config)
-    half = {str(dtype).lower() for dtype in (asked.compute, asked.layernorm, asked.softmax) if dtype != ms.float32}
+    configured = configured_precision(config)
+    half = {
+        str(dtype).lower()
+        for dtype in (configured.compute, configured.layernorm, configured.softmax)
+        if dtype != ms.float32
+    }
     notes = [f"on CPU, {' and '.join(sorted(half))} compute runs as float32"] if half else []
-    if asked.param == ms.bfloat16:
+    if configured.param == ms.bfloat16:
         notes.append("on CPU, bfloat16 weights are stored as float32")
     if config.use_flash_attention:
         notes.append("on CPU, flash attention runs as the plain kernel")

@@ -1,4 +1,4 @@
-"""Which of how many processes this is, as the launcher (or MindSpore's `msrun`) tells it by environment variables."""
+"""The rank and the world size of this process, from the environment variables of the launcher or `msrun`."""
 
 import os
 
@@ -6,7 +6,7 @@ from mindgpt.config.errors import UserError
 
 
 def rank() -> int:
-    """The number of this process, from 0.
+    """The rank of this process, from 0.
 
     Raises:
         UserError: RANK_ID is not a number from 0, or not below the number of processes.
@@ -24,7 +24,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes a cluster around this one has; 1 without a cluster. Under simulated Ascend, that many cards.
+    """The number of processes of the run, 1 without a launcher; under simulated Ascend, the number of cards.
 
     Raises:
         UserError: MS_WORKER_NUM is not a number from 1.
@@ -34,7 +34,7 @@ def world_size() -> int:
 
 
 def say(message: str) -> None:
-    """Print a line for the person, once: rank 0 speaks for all."""
+    """Print a line for the user, on rank 0 only."""
     if rank() == 0:
         print(message, flush=True)
 

@@ -1,13 +1,13 @@
-"""Ascend graphs on a machine without an NPU: programs that compile as rank R of N cards, and compute nothing.
+"""Compiling for Ascend on a machine without an NPU, as rank R of N cards. Nothing is computed.
 
-MindSpore's wheel carries its Ascend back end. Under `MS_SIMULATION_LEVEL=0` that compiles a graph for N cards and
-touches none, but it loads only where the libraries of CANN (Huawei's driver and compiler) are. Where CANN is installed
-it is used. Elsewhere this file makes a library of empty functions under the names that the back end asks for. They are
-made once for each version of MindSpore, in the user's cache.
+MindSpore's wheel contains its Ascend back end. Under `MS_SIMULATION_LEVEL=0` it compiles a graph for N cards without
+using any, but it needs the libraries of CANN (Huawei's driver and compiler). An installed CANN is used. Otherwise this
+module builds a stub library: empty functions with the names that the back end imports. It is built once for each
+version of MindSpore, in the user's cache.
 
 Real with either: shapes and types, differentiation, shard strategies and their errors, pipeline stages, collectives,
-each rank's own slice of the parameters, strategy files. Not real: every number that "the card" computes, speed, and
-memory. A program must run in a process of its own, since MindSpore loads its back end once.
+each rank's shards of the parameters, strategy files. Not real: every number that "the card" computes, speed, and
+memory. Each program needs its own process, since MindSpore loads its back end once.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mindgpt.config.errors import UserError
-from mindgpt.runtime.user_cache import user_cache
+from mindgpt.io.user_cache import user_cache
 
 _LIBRARIES = (
     "libascend_hal",
@@ -38,15 +38,15 @@ _LIBRARIES = (
     "libplatform",
     "libruntime",
 )
-"""CANN's libraries that the back end loads by name. Here all are one file."""
+"""CANN's libraries that the back end loads by name. Here all are links to one file."""
 
 _SYSTEM_LIBRARIES = ("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libgcc_s.so.1")
 _SYSTEM_LIBRARIES += ("libgomp.so.1", "libstdc++.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1")
 
 _HEADERS = "#include <stdint.h>\n#include <stdlib.h>\n#include <string.h>\n"
 
-# Functions whose answer is used in a simulation too. Every other one returns 0, which is CANN's "all went well".
-_ANSWERS = """
+# Functions whose results are used in a simulation. Every other stub returns 0, which means success in CANN.
+_STUBS = """
 const char *aclrtGetSocName(void) { return "Ascend910B2"; }
 int aclrtGetDeviceCount(unsigned *count) { *count = 8; return 0; }
 int aclrtGetDevice(int *device) { *device = 0; return 0; }
@@ -66,7 +66,7 @@ int aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, int k
 }
 """
 
-_ANSWERED = set(re.findall(r"\b(acl\w+)\(", _ANSWERS))
+_STUBBED = set(re.findall(r"\b(acl\w+)\(", _STUBS))
 
 # ge::StatusFactory::Instance() returns a map that code inlined into the back end fills while it is loaded.
 _STATUS_FACTORY = "_ZN2ge13StatusFactory8InstanceEv"
@@ -80,13 +80,13 @@ extern "C" void *status_factory() {{
   return messages;
 }}
 """
-_SYS_VERSION = '__sys_version__ = "7.7.0"\n'  # what MindSpore asks of CANN's Python package hccl
+_SYS_VERSION = '__sys_version__ = "7.7.0"\n'  # which MindSpore reads from CANN's Python package hccl
 
-_OF_A_CLUSTER = ("MS_ROLE", "MS_NODE_ID", "MS_SCHED_HOST", "MS_SCHED_PORT", "DEVICE_ID")
+_CLUSTER_VARIABLES = ("MS_ROLE", "MS_NODE_ID", "MS_SCHED_HOST", "MS_SCHED_PORT", "DEVICE_ID")
 
 
-def cann_is_there() -> bool:
-    """Whether CANN is installed and its environment set (`ASCEND_HOME_PATH`); what this file makes does not count."""
+def is_cann_installed() -> bool:
+    """Whether CANN is installed and its environment is set (`ASCEND_HOME_PATH`); our stubs do not count."""
     home = os.environ.get("ASCEND_HOME_PATH")
     if not home or not (Path(home) / "lib64" / "libascendcl.so").exists():
         return False
@@ -94,29 +94,29 @@ def cann_is_there() -> bool:
 
 
 def simulated_environment(rank: int, size: int) -> dict[str, str]:
-    """All environment variables of a program that is to compile as one of several Ascend cards.
+    """All environment variables of a program that compiles as one of several Ascend cards.
 
     The program names the device (`device_target: Ascend`) and calls `mindspore.communication.init()`.
 
     Args:
-        rank: which card, from 0.
-        size: how many cards.
+        rank: of the card, from 0.
+        size: number of cards.
 
     Raises:
-        UserError: there is no CANN, and its empty functions cannot be made here.
+        UserError: there is no CANN, and the stubs cannot be built here.
     """
     if not 0 <= rank < size:
         raise ValueError(f"rank {rank} of {size} cards: it must be from 0 to {size - 1}")
-    environment = {name: value for name, value in os.environ.items() if name not in _OF_A_CLUSTER}
+    environment = {name: value for name, value in os.environ.items() if name not in _CLUSTER_VARIABLES}
     environment |= {"MS_SIMULATION_LEVEL": "0", "RANK_ID": str(rank), "RANK_SIZE": str(size)}
     environment["MS_WORKER_NUM"] = str(size)  # where `mindgpt.runtime.ranks` reads it
     environment.setdefault("GLOG_v", "3")
-    if not cann_is_there():
-        home = _empty_cann() / "cann" / "latest"
+    if not is_cann_installed():
+        home = _stub_cann() / "cann" / "latest"
         environment["ASCEND_HOME_PATH"] = str(home)
         environment["ASCEND_OPP_PATH"] = str(home / "opp")
-        environment["LD_LIBRARY_PATH"] = _in_front(home / "lib64", os.environ.get("LD_LIBRARY_PATH"))
-        environment["PYTHONPATH"] = _in_front(home.parents[1] / "python", os.environ.get("PYTHONPATH"))
+        environment["LD_LIBRARY_PATH"] = _prepend(home / "lib64", os.environ.get("LD_LIBRARY_PATH"))
+        environment["PYTHONPATH"] = _prepend(home.parents[1] / "python", os.environ.get("PYTHONPATH"))
     return environment
 
 
@@ -135,12 +135,12 @@ def run_simulated(
         command: the program and its arguments.
         rank, size: see `simulated_environment`.
         cwd: its working directory, into which MindSpore writes (`rank_R/`, `kernel_meta/`).
-        timeout: seconds, after which it and what it started are ended.
-        more: further environment variables, over those of `simulated_environment`.
-        python_path: folders in front of the program's PYTHONPATH.
+        timeout: seconds after which the program and its children are killed.
+        more: further environment variables, which replace those of `simulated_environment`.
+        python_path: folders to prepend to the program's PYTHONPATH.
 
     Returns:
-        Its exit status, and what it wrote to `stdout` and `stderr`.
+        The exit status and the output on `stdout` and `stderr`.
 
     Raises:
         UserError: as `simulated_environment`.
@@ -148,7 +148,7 @@ def run_simulated(
     """
     environment = simulated_environment(rank, size) | dict(more or {})
     for folder in reversed(python_path):
-        environment["PYTHONPATH"] = _in_front(folder, environment.get("PYTHONPATH"))
+        environment["PYTHONPATH"] = _prepend(folder, environment.get("PYTHONPATH"))
     process = subprocess.Popen(
         list(map(os.fspath, command)),
         env=environment,
@@ -157,7 +157,7 @@ def run_simulated(
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        start_new_session=True,  # MindSpore starts processes of its own, which have to end with it
+        start_new_session=True,  # MindSpore starts child processes, which have to end with it
     )
     try:
         stdout, stderr = process.communicate(timeout=timeout)
@@ -168,12 +168,12 @@ def run_simulated(
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def _in_front(folder: str | os.PathLike[str], others: str | None) -> str:
+def _prepend(folder: str | os.PathLike[str], others: str | None) -> str:
     return f"{folder}{os.pathsep}{others}" if others else str(folder)
 
 
-def _empty_cann() -> Path:
-    """The folder of the empty CANN for the installed MindSpore, made if it is not there; it appears whole."""
+def _stub_cann() -> Path:
+    """The folder of the CANN stubs for the installed MindSpore, built atomically if it does not exist."""
     spec = importlib.util.find_spec("mindspore")
     if spec is None:
         raise UserError("MindSpore is not installed in this environment: pip install mindspore")
@@ -197,7 +197,7 @@ def _empty_cann() -> Path:
         try:
             unfinished.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster, and its is as good
+            if not folder.is_dir():  # otherwise another process was faster
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -226,17 +226,17 @@ def _back_end(mindspore: Path) -> list[Path]:
 
 def _build(folder: Path, mindspore: Path) -> None:
     home = folder / "cann" / "latest"
-    lib64 = home / "lib64"  # MindSpore looks for a folder of this name in the path of what it has loaded
+    lib64 = home / "lib64"  # MindSpore looks for this name in the path of the loaded library
     for made in (lib64, home / "opp", folder / "python" / "hccl"):
         made.mkdir(parents=True)
     (folder / "python" / "hccl" / "__init__.py").write_text("")
     (folder / "python" / "hccl" / "sys_version.py").write_text(_SYS_VERSION)
     source, factory = folder / "empty.c", folder / "status_factory.cpp"
-    source.write_text(_HEADERS + _ANSWERS + "".join(_empty(_missing(mindspore) - _ANSWERED - {_STATUS_FACTORY})))
+    source.write_text(_HEADERS + _STUBS + "".join(_definitions(_missing(mindspore) - _STUBBED - {_STATUS_FACTORY})))
     factory.write_text(_STATUS_FACTORY_SOURCE)
     options = ("-c", "-fPIC", "-O1", "-w")
     _compile("gcc", *options, source, "-o", folder / "empty.o")
-    # MindSpore and CANN are built with the older layout of std::string.
+    # MindSpore and CANN are built with the old ABI of std::string.
     _compile("g++", *options, "-D_GLIBCXX_USE_CXX11_ABI=0", factory, "-o", folder / "status_factory.o")
     library = lib64 / f"{_LIBRARIES[0]}.so"
     _compile("g++", "-shared", "-o", library, folder / "empty.o", folder / "status_factory.o")
@@ -246,8 +246,8 @@ def _build(folder: Path, mindspore: Path) -> None:
         file.unlink()
 
 
-def _empty(names: set[str]) -> Iterator[str]:
-    """C definitions under `names`, which C++ may have mangled."""
+def _definitions(names: set[str]) -> Iterator[str]:
+    """C definitions of stubs; the names may be mangled C++ names."""
     for number, name in enumerate(sorted(names)):
         if name.startswith("_ZT"):  # virtual tables and type information are data
             yield f'char data_{number}[512] __asm__("{name}") = {{0}};\n'
@@ -256,7 +256,7 @@ def _empty(names: set[str]) -> Iterator[str]:
 
 
 def _missing(mindspore: Path) -> set[str]:
-    """What the back end imports and neither MindSpore nor the system exports."""
+    """The symbols that the back end imports and neither MindSpore nor the system exports."""
     back_end = _back_end(mindspore)
     own = [*(mindspore / "lib").glob("*.so*"), *mindspore.glob("*.so"), *back_end]
     exported = set()
@@ -269,7 +269,7 @@ def _missing(mindspore: Path) -> set[str]:
 def _system_libraries() -> Iterator[Path]:
     for name in _SYSTEM_LIBRARIES:
         answer = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        if answer != name:  # gcc repeats a name that it does not find
+        if answer != name:  # gcc echoes a name that it does not find
             yield Path(answer)
 
 
@@ -285,5 +285,5 @@ def _compile(*command: str | Path) -> None:
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if result.returncode != 0:
         raise UserError(
-            f"making the empty CANN libraries failed: {' '.join(map(str, command))}\n{result.stderr[-2000:]}"
+            f"building the CANN stub library failed: {' '.join(map(str, command))}\n{result.stderr[-2000:]}"
         )

@@ -1,4 +1,4 @@
-"""Which device a run is for. Loads no MindSpore."""
+"""The device that a run is for. Imports no MindSpore."""
 
 import os
 from pathlib import Path
@@ -7,24 +7,24 @@ from mindgpt.config.errors import UserError
 
 
 def is_simulated() -> bool:
-    """Whether MindSpore compiles for Ascend cards that are not there (`MS_SIMULATION_LEVEL`)."""
+    """Whether MindSpore compiles for simulated Ascend cards (`MS_SIMULATION_LEVEL`)."""
     return "MS_SIMULATION_LEVEL" in os.environ
 
 
-def ascend_is_there() -> bool:
+def is_ascend_available() -> bool:
     """Whether this machine has an Ascend card, or simulates one."""
     return Path("/dev/davinci_manager").exists() or is_simulated()
 
 
 def choose_target(wanted: str | None) -> str:
-    """The device to run on: what is named, else Ascend if there is one, else CPU.
+    """The device to run on: the one named in the config, else Ascend if there is one, else CPU.
 
     Raises:
         UserError: Ascend is named and there is none.
     """
-    if wanted == "Ascend" and not ascend_is_there():
+    if wanted == "Ascend" and not is_ascend_available():
         raise UserError(
             "context.device_target is Ascend, but this machine has no Ascend card (no /dev/davinci_manager). To run on "
             "the CPU, add --device_target CPU or take device_target out of the YAML."
         )
-    return wanted or ("Ascend" if ascend_is_there() else "CPU")
+    return wanted or ("Ascend" if is_ascend_available() else "CPU")

@@ -1,6 +1,6 @@
-"""What a run names, looked at before MindSpore is loaded: a wrong path is answered at once, not after seconds.
+"""Checks of the files that a run names, before MindSpore is loaded, so that a wrong path is reported at once.
 
-Nothing is kept but the answers to come: whoever needs a file opens it again, and says what there is to say about it.
+Nothing is kept: what needs a file opens it again, and prints the notes about it.
 """
 
 import contextlib
@@ -8,24 +8,22 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from mindgpt.config.data import DatasetSection
+from mindgpt.checkpoints.run_folder import named_checkpoint
+from mindgpt.checkpoints.torch_format import is_torch_file
+from mindgpt.checkpoints.weights import open_weights
+from mindgpt.config.data_sections import DatasetSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.data.mindrecord import find_mindrecord_files, read_header
-from mindgpt.models.hugging_face_file import is_torch_file
-from mindgpt.models.run_folder import named_checkpoint
-from mindgpt.models.weights import open_weights
 from mindgpt.pet.adapter import open_adapter
 from mindgpt.runtime.targets import choose_target
-from mindgpt.tasks.models import adapter_path, strategy_of, weights_path
 from mindgpt.tasks.output_folder import checkpoint_folder
 from mindgpt.tasks.prompts import find_tokenizer, read_prompts
-
-_TRAINING = ("train", "finetune")
+from mindgpt.tasks.weights_files import adapter_path, strategy_file, weights_path
 
 
 def check_named_files(config: RunConfig, texts: list[str], called: str = "--predict_data") -> None:
-    """Look at everything that the configuration names, as far as this needs no MindSpore.
+    """Check every file that the configuration names, as far as this needs no MindSpore.
 
     Args:
         config: of the run.
@@ -35,13 +33,13 @@ def check_named_files(config: RunConfig, texts: list[str], called: str = "--pred
         UserError: something is not there, is of another kind, or cannot be written.
     """
     choose_target(config.context.device_target)
-    with contextlib.redirect_stdout(io.StringIO()):  # what there is to say is said when it is used
+    with contextlib.redirect_stdout(io.StringIO()):  # notes are printed when a file is used
         if config.run_mode == "predict":
             read_prompts(texts, called)
         for name, section in _data_sets(config):
             for file in find_mindrecord_files(data_folder(section, name)):
                 read_header(file)
-        if config.run_mode in _TRAINING and config.resume_training:  # which goes before load_checkpoint
+        if config.trains and config.resume_training:  # takes precedence over load_checkpoint
             _check_resume_name(config)
         else:
             _check_weights(config)
@@ -50,10 +48,10 @@ def check_named_files(config: RunConfig, texts: list[str], called: str = "--pred
 
 
 def _check_weights(config: RunConfig) -> None:
-    """Raise `UserError` if weights or adapter are not there, or cannot be read. PyTorch's files are not opened, which
-    takes as long as MindSpore."""
+    """Raise `UserError` if weights or adapter do not exist or cannot be read. PyTorch files are not opened: loading
+    PyTorch takes as long as loading MindSpore."""
     if (path := weights_path(config)) is not None and not _is_of_torch(path):
-        open_weights(path, strategy_of(config, path))
+        open_weights(path, strategy_file(config, path))
     if (path := adapter_path(config)) is not None and not _is_of_torch(path):
         open_adapter(path)
 
@@ -64,7 +62,7 @@ def _is_of_torch(path: Path) -> bool:
 
 
 def data_folder(section: DatasetSection, name: str) -> str:
-    """The file or folder of the data set `name` ("train" or "eval").
+    """The path of the data set `name` ("train" or "eval"), a file or folder.
 
     Raises:
         UserError: none is named.
@@ -78,20 +76,20 @@ def data_folder(section: DatasetSection, name: str) -> str:
 
 
 def _data_sets(config: RunConfig) -> Iterator[tuple[str, DatasetSection]]:
-    """Those that the run mode reads."""
-    if config.run_mode in _TRAINING:
+    """The data sets that the run mode reads."""
+    if config.trains:
         yield "train", config.train_dataset
-    if config.run_mode == "eval" or (config.run_mode in _TRAINING and config.do_eval):
+    if config.run_mode == "eval" or (config.trains and config.do_eval):
         yield "eval", config.eval_dataset
 
 
 def resume_folders(config: RunConfig) -> list[Path]:
-    """The folders `checkpoint` in which to look for what to resume from: the run's own, and `load_checkpoint`."""
+    """The checkpoint folders that a run may resume from: its own, and `load_checkpoint`."""
     return [checkpoint_folder(config), *([Path(config.load_checkpoint)] if config.load_checkpoint else [])]
 
 
 def ranks_in(folders: list[Path]) -> list[Path]:
-    """Where in `resume_folders` the checkpoints of a model lie that is not cut over cards."""
+    """The folders in `resume_folders` that hold checkpoints of a model that is not sharded."""
     own, *named = folders
     found = [own / "rank_0"]
     for folder in named:
@@ -101,5 +99,7 @@ def ranks_in(folders: list[Path]) -> list[Path]:
 
 def _check_resume_name(config: RunConfig) -> None:
     named = config.resume_training
-    if isinstance(named, str) and not config.use_parallel:  # of several cards, each has its own checkpoint of that step
+    if (
+        isinstance(named, str) and not config.use_parallel
+    ):  # of several ranks, each may have its own checkpoint of that step
         named_checkpoint(named, ranks_in(resume_folders(config)))

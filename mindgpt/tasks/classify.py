@@ -1,4 +1,4 @@
-"""`run_mode: predict` of a classifier: texts in, labels and their probabilities out."""
+"""`run_mode: predict` of a classifier: from texts to labels and their probabilities."""
 
 import json
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write
+from mindgpt.config.run_config import RunConfig
 from mindgpt.generation.labels import encode_texts, label_probabilities
-from mindgpt.generation.text import check_tokenizer_fits
-from mindgpt.runtime.collectives import joined, share
+from mindgpt.generation.text_generation import check_tokenizer_fits
+from mindgpt.io.files import atomic_write
+from mindgpt.runtime.collectives import gather_shares, share
 from mindgpt.runtime.ranks import rank, say
-from mindgpt.tasks.models import build_model
+from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.prompts import BATCH_SIZE, Progress, find_tokenizer, read_prompts
-from mindgpt.tasks.session import keep_config
+from mindgpt.tasks.session import save_config
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,24 @@ def classify(config: RunConfig, predict_data: list[str]) -> list[Prediction]:
     tokenizer = find_tokenizer(config)
     check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
     longest = config.model.config.seq_length
-    rows, cut = encode_texts(tokenizer, texts, longest, config.model.config.vocab_size)
-    model = build_model(config)
+    rows, truncated = encode_texts(tokenizer, texts, longest, config.model.config.vocab_size)
+    model, config = build_model(config)
     names = model.config.names_of_labels()
     mine = [rows[number] for number in share(len(rows))]
     batch_size = config.model.config.batch_size or BATCH_SIZE
     with Progress(len(mine), batch_size, "texts") as progress:
-        probabilities = joined(label_probabilities(model, mine, batch_size, progress.update, _say_compiling).tolist())
-    if cut:
-        say(f"note: {len(cut)} text(s) of more than {longest} tokens were cut at their end")
+        of_mine = label_probabilities(model, mine, batch_size, progress.update, _say_compiling)
+    probabilities = gather_shares(of_mine.tolist())
+    if truncated:
+        say(f"note: {len(truncated)} text(s) of more than {longest} tokens were cut at their end")
     predictions = [
         Prediction(text, names[int(np.argmax(of_text))], dict(zip(names, of_text, strict=True)))
         for text, of_text in zip(texts, probabilities, strict=True)
     ]
-    keep_config(config)
+    save_config(config)
     path = Path(config.output_dir) / "predictions.jsonl"
     _write(path, predictions)
-    for prediction in predictions:  # after the file: whatever becomes of the console, the labels are there
+    for prediction in predictions:  # after the file: the labels are kept even if the console fails
         say(f"\n>>> {prediction.text}\n{_line(prediction)}")
     say(f"\n{len(predictions)} text(s): {path}")
     return predictions

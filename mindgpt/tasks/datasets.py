@@ -2,18 +2,20 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from mindspore import dataset as ds
 
-from mindgpt.config.data import DatasetSection
+from mindgpt.config.data_sections import DatasetSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.layout import rows_of_step
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
+from mindgpt.config.strategy import Strategy
 from mindgpt.data.blocks import IGNORED_LABEL
 from mindgpt.data.dataset import DatasetInfo, build_dataset, check_row_length, inspect
-from mindgpt.data.mindrecord import reason_of
-from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut
+from mindgpt.runtime.collectives import data_parallel_ranks, strategy
+from mindgpt.runtime.mindspore_errors import data_error_reason, is_reading_error
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.checks import data_folder
 
@@ -22,15 +24,15 @@ _ROWS_LOOKED_AT = 256
 
 def rows_a_step(config: RunConfig) -> int:
     """Rows of a step on all processes together."""
-    if model_is_cut():
+    if strategy() is Strategy.SEMI_AUTO:
         return rows_of_step(config)
     return config.runner_config.batch_size * config.runner_config.gradient_accumulation_steps * data_parallel_ranks()
 
 
 def training_data(config: RunConfig) -> tuple[ds.Dataset, DatasetInfo]:
     """The batches of a step, of `batch_size` x `gradient_accumulation_steps` rows of seq_length + 1 tokens, and what
-    the data set is made of. Of several data-parallel processes each has batches of its own; cards over which the model
-    is cut all read the whole batch.
+    the data set is made of. Data-parallel processes have batches of their own; ranks of a sharded model all read the
+    whole batch.
 
     Raises:
         UserError: no data set is named, or it does not fit the model.
@@ -53,8 +55,8 @@ def training_data(config: RunConfig) -> tuple[ds.Dataset, DatasetInfo]:
 def evaluation_data(config: RunConfig) -> tuple[ds.Dataset | None, DatasetInfo]:
     """The batches of an evaluation, of `batch_size` rows, and what the data set is made of.
 
-    Data-parallel processes have a part each of the batches that one process would have, the first of them the first;
-    None is the part of a process for which there is no batch.
+    Each data-parallel process has a run of consecutive batches of those that one process would have, in rank order;
+    None: there are fewer batches than processes, and this one has none.
 
     Raises:
         UserError: as `training_data`.
@@ -62,15 +64,13 @@ def evaluation_data(config: RunConfig) -> tuple[ds.Dataset | None, DatasetInfo]:
     section, size, ranks = config.eval_dataset, config.runner_config.batch_size, data_parallel_ranks()
     info = _inspected(config, section, "eval", training=False)
     rows, shuffle = None, section.data_loader.shuffle
-    number = min(info.num_rows, section.num_samples or info.num_rows)
-    batches = number // size if section.drop_remainder else -(-number // size)
+    total = min(info.num_rows, section.num_samples or info.num_rows)
+    batches = total // size if section.drop_remainder else -(-total // size)
     if ranks > 1 and batches:
-        first, end = (part * batches // ranks for part in (rank(), rank() + 1))
+        first, end = (number * batches // ranks for number in (rank(), rank() + 1))
         if first == end:
             return None, info
-        rows, shuffle = range(first * size, min(end * size, number)), False
-        if section.data_loader.shuffle:
-            say("eval_dataset: shuffle has no effect in several processes")
+        rows, shuffle = range(first * size, min(end * size, total)), False
     dataset = _build(
         config, section, info, batch_size=size, shuffle=shuffle, drop_remainder=section.drop_remainder, rows=rows
     )
@@ -79,32 +79,24 @@ def evaluation_data(config: RunConfig) -> tuple[ds.Dataset | None, DatasetInfo]:
 
 @contextlib.contextmanager
 def reading(info: DatasetInfo) -> Iterator[None]:
-    """For the block that goes through a data set: rows that turn out to be broken end in a `UserError`.
+    """Within the block, a row that cannot be read raises a `UserError`.
 
-    Only the first row is looked at beforehand; looking at all would take as long as an epoch of reading.
+    Only the first row is checked beforehand; checking all would take as long as an epoch of reading.
     """
     try:
         yield
     except RuntimeError as error:
-        if "dataset pipeline" not in str(error):  # MindSpore's words for an error while reading
+        if not is_reading_error(error):
             raise
         named = info.files[0] if len(info.files) == 1 else f"{info.files[0]} or one of the {len(info.files)} with it"
-        raise UserError(f"{named}: reading stopped: {reason_of(error).rstrip('.')}. Make the data again.") from error
+        reason = data_error_reason(error).rstrip(".")
+        raise UserError(f"{named}: reading stopped: {reason}. Make the data again.") from error
 
 
 def must_drop(config: RunConfig) -> bool:
-    """Whether a last batch that is not full is left out: a step of several micro-batches needs all its rows, and a step
-    that is compiled for cards runs with no other number of them; otherwise the section decides."""
-    if config.train_dataset.drop_remainder:
-        return True
-    needs_all = {
-        "a model that is cut over cards is compiled for one number of rows": model_is_cut(),
-        "a step of several micro-batches needs all its rows": config.runner_config.gradient_accumulation_steps > 1,
-    }
-    reason = next((reason for reason, holds in needs_all.items() if holds), None)
-    if reason is not None:
-        say(f"train_dataset.drop_remainder: False has no effect: {reason}; the last rows of an epoch are left out")
-    return reason is not None
+    """Whether a training leaves out a last batch that is not full; also with `drop_remainder: False`."""
+    accumulates = config.runner_config.gradient_accumulation_steps > 1
+    return config.train_dataset.drop_remainder or strategy() is Strategy.SEMI_AUTO or accumulates
 
 
 def _inspected(config: RunConfig, section: DatasetSection, name: str, training: bool) -> DatasetInfo:
@@ -127,8 +119,8 @@ def _inspected(config: RunConfig, section: DatasetSection, name: str, training: 
     return info
 
 
-def _build(config: RunConfig, section: DatasetSection, info: DatasetInfo, **parts) -> ds.Dataset:
-    """`build_dataset` with the settings of the section, and with `parts`, which the caller chooses."""
+def _build(config: RunConfig, section: DatasetSection, info: DatasetInfo, **options: Any) -> ds.Dataset:
+    """`build_dataset` with the settings of the section and further `options`."""
     return build_dataset(
         info,
         columns=_columns(section, info),
@@ -137,23 +129,23 @@ def _build(config: RunConfig, section: DatasetSection, info: DatasetInfo, **part
         repeat=section.repeat,
         num_parallel_workers=section.num_parallel_workers,
         prefetch_size=section.prefetch_size,
-        **parts,
+        **options,
     )
 
 
 def _columns(section: DatasetSection, info: DatasetInfo) -> list[str]:
-    """The columns to read. Where the configuration names none, labels that the data have are obeyed: without them a
-    model would be trained on the prompts of instruction data, too."""
+    """The columns to read. If the configuration names none, `labels` is read where the data has it: without it a model
+    would be trained on the prompts of instruction data, too."""
     if section.input_columns is not None:
         return _in_the_models_order(section.input_columns)
     return ["input_ids", "attention_mask", *(["labels"] if "labels" in info.columns else [])]
 
 
 def _in_the_models_order(columns: list[str]) -> list[str]:
-    """The columns as the model takes them, by position.
+    """The columns in the order of the model's arguments.
 
     Raises:
-        UserError: a column the model does not know, or none to stand before one it takes later.
+        UserError: a column that the model does not know, or a gap before a later argument.
     """
     known = ["input_ids", "attention_mask", "labels"]
     ordered = [column for column in known if column in columns]
@@ -165,17 +157,17 @@ def _in_the_models_order(columns: list[str]) -> list[str]:
 
 
 def check_vocabulary(vocab_size: int, info: DatasetInfo, ids: np.ndarray | None = None) -> None:
-    """Whether the tokenizer the data was made with fits the embedding table.
+    """Check that the tokenizer of the data fits the embedding table.
 
-    Data that mindgpt's tools wrote tell their vocabulary; of other data `ids` are looked at, or else the first rows.
+    Metadata of data that mindgpt's tools wrote has the vocabulary size; else `ids` are checked, or the first rows.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not fit.
     """
     needed = info.metadata.get("vocab_size")
     source = "was made with a tokenizer"
     if needed is not None and info.metadata.get("text_vocab_size", needed) <= vocab_size < needed:
-        # Only the tokenizer's padding lies behind the table; a text that spells it is looked for in all rows.
+        # Only padding tokens are outside the table; check all rows for a text that spells them.
         needed, source = 1 + (_highest_id(info, info.num_rows) if ids is None else int(ids.max())), "holds token ids"
     if needed is None:
         needed, source = 1 + (_highest_id(info) if ids is None else int(ids.max())), "holds token ids"
@@ -190,7 +182,7 @@ def _highest_id(info: DatasetInfo, count: int = _ROWS_LOOKED_AT) -> int:
     """The highest token id in the first `count` rows.
 
     Raises:
-        UserError: these rows are of different lengths, or hold what is no token id.
+        UserError: these rows have different lengths, or hold something else than token ids.
     """
     lengths, lowest, highest = set(), 0, 0
     for row in _first_rows(info, "input_ids", count):
@@ -206,7 +198,7 @@ def _highest_id(info: DatasetInfo, count: int = _ROWS_LOOKED_AT) -> int:
 
 
 def _check_labels(vocab_size: int, info: DatasetInfo) -> None:
-    """Whether the labels in the first rows of data from elsewhere are token ids, or mark what is not to be learnt.
+    """Check that the labels in the first rows are token ids, or `IGNORED_LABEL`.
 
     Raises:
         UserError: they are not.

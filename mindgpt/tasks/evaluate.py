@@ -1,4 +1,4 @@
-"""`run_mode: eval`: how well a model does on a data set; what is measured follows from `trainer.type`."""
+"""`run_mode: eval`: measures a model on a data set, by the metric of `trainer.type`."""
 
 import json
 import time
@@ -10,29 +10,28 @@ from mindspore import Tensor, nn
 from mindspore.train import Metric, Model
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write
-from mindgpt.evaluation.classification import ClassificationCell, ClassificationMetric
-from mindgpt.evaluation.perplexity import PerplexityCell, PerplexityMetric
-from mindgpt.runtime.collectives import data_parallel_ranks, gathered
+from mindgpt.config.run_config import RunConfig
+from mindgpt.evaluation.classification_metrics import ClassificationCell, ClassificationMetric
+from mindgpt.evaluation.perplexity import NothingCountedError, PerplexityCell, PerplexityMetric
+from mindgpt.io.files import atomic_write
+from mindgpt.runtime.collectives import data_parallel_ranks, gather_objects
+from mindgpt.runtime.mindspore_errors import is_lookup_error
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.runtime.targets import is_simulated
-from mindgpt.tasks.cards import zeros_for
 from mindgpt.tasks.datasets import evaluation_data, reading
 from mindgpt.tasks.labelled_data import labelled_evaluation_data
-from mindgpt.tasks.models import build_model, say_if_kernels_are_missing
-from mindgpt.tasks.session import keep_config
-from mindgpt.train.row_lengths import RowLengths
+from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
+from mindgpt.tasks.session import save_config
+from mindgpt.tasks.training_step import zeros_for
+from mindgpt.train.compilation_notice import CompilationNotice
 
-_LOOKING_UP = ("LaunchEmbedding", "LaunchTargetLosses", "For 'Gather'", "For 'GatherD'")
-"""What MindSpore's errors name when an id or a label is in no table: our kernels, or its operators."""
 _RECIPE_OF_BATCH_MEANS = "wikitext-mindformers"
 
 
 def evaluate(config: RunConfig) -> dict[str, float]:
     """Evaluate the model of a run; writes `eval_result.json` and prints the line that MindFormers printed."""
     evaluator = Evaluator(config)
-    model = build_model(config)
+    model, config = build_model(evaluator.config)
     if isinstance(evaluator.measure, Perplexity):
         say_if_kernels_are_missing()
     if is_simulated():
@@ -42,7 +41,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     began = time.monotonic()
     values = evaluator.run(model)
     seconds = time.monotonic() - began
-    keep_config(config)
+    save_config(config)
     path = Path(config.output_dir) / "eval_result.json"
     if rank() == 0:
         with atomic_write(path, "w") as file:
@@ -54,10 +53,14 @@ def evaluate(config: RunConfig) -> dict[str, float]:
 
 
 class Perplexity:
-    """What is measured of a language model. Attributes as in every entry of `MEASURES`:
+    """What is measured of a language model.
 
-    name: of the metric. cell: what makes a network's output for it. dataset, info: the data, of which several processes
-    have a part each, or None. metric: adds up batches.
+    Attributes, as in every entry of `MEASURES`:
+        name: of the metric.
+        cell: computes a network's output for the metric.
+        dataset, info: the data; of several processes each has its share, which may be None.
+        config: the configuration, resolved with the data.
+        metric: adds up batches.
     """
 
     name: ClassVar = "PerplexityMetric"
@@ -65,10 +68,11 @@ class Perplexity:
 
     def __init__(self, config: RunConfig):
         self.dataset, self.info = evaluation_data(config)
+        self.config = config
         self.metric = PerplexityMetric(batch_means=self.info.metadata.get("recipe") == _RECIPE_OF_BATCH_MEANS)
 
     def lines(self, values: dict[str, float], seconds: float) -> Iterator[str]:
-        """What to print; the first line is MindFormers'."""
+        """The lines to print; the first is MindFormers'."""
         tokens = self.metric.tokens
         yield f"{self.name}: {{{self.name!r}: {values}}}"
         yield f"{tokens:,} predicted tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s (compiling included)"
@@ -90,12 +94,11 @@ class Classification:
     cell: ClassVar = ClassificationCell
 
     def __init__(self, config: RunConfig):
-        self.dataset, self.info = labelled_evaluation_data(config)
+        self.dataset, self.info, self.config = labelled_evaluation_data(config)
         self.metric = ClassificationMetric(config.model.config.num_labels)
-        self._section = config.model.config
 
     def lines(self, values: dict[str, float], seconds: float) -> Iterator[str]:
-        """What to print; the first line is MindFormers'."""
+        """The lines to print; the first is MindFormers'."""
         yield f"ACC: {values['ACC']}"
         yield ", ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "ACC")
         yield f"{self.metric.rows} rows in {seconds:.1f} s (compiling included)"
@@ -106,7 +109,7 @@ class Classification:
             "metric": self.name,
             **values,
             "rows": self.metric.rows,
-            "label_names": self._section.label_names,
+            "label_names": self.config.model.config.label_names,
             "confusion": self.metric.confusion.tolist(),  # [label][prediction]
         }
 
@@ -115,15 +118,21 @@ MEASURES = {"CausalLanguageModelingTrainer": Perplexity, "TextClassificationTrai
 
 
 class Evaluator:
-    """A data set that is ready, before the minutes of building a model, and its metric; also used during training."""
+    """Evaluates a model on the data set of a configuration, also during training. The data is opened and checked when
+    it is made, before the minutes of building a model.
+
+    Attributes:
+        config: the configuration, resolved with the data.
+    """
 
     def __init__(self, config: RunConfig):
         self.measure = MEASURES[config.trainer.type](config)
+        self.config: RunConfig = self.measure.config
         self._cell: nn.Cell | None = None
-        self._lengths = RowLengths()
+        self._lengths = CompilationNotice()
 
     def compile(self, model: nn.Cell) -> None:
-        """Compile the graph of a batch, and run nothing."""
+        """Compile the graph of a batch without running it."""
         dataset = self.measure.dataset
         cell = self.measure.cell(model).set_train(False)
         cell.compile(*zeros_for(dataset.output_shapes()))
@@ -140,10 +149,10 @@ class Evaluator:
             with reading(measure.info):
                 self._measure()
             return measure.metric.eval()
+        except NothingCountedError as error:
+            raise UserError(f"{measure.info.files[0]}: {error}") from None
         except RuntimeError as error:
-            if "no token to predict" in str(error) or "no labelled row" in str(error):
-                raise UserError(f"{measure.info.files[0]}: {error}") from None
-            if any(name in str(error) for name in _LOOKING_UP):
+            if is_lookup_error(error):
                 raise UserError(
                     f"{measure.info.files[0]}: a token id or a label is outside the vocabulary of the model; was the "
                     "data made by another tokenizer?"
@@ -153,18 +162,18 @@ class Evaluator:
             model.set_train(was_training)
 
     def _measure(self) -> None:
-        """Let the metric count all data, of all processes."""
+        """Update the metric with the data of all processes."""
         metric = self.measure.metric
         metric.clear()
         if self.measure.dataset is not None:
             loop = Model(self._cell, eval_network=self._cell, metrics={self.measure.name: _Counting(metric)})
             loop.eval(self.measure.dataset, callbacks=[self._lengths], dataset_sink_mode=False)
         if data_parallel_ranks() > 1:
-            metric.restore(gathered(metric.state()))
+            metric.restore(gather_objects(metric.state()))
 
 
 class _Counting(Metric):
-    """Counts for another metric, which is asked for its values only when all processes have counted."""
+    """Passes batches to another metric, whose value is computed only after all processes have counted."""
 
     def __init__(self, metric: Metric):
         super().__init__()

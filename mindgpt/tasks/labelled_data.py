@@ -1,14 +1,16 @@
-"""From a dataset section to batches of labelled rows that fit the classifier; what the data know about their labels
-goes into the configuration where it says nothing."""
+"""From a dataset section to batches of labelled rows that fit the classifier. Label names and class weights that the
+configuration leaves open are resolved with the data.
+"""
 
 import numpy as np
 
-from mindgpt.config.data import DatasetSection
+from mindgpt.config.data_sections import DatasetSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
-from mindgpt.data.buckets import COLUMNS, BucketedDataset, LabelledRows, Plan, bucket_lengths, read_rows
+from mindgpt.config.run_config import RunConfig
+from mindgpt.config.strategy import Strategy
+from mindgpt.data.buckets import COLUMNS, BucketedDataset, BucketPlan, LabelledRows, bucket_lengths, read_rows
 from mindgpt.data.dataset import DatasetInfo, inspect
-from mindgpt.runtime.collectives import data_parallel_ranks, model_is_cut
+from mindgpt.runtime.collectives import data_parallel_ranks, strategy
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.checks import data_folder
 from mindgpt.tasks.datasets import check_vocabulary, must_drop, reading, rows_a_step
@@ -17,16 +19,18 @@ BUCKETS = 4
 _ROWS_PER_LABEL_SHOWN = 8
 
 
-def labelled_training_data(config: RunConfig) -> tuple[BucketedDataset, DatasetInfo]:
-    """The batches of a step, of `batch_size` x `gradient_accumulation_steps` rows of similar length, and what the data
-    set is made of. `label_names` and `class_weights: balanced` of the configuration are filled in.
+def labelled_training_data(config: RunConfig) -> tuple[BucketedDataset, DatasetInfo, RunConfig]:
+    """The data of a training.
 
-    Cards over which the model is cut all read the whole batch, padded to seq_length, which their graph is compiled for.
+    Returns:
+        The batches of a step, of `batch_size` x `gradient_accumulation_steps` rows of similar length; if the model is
+        sharded, of all rows of a step, padded to seq_length. What the data set is made of. The configuration with
+        `label_names` and `class_weights: balanced` resolved.
 
     Raises:
         UserError: no data set is named, it does not fit the model, or it has one label only.
     """
-    info, rows = _read(config, config.train_dataset, "train")
+    info, rows, config = _read(config, config.train_dataset, "train")
     counts = np.bincount(rows.labels, minlength=config.model.config.num_labels)
     if np.count_nonzero(counts) < 2:
         name = _shown_name(config, int(rows.labels[0]))
@@ -35,30 +39,30 @@ def labelled_training_data(config: RunConfig) -> tuple[BucketedDataset, DatasetI
         )
     _say_counts(config, counts)
     if config.trainer.class_weights == "balanced":
-        config.trainer.class_weights = _balanced(config, info, counts)
+        config = config.replaced({"trainer.class_weights": _balanced(config, info, counts)})
     size = rows_a_step(config) // data_parallel_ranks()
-    return _batches(config, config.train_dataset, info, rows, size, must_drop(config)), info
+    return _batches(config, config.train_dataset, info, rows, size, must_drop(config)), info, config
 
 
-def labelled_evaluation_data(config: RunConfig) -> tuple[BucketedDataset, DatasetInfo]:
-    """The batches of an evaluation, of `batch_size` rows of similar length, and what the data set is made of.
+def labelled_evaluation_data(config: RunConfig) -> tuple[BucketedDataset, DatasetInfo, RunConfig]:
+    """The batches of an evaluation, of `batch_size` rows of similar length; the rest as `labelled_training_data`.
 
     Raises:
-        UserError: as `labelled_training_data`, but for one label only.
+        UserError: as `labelled_training_data`, but data with one label only is allowed.
     """
     section = config.eval_dataset
-    info, rows = _read(config, section, "eval")
-    return _batches(config, section, info, rows, config.runner_config.batch_size, section.drop_remainder), info
+    info, rows, config = _read(config, section, "eval")
+    return _batches(config, section, info, rows, config.runner_config.batch_size, section.drop_remainder), info, config
 
 
-def _read(config: RunConfig, section: DatasetSection, name: str) -> tuple[DatasetInfo, LabelledRows]:
-    """Open and read a data set, and check it against the model."""
+def _read(config: RunConfig, section: DatasetSection, name: str) -> tuple[DatasetInfo, LabelledRows, RunConfig]:
+    """Open and read a data set, check it against the model, and resolve the label names with it."""
     if section.input_columns is not None and sorted(section.input_columns) != sorted(COLUMNS):
         raise UserError(
             f"{name}_dataset.input_columns: classification reads {list(COLUMNS)}, not {section.input_columns}"
         )
     info = inspect(data_folder(section, name))
-    _check_label_names(config, info)
+    config = _with_label_names(config, info)
     with reading(info):
         rows = read_rows(info, section.num_samples)
     check_vocabulary(config.model.config.vocab_size, info, rows.ids)
@@ -69,26 +73,25 @@ def _read(config: RunConfig, section: DatasetSection, name: str) -> tuple[Datase
             f"{positions}. Make the data again with --max_length {positions}."
         )
     _check_labels(config, info, rows.labels)
-    return info, rows
+    return info, rows, config
 
 
-def _check_label_names(config: RunConfig, info: DatasetInfo) -> None:
-    """The names that the data carry, against those of the configuration or, if it has none, into it."""
+def _with_label_names(config: RunConfig, info: DatasetInfo) -> RunConfig:
+    """The configuration with the label names of the data, if it has none; else they must be equal."""
     model, names = config.model.config, info.metadata.get("label_names")
     if not names:
-        return
+        return config
     if len(names) != model.num_labels:
         raise UserError(
-            f"{info.files[0]} has {len(names)} labels ({_list(names)}), but model.model_config.num_labels is "
+            f"{info.files[0]} has {len(names)} labels ({', '.join(names)}), but model.model_config.num_labels is "
             f"{model.num_labels}. Set it to {len(names)}, or name other data."
         )
-    if model.label_names is None:
-        model.label_names = list(names)
-    elif model.label_names != list(names):
+    if model.label_names is not None and model.label_names != list(names):
         raise UserError(
-            f"{info.files[0]} numbers its labels {_list(names)}, but the model has {_list(model.label_names)}. Make "
-            f"the data again with --label_names {' '.join(model.label_names)}."
+            f"{info.files[0]} numbers its labels {', '.join(names)}, but the model has {', '.join(model.label_names)}. "
+            f"Make the data again with --label_names {' '.join(model.label_names)}."
         )
+    return config.replaced({"model.config.label_names": list(names)})
 
 
 def _check_labels(config: RunConfig, info: DatasetInfo, labels: np.ndarray) -> None:
@@ -124,7 +127,7 @@ def _batches(
             "False, or use more data."
         )
     buckets = _buckets(config, section, rows)
-    plan = Plan(
+    plan = BucketPlan(
         lengths=rows.lengths,
         buckets=buckets,
         batch_size=size,
@@ -140,11 +143,9 @@ def _batches(
 
 def _buckets(config: RunConfig, section: DatasetSection, rows: LabelledRows) -> list[int]:
     longest = config.model.config.seq_length
-    if not model_is_cut():
-        return bucket_lengths(rows.lengths, section.num_buckets or BUCKETS, longest)
-    if section.num_buckets not in (None, 1):
-        say("num_buckets has no effect: a model that is cut over cards is compiled for one length, seq_length")
-    return [longest]
+    if strategy() is Strategy.SEMI_AUTO:
+        return [longest]
+    return bucket_lengths(rows.lengths, section.num_buckets or BUCKETS, longest)
 
 
 def _say_counts(config: RunConfig, counts: np.ndarray) -> None:
@@ -157,7 +158,3 @@ def _say_counts(config: RunConfig, counts: np.ndarray) -> None:
 def _shown_name(config: RunConfig, number: int) -> str:
     names = config.model.config.label_names
     return repr(names[number]) if names else str(number)
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names)

@@ -1,10 +1,10 @@
-"""The entry point: reads the command line, and hands over to the run mode."""
+"""The entry point: reads the command line and calls the run mode."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mindgpt.config.console import note_when_left
+from mindgpt.config.console import note_on_broken_pipe
 from mindgpt.config.errors import run_program
 from mindgpt.runtime.interrupts import end_on_interrupt
 from mindgpt.runtime.ranks import say
@@ -46,11 +46,11 @@ def _run_mode(command: "CommandLine") -> None:
     for note in command.notes:
         say(note)
     prepare(config)
-    if config.run_mode in ("train", "finetune"):
+    if config.trains:
         from mindgpt.tasks.train import train
 
         log = Path(config.output_dir) / "log" / "train.jsonl"
-        with note_when_left(f"nobody reads the output any more; the training goes on, and its log is {log}"):
+        with note_on_broken_pipe(f"nobody reads the output any more; the training goes on, and its log is {log}"):
             train(config)
     elif config.run_mode == "eval":
         from mindgpt.tasks.evaluate import evaluate

@@ -1,4 +1,4 @@
-"""What `tools/transform_ckpt_lora.py` and `tools/convert_lora.py` do: merge LoRA, and take it to PEFT and back."""
+"""Merges LoRA into base weights, and converts it to PEFT and back."""
 
 import json
 import math
@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config
+from mindgpt.checkpoints.locations import newest_in, own_config
+from mindgpt.checkpoints.mindspore_format import write_checkpoint
+from mindgpt.checkpoints.run_folder import rank_folders
+from mindgpt.checkpoints.sharded_checkpoint import holds_shards
+from mindgpt.checkpoints.tensor_source import TensorSource
+from mindgpt.checkpoints.weights import Weights, open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
-from mindgpt.config.model import PetSection
-from mindgpt.data.files import atomic_write, read_json
-from mindgpt.models.checkpoint_file import write_checkpoint
-from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config
-from mindgpt.models.run_folder import rank_folders
-from mindgpt.models.sharded_checkpoint import holds_slices
-from mindgpt.models.tensor_file import TensorSource
-from mindgpt.models.weights import Weights, newest_in, open_weights, own_config
-from mindgpt.pet.adapter import check_factors, open_adapter, rank_of, told_beside
+from mindgpt.config.model_sections import PetSection
+from mindgpt.io.files import atomic_write, read_json
+from mindgpt.pet.adapter import check_factors, open_adapter, rank_of, settings_beside
 from mindgpt.pet.merge import MergedWeights
 from mindgpt.pet.names import SCORE, is_factor
 from mindgpt.pet.peft_folder import is_peft_folder, read_peft, write_peft
@@ -47,32 +48,32 @@ def merge(
         adapter: a PEFT folder, or a `.ckpt` of trained parameters.
         scaling: what multiplies B A; None: `alpha` by the rank, or what lies with the checkpoint or its run.
         alpha: see `scaling`.
-        strategy: how the slices of a parallel run belong together; None: the folder `strategy` beside the source.
+        strategy: strategy files of a sharded source; None: the folder `strategy` beside the source.
 
     Returns:
         The path of the file. `config.json` lies beside it if the source has one.
 
     Raises:
-        UserError: the source is not whole, holds no LoRA, or does not fit; nobody tells the scaling; or the result
-            would be written into the source.
+        UserError: the source is incomplete, holds no LoRA, or does not fit; the scaling is unknown; or the result would
+            be written into the source.
     """
     weights = _open(source, strategy)
     if adapter is None:
-        factors, told = weights.source, told_beside(weights.source.path)
+        factors, metadata = weights.source, settings_beside(weights.source.path)
         if LAST_NORM not in factors.entries:
             raise UserError(f"{factors.path}: holds an adapter alone. Name its base weights, and this with --adapter.")
     else:
         opened = open_adapter(_newest(adapter) if not is_peft_folder(adapter) else adapter)
-        factors, told = opened.source, opened.told
+        factors, metadata = opened.source, opened.settings
     check_factors(factors)
-    chosen = _scaling(factors, told, scaling, alpha)
+    chosen = _scaling(factors, metadata, scaling, alpha)
     target = folder / "rank_0" / f"{prefix}0.ckpt"
     _check_target(target, weights.source.path, factors.path)
     merged = MergedWeights(weights.source, factors, chosen)
     write_checkpoint(target, _with_progress(merged, target))
     print(f"merged {len(merged.merged)} LoRA updates, scaling {chosen:g}, into {len(merged.entries)} tensors: {target}")
     if weights.config is not None:
-        plain = weights.config.model_copy(update={"pet_config": None})
+        plain = weights.config.replaced({"pet_config": None})
         _write_config(target, plain, SCORE in merged.entries)
     return target
 
@@ -81,7 +82,7 @@ def export_peft(source: Path, folder: Path) -> None:
     """Write the LoRA in a checkpoint or adapter `.ckpt` as a PEFT folder. Raises UserError as `merge` does."""
     weights = _open(source, None)
     check_factors(weights.source)
-    settings = _settings(weights.source, told_beside(weights.source.path))
+    settings = _settings(weights.source, settings_beside(weights.source.path))
     if settings is None:
         raise UserError(_no_scaling(weights.source.path) + " Put its config.json, with pet_config, beside it.")
     trained = {name for name in weights.source.entries if is_factor(name) or name == SCORE}
@@ -106,14 +107,13 @@ def import_peft(folder: Path, target: Path, base_config: Path | None) -> None:
     """
     _check_adapter_target(target)
     config = None if base_config is None else GPT2Config.from_pretrained(base_config)
-    told, arrays = read_peft(folder)
+    metadata, arrays = read_peft(folder)
     write_checkpoint(target, arrays.items())
-    print(f"wrote {target}: {sum(map(is_factor, arrays)) // 2} LoRA updates of rank {told['lora_rank']}")
+    print(f"wrote {target}: {sum(map(is_factor, arrays)) // 2} LoRA updates of rank {metadata['lora_rank']}")
     if config is None:
-        print(f"model.model_config.pet_config for it: {told}")
+        print(f"model.model_config.pet_config for it: {metadata}")
         return
-    config.pet_config = PetSection(**told)
-    _write_config(target, config, SCORE in arrays)
+    _write_config(target, config.replaced({"pet_config": PetSection(**metadata)}), SCORE in arrays)
 
 
 def _check_adapter_target(target: Path) -> None:
@@ -129,10 +129,10 @@ def _check_adapter_target(target: Path) -> None:
 
 
 def _open(source: Path, strategy: Path | None) -> Weights:
-    """The weights that `source` names: one file, the newest in a run's folder, or the slices of a parallel run.
+    """The weights that `source` names: one file, the newest in a run's folder, or the shards of a parallel run.
 
     Raises:
-        UserError: there are none, or they are not whole.
+        UserError: there are none, or they are incomplete.
     """
     if not source.exists():
         raise UserError(f"--src_ckpt_path_or_dir: there is no {source}.")
@@ -147,25 +147,25 @@ def _newest(source: Path) -> Path:
     """A file, or a folder that is one checkpoint by itself.
 
     Raises:
-        UserError: several ranks have written, and nothing tells how their files belong together.
+        UserError: several ranks have written, and there is no strategy for their files.
     """
-    if source.is_file() or holds_slices(source):
+    if source.is_file() or holds_shards(source):
         return source
     ranks = rank_folders(source)
     if len(ranks) > 1 and not (source.absolute().parent / "strategy").is_dir():
         raise UserError(
-            f"{source}: holds the files of {len(ranks)} ranks, and nothing that tells how they belong together. Name "
-            "the run's strategy folder with --src_ckpt_strategy; or, if each rank has the whole model (data parallel), "
-            "the file of one."
+            f"{source}: holds the files of {len(ranks)} ranks, and no strategy that says how they belong together. "
+            "Name the run's strategy folder with --src_ckpt_strategy; or the file of one rank, if each has the whole "
+            "model (data parallel)."
         )
     return newest_in(source)
 
 
-def _scaling(factors: TensorSource, told: dict[str, Any], scaling: float | None, alpha: float | None) -> float:
-    """What the person says, or else what lies with the weights."""
+def _scaling(factors: TensorSource, metadata: dict[str, Any], scaling: float | None, alpha: float | None) -> float:
+    """The scaling that the arguments give, or else the metadata of the weights."""
     if scaling is not None and alpha is not None:
         raise UserError("--lora_scaling and --lora_alpha say the same in two ways; keep one.")
-    settings = _settings(factors, told)
+    settings = _settings(factors, metadata)
     rank = rank_of(factors)
     if alpha is not None:
         scaling = alpha / (math.sqrt(rank) if settings is not None and settings.use_rslora else rank)
@@ -180,22 +180,23 @@ def _scaling(factors: TensorSource, told: dict[str, Any], scaling: float | None,
     return scaling
 
 
-def _settings(factors: TensorSource, told: dict[str, Any]) -> PetSection | None:
-    """What lies beside the weights or is kept by their run; None if nothing does.
+def _settings(factors: TensorSource, metadata: dict[str, Any]) -> PetSection | None:
+    """The LoRA settings from the metadata of the weights or the configuration of their run; None: there are none.
 
     Raises:
-        UserError: it is about factors of another rank.
+        UserError: they are of factors of another rank.
     """
-    told = told or _told_by_run(factors.path)
-    if not told:
+    metadata = metadata or _settings_of_run(factors.path)
+    if not metadata:
         return None
     rank = rank_of(factors)
-    if told["lora_rank"] != rank:
+    if metadata["lora_rank"] != rank:
         raise UserError(
-            f"{factors.path}: the configuration that lies with it is another LoRA's: lora_rank is {told['lora_rank']} "
-            f"there and {rank} in the weights. Move the checkpoint to a folder of its own and say what lora_alpha was."
+            f"{factors.path}: the configuration beside it is of another LoRA: lora_rank is "
+            f"{metadata['lora_rank']} there and {rank} in the weights. Move the checkpoint to a folder of its own and "
+            "say what lora_alpha was."
         )
-    return PetSection(**told)
+    return PetSection(**metadata)
 
 
 def _no_scaling(path: Path) -> str:
@@ -205,11 +206,11 @@ def _no_scaling(path: Path) -> str:
     )
 
 
-def _told_by_run(checkpoint: Path) -> dict[str, Any]:
-    """The LoRA settings of the run in whose output folder a checkpoint lies, if its configuration is still there.
+def _settings_of_run(checkpoint: Path) -> dict[str, Any]:
+    """The LoRA settings of the run in whose output folder a checkpoint is; empty if its configuration is not there.
 
     Raises:
-        UserError: two configurations there say different things.
+        UserError: two configurations there disagree.
     """
     found = {}
     for folder in checkpoint.resolve().parents[:3]:

@@ -1,6 +1,6 @@
-"""The output folder of a run: whether it can be written, one run at a time, and what an earlier run left there.
+"""The output folder of a run: a check that it can be written, its lock, and what an earlier run left there.
 
-Loads no MindSpore: what is wrong with the folder is said at once.
+Loads no MindSpore, so that an error is reported at once.
 """
 
 import contextlib
@@ -9,13 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mindgpt.config.callbacks import CheckpointMonitorSection, SummaryMonitorSection
+from mindgpt.checkpoints.run_folder import checkpoints_in, rank_folders
+from mindgpt.config.callback_sections import CheckpointMonitorSection, SummaryMonitorSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
-from mindgpt.data.files import make_folder
+from mindgpt.config.run_config import RunConfig
+from mindgpt.io.files import make_folder
 from mindgpt.io.locks import Lock, holder_of, try_lock
-from mindgpt.models.run_folder import checkpoints_in, rank_folders
-from mindgpt.runtime.interrupts import last_words
+from mindgpt.runtime.interrupts import on_interrupt
 from mindgpt.runtime.ranks import rank
 
 _KINDS = {"train": "training", "finetune": "training", "eval": "evaluation", "predict": "prediction"}
@@ -23,7 +23,7 @@ _KINDS = {"train": "training", "finetune": "training", "eval": "evaluation", "pr
 
 @contextlib.contextmanager
 def held_output_folder(config: RunConfig) -> Iterator[None]:
-    """For the block, no other run of this kind writes into the output folder. An evaluation may, beside a training.
+    """Within the block, no other run of this kind writes into the output folder. An evaluation may, during a training.
 
     A folder that did not exist and holds nothing afterwards is removed again.
 
@@ -46,7 +46,7 @@ def held_output_folder(config: RunConfig) -> Iterator[None]:
             make_folder(held)
             lock = _lock(held, kind, called)
             stack.callback(lock.release)
-            stack.enter_context(last_words(lock.release))
+            stack.enter_context(on_interrupt(lock.release))
         yield
 
 
@@ -58,7 +58,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def check_callback_folders(config: RunConfig) -> None:
-    """Raise `UserError` now, not after the work, if nothing can be written where the callbacks of a training write."""
+    """Raise `UserError` if the folders of a training's callbacks cannot be written."""
     if _KINDS[config.run_mode] != "training":
         return
     for number, section in enumerate(config.callbacks):
@@ -68,7 +68,7 @@ def check_callback_folders(config: RunConfig) -> None:
 
 
 def _check_can_be_written(folder: Path, called: str, way_out: str) -> None:
-    """Raise `UserError` if nothing can be written into a folder that may not be there yet. Leaves nothing behind."""
+    """Raise `UserError` if a folder, which need not exist yet, cannot be written. Creates nothing."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"{called}: {there} is a file, and no folder; {way_out}")
@@ -94,7 +94,7 @@ def _lock(folder: Path, kind: str, called: str) -> Lock:
 
 
 def earlier_run_note(config: RunConfig) -> str | None:
-    """A line for a new training, if its folders hold an earlier one: what stays there, and what the newest will be."""
+    """A note for a new training whose folders hold an earlier one; None: they do not."""
     folder, checkpoints = Path(config.output_dir), checkpoint_folder(config)
     found = [file for ranks in rank_folders(checkpoints).values() for file in checkpoints_in(ranks)]
     has_logs = (folder / "log" / "train.jsonl").exists()
@@ -110,6 +110,6 @@ def earlier_run_note(config: RunConfig) -> str | None:
 
 
 def checkpoint_folder(config: RunConfig) -> Path:
-    """Where a training writes its checkpoints, in a folder `rank_<r>` for each rank."""
+    """The folder of a training's checkpoints, with a folder `rank_<r>` for each rank."""
     monitor = next((section for section in config.callbacks if isinstance(section, CheckpointMonitorSection)), None)
     return Path(monitor.directory if monitor and monitor.directory else Path(config.output_dir) / "checkpoint")

@@ -1,4 +1,4 @@
-"""`run_mode: predict`: prompts in, texts out."""
+"""`run_mode: predict`: continues prompts."""
 
 import json
 import sys
@@ -6,19 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mindgpt.config.generation import sampling_without_effect
-from mindgpt.config.run import RunConfig
-from mindgpt.data.files import adding_to, atomic_write, make_folder
+from mindgpt.config.run_config import RunConfig
 from mindgpt.generation import Completion, GenerationSettings, Generator, generate_text
 from mindgpt.generation.streaming import print_text
-from mindgpt.generation.text import encode_prompts
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.runtime.collectives import joined, share
+from mindgpt.generation.text_generation import encode_prompts
+from mindgpt.io.files import appending_to, atomic_write, make_folder
+from mindgpt.runtime.collectives import gather_shares, share
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.runtime.targets import is_simulated
-from mindgpt.tasks.models import build_model, say_if_kernels_are_missing
+from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.prompts import BATCH_SIZE, Progress, Prompt, find_tokenizer, read_prompts
-from mindgpt.tasks.session import keep_config
+from mindgpt.tasks.session import save_config
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 FILES = ("predictions.jsonl", "predictions.txt")
 
@@ -31,7 +30,7 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
         predict_data: texts, or names of files and folders of texts; see `read_prompts`.
 
     Returns:
-        The completions in the order of the prompts; with `num_return_sequences` n, n of each, one behind the other.
+        The completions in the order of the prompts; with `num_return_sequences` n, n consecutive ones of each.
 
     Raises:
         UserError: no prompts, no tokenizer, weights that do not fit, settings that make no sense, or a prompt that
@@ -41,11 +40,10 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
     tokenizer = find_tokenizer(config)
     model_config = config.model.config
     settings = GenerationSettings.from_config(model_config, seed=config.seed)
-    if unused := sampling_without_effect(settings):
-        say(unused)
     texts, names = zip(*prompts, strict=True)
     encode_prompts(tokenizer, texts, settings, model_config.vocab_size, model_config.max_position_embeddings, names)
-    generator = Generator(build_model(config))
+    model, config = build_model(config)
+    generator = Generator(model)
     say_if_kernels_are_missing()
     if is_simulated():
         _compile(generator, settings, len(texts), config.model.config.batch_size or BATCH_SIZE)
@@ -58,10 +56,10 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
         shown = []
     else:
         completions = shown = _continued(config, generator, tokenizer, texts, settings)
-    keep_config(config)
+    save_config(config)
     _write(config, completions, settings.num_return_sequences)
     _partial_file(config).unlink(missing_ok=True)
-    for completion in shown:  # after the files: whatever becomes of the console, the texts are there
+    for completion in shown:  # after the files: the texts are kept even if the console fails
         say(f"\n>>> {completion.prompt}\n{completion.prompt}{completion.text}")
     files = " and ".join(str(Path(config.output_dir) / name) for name in FILES)
     say(f"\n{len(completions)} text(s): {files}")
@@ -69,11 +67,11 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
 
 
 def _compile(generator: Generator, settings: GenerationSettings, prompts: int, batch_size: int) -> None:
-    """What is left to do where cards are simulated, and compute nothing."""
+    """Compile the graphs only: simulated cards compute nothing."""
     rows = min(prompts, batch_size) * max(settings.num_return_sequences, settings.num_beams)
     with generator.running():
-        batch, slots = generator.graphs.compile(rows, generator.graphs.window)
-    say(f"compiled: reading a text, and a step of {batch} texts of up to {slots} tokens; simulated cards write none")
+        batch, slots = generator.graphs.compile(rows, generator.graphs.context_length)
+    say(f"compiled: prefill of a text, and a step of {batch} texts of up to {slots} tokens; simulated cards write none")
 
 
 def _one_text_at_a_terminal(prompts: list[Prompt], settings: GenerationSettings) -> bool:
@@ -88,7 +86,7 @@ def _continued(
     prompts: tuple[str, ...],
     settings: GenerationSettings,
 ) -> list[Completion]:
-    """The completions of all prompts, of which this process computes its share."""
+    """The completions of all prompts. Each process computes its share."""
     batch_size = config.model.config.batch_size or BATCH_SIZE
     numbers = share(len(prompts))
     copies = settings.num_return_sequences
@@ -106,21 +104,21 @@ def _continued(
             generate_text(generator, tokenizer, mine, settings, batch_size, numbers, on_batch=on_batch) if mine else []
         )
     of_prompts = [list(map(asdict, done[start : start + copies])) for start in range(0, len(done), copies)]
-    return [Completion(**fields) for of_prompt in joined(of_prompts) for fields in of_prompt]
+    return [Completion(**fields) for of_prompt in gather_shares(of_prompts) for fields in of_prompt]
 
 
 def _partial_file(config: RunConfig) -> Path:
-    """Where this process keeps what it has done, until the whole is written: another file for each process."""
+    """The file of this process for completions until all are written."""
     of_rank = f"_{rank()}" if world_size() > 1 else ""
     return Path(config.output_dir) / f"predictions.jsonl.partial{of_rank}"
 
 
 def _keep(file: Path, numbers: list[int], completions: list[Completion]) -> None:
-    """Append the completions of a batch, with the numbers of their prompts, for whoever interrupts the run."""
+    """Append the completions of a batch, with the numbers of their prompts, in case the run is interrupted."""
     make_folder(file.parent)
     rows = ({"number": number} | _record(one) for number, one in zip(numbers, completions, strict=True))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with adding_to(file), open(file, "a", encoding="utf-8") as lines:
+    with appending_to(file), open(file, "a", encoding="utf-8") as lines:
         lines.write(text)
 
 
@@ -134,7 +132,7 @@ def _record(completion: Completion) -> dict[str, Any]:
 
 
 def _write(config: RunConfig, completions: list[Completion], copies: int) -> None:
-    """Both `FILES`, each whole; `sequence` numbers the texts of a prompt where there are several."""
+    """Write both `FILES`; `sequence` numbers the texts of a prompt if there are several."""
     if rank() != 0:
         return
     base = Path(config.output_dir)

@@ -1,4 +1,4 @@
-"""What prediction reads, the texts that a command line names and the tokenizer of the weights; and its progress bar."""
+"""The inputs of a prediction: texts that the command line names, and the tokenizer of the weights; its progress bar."""
 
 import os
 import sys
@@ -10,19 +10,20 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from mindgpt.config.arguments import text_or_path
-from mindgpt.config.data import TokenizerSection
+from mindgpt.config.data_sections import TokenizerSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import shown
-from mindgpt.data.byte_bpe import SPECIAL_TOKEN_NAMES, holds_tokenizer
-from mindgpt.data.files import DOWNLOADS, read_lines
 from mindgpt.data.json_values import begins_as_json, json_values
 from mindgpt.data.records import Record, checked_text, kind_by_name, listed, table_records, text_of
 from mindgpt.data.text import TEXT_SUFFIXES, input_files
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.models.gpt2.special_tokens import END_OF_TEXT
+from mindgpt.io.files import DOWNLOADS, read_lines
 from mindgpt.runtime.ranks import rank, say
-from mindgpt.tasks.models import weights_path
+from mindgpt.tasks.weights_files import weights_path
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer
+from mindgpt.tokenizers.special_tokens import END_OF_TEXT, SPECIAL_TOKEN_NAMES
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 BATCH_SIZE = 8
 _KEYS = ("prompt", "text")
@@ -38,7 +39,7 @@ class Prompt(NamedTuple):
 
 def read_prompts(predict_data: list[str], called: str = "--predict_data") -> list[Prompt]:
     """The texts that `--predict_data` names. A file stands for its lines that are not blank; a JSON file (a list, or
-    values one behind the other) for each text in it and the `prompt` or `text` of each object; a table for that column;
+    consecutive values) for each text in it and the `prompt` or `text` of each object; a table for that column;
     a folder for its .txt, .json, .jsonl and .ndjson files; anything else for itself. Prints a line about words that may
     have been meant the other way.
 
@@ -95,10 +96,10 @@ def _prompts_in(file: Path) -> Iterator[Prompt]:
 
 
 def _is_json(file: Path) -> bool:
-    """Whether a file whose name does not tell holds JSON.
+    """Whether a file without a known suffix holds JSON.
 
     Raises:
-        UserError: it does, and has the suffix of something else.
+        UserError: it does, and has another suffix.
     """
     found = file.is_file() and begins_as_json(file)
     if found and file.suffix:
@@ -109,7 +110,7 @@ def _is_json(file: Path) -> bool:
 
 
 def _key(record: Record) -> str:
-    """Which of the two keys holds the text."""
+    """The key of the text, which is one of `_KEYS`."""
     found = [key for key in _KEYS if key in record.fields]
     if len(found) != 1:
         keys = listed(list(record.fields)) or "none"
@@ -125,7 +126,7 @@ def _exists(word: str) -> bool:
         return False
 
 
-def find_tokenizer(config: RunConfig) -> GPT2Tokenizer:
+def find_tokenizer(config: RunConfig) -> BaseTokenizer:
     """The tokenizer that the configuration names, or the one beside the weights, or where MindFormers downloaded it.
 
     Raises:
@@ -136,7 +137,7 @@ def find_tokenizer(config: RunConfig) -> GPT2Tokenizer:
         names = {name: value for name in _FILES if (value := getattr(section, name))}
         return _with_special_tokens(lambda **tokens: GPT2Tokenizer(**names, **tokens), section)
     folder = section.path or _folder_with_tokenizer(config)
-    return _with_special_tokens(lambda **tokens: GPT2Tokenizer.from_pretrained(folder, **tokens), section)
+    return _with_special_tokens(lambda **tokens: load_tokenizer(folder, **tokens), section)
 
 
 def _folder_with_tokenizer(config: RunConfig) -> Path:
@@ -152,7 +153,7 @@ def _folder_with_tokenizer(config: RunConfig) -> Path:
     )
 
 
-def _with_special_tokens(make: Callable[..., GPT2Tokenizer], section: TokenizerSection) -> GPT2Tokenizer:
+def _with_special_tokens(make: Callable[..., BaseTokenizer], section: TokenizerSection) -> BaseTokenizer:
     """A tokenizer with the special tokens that the YAML names. Every YAML of MindFormers names `<|endoftext|>` for all
     of them, so where the vocabulary lacks it this is no wish to have it added."""
     named = {name: getattr(section, name) for name in SPECIAL_TOKEN_NAMES if name in section.model_fields_set}
@@ -165,12 +166,12 @@ def _with_special_tokens(make: Callable[..., GPT2Tokenizer], section: TokenizerS
 
 
 class Progress:
-    """How far work of several batches is: a bar at a terminal, elsewhere a line now and then. Rank 0 shows it.
+    """The progress of several batches: a bar at a terminal, elsewhere a line every 30 s. Rank 0 shows it.
 
     Args:
-        total: texts to do.
-        batch_size: texts that are done at once; nothing is shown of a single batch.
-        unit: what to call them.
+        total: number of texts.
+        batch_size: texts of a batch; nothing is shown for a single batch.
+        unit: the word for the texts.
         clock: seconds.
     """
 
@@ -190,7 +191,7 @@ class Progress:
         self._bar.close()
 
     def update(self, done: int, tokens: int = 0) -> None:
-        """So many more texts are done, with so many new tokens."""
+        """Add finished texts and their new tokens."""
         self._bar.update(done)
         self._done, self._tokens = self._done + done, self._tokens + tokens
         now = self._clock()

@@ -1,7 +1,6 @@
-"""How likely a language model finds given texts: log-probabilities and perplexities, token by token if asked."""
+"""Scores given texts with a language model: log-probabilities and perplexities, per token on request."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +8,15 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
-from mindgpt.data.files import atomic_write
+from mindgpt.config.run_config import RunConfig
+from mindgpt.evaluation.perplexity import perplexity
 from mindgpt.generation.scoring import score
-from mindgpt.generation.text import check_ids, check_tokenizer_fits
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.generation.text_generation import check_ids, check_tokenizer_fits
+from mindgpt.io.files import atomic_write
 from mindgpt.runtime.ranks import say
-from mindgpt.tasks.models import build_model
+from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.prompts import Prompt, find_tokenizer, read_prompts
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 _SHOWN = 60  # characters of a text on the console
 
@@ -39,13 +39,13 @@ class ScoredText:
 
     @property
     def tokens(self) -> int:
-        """How many tokens have a probability."""
+        """The number of tokens that have a probability."""
         return len(self.log_probabilities)
 
     @property
     def perplexity(self) -> float | None:
-        """exp of the mean negative log-probability of a token."""
-        return _perplexity(self.log_probability, self.tokens)
+        """exp of the mean negative log-probability of a token; None: there is no such token."""
+        return perplexity(-self.log_probability / self.tokens) if self.tokens else None
 
 
 def score_texts(config: RunConfig, files: list[str], output: str | None = None, per_token: bool = False) -> None:
@@ -64,7 +64,7 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
     check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
     rows = _encoded(tokenizer, texts, config.model.config.max_position_embeddings)
     check_ids(tokenizer, rows, [text.name for text in texts], config.model.config.vocab_size)
-    model = build_model(config)
+    model, _ = build_model(config)
     rows_with_progress = tqdm(rows, unit=" texts", disable=None if len(rows) > 1 else True)
     scored = [
         ScoredText(prompt.text, ids, score(model, [ids])[0])
@@ -77,26 +77,20 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
         say(_line(text.log_probability, text.tokens, text.perplexity, json.dumps(text.text, ensure_ascii=False)))
     tokens, total = sum(text.tokens for text in scored), sum(text.log_probability for text in scored)
     if len(scored) > 1:
-        say(_line(total, tokens, _perplexity(total, tokens), f"all {len(scored)} texts"))
+        say(_line(total, tokens, perplexity(-total / tokens) if tokens else None, f"all {len(scored)} texts"))
     if output is not None:
         say(f"\n{len(scored)} text(s): {output}")
 
 
-def _encoded(tokenizer: GPT2Tokenizer, texts: list[Prompt], window: int) -> list[list[int]]:
+def _encoded(tokenizer: GPT2Tokenizer, texts: list[Prompt], context_length: int) -> list[list[int]]:
     rows = tokenizer.encode_batch([text.text for text in texts])
     for text, ids in zip(texts, rows, strict=True):
-        if len(ids) > window + 1:
+        if len(ids) > context_length + 1:
             raise UserError(
-                f"{text.name} has {len(ids)} tokens; {window + 1} can be scored at "
-                f"once (max_position_embeddings {window}, and one that is only predicted). Cut it into parts."
+                f"{text.name} has {len(ids)} tokens; {context_length + 1} can be scored at once "
+                f"(max_position_embeddings {context_length}, and one that is only predicted). Split it."
             )
     return rows
-
-
-def _perplexity(log_probability: float, tokens: int) -> float | None:
-    if not tokens:
-        return None
-    return math.exp(loss) if (loss := -log_probability / tokens) < 700 else math.inf
 
 
 def _line(log_probability: float, tokens: int, perplexity: float | None, text: str) -> str:

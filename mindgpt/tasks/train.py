@@ -8,71 +8,77 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.train import Callback, Model
 
-from mindgpt.config.callbacks import SummaryMonitorSection
+from mindgpt.config.callback_sections import SummaryMonitorSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.run import RunConfig
+from mindgpt.config.execution_sections import why_no_data_sinking
+from mindgpt.config.layout import holds_shards
+from mindgpt.config.no_effect import Run
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import Section
+from mindgpt.config.strategy import Strategy
 from mindgpt.data.buckets import BucketedDataset
 from mindgpt.data.dataset import DatasetInfo, fingerprint
 from mindgpt.pet.lora import trained_values
-from mindgpt.runtime.collectives import data_parallel_ranks, gathered, model_is_cut
-from mindgpt.runtime.interrupts import last_words
+from mindgpt.runtime.collectives import data_parallel_ranks, gather_objects, strategy
+from mindgpt.runtime.interrupts import on_interrupt
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.runtime.targets import is_simulated
-from mindgpt.tasks.callbacks import RunCallbacks
-from mindgpt.tasks.cards import build_step, compile_cut, cut_of, holds_parts, loss_scale_note, zeros_for
 from mindgpt.tasks.checks import ranks_in, resume_folders
 from mindgpt.tasks.datasets import reading, rows_a_step, training_data
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.labelled_data import labelled_training_data
-from mindgpt.tasks.models import build_model
+from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.output_folder import earlier_run_note
-from mindgpt.tasks.session import keep_config
-from mindgpt.train.callbacks import StepMeter, what_overflowed
+from mindgpt.tasks.session import save_config
+from mindgpt.tasks.training_callbacks import RunCallbacks
+from mindgpt.tasks.training_step import build_step, compile_sharded, loss_scale_note, sharding_of, zeros_for
+from mindgpt.train.callbacks import StepMeter, non_finite_part
 from mindgpt.train.optimizers import decay_groups, state_line
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 from mindgpt.train.resume import (
     ResumePoint,
     check_same_plan,
     find_resume_point,
-    find_resume_point_of_card,
+    find_resume_point_of_rank,
     restore_parameters,
 )
-from mindgpt.train.schedules import rates_line, rates_of_run
+from mindgpt.train.schedules import learning_rates_of_run, schedule_line
 from mindgpt.train.summary import check_tensorboard
-
-_TRAINING_DATA = {
-    "CausalLanguageModelingTrainer": training_data,
-    "TextClassificationTrainer": labelled_training_data,
-}
 
 
 def train(config: RunConfig) -> None:
     """Train a model as the configuration says."""
     if any(isinstance(section, SummaryMonitorSection) for section in config.callbacks):
         check_tensorboard()
-    dataset, info = _TRAINING_DATA[config.trainer.type](config)
+    sharded = strategy() is Strategy.SEMI_AUTO
+    if config.trainer.type == "TextClassificationTrainer":
+        dataset, info, config = labelled_training_data(config)
+    else:
+        dataset, info = training_data(config)
     evaluator = Evaluator(config) if config.do_eval else None
-    progress = Progress(config.runner_config.epochs, dataset.get_dataset_size())
+    if evaluator is not None:
+        config = evaluator.config
+    progress = RunProgress(config.runner_config.epochs, dataset.get_dataset_size())
     plan = _plan(config, progress, info)
     point = _resume_point(config, plan)
     if point is not None and point.step >= progress.total_steps:
         say(f"nothing to resume: {point.path} is of step {point.step}, and the run has {progress.total_steps}")
         return
-    rates = rates_of_run(config.lr_schedule, config.optimizer, progress.total_steps)
-    model = build_model(_starting_from(config, point), weights_follow=point is not None and model_is_cut())
-    step, layout = build_step(config, model, rates, padding=len(dataset.get_col_names()) > 1)
+    learning_rates = learning_rates_of_run(config.lr_schedule, config.optimizer, progress.total_steps)
+    model, resolved = build_model(_starting_from(config, point), weights_follow=point is not None and sharded)
+    config = config.replaced({"model": resolved.model})
+    step, layout = build_step(config, model, learning_rates, padding=len(dataset.get_col_names()) > 1)
     callbacks = RunCallbacks(config, progress, model, evaluator, _tokens_per_step(config, dataset), plan)
-    if model_is_cut():
+    if sharded:
         say("compiling for all cards")
         step.set_train()
-        compile_cut(step, zeros_for(dataset.output_shapes()), layout)  # from here on a parameter is this card's part
+        compile_sharded(step, zeros_for(dataset.output_shapes()), layout)  # now a parameter is this rank's shard
     if point is not None:
         restore_parameters(step, point)
         callbacks.resume(point)
         dataset.set_init_step(point.step)
     _check_equal_beginnings(step)
-    if model_is_cut() and (config.only_save_strategy or is_simulated()):
+    if sharded and (config.only_save_strategy or is_simulated()):
         _stop_after_compiling(config, step, callbacks, 0 if point is None else point.step)
         return
     if point is None and (note := earlier_run_note(config)):
@@ -80,17 +86,17 @@ def train(config: RunConfig) -> None:
     say(trained_values(model.get_parameters()))
     say(state_line(step.optimizer))
     say(decay_groups(step.optimizer.parameters, config.optimizer.weight_decay))
-    say(rates_line(config.lr_schedule, rates))
+    say(schedule_line(config.lr_schedule, learning_rates))
     if note := loss_scale_note(config):
         say(note)
     say(
         f"training: {progress.epochs} epoch(s) of {progress.steps_per_epoch} steps, batch {_rows(config)} rows of "
-        f"{_row_lengths(config, dataset)} tokens; {'compiled' if model_is_cut() else 'compiling first'}"
+        f"{_row_lengths(config, dataset)} tokens; {'compiled' if sharded else 'compiling first'}"
     )
-    config_file = keep_config(config)
+    config_file = save_config(config)
     began = time.monotonic()
     try:
-        with last_words(callbacks.say_interrupted), reading(info):
+        with on_interrupt(callbacks.say_interrupted), reading(info):
             _run(config, step, dataset, callbacks.all, progress, 0 if point is None else point.step)
     finally:
         callbacks.close()
@@ -99,28 +105,28 @@ def train(config: RunConfig) -> None:
 
 
 def _check_that_a_step_counted(meter: StepMeter) -> None:
-    """Raise a UserError for a run that has changed nothing, which must not end like one that has trained."""
+    """Raise a UserError if every step was skipped: such a run must not end like one that has trained."""
     if meter.all_skipped:
         raise UserError(
-            f"no step changed the weights: {what_overflowed(meter.record)} not finite in each of {meter.skipped} "
+            f"no step changed the weights: {non_finite_part(meter.record)} not finite in each of {meter.skipped} "
             f"steps, the last at loss scale {meter.record['loss_scale']:g}. Train for more steps if the loss scale was "
-            "still falling, or start lower with runner_wrapper.scale_sense.loss_scale_value; else lower the learning "
-            "rate, and look at the data and at the weights the run began with."
+            "still falling, or start it lower with runner_wrapper.scale_sense.loss_scale_value; else lower the "
+            "learning rate, and look at the data and at the weights the run began with."
         )
 
 
 def _stop_after_compiling(config: RunConfig, step: nn.Cell, callbacks: RunCallbacks, done: int) -> None:
-    """The end of a run that was to leave its strategy only, or whose cards are simulated and compute nothing; the
-    latter also leaves this card's slices of the weights, with which the merging of checkpoints can be tried."""
-    say(f"compiled; strategy: {cut_of(config).strategy_folder}")
+    """End a run that is only to write its strategy, or whose cards are simulated and compute nothing. The latter also
+    writes this rank's shards of the weights, with which the merging of checkpoints can be tried."""
+    say(f"compiled; strategy: {sharding_of(config).strategy_folder}")
     if is_simulated() and callbacks.checkpoints is not None:
         say(f"the cards are simulated, so nothing is trained; weights: {callbacks.checkpoints.save(step, done)}")
 
 
-def _plan(config: RunConfig, progress: Progress, info: DatasetInfo) -> dict[str, Any]:
+def _plan(config: RunConfig, progress: RunProgress, info: DatasetInfo) -> dict[str, Any]:
     """What a run must have in common with the one that it resumes, for the same batches and updates to follow.
 
-    Not the layout on cards: slices that `tools/transform_ckpt.py` has cut anew are gone on from in another.
+    Not the layout: shards that `tools/transform_ckpt.py` has transformed are resumed in another layout.
     """
     runner, data = config.runner_config, config.train_dataset
     with reading(info):
@@ -142,18 +148,18 @@ def _plan(config: RunConfig, progress: Progress, info: DatasetInfo) -> dict[str,
 
 
 def _settings(name: str, section: Section | None, without: str = "") -> dict[str, Any]:
-    """The keys of a section, with its name before them."""
+    """The keys of a section, prefixed with its name."""
     values = {} if section is None else section.model_dump(exclude={without})
     return {f"{name}.{key}": value for key, value in values.items()}
 
 
 def _resume_point(config: RunConfig, plan: dict[str, Any]) -> ResumePoint | None:
-    """The checkpoint to go on from, or None: of this output folder, or of the one that `load_checkpoint` names."""
+    """The checkpoint to resume from, or None: in this output folder, or in the one that `load_checkpoint` names."""
     if not config.resume_training:
         return None
     folders = resume_folders(config)
-    if holds_parts(config):
-        point = find_resume_point_of_card(config.resume_training, folders, rank(), world_size())
+    if holds_shards(config, strategy()):
+        point = find_resume_point_of_rank(config.resume_training, folders, rank(), world_size())
     else:
         point = find_resume_point(config.resume_training, ranks_in(folders))
     check_same_plan(point, plan)
@@ -162,15 +168,15 @@ def _resume_point(config: RunConfig, plan: dict[str, Any]) -> ResumePoint | None
 
 
 def _starting_from(config: RunConfig, point: ResumePoint | None) -> RunConfig:
-    """For building a model that is about to be restored: the checkpoint itself tells what it is of, unless it holds but
-    a card's part of a model."""
-    if point is None or model_is_cut():
+    """The configuration to build the model with: a resumed run starts from the weights of its checkpoint, unless that
+    holds a rank's shards alone."""
+    if point is None or strategy() is Strategy.SEMI_AUTO:
         return config
-    return config.model_copy(update={"load_checkpoint": str(point.path)})
+    return config.replaced({"load_checkpoint": str(point.path)})
 
 
 def _check_equal_beginnings(step: nn.Cell) -> None:
-    """Whether all data-parallel processes begin with the same numbers, which the same updates then keep equal.
+    """Check that all data-parallel processes begin with the same weights, which the same updates then keep equal.
 
     Raises:
         UserError: they do not; it names the processes and a parameter.
@@ -178,7 +184,7 @@ def _check_equal_beginnings(step: nn.Cell) -> None:
     if data_parallel_ranks() == 1:
         return
     mine = {name: zlib.crc32(p.asnumpy().tobytes()) for name, p in step.parameters_dict().items()}
-    others = gathered(mine)
+    others = gather_objects(mine)
     for name, of_rank_0 in others[0].items():
         different = [number for number, sums in enumerate(others) if sums.get(name) != of_rank_0]
         if different:
@@ -190,8 +196,8 @@ def _check_equal_beginnings(step: nn.Cell) -> None:
 
 
 def _rows(config: RunConfig) -> str:
-    """The rows of a step, as a product where it says what they are made of."""
-    if model_is_cut():
+    """The rows of a step; unless the model is sharded as a product: batch size, micro-batches, processes."""
+    if strategy() is Strategy.SEMI_AUTO:
         return str(rows_a_step(config))
     runner, ranks = config.runner_config, data_parallel_ranks()
     return f"{runner.batch_size} x {runner.gradient_accumulation_steps}" + (f" x {ranks}" if ranks > 1 else "")
@@ -216,23 +222,14 @@ def _run(
     step: nn.Cell,
     dataset: ms.dataset.Dataset,
     callbacks: list[Callback],
-    progress: Progress,
+    progress: RunProgress,
     done: int,
 ) -> None:
-    """Train. `done`: steps that a resumed run has behind it."""
+    """Train. `done`: the steps before the checkpoint that the run resumes from."""
     runner = config.runner_config
     step.set_train()
     loop = Model(step)
-    sink = runner.sink_mode and ms.get_context("device_target") == "Ascend"
-    if runner.sink_mode and not sink:
-        say("on CPU, sink_mode has no effect: batches are handed over one by one")
-    elif sink and runner.gradient_accumulation_steps > 1:
-        say("sink_mode is off: gradient accumulation hands over its micro-batches one by one")
-        sink = False
-    elif sink and isinstance(dataset, BucketedDataset):
-        say("sink_mode is off: batches of several lengths are handed over one by one")
-        sink = False
-    if sink:
+    if runner.sink_mode and why_no_data_sinking(Run(config, ms.get_context("device_target"), strategy())) is None:
         size = progress.steps_per_epoch if runner.sink_size == -1 else runner.sink_size
         loop.train(
             progress.total_steps // size,

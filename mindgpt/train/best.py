@@ -1,4 +1,4 @@
-"""The best score of a run, the weights that reached it, and when to give up waiting for a better one."""
+"""The best score of a run, its weights, and early stopping."""
 
 import math
 from collections.abc import Mapping
@@ -7,22 +7,22 @@ from pathlib import Path
 
 from mindspore import nn
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.run_folder import free_stem, record_checkpoints
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.errors import UserError
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.run_folder import free_stem, record_checkpoints
-from mindgpt.models.weights import save_checkpoint
-from mindgpt.train.checkpoints import files_to_continue
-from mindgpt.train.progress import Progress
+from mindgpt.train.checkpoint_monitor import files_to_continue
+from mindgpt.train.progress import RunProgress
 
-# Metrics by which a run may be judged, and whether more of them is better. The first that an evaluation returns is the
-# one, unless the configuration names another.
+# Metrics that can decide which weights are best, and whether greater is better. The first one that an evaluation
+# returns is used, unless the configuration names another.
 DIRECTIONS = {"PPL": False, "ACC": True, "F1": True, "macro_F1": True, "MCC": True, "loss": False}
 
 
-def judged_by(
+def deciding_metric(
     values: Mapping[str, float], metric: str | None = None, greater_is_better: bool | None = None
 ) -> tuple[str, bool]:
-    """The metric among `values` that decides, and whether more of it is better.
+    """The metric among `values` that decides, and whether greater is better.
 
     Raises:
         UserError: there is no such metric, or its direction is not known and not given.
@@ -42,14 +42,15 @@ def judged_by(
 
 @dataclass
 class BestScore:
-    """The best score so far, and how long there has been no better one.
+    """The best score so far, and the number of evaluations without improvement.
 
-    Any better score is the best. Patience is stricter: it begins anew only with a score that is better by more than
-    `min_delta` than the one it last began with, so that many tiny gains in a row count as one large one.
+    Any better score becomes the best. Early stopping is stricter: the count restarts only with a score that is better
+    than the reference by more than `min_delta`, so many tiny gains in a row count as one large one.
 
     Attributes:
-        score, step: the best; None before the first that is finite.
-        waited: evaluations since patience last began anew.
+        score, step: the best; None before the first finite score.
+        reference: the score at which the count last restarted.
+        waited: evaluations since then.
     """
 
     greater_is_better: bool = False
@@ -61,7 +62,7 @@ class BestScore:
     waited: int = 0
 
     def update(self, step: int, score: float) -> bool:
-        """Take the score of an evaluation after `step`. Returns whether it is the best."""
+        """Add the score of an evaluation after `step`. Returns whether it is the best."""
         if math.isfinite(score) and self._gain(score, self.reference) > self.min_delta:
             self.reference, self.waited = score, 0
         else:
@@ -78,41 +79,41 @@ class BestScore:
 
     @property
     def exhausted(self) -> bool:
-        """Whether it is time to stop; never without patience."""
+        """Whether to stop early; never if `patience` is 0."""
         return 0 < self.patience <= self.waited
 
     def state(self) -> dict[str, float]:
-        """What a resumed run has to know, as plain numbers; without what there is none of yet."""
+        """The state for `restore`, as plain numbers; without values that do not exist yet."""
         numbers = {"score": self.score, "step": self.step, "reference": self.reference, "waited": self.waited}
         return {name: number for name, number in numbers.items() if number is not None}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from a `state`."""
         self.score, self.reference = state.get("score"), state.get("reference")
         self.step = int(state["step"]) if "step" in state else None
         self.waited = int(state["waited"])
 
 
 class BestCheckpoint:
-    """Keeps one checkpoint of weights: `<folder>/checkpoint_best/rank_<r>/<prefix>_rank_<r>-<epoch>_<step>.ckpt`.
+    """Saves the best weights: `<folder>/checkpoint_best/rank_<r>/<prefix>_rank_<r>-<epoch>_<step>.ckpt`.
 
-    In a folder of its own, so that neither `keep_checkpoint_max` nor whoever asks for a run's newest checkpoint meets
-    it. `config.json` lies beside it.
+    The folder is separate, so that neither `keep_checkpoint_max` nor the search for the newest checkpoint finds them.
+    `config.json` lies beside them.
 
     Args:
-        folder: where the run's other checkpoint folders are.
-        prefix: the beginning of the file's name.
-        progress: the plan of the run.
-        model: whose parameters are the weights.
+        folder: holds the run's other checkpoint folders.
+        prefix: of the file's name.
+        progress: the length of the run.
+        model: its parameters are the weights.
         config: written beside them.
-        rank: the process's number.
+        rank: of this process.
 
     Attributes:
         written: the checkpoint that this process wrote last.
     """
 
     def __init__(
-        self, folder: Path, prefix: str, progress: Progress, model: nn.Cell, config: GPT2Config, rank: int = 0
+        self, folder: Path, prefix: str, progress: RunProgress, model: nn.Cell, config: GPT2Config, rank: int = 0
     ):
         self.folder = Path(folder) / "checkpoint_best" / f"rank_{rank}"
         self.stem = f"{prefix}_rank_{rank}"
@@ -120,19 +121,19 @@ class BestCheckpoint:
         self.model = model
         self.config = config
         self.written: Path | None = None
-        self._own: list[Path] = []  # what the run wrote and has not deleted
-        self._named = False  # whether the stem is that of this run's files
+        self._own: list[Path] = []  # files of this run
+        self._named = False  # whether `stem` is final
 
     def restore(self) -> None:
-        """For a resumed run: what the last run wrote is its own, and the next best replaces it."""
+        """For a resumed run: the next best weights replace those of the last run."""
         self._own, self.stem = files_to_continue(self.folder, self.stem)
         self._named = True
 
     def save(self, step: int) -> Path:
-        """Write the weights as they are after `step`, then delete what was this run's best before.
+        """Write the weights after `step`, then delete this run's previous best. Returns the path.
 
-        A kill at any instant leaves a whole file, and of two of this run the newer is the better one. Other runs' files
-        stay, under other names. Before the first step the name ends in `-0_0`. Returns the path.
+        After a kill at any instant, the newest file of this run is whole and the best. Other runs' files are kept.
+        Before the first step the name ends in `-0_0`.
 
         Raises:
             UserError: it cannot be written.

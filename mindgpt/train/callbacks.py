@@ -1,4 +1,4 @@
-"""What happens between steps: measuring, reporting, stopping on bad numbers."""
+"""Callbacks that measure and report steps, and stop a run whose numbers are not finite."""
 
 import math
 import time
@@ -10,26 +10,27 @@ from mindspore.train import Callback, RunContext
 
 from mindgpt.config.errors import UserError
 from mindgpt.runtime.ranks import say
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 from mindgpt.train.run_log import RunLog
 
 
 class StepMeter(Callback):
-    """Measures every step once, for all the callbacks that report about it: it comes first in their list.
+    """Measures every step, for the callbacks that report it; it must be the first of them.
 
     Args:
-        progress: the plan of the run.
+        progress: the length of the run.
         tokens_per_step: tokens that all processes together predict in a step.
 
     Attributes:
-        record: about the last step: step, epoch, loss, learning rate, global gradient norm, loss scale, whether it was
-            skipped (something was not finite and nothing changed), tokens per second. Empty before the first step.
-        steps, skipped: how many this process has run, and how many of them changed nothing.
-        all_skipped: whether no step has changed anything; False before the first.
-        first_seconds: duration of the first step, which compiles, in seconds.
+        record: the last step: step, epoch, loss, learning rate, global gradient norm, loss scale, whether it was
+        skipped
+            (something was not finite, and nothing was updated), tokens per second. Empty before the first step.
+        steps, skipped: number of steps of this process, and of those that were skipped.
+        all_skipped: whether every step was skipped; False before the first.
+        first_seconds: duration of the first step, including compilation.
     """
 
-    def __init__(self, progress: Progress, tokens_per_step: int):
+    def __init__(self, progress: RunProgress, tokens_per_step: int):
         super().__init__()
         self.progress = progress
         self.tokens_per_step = tokens_per_step
@@ -52,7 +53,7 @@ class StepMeter(Callback):
         step = state.cur_step_num
         loss, skipped, scale, rate, norm = (value.asnumpy().item() for value in state.net_outputs)  # waits for the step
         seconds = time.monotonic() - self._before_step
-        steps = step - self._last_step  # more than one if the device runs several before it answers (data sink)
+        steps = step - self._last_step  # more than one in sink mode
         self._last_step = step
         if self.steps:
             self._steady_steps += steps
@@ -84,19 +85,16 @@ class StepMeter(Callback):
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Over all steps but the first, which compiles; of the steps alone, not of what happens between them."""
+        """Over all steps but the first, which compiles; without the time between steps."""
         return self._steady_steps * self.tokens_per_step / self._steady_seconds if self._steady_steps else None
 
 
 class LossMonitor(Callback):
-    """A line every so many steps, and a record of `meter` in `log` for every step.
-
-    The line also has the time left. In the file a number that is not finite is `null`.
+    """Prints a line at an interval of steps, with the time left, and logs the record of every step.
 
     Args:
-        meter: what measures the steps.
-        log: the JSON-lines file; its folder is made, and an older file of that name replaced after the first step. A
-            resumed run continues it.
+        meter: measures the steps.
+        log: the JSON-lines file; see `RunLog`. A resumed run continues it.
         every: steps between two lines on the console.
         outdated: see `RunLog`.
     """
@@ -122,7 +120,7 @@ class LossMonitor(Callback):
             say(self._line(record, first, seconds_left))
 
     def _seconds_left(self, step: int) -> float | None:
-        """From the mean of all steps of this run but the first, which compiles."""
+        """From the mean duration of all steps but the first, which compiles."""
         now = time.monotonic()
         if self._first_step is None:
             self._first_step, self._after_first_step = step, now
@@ -134,7 +132,7 @@ class LossMonitor(Callback):
         loss = f"{record['loss']:.4f}" if math.isfinite(record["loss"]) else "not finite"
         if record["skipped"]:
             loss += (
-                f" ({what_overflowed(record)} not finite, step skipped)" if loss != "not finite" else ", step skipped"
+                f" ({non_finite_part(record)} not finite, step skipped)" if loss != "not finite" else ", step skipped"
             )
         norm = f"{record['grad_norm']:.3f}" if math.isfinite(record["grad_norm"]) else "not finite"
         scale = "" if record["loss_scale"] == 1.0 else f", scale {record['loss_scale']:g}"
@@ -151,11 +149,11 @@ class LossMonitor(Callback):
 
 
 class SkippedSteps(Callback):
-    """Ends a run that has too many steps in a row whose loss or gradients were not finite.
+    """Stops a run after too many consecutive steps whose loss or gradients were not finite.
 
     Args:
-        meter: what measures the steps.
-        most_in_a_row: that many end the run.
+        meter: measures the steps.
+        most_in_a_row: number of such steps that stops the run.
 
     Raises:
         UserError: after the last of these steps; it says where the run stopped and what to do.
@@ -168,11 +166,11 @@ class SkippedSteps(Callback):
         self._in_a_row = 0
 
     def state(self) -> dict[str, int]:
-        """What a resumed run has to know."""
+        """The state for `restore`."""
         return {"in_a_row": self._in_a_row}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from a `state`."""
         self._in_a_row = int(state["in_a_row"])
 
     def on_train_step_end(self, run_context: RunContext) -> None:
@@ -187,15 +185,15 @@ class SkippedSteps(Callback):
         raise UserError(
             f"training stopped at step {step} (epoch {record['epoch']}, batch {progress.step_in_epoch(step)} of "
             f"{progress.steps_per_epoch}): loss or gradients were not finite in {self._in_a_row} steps in a row, last "
-            f"the {what_overflowed(record)}, with loss {record['loss']} at loss scale {record['loss_scale']:g}. None "
+            f"the {non_finite_part(record)}, with loss {record['loss']} at loss scale {record['loss_scale']:g}. None "
             "of these steps changed the weights. Lower the learning rate, look at the data of these batches and at the "
             "weights the run began with, or, if the loss scale is still falling, raise "
             "runner_wrapper.max_skipped_steps."
         )
 
 
-def what_overflowed(record: Mapping[str, Any]) -> str:
-    """What of a skipped step was not finite: "loss", or "gradients" if the loss was."""
+def non_finite_part(record: Mapping[str, Any]) -> str:
+    """What was not finite in a skipped step: "loss", or "gradients" if the loss was finite."""
     return "gradients" if math.isfinite(record["loss"]) else "loss"
 
 

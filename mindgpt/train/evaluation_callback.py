@@ -1,34 +1,34 @@
-"""Evaluation during training: when, what is kept of it, and when it ends the run."""
+"""Evaluation during training, with early stopping."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mindspore.train import Callback, RunContext
 
-from mindgpt.config.callbacks import EvalCallBackSection
+from mindgpt.config.callback_sections import EvalCallBackSection
 from mindgpt.config.errors import UserError
 from mindgpt.runtime.ranks import say
-from mindgpt.train.best import BestCheckpoint, BestScore, judged_by
-from mindgpt.train.progress import Progress
+from mindgpt.train.best import BestCheckpoint, BestScore, deciding_metric
+from mindgpt.train.progress import RunProgress
 from mindgpt.train.run_log import RunLog
 
 
 class EvaluationCallback(Callback):
-    """Evaluates before training, every so many steps or epochs, and at the end; keeps the best; stops a run early.
+    """Evaluates before training, at an interval of steps or epochs, and at the end; keeps the best weights; stops
+    early.
 
     Args:
         evaluate: returns the metric's values, such as {"loss": .., "PPL": ..}.
-        section: when to evaluate, by which metric to judge, when to stop.
-        progress: the plan of the run.
-        log: JSON-lines file of the results; an older file of that name is replaced by the first one. A resumed run
-            continues it.
-        keep: keeps the weights of the best score; None: they are not kept.
+        section: when to evaluate, the metric that decides, when to stop.
+        progress: the length of the run.
+        log: JSON-lines file of the results; see `RunLog`. A resumed run continues it.
+        keep: saves the weights of the best score; None: they are not saved.
         report: called with step and values after every evaluation.
 
     Attributes:
         best: the best score so far.
         metric: the name of that score; None before the first evaluation.
-        stopped_early: whether patience has ended the run.
+        stopped_early: whether early stopping ended the run.
 
     Raises:
         UserError: the metric that the section names is not evaluated.
@@ -38,7 +38,7 @@ class EvaluationCallback(Callback):
         self,
         evaluate: Callable[[], dict[str, float]],
         section: EvalCallBackSection,
-        progress: Progress,
+        progress: RunProgress,
         log: Path,
         keep: BestCheckpoint | None = None,
         report: Callable[[int, Mapping[str, float]], None] | None = None,
@@ -57,13 +57,13 @@ class EvaluationCallback(Callback):
         self._restored = False
 
     def state(self) -> dict[str, float]:
-        """What a resumed run has to know, as plain numbers; empty before the first evaluation."""
+        """The state for `restore`, as plain numbers; empty before the first evaluation."""
         if self._last_step is None:
             return {}
         return {"last_step": self._last_step, **self.best.state()}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state` returned: for a resumed run, before it begins."""
+        """Continue from a `state`: for a resumed run, before it begins."""
         self._restored = True
         if self.keep is not None:
             self.keep.restore()
@@ -109,7 +109,7 @@ class EvaluationCallback(Callback):
             return
         values = self.evaluate()
         if self.metric is None:
-            self.metric, self.best.greater_is_better = judged_by(
+            self.metric, self.best.greater_is_better = deciding_metric(
                 values, self.section.metric, self.section.greater_is_better
             )
         self._last_step = step
@@ -124,7 +124,7 @@ class EvaluationCallback(Callback):
             self._stop(step, run_context)
 
     def _stop(self, step: int, run_context: RunContext) -> None:
-        """End the run the way the loop ends it: after this step, through the callbacks' `on_train_end`."""
+        """Request the end of the run after this step, through the callbacks' `on_train_end`."""
         self.stopped_early = True
         run_context.request_stop()
         margin = f" by more than {self.section.min_delta:g}" if self.section.min_delta else ""

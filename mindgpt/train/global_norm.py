@@ -1,4 +1,4 @@
-"""The norm of all gradients together."""
+"""The global gradient norm."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,19 @@ _square_sum = ops.MultitypeFuncGraph("square_sum")
 @_square_sum.register("Tensor")
 def _square_sum_of(gradient):
     gradient = ops.cast(gradient, ms.float32)
-    return (gradient * gradient).sum()  # nothing in between: fusion makes one pass of it
+    return (gradient * gradient).sum()  # one expression, which is fused into one pass
 
 
 class GlobalNorm(nn.Cell):
-    """sqrt of the sum of the squares of all values of all gradients.
+    """The square root of the sum of squares of all gradients.
 
-    Under a layout every card has parts of the gradients, and some parts are on several cards. There the sum is over all
-    cards, each part weighed by one over the number of cards that hold it (`set_holders`). The loss travels in the same
-    message: of the stages of a pipeline only the last one has it, and all must judge it alike, and rank 0 shows it.
+    In a sharded layout, each card holds shards of the gradients, some of them replicated. There the sum is over all
+    cards, each shard weighted by one over the number of cards that hold it (`set_holders`). The loss is reduced in the
+    same message: only the last pipeline stage has it, and all stages need it.
 
     Args:
-        parameters: what the gradients are of, in their order.
-        cards_with_loss: where a layout cuts them: on how many cards the loss is; the others have 0 in its place.
+        parameters: of the gradients, in their order.
+        cards_with_loss: in a sharded layout, the number of cards that have the loss; the others have 0.
     """
 
     def __init__(self, parameters: Sequence[Parameter], cards_with_loss: int | None = None):
@@ -37,7 +37,7 @@ class GlobalNorm(nn.Cell):
             self.shares = Parameter(Tensor(ones), name="norm_shares", requires_grad=False)
 
     def set_holders(self, holders: Sequence[int]) -> None:
-        """Say on how many cards each gradient's part is held; before the first step."""
+        """Set the number of cards that hold each gradient's shard, before the first step."""
         self.shares.set_data(Tensor(1.0 / np.asarray(holders, np.float32)))
 
     def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:

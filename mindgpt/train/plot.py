@@ -1,6 +1,6 @@
-"""Pictures of training runs from their logs: loss, evaluation, learning rate, gradient norm.
+"""Plots of training runs from their logs: loss, evaluation, learning rate, gradient norm.
 
-Does not load MindSpore, so that `tools/plot_run.py` is there at once; matplotlib only when something is drawn.
+MindSpore is not imported, so that `tools/plot_run.py` starts fast; matplotlib only when something is drawn.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import atomic_write
+from mindgpt.io.files import atomic_write
 from mindgpt.train.run_log import read_log
 
 if TYPE_CHECKING:
@@ -28,20 +28,20 @@ HOW_TO_INSTALL = 'pip install "mindgpt[plot]" (from a checkout: pip install ".[p
 _INK, _GRID = "#333333", "#dddddd"
 _COLOURS = ("#1f77b4", "#d95f02", "#2a9d5c", "#8e44ad", "#c2185b", "#7f6a3d", "#008b8b", "#555555")
 _SKIPPED = "#c0392b"
-_EVALUATION = "#d95f02"  # in the picture of one run; where there are several, each has its own colour
+_EVALUATION = "#d95f02"  # in the plot of one run; of several runs, each has its own colour
 _IN_LOSS_PANEL = ("step", "loss", "PPL")  # PPL is exp(loss)
-_SMOOTHED_PART = 60  # the smoothed line reaches over a 60th of the run to either side
-_LOGARITHMIC_FROM = 30  # largest to smallest gradient norm
+_SMOOTHED_PART = 60  # the smoothing window reaches over a 60th of the run to either side
+_LOGARITHMIC_FROM = 30  # ratio of the largest to the smallest gradient norm
 
 
 @dataclass(frozen=True)
 class RunHistory:
-    """What the logs of a run say.
+    """The logs of a run.
 
     Attributes:
-        label: how the run is named in the picture.
-        steps: numbers of the steps.
-        columns: name in the log -> float64 array, a value a step; NaN where it was null or is missing.
+        label: the run's name in the plot.
+        steps: (n,) float64, numbers of the steps.
+        columns: name in the log -> (n,) float64, one value per step; NaN for null and missing values.
         evaluations: the records of the evaluations, each with its `step`; may be empty.
     """
 
@@ -51,17 +51,17 @@ class RunHistory:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     def evaluated(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of those evaluations that have a number under `name`."""
+        """(m,) steps and (m,) values of the evaluations that have a number under `name`."""
         pairs = [(record["step"], record[name]) for record in self.evaluations if _is_number(record.get(name))]
         steps, values = zip(*pairs, strict=True) if pairs else ((), ())
         return np.array(steps, float), np.array(values, float)
 
 
 def read_run(folder: str | os.PathLike[str]) -> RunHistory:
-    """The history of the run whose output folder is `folder`; also of one that was killed.
+    """The history of the run with the output folder `folder`, which may have been killed.
 
     Raises:
-        UserError: there is no log, it has no step, or it is not one.
+        UserError: there is no log, or it is empty or broken.
     """
     folder = Path(folder)
     log, evaluations = (folder / "log" / name for name in ("train.jsonl", "eval.jsonl"))
@@ -85,9 +85,16 @@ def _is_number(value: Any) -> bool:
 
 
 def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean of every value and its `reach` neighbours to either side, so that the line does not lag behind the values.
+    """A centred moving average: the mean of each value and its `reach` neighbours on either side.
 
-    Towards the ends it reaches less far, equally to both sides. NaN counts as absent; the mean of nothing is NaN.
+    The window shrinks symmetrically towards the ends. NaN is ignored; the mean of no value is NaN.
+
+    Args:
+        values: (n,) float64.
+        reach: neighbours on either side.
+
+    Returns:
+        (n,) float64.
     """
     there = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(there, values, 0.0))])
@@ -99,10 +106,10 @@ def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
     return np.where(number > 0, (sums[end] - sums[first]) / np.maximum(number, 1), np.nan)
 
 
-def plot_or_say_why_not(folder: Path, output: Path) -> str:
-    """Draw a run that has just ended; the path of the picture, or why there is none.
+def plot_finished_run(folder: Path, output: Path) -> str:
+    """Plot a run that has just ended. Returns the path of the plot, or why there is none.
 
-    Never fails: the training was hours, the picture can be drawn again.
+    Never raises: the training took hours, and the plot can be made again.
     """
     again = f"python tools/plot_run.py {folder}"
     if importlib.util.find_spec("matplotlib") is None:
@@ -114,10 +121,10 @@ def plot_or_say_why_not(folder: Path, output: Path) -> str:
 
 
 def plot_runs(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> Path:
-    """Draw one run, or several over one another, as a PNG. Returns its path.
+    """Plot one run, or several in one plot, as a PNG. Returns its path.
 
     Raises:
-        UserError: matplotlib is not installed, a folder holds no log, or the picture cannot be written.
+        UserError: matplotlib is not installed, a folder holds no log, or the plot cannot be written.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError(f"drawing needs matplotlib: {HOW_TO_INSTALL}")
@@ -131,14 +138,14 @@ def plot_runs(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLi
 
 
 def _label(run: RunHistory) -> str:
-    """matplotlib leaves names that begin with an underscore out of legends."""
+    """The run's label; matplotlib would leave one that begins with an underscore out of the legend."""
     return f"./{run.label}" if run.label.startswith("_") else run.label
 
 
 def draw(runs: Sequence[RunHistory]) -> "Figure":
-    """The picture: panels for the loss, the other scores of the evaluations, the learning rate, the gradient norm.
+    """The figure, with panels for the loss, other scores of the evaluations, the learning rate, the gradient norm.
 
-    The scores of one run share a panel; of several runs, every score has its own.
+    The scores of one run share a panel; of several runs, each score has its own.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -196,12 +203,12 @@ def _draw_points(panel: "Axes", steps: np.ndarray, values: np.ndarray, colour: s
 
 
 def _marks(steps: np.ndarray) -> dict[str, Any]:
-    """A single step is no line."""
+    """Markers for a run of a single step, which has no line."""
     return {"marker": "o", "markersize": 4} if len(steps) == 1 else {}
 
 
 def _style(panels: Sequence["Axes"], names: Sequence[str], runs: Sequence[RunHistory]) -> None:
-    """Grid, axes and their names; `panels` end with those of the learning rate and the gradient norm."""
+    """Set grid, axes and their labels; the last panels are those of the learning rate and the gradient norm."""
     from matplotlib.ticker import MaxNLocator
 
     for panel, name in zip(panels, names, strict=True):

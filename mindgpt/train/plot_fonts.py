@@ -1,6 +1,6 @@
-"""Fonts for the names in a picture: a run may lie in a folder whose name is Chinese, and matplotlib's own font is not.
+"""Fonts for the labels of a plot: folder names may be Chinese, which matplotlib's own font does not contain.
 
-Loads matplotlib; `mindgpt/train/plot.py` does so only when it draws.
+Imports matplotlib, so `plot.py` imports this module only when it draws.
 """
 
 import contextlib
@@ -12,23 +12,23 @@ import matplotlib
 from matplotlib.font_manager import fontManager, get_font
 
 _OWN = "DejaVu Sans"  # comes with matplotlib
-_LIKELY = re.compile(r"CJK|Han Sans|Hei|Song|Ming|Gothic|Fallback|Unicode|Noto Sans")  # wide ones are looked at first
+_LIKELY = re.compile(r"CJK|Han Sans|Hei|Song|Ming|Gothic|Fallback|Unicode|Noto Sans")  # tried first
 _NOT_READABLE = re.compile(r"Last Resort|Emoji|Symbols")
-_MOST_FONTS = 200  # to look at; some machines have thousands
+_MAX_FONTS = 200  # to try; some machines have thousands
 
 
 @contextlib.contextmanager
 def fonts_for(text: str) -> Iterator[str]:
-    """Within the block matplotlib draws with fonts that have the characters of `text`, and without a word about fonts.
+    """Within the block, matplotlib uses fonts that contain the characters of `text`, and logs nothing about fonts.
 
-    Yields the characters that no font here has; see `drawable`.
+    Yields the characters that no font contains; see `drawable`.
     """
     families, missing = _families(text)
     log = logging.getLogger("matplotlib")
     level = log.level
     log.setLevel(logging.ERROR)  # "building the font cache", "created a temporary cache directory"
     try:
-        # A name may hold two dollar signs; it is no formula.
+        # A name with two dollar signs is not a formula.
         with matplotlib.rc_context({"font.family": families, "text.parse_math": False}):
             yield "".join(sorted(missing))
     finally:
@@ -36,7 +36,7 @@ def fonts_for(text: str) -> Iterator[str]:
 
 
 def drawable(text: str, missing: str) -> str:
-    """The text with an escape in place of every character of `missing`: names stay different, and can be looked up."""
+    """The text with the characters of `missing` escaped, so that names stay distinct."""
     return "".join(
         character.encode("unicode_escape").decode() if character in missing else character for character in text
     )
@@ -60,10 +60,10 @@ def _families(text: str) -> tuple[list[str], set[str]]:
 
 
 def _candidates() -> list[tuple[str, str]]:
-    """(family, file) of fonts: matplotlib's own, then those that are likely to have much, then others."""
+    """(family, file) of fonts: matplotlib's own, then those that are likely to have many characters, then others."""
     own, likely, others = {}, {}, {}
     for entry in fontManager.ttflist:
         if entry.style == "normal" and not _NOT_READABLE.search(entry.name):
             group = own if entry.name == _OWN else likely if _LIKELY.search(entry.name) else others
             group.setdefault(entry.name, entry.fname)
-    return [*own.items(), *likely.items(), *others.items()][:_MOST_FONTS]
+    return [*own.items(), *likely.items(), *others.items()][:_MAX_FONTS]

@@ -1,11 +1,11 @@
-"""Where a run is: steps count updates of the weights, from 1."""
+"""Steps and epochs of a run. Steps count updates of the weights, from 1."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Progress:
-    """The plan of a run."""
+class RunProgress:
+    """The length of a run, and the epochs of its steps."""
 
     epochs: int
     steps_per_epoch: int
@@ -16,7 +16,7 @@ class Progress:
         return self.epochs * self.steps_per_epoch
 
     def epoch(self, step: int) -> int:
-        """The epoch that a step belongs to, from 1; 0 for step 0, before training."""
+        """The epoch of a step, from 1; 0 for step 0, before training."""
         return (step - 1) // self.steps_per_epoch + 1 if step else 0
 
     def step_in_epoch(self, step: int) -> int:

@@ -1,8 +1,8 @@
-"""Exact resume: a run that was cut off goes on from a checkpoint as if it had never stopped.
+"""Exact resume: an interrupted run continues from a checkpoint as if it had not stopped.
 
-A checkpoint of a run holds all parameters of the training step (weights, optimizer state, loss scale, counters, and the
-key that dropout masks follow from) and, under the name `training_state`, a JSON object with the rest: the plan of the
-run, and what its callbacks have to remember. The order of the data follows from seed and step.
+A run's checkpoint holds all parameters of the training step (weights, optimizer state, loss scale, counters, and the
+dropout key) and, as `training_state`, a JSON object with the rest: the plan of the run, and the state of its callbacks.
+The order of the data follows from seed and step.
 """
 
 import json
@@ -14,9 +14,8 @@ from typing import Any
 from mindspore import Tensor, nn
 from mindspore.train import Callback, RunContext
 
-from mindgpt.config.errors import UserError
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.run_folder import (
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.run_folder import (
     Step,
     by_step,
     checkpoints_in,
@@ -26,22 +25,23 @@ from mindgpt.models.run_folder import (
     rank_of_file,
     step_of,
 )
+from mindgpt.config.errors import UserError
 from mindgpt.runtime.ranks import say
-from mindgpt.train.checkpoints import COUNTERS, parameters_of_step
+from mindgpt.train.checkpoint_monitor import COUNTERS, parameters_of_step
 
 STATE = "training_state"
-_CPU_KEY = "dropout_key"  # what the masks of a step on a CPU follow from
+_CPU_KEY = "dropout_key"  # determines the dropout masks on CPU
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run goes on.
+    """The checkpoint from which a run resumes.
 
     Attributes:
         path: the checkpoint.
-        step: steps that are done.
-        plan: what the run was made of; a run that goes on must be made of the same.
-        callbacks: what the callbacks have to remember.
+        step: number of completed steps.
+        plan: settings and data of the run, which must be the same when it resumes.
+        callbacks: state of the callbacks.
     """
 
     path: Path
@@ -51,12 +51,12 @@ class ResumePoint:
 
 
 def state_entry(step: int, plan: Mapping[str, Any], callbacks: Mapping[str, Any]) -> dict[str, str]:
-    """The entry of a checkpoint that `open_resume_point` reads."""
+    """The checkpoint entry that `open_resume_point` reads."""
     return {STATE: json.dumps({"step": step, "plan": plan, "callbacks": callbacks})}
 
 
 def open_resume_point(path: Path) -> ResumePoint:
-    """What a checkpoint says about going on from it.
+    """Open a checkpoint to resume from.
 
     Raises:
         UserError: it is damaged, or holds weights only.
@@ -80,11 +80,11 @@ def find_resume_point(wanted: bool | str, folders: list[Path]) -> ResumePoint:
     """The checkpoint that `resume_training` means.
 
     Args:
-        wanted: True for the newest that can be read; else the name of one in `folders`, or a path.
-        folders: a run's folders `checkpoint/rank_<r>`, in the order in which to look.
+        wanted: True for the newest that can be read, or the name of one in `folders`, or a path.
+        folders: a run's folders `checkpoint/rank_<r>`, in search order.
 
     Raises:
-        UserError: there is none, or the one that is named cannot be resumed from.
+        UserError: there is none, or the named one cannot be resumed from.
     """
     if isinstance(wanted, str):
         return open_resume_point(named_checkpoint(wanted, folders))
@@ -96,7 +96,7 @@ def find_resume_point(wanted: bool | str, folders: list[Path]) -> ResumePoint:
             failures.append(str(error))
             continue
         for failure in failures:
-            say(f"resume_training: passed over: {failure}")
+            say(f"resume_training: skipped: {failure}")
         return point
     if failures:
         raise UserError(f"resume_training: none of the checkpoints can be resumed from. The newest: {failures[0]}")
@@ -107,71 +107,70 @@ def find_resume_point(wanted: bool | str, folders: list[Path]) -> ResumePoint:
     )
 
 
-def find_resume_point_of_card(wanted: bool | str, folders: list[Path], card: int, cards: int) -> ResumePoint:
-    """As `find_resume_point`, for one card of a model that is cut over several: all must go on from the same step of
-    the same folder.
+def find_resume_point_of_rank(wanted: bool | str, folders: list[Path], rank: int, ranks: int) -> ResumePoint:
+    """As `find_resume_point`, for one rank of a sharded model: all ranks must resume from the same step of the same
+    folder.
 
-    The choice does not depend on `card`, so cards that see the same files agree. Folders of ranks that the run does not
-    have are leftovers of a larger one, and passed over.
+    The choice does not depend on `rank`, so ranks that see the same files agree. Folders of further ranks, which a
+    larger run has left, are ignored.
 
     Args:
-        wanted: True for the newest step of which all cards have a checkpoint; or any card's checkpoint, by its name or
-            its path, for its step (of a path, also the folder). Then it is enough that the cards whose folders can be
-            seen from here have it: machines without a common disk see their own.
-        folders: folders that hold `rank_<r>`, in the order in which to look; the first that has such a step is taken.
-        card: the rank of this card.
-        cards: of the run.
+        wanted: True for the newest step of which all ranks have a checkpoint; or the name or path of any rank's
+            checkpoint, for its step (a path also gives the folder). Then it suffices that the visible ranks have that
+            step: machines without a shared disk see only their own.
+        folders: folders that hold `rank_<r>`, in search order; the first with such a step is used.
+        rank: of this process.
+        ranks: of the run.
 
     Raises:
-        UserError: there is no such step, it cannot be told which folder is meant, or this card's checkpoint of it
-            cannot be read.
+        UserError: there is no such step, the folder is ambiguous, or this rank's checkpoint cannot be read.
     """
     step = None
     if isinstance(wanted, str):
         step, folders = _named_step(Path(wanted), folders)
-    found = {folder: _steps_of_ranks(folder, cards) for folder in {path.resolve(): path for path in folders}.values()}
-    common = {folder: set.intersection(*map(set, ranks.values())) for folder, ranks in found.items() if ranks}
+    found = {folder: _steps_of_ranks(folder, ranks) for folder in {path.resolve(): path for path in folders}.values()}
+    common = {folder: set.intersection(*map(set, by_rank.values())) for folder, by_rank in found.items() if by_rank}
     steps = {folder: max(common[folder], default=None) if step is None else step for folder in common}
-    whole = [folder for folder in common if len(found[folder]) == cards and steps[folder] in common[folder]]
-    if not whole and step is not None:  # what other machines have cannot be seen
-        whole = [folder for folder in common if any(step in files for files in found[folder].values())]
-        if len(whole) > 1:
+    complete = [folder for folder in common if len(found[folder]) == ranks and steps[folder] in common[folder]]
+    if not complete and step is not None:  # other machines' folders may be invisible
+        complete = [folder for folder in common if any(step in files for files in found[folder].values())]
+        if len(complete) > 1:
             raise UserError(
-                f"resume_training: {' and '.join(map(str, whole))} both hold step {step} of some cards, and none of "
-                f"all {cards}. Give the path of a checkpoint in the one that is meant."
+                f"resume_training: {' and '.join(map(str, complete))} both hold step {step} of some cards, and none of "
+                f"all {ranks}. Give the path of a checkpoint in the one that is meant."
             )
-        whole = [folder for folder in whole if card in found[folder] and step in common[folder]]
-    if not whole:
-        raise UserError(_no_common_step(step, found, cards))
-    folder = whole[0]
-    return open_resume_point(found[folder][card][steps[folder]])
+        complete = [folder for folder in complete if rank in found[folder] and step in common[folder]]
+    if not complete:
+        raise UserError(_no_common_step(step, found, ranks))
+    folder = complete[0]
+    return open_resume_point(found[folder][rank][steps[folder]])
 
 
 def _named_step(named: Path, folders: list[Path]) -> tuple[Step, list[Path]]:
-    """The step that a card's checkpoint tells by its name, and where to look for those of all cards."""
+    """The step in the name of a rank's checkpoint, and the folders in which to look for those of all ranks."""
     step = step_of(named)
     if step is None:
         raise UserError(
-            f"resume_training: {named} does not end in -<epoch>_<step>.ckpt. Where a model is cut over cards the name "
-            "tells the step, of which each card takes its own checkpoint."
+            f"resume_training: {named} does not end in -<epoch>_<step>.ckpt. For a sharded model the name tells the "
+            "step, of which each card loads its own checkpoint."
         )
     if named.name == str(named):
         return step, folders
     if rank_of_file(named) is None:
         raise UserError(
-            f"resume_training: {named} does not lie in a folder rank_<r>. Where a model is cut over cards each goes on "
-            "from the checkpoint in its own; give the path of any of them."
+            f"resume_training: {named} does not lie in a folder rank_<r>. For a sharded model each card resumes from "
+            "the checkpoint in its own folder; give the path of any of them."
         )
     return step, [named.absolute().parent.parent]
 
 
-def _steps_of_ranks(folder: Path, cards: int) -> dict[int, dict[Step, Path]]:
-    """The checkpoints of the ranks 0 to cards - 1 by step, as far as their folders are there."""
-    return {rank: by_step(path) for rank, path in rank_folders(folder).items() if rank < cards}
+def _steps_of_ranks(folder: Path, ranks: int) -> dict[int, dict[Step, Path]]:
+    """Rank -> step -> checkpoint, for the ranks below `ranks` whose folders exist."""
+    return {rank: by_step(path) for rank, path in rank_folders(folder).items() if rank < ranks}
 
 
 def _no_common_step(step: Step | None, found: Mapping[Path, Mapping[int, Iterable[Step]]], cards: int) -> str:
-    """The message: what was looked for, what each folder has, and what to do."""
+    """The error message: the step, what each folder has, and what to do."""
     asked = "that all" if step is None else f"of step {step} (epoch_step) that all"
     have = [
         f"{folder} has {listed([f'rank_{rank}: {_steps(files)}' for rank, files in ranks.items()], 8) or 'no rank_<r>'}"
@@ -180,7 +179,7 @@ def _no_common_step(step: Step | None, found: Mapping[Path, Mapping[int, Iterabl
     way_out = ""
     if step is None and any(0 < len(ranks) < cards for ranks in found.values()):
         way_out = (
-            " Where the machines have no common disk, each sees only the checkpoints of its own cards: name a step "
+            " Machines without a shared disk see only the checkpoints of their own cards: name a step "
             "that all have (--resume_training <prefix>_rank_0-<epoch>_<step>.ckpt)."
         )
     return f"resume_training: there is no checkpoint {asked} {cards} cards have: {'; '.join(have)}.{way_out}"
@@ -191,7 +190,7 @@ def _steps(found: Iterable[Step]) -> str:
 
 
 def _newest_first(folders: list[Path]) -> Iterator[Path]:
-    """All of the first folder that holds any."""
+    """The checkpoints of the first folder that has any, the newest first."""
     for folder in folders:
         found = checkpoints_in(folder)
         if found:
@@ -200,10 +199,10 @@ def _newest_first(folders: list[Path]) -> Iterator[Path]:
 
 
 def check_same_plan(point: ResumePoint, plan: Mapping[str, Any]) -> None:
-    """Whether the run that is to go on is the one that was cut off.
+    """Check that a run resumes with the plan that it began with.
 
     Raises:
-        UserError: it is another; all differences are listed.
+        UserError: the plans differ; all differences are listed.
     """
     differences = [
         f"{name} was {point.plan.get(name, 'not set')} and is {plan.get(name, 'not set')}"
@@ -212,13 +211,13 @@ def check_same_plan(point: ResumePoint, plan: Mapping[str, Any]) -> None:
     ]
     if differences:
         raise UserError(
-            f"{point.path} is of another run: {'; '.join(differences)}. To go on exactly, set them as they were; to "
+            f"{point.path} is of another run: {'; '.join(differences)}. To resume exactly, set them as they were; to "
             "start a new run from its weights, use --load_checkpoint without --resume_training."
         )
 
 
 def restore_parameters(step: nn.Cell, point: ResumePoint) -> None:
-    """Put every parameter of the training step back to what it was.
+    """Load every parameter of the training step from the checkpoint.
 
     Raises:
         UserError: the checkpoint is of another model, optimizer or layout; names and shapes are listed.
@@ -226,8 +225,8 @@ def restore_parameters(step: nn.Cell, point: ResumePoint) -> None:
     file = CheckpointFile(point.path)
     parameters = parameters_of_step(step)
     if step.parameter_layout_dict:
-        # Cards draw masks with their own generator, and a step over micro-batches, from which slices that were cut anew
-        # for a layout without may come, has no key.
+        # Ascend has its own generator of dropout masks. A step over micro-batches has no key, and its checkpoint may
+        # have been resharded for a layout without micro-batches.
         parameters = {name: p for name, p in parameters.items() if name != _CPU_KEY or name in file.entries}
     problems = [
         f"{name} {list(parameter.shape)}"
@@ -241,8 +240,7 @@ def restore_parameters(step: nn.Cell, point: ResumePoint) -> None:
     if problems:
         raise UserError(
             f"{point.path} is of another training step: "
-            + "; ".join(problems[:5])
-            + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            + listed(problems, separator="; ")
             + ". Model, optimizer, loss scale and the layout on cards must be those of the run that wrote it."
         )
     for name, parameter in parameters.items():
@@ -250,7 +248,7 @@ def restore_parameters(step: nn.Cell, point: ResumePoint) -> None:
 
 
 class StartAt(Callback):
-    """Lets MindSpore's loop count from a step; it must come before all callbacks that ask for the step."""
+    """Makes MindSpore's loop count from a step. It must come before all callbacks that use the step."""
 
     def __init__(self, step: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The logs of a run, `log/train.jsonl` and `log/eval.jsonl`: one JSON object a line, readable at any instant."""
+"""The logs of a run, `log/train.jsonl` and `log/eval.jsonl`: one JSON object per line."""
 
 import json
 import math
@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import adding_to, atomic_write, make_folder, read_lines, set_aside
+from mindgpt.io.files import appending_to, atomic_write, make_folder, read_lines, set_aside
 from mindgpt.runtime.ranks import rank, say
 
 
 class RunLog:
-    """Writes a log, in the process of rank 0; in others it does nothing. A line is handed to the system as soon as it
-    is written, so a run that is killed leaves its log.
+    """Writes a log on rank 0; does nothing on other ranks. Lines are not buffered, so a killed run leaves its log.
 
     Args:
-        path: the file. One of an earlier run is renamed at the first record, unless `begin` continues it.
-        outdated: a log that this run does not write; one of an earlier run is renamed along with that of `path`, since
-            it would be taken for a log of this run.
+        path: the file. An earlier run's is renamed at the first record, unless `begin` continues it.
+        outdated: a log that this run does not write; an earlier run's is renamed along with `path`, since it would be
+            mistaken for this run's.
     """
 
     def __init__(self, path: Path, outdated: Path | None = None):
@@ -28,10 +27,10 @@ class RunLog:
         self._mode = "wb"
 
     def begin(self, after_step: int | None = None) -> None:
-        """Make the folder. A resumed run goes on behind the records up to `after_step`; None is a run of its own.
+        """Create the folder. A resumed run keeps the records up to `after_step`; None: a new run.
 
         Raises:
-            UserError: the folder cannot be made, or the log to continue is not one.
+            UserError: the folder cannot be created, or the log to continue is broken.
         """
         if rank() != 0:
             return
@@ -51,15 +50,15 @@ class RunLog:
         """
         if rank() != 0:
             return
-        with adding_to(self.path):
+        with appending_to(self.path):
             if self._file is None:
                 if self._mode == "wb":
                     self._set_aside_earlier()
-                # Without a buffer, whose content would be tried again by `close` once a write has failed.
+                # Unbuffered: `close` would try to write a buffer again after a failed write.
                 self._file = open(self.path, self._mode, buffering=0)  # noqa: SIM115 (closed by `close`)
                 self._mode = "ab"
             line = _line(record).encode()
-            while line:  # on a disk that is nearly full, a first part may fit
+            while line:  # on an almost full disk, a write may be partial
                 line = line[self._file.write(line) :]
 
     def _set_aside_earlier(self) -> None:
@@ -82,10 +81,10 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log. A broken last line is left out: a run that was killed may leave one.
+    """The records of a log. A broken last line, which a killed run may leave, is ignored.
 
     Raises:
-        UserError: the file cannot be read, or another line is not an object with a whole number `step`.
+        UserError: the file cannot be read, or another line is not an object with an integer `step`.
     """
     lines = list(read_lines(path))
     records = []

@@ -1,7 +1,7 @@
-"""Learning-rate schedules: a table of the rate at every step, made in float64 before training.
+"""Learning-rate schedules: tables of the learning rate at every step, computed in float64 before training.
 
-`s` counts updates of the weights from 0, `w` is the warm-up, `p = (s - w) / (total - w)` the progress after it, in
-[0, 1]. The formulas of the first five are those of transformers' `optimization.py`, with `lr_end` in place of its 0.
+`s` counts updates of the weights from 0, `w` is the number of warm-up steps, `p = (s - w) / (total - w)` the progress
+after it, in [0, 1]. The first five formulas are those of transformers' `optimization.py`, with `lr_end` instead of 0.
 """
 
 from collections.abc import Callable
@@ -12,19 +12,19 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """The steps of a run: each step's number `s` (not beyond `total`), and the length of the warm-up."""
+    """The steps of a run: the number `s` of each step, at most `total`, and the length of the warm-up."""
 
     s: np.ndarray  # (steps,) float64
     warmup: int
     total: int
 
     def progress(self, start: int) -> np.ndarray:
-        """How much of the way from step `start` to the end is done, in [0, 1]."""
+        """The progress from step `start` to the end, in [0, 1]."""
         return np.clip((self.s - start) / max(1, self.total - start), 0.0, 1.0)
 
 
@@ -45,7 +45,7 @@ def _inverse_sqrt(steps: _Steps, section: LRScheduleSection) -> np.ndarray:
 
 
 def _constant_with_cooldown(steps: _Steps, section: LRScheduleSection) -> np.ndarray:
-    """1, then straight down over the last steps of the run (Hägele et al. 2024)."""
+    """1, then linear to 0 over the last steps of the run (Hägele et al. 2024)."""
     ratio = section.decay_start_ratio
     start = section.decay_start_steps if ratio is None else int(ratio * steps.total)
     if steps.warmup < steps.total and not steps.warmup <= start <= steps.total:
@@ -56,7 +56,7 @@ def _constant_with_cooldown(steps: _Steps, section: LRScheduleSection) -> np.nda
     return 1.0 - steps.progress(start)
 
 
-# Type -> the fraction of the way from lr_end up to learning_rate at each step, after the warm-up.
+# Type -> the position between lr_end (0) and learning_rate (1) at each step after the warm-up.
 FRACTIONS: dict[str, Callable[[_Steps, LRScheduleSection], np.ndarray]] = {
     "constant": lambda steps, section: np.ones_like(steps.s),
     "linear": lambda steps, section: 1.0 - steps.progress(steps.warmup),
@@ -72,12 +72,12 @@ def learning_rates(section: LRScheduleSection, steps: int) -> np.ndarray:
     """The learning rate of every step.
 
     Args:
-        section: the schedule. Its `total_steps` goes before `steps`; after it the rate stays where it ended.
+        section: the schedule. Its `total_steps` takes precedence over `steps`; after it the learning rate is constant.
         steps: updates of the weights in the whole run.
 
     Returns:
-        (steps,) float64: from `warmup_lr_init` straight up to `learning_rate` in the warm-up, then down by the type.
-        `noam` alone is one formula from the first step on. A warm-up longer than the run never gets to the top.
+        (steps,) float64: a linear warm-up from `warmup_lr_init` to `learning_rate`, then a decay by the type. `noam` is
+        one formula from the first step on. A warm-up that is longer than the run does not reach `learning_rate`.
 
     Raises:
         UserError: the cool-down does not fit into the run.
@@ -106,7 +106,7 @@ def _noam(steps: _Steps) -> np.ndarray:
 
 
 def relative_step_sizes(steps: int, warmup_init: bool) -> np.ndarray:
-    """AdaFactor's rho_t = min(1e-2, 1 / sqrt(t)), t from 1; with `warmup_init` 1e-6 t stands in place of 1e-2.
+    """AdaFactor's rho_t = min(1e-2, 1 / sqrt(t)), t from 1; with `warmup_init` 1e-6 t instead of 1e-2.
 
     Shazeer & Stern 2018, section 9 and algorithm 6. (steps,) float64.
     """
@@ -114,8 +114,8 @@ def relative_step_sizes(steps: int, warmup_init: bool) -> np.ndarray:
     return np.minimum(1e-6 * t if warmup_init else 1e-2, 1.0 / np.sqrt(t))
 
 
-def rates_of_run(schedule: LRScheduleSection | None, optimizer: OptimizerSection, steps: int) -> np.ndarray:
-    """The learning rate of every step, by the schedule or, if the optimizer chooses it itself, by the optimizer.
+def learning_rates_of_run(schedule: LRScheduleSection | None, optimizer: OptimizerSection, steps: int) -> np.ndarray:
+    """The learning rate of every step, by the schedule, or by the optimizer if that sets its own.
 
     Returns (steps,) float64. Raises as `learning_rates`.
     """
@@ -124,13 +124,13 @@ def rates_of_run(schedule: LRScheduleSection | None, optimizer: OptimizerSection
     return learning_rates(schedule, steps)
 
 
-def rates_line(schedule: LRScheduleSection | None, rates: np.ndarray) -> str:
-    """For the person: how high the learning rate gets and when, where it ends, and whether the warm-up is too long."""
+def schedule_line(schedule: LRScheduleSection | None, values: np.ndarray) -> str:
+    """A line for the user: the highest and the last learning rate, and a warning if the warm-up is too long."""
     name = "AdaFactor's relative step" if schedule is None else schedule.type
-    peak = int(rates.argmax())
-    line = f"learning rate: {name}, highest {rates[peak]:.3g} at step {peak + 1}, {rates[-1]:.3g} at the end"
+    peak = int(values.argmax())
+    line = f"learning rate: {name}, highest {values[peak]:.3g} at step {peak + 1}, {values[-1]:.3g} at the end"
     warmup = 0 if schedule is None else schedule.warmup_steps or 0
-    steps, given = len(rates), -1 if schedule is None else schedule.total_steps
+    steps, given = len(values), -1 if schedule is None else schedule.total_steps
     rising = steps if given == -1 else min(steps, given)
     if warmup <= rising:
         return line
@@ -143,14 +143,14 @@ def rates_line(schedule: LRScheduleSection | None, rates: np.ndarray) -> str:
 
 
 class LearningRateTable(nn.learning_rate_schedule.LearningRateSchedule):
-    """The schedule as MindSpore's optimizers want it: step -> rate, looked up."""
+    """A schedule for MindSpore's optimizers: step -> learning rate, from a table of shape (steps,)."""
 
-    def __init__(self, rates: np.ndarray):
+    def __init__(self, values: np.ndarray):
         super().__init__()
-        self.rates = Tensor(rates.astype(np.float32))
-        self.last = len(rates) - 1
+        self.values = Tensor(values.astype(np.float32))
+        self.last = len(values) - 1
         self.gather = ops.Gather()
 
     def construct(self, global_step: Tensor) -> Tensor:
         """global_step: (1,) int32 -> (1,) float32"""
-        return self.gather(self.rates, ops.minimum(global_step, Tensor(self.last, ms.int32)), 0)
+        return self.gather(self.values, ops.minimum(global_step, Tensor(self.last, ms.int32)), 0)

@@ -1,22 +1,23 @@
-"""One training step: loss, gradients, and the update that a non-finite number can never reach.
+"""The training step: loss, gradients, and an update that is skipped if anything is not finite.
 
-The order is: float32 loss, times the loss scale, gradient, sum over micro-batches, mean over data-parallel processes,
-unscale, check, clip by global norm, update, adjust the scale.
+The order is: float32 loss, multiply by the loss scale, gradient, sum over micro-batches, mean over data-parallel
+processes, unscale, check, clip by global norm, update, adjust the scale.
 """
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.strategy import Strategy
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.dropout import StepKey
-from mindgpt.runtime.collectives import cards_of_a_stage, data_parallel_ranks, model_is_cut
-from mindgpt.runtime.graph_cache import KeptGraphCell
+from mindgpt.runtime.collectives import data_parallel_ranks, ranks_per_stage, strategy
+from mindgpt.runtime.graph_cache import CachedGraphCell
 from mindgpt.train.global_norm import GlobalNorm
 from mindgpt.train.optimizers.state import zeros_like
 
 _rescale = ops.MultitypeFuncGraph("rescale")
 _accumulate = ops.MultitypeFuncGraph("accumulate")
-_empty = ops.MultitypeFuncGraph("empty")
+_reset = ops.MultitypeFuncGraph("reset")
 _sum_over_ranks = ops.MultitypeFuncGraph("sum_over_ranks")
 
 
@@ -30,8 +31,8 @@ def _accumulate_one(total, gradient):
     return ops.assign_add(total, ops.cast(gradient, ms.float32))
 
 
-@_empty.register("Tensor")
-def _empty_one(total):
+@_reset.register("Tensor")
+def _reset_one(total):
     return ops.assign(total, ops.zeros_like(total))
 
 
@@ -41,9 +42,9 @@ def _sum_one_over_ranks(all_reduce, gradient):
 
 
 class MeanOverRanks(nn.Cell):
-    """The mean over data-parallel processes of a loss and of its gradients, float32. For one process, what it has.
+    """The mean of a loss and its gradients over data-parallel processes, in float32. The identity for one process.
 
-    Where a process has a number that is not finite, all get one, so that all skip the step.
+    If one process has a non-finite number, all get one, so all skip the step.
     """
 
     def __init__(self):
@@ -51,22 +52,23 @@ class MeanOverRanks(nn.Cell):
         self.ranks = data_parallel_ranks()
         self.alone = self.ranks == 1
         self.reduce_loss = None if self.alone else ops.AllReduce()
-        self.reduce_gradient = None if self.alone else ops.AllReduce().add_prim_attr("fusion", 1)  # few large ones
+        self.reduce_gradient = None if self.alone else ops.AllReduce().add_prim_attr("fusion", 1)  # few large messages
         self.map = ops.HyperMap()
 
     def construct(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The mean loss, and the *sum* of the gradients, which `Update` divides along with the loss scale."""
+        """loss: float32 scalar; gradients: as the parameters -> the mean loss, and the *sum* of the gradients, which
+        `Update` divides together with the loss scale."""
         if self.alone:
             return loss, gradients
         summed = self.map(ops.partial(_sum_over_ranks, self.reduce_gradient), gradients)
         return self.reduce_loss(loss) / self.ranks, summed
 
 
-class SharedLoss(nn.Cell):
-    """The part of one data-parallel process in the loss: the mean of all parts is the mean over all counted tokens.
+class DataParallelLoss(nn.Cell):
+    """A data-parallel process's loss, weighted so that the mean over processes is the mean over all counted tokens.
 
-    The plain mean of the processes' losses would give the tokens of a process that has few of them (padding, prompts)
-    more weight. So each divides its sum by what all have counted together.
+    A plain mean of the processes' losses would overweight the tokens of a process that has few of them (padding,
+    prompts). So each process divides its sum by the mean count of all processes.
     """
 
     def __init__(self, network: nn.Cell):
@@ -77,15 +79,15 @@ class SharedLoss(nn.Cell):
 
     def construct(self, *batch: Tensor) -> Tensor:
         total, weight = self.network.summed_loss(*batch)
-        of_all = self.all_reduce(ops.stop_gradient(weight))
-        return total * self.ranks / ops.maximum(of_all, 1e-12)
+        total_weight = self.all_reduce(ops.stop_gradient(weight))
+        return total * self.ranks / ops.maximum(total_weight, 1e-12)
 
 
 class LossScale(nn.Cell):
-    """What the loss is multiplied by, so that small half-precision gradients do not vanish.
+    """The factor of the loss that keeps small half-precision gradients from vanishing.
 
     Dynamic (Micikevicius et al. 2018, section 3.2): divided by `scale_factor` after a non-finite step, down to 1, and
-    multiplied by it after `scale_window` finite steps in a row. Static: never changed.
+    multiplied by it after `scale_window` finite steps in a row. Static: constant.
     """
 
     def __init__(self, section: ScaleSenseSection):
@@ -109,7 +111,7 @@ class LossScale(nn.Cell):
 
 
 class Update(nn.Cell):
-    """From scaled gradients to new weights, unless the loss or a gradient is not finite."""
+    """Updates the weights from scaled gradients, unless the loss or a gradient is not finite."""
 
     def __init__(self, optimizer: nn.Optimizer, loss_scale: LossScale, max_grad_norm: float | None, batches: int = 1):
         super().__init__(auto_prefix=False)
@@ -118,10 +120,10 @@ class Update(nn.Cell):
         self.clip = max_grad_norm is not None
         self.max_grad_norm = max_grad_norm
         self.batches = float(batches)
-        self.cut = model_is_cut()
-        self.norm = GlobalNorm(optimizer.parameters, cards_of_a_stage() if self.cut else None)
+        self.sharded = strategy() is Strategy.SEMI_AUTO
+        self.norm = GlobalNorm(optimizer.parameters, ranks_per_stage() if self.sharded else None)
         self.mean_over_ranks = MeanOverRanks()
-        self.parts = self.batches * self.mean_over_ranks.ranks
+        self.divisor = self.batches * self.mean_over_ranks.ranks
         self.map = ops.HyperMap()
         self.is_finite = ops.IsFinite()
 
@@ -129,14 +131,14 @@ class Update(nn.Cell):
         """See `TrainStep.construct`. gradients: of the scaled loss, summed over `batches` micro-batches."""
         loss, gradients = self.mean_over_ranks(loss, gradients)
         scale = self.loss_scale.value * 1.0  # the scale of this step, before it is adjusted
-        unscale = 1.0 / (scale * self.parts)
-        if self.cut:
+        unscale = 1.0 / (scale * self.divisor)
+        if self.sharded:
             norm, loss = self.norm.of_all_cards(gradients, loss)
         else:
             norm = self.norm(gradients)
         norm = norm * unscale
         finite = ops.logical_and(self.is_finite(norm), self.is_finite(loss))
-        rate = self.optimizer.get_lr()
+        learning_rate = self.optimizer.get_lr()
         skipped = ops.logical_not(finite)
         if finite:
             factor = unscale
@@ -144,7 +146,7 @@ class Update(nn.Cell):
                 factor = factor * ops.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
             clipped = self.map(ops.partial(_rescale, factor), gradients)
             skipped = ops.depend(skipped, self.optimizer(clipped))
-        return loss, ops.depend(skipped, self.loss_scale(finite)), scale, rate, norm
+        return loss, ops.depend(skipped, self.loss_scale(finite)), scale, learning_rate, norm
 
 
 class LossAndGradients(nn.Cell):
@@ -152,14 +154,14 @@ class LossAndGradients(nn.Cell):
 
     def __init__(self, network: nn.Cell, parameters: ParameterTuple, loss_scale: LossScale):
         super().__init__(auto_prefix=False)
-        self.network = network if data_parallel_ranks() == 1 else SharedLoss(network)
+        self.network = network if data_parallel_ranks() == 1 else DataParallelLoss(network)
         self.network.set_grad()
         self.step_key = StepKey(network)
         self.loss_scale = loss_scale
-        self.cut = model_is_cut()
-        if self.cut:
-            # Semi-automatic parallelism divides the gradient of the loss by the number of cards that have it. In a
-            # tuple (has_aux) it finds no loss, and every gradient becomes so many times too large.
+        self.sharded = strategy() is Strategy.SEMI_AUTO
+        if self.sharded:
+            # Semi-automatic parallelism divides the gradient of the loss by the number of cards that hold it. It does
+            # not recognise the loss in a tuple (has_aux), so every gradient would be that many times too large.
             self.value_and_grad = ms.value_and_grad(self._scaled_loss, None, parameters)
         else:
             self.value_and_grad = ms.value_and_grad(self._scaled_loss_and_loss, None, parameters, has_aux=True)
@@ -172,7 +174,7 @@ class LossAndGradients(nn.Cell):
         return loss * self.loss_scale.value, loss
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if self.cut:
+        if self.sharded:
             scaled, gradients = self.value_and_grad(*batch)
             loss = scaled / self.loss_scale.value
         else:
@@ -180,11 +182,11 @@ class LossAndGradients(nn.Cell):
         return ops.depend(loss, self.step_key()), gradients
 
 
-class TrainStep(KeptGraphCell):
-    """A whole step in one graph.
+class TrainStep(CachedGraphCell):
+    """A training step in one graph.
 
     Args:
-        network: returns the loss in training mode; in data-parallel processes, has `summed_loss`.
+        network: returns the loss in training mode; needs `summed_loss` in data-parallel processes.
         optimizer: updates `optimizer.parameters`.
         scale_sense: the loss scale.
         max_grad_norm: clip the gradients to this global norm; None: do not clip.
@@ -210,9 +212,9 @@ class TrainStep(KeptGraphCell):
 
 
 class AccumulatingTrainStep(nn.Cell):
-    """A step over `batches` micro-batches, whose gradients are averaged before one update.
+    """A training step over `batches` micro-batches, whose gradients are averaged before one update.
 
-    Two graphs, called from Python: one adds the gradient of a micro-batch to float32 sums, the other updates the
+    Two graphs are called from Python: one adds the gradients of a micro-batch to float32 sums, the other updates the
     weights. So the compile time does not grow with the number of micro-batches.
     """
 
@@ -232,15 +234,15 @@ class AccumulatingTrainStep(nn.Cell):
         self.finish = _FinishAccumulated(Update(optimizer, loss_scale, max_grad_norm, batches), self.accumulate)
 
     def __call__(self, *batch: Tensor) -> tuple[Tensor, ...]:
-        """As `TrainStep.construct`, for a batch of `batches` times as many rows; the loss is their mean."""
+        """As `TrainStep.construct`, for a batch that is split into `batches` micro-batches; the loss is their mean."""
         size = batch[0].shape[0] // self.batches
         for start in range(0, size * self.batches, size):
             self.accumulate(*(column[start : start + size] for column in batch))
         return self.finish()
 
 
-class _Accumulate(KeptGraphCell):
-    """Adds loss and gradients of one micro-batch to the sums."""
+class _Accumulate(CachedGraphCell):
+    """Adds the loss and gradients of a micro-batch to the sums."""
 
     def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, loss_scale: LossScale):
         super().__init__(auto_prefix=False)
@@ -254,8 +256,8 @@ class _Accumulate(KeptGraphCell):
         return ops.depend(ops.assign_add(self.loss, loss), self.map(_accumulate, self.sums, gradients))
 
 
-class _FinishAccumulated(KeptGraphCell):
-    """Updates from the sums and empties them."""
+class _FinishAccumulated(CachedGraphCell):
+    """Updates the weights from the sums, and resets these to zero."""
 
     def __init__(self, update: Update, accumulate: _Accumulate):
         super().__init__(auto_prefix=False)
@@ -265,5 +267,5 @@ class _FinishAccumulated(KeptGraphCell):
 
     def construct(self) -> tuple[Tensor, ...]:
         results = self.update(self.loss / self.update.batches, self.sums)
-        emptied = (ops.assign(self.loss, ops.zeros_like(self.loss)), self.map(_empty, ops.depend(self.sums, results)))
-        return ops.depend(results, emptied)
+        reset = (ops.assign(self.loss, ops.zeros_like(self.loss)), self.map(_reset, ops.depend(self.sums, results)))
+        return ops.depend(results, reset)

@@ -1,4 +1,4 @@
-"""TensorBoard events: the numbers of the logs, for those who watch many runs in one browser window."""
+"""TensorBoard events with the numbers of the logs."""
 
 import contextlib
 import importlib.util
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mindspore.train import Callback, RunContext
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.files import adding_to, make_folder
+from mindgpt.io.files import appending_to, make_folder
 from mindgpt.train.callbacks import StepMeter
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ TRAIN_SCALARS = ("loss", "learning_rate", "grad_norm", "loss_scale", "tokens_per
 
 
 def check_tensorboard() -> None:
-    """Raise a UserError if the package that writes events is missing: before the minutes of building a model."""
+    """Raise a UserError if tensorboard is not installed, before a model is built."""
     if importlib.util.find_spec("tensorboard") is None:
         raise UserError(
             "callbacks: SummaryMonitor needs the package tensorboard, which is not installed: "
@@ -34,13 +34,13 @@ def check_tensorboard() -> None:
 
 
 class SummaryMonitor(Callback):
-    """Writes the scalars `train/<name>` every so many steps and `eval/<name>` at evaluations, where they are finite.
+    """Writes scalars `train/<name>` at an interval of steps and `eval/<name>` at evaluations, if they are finite.
 
-    Events of an earlier run in the folder stay on the disk; TensorBoard shows this run's from its first step on.
+    Events of an earlier run in the folder are kept; TensorBoard shows this run's from its first step on.
 
     Args:
-        meter: what measures the steps.
-        folder: of the event files; made if it is missing.
+        meter: measures the steps.
+        folder: of the event files; created if it is missing.
         every: steps between two records.
     """
 
@@ -60,19 +60,19 @@ class SummaryMonitor(Callback):
         if record["step"] % self.every == 0:
             self._add("train", record["step"], {name: record[name] for name in TRAIN_SCALARS})
 
-    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+    def on_evaluation_end(self, step: int, values: Mapping[str, float]) -> None:
         """Add the values of an evaluation after `step`."""
         self._add("eval", step, values)
 
     def _open(self, step: int) -> None:
-        """Begin a file with the mark by which TensorBoard drops what earlier files have after `step`."""
+        """Begin a file with the event that makes TensorBoard drop later steps of earlier files."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         make_folder(self.folder)
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
         paths = (self.folder / f"{name}.{number}" for number in itertools.count())
         self._path = next(path for path in paths if not path.exists())
-        with adding_to(self._path):
+        with appending_to(self._path):
             self._file = open(self._path, "xb")  # noqa: SIM115 (closed by `close`)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         first = step + 1 if step else 0  # 0: the evaluation before training
@@ -91,17 +91,17 @@ class SummaryMonitor(Callback):
         self._write(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
 
     def _write(self, event: "Event") -> None:
-        """Hand an event to the system at once. TensorBoard's own writer does so in a thread, which a full disk would
-        end with a traceback while the run goes on."""
+        """Write an event unbuffered. TensorBoard's own writer works in a thread, which would die with a traceback on a
+        full disk while training continues."""
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        with adding_to(self._path):
+        with appending_to(self._path):
             RecordWriter(self._file).write(event.SerializeToString())
             self._file.flush()
 
     def close(self) -> None:
-        """Close the file; also for a run that ended by an error, such as one of writing to it."""
+        """Close the file, also after an error, such as a failed write."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written is tried again, in vain
+            with contextlib.suppress(OSError):  # closing retries a failed write
                 self._file.close()
             self._file = None

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import dotted, problems_of
 
 CLASSIFIER = {

@@ -1,4 +1,4 @@
-"""Flags: what they set, what they overrule, and which are refused with which words."""
+"""Flags: what they set, what they override, and which are refused with which words."""
 
 import importlib.metadata
 import platform
@@ -86,13 +86,13 @@ def value_at(config, key):
         ("train", "transform_process_num", "2", "transform_process_num", 2),
     ],
 )
-def test_every_flag_overrules_the_file(run, mode, flag, text, key, value):
+def test_every_flag_overrides_the_file(run, mode, flag, text, key, value):
     assert value_at(run(f"--{flag}", text, mode=mode).config, key) == value
 
 
 def test_the_list_above_is_complete():
     """A flag nobody tests is a flag that may do nothing."""
-    marks = test_every_flag_overrules_the_file.pytestmark[0].args[1]
+    marks = test_every_flag_overrides_the_file.pytestmark[0].args[1]
     assert {flag.name for flags in FLAGS.values() for flag in flags} == {row[1] for row in marks}
 
 
@@ -100,7 +100,7 @@ def test_the_file_counts_where_no_flag_is_given(run):
     config, notes, prompts = run()
     assert (config.runner_config.epochs, config.runner_config.batch_size, prompts) == (3, 4, [])
     assert notes[0].endswith("run.yaml: accepted without effect: remote_save_url")
-    assert notes[1:] == ["train_dataset.batch_size 8 is overruled by runner_config.batch_size 4"]
+    assert notes[1:] == ["train_dataset.batch_size 8 is overridden by runner_config.batch_size 4"]
 
 
 def test_options_set_any_key(run):
@@ -171,7 +171,11 @@ def test_a_classifier_predicts_labels_and_generates_nothing(run):
         ("train", ["--eval_dataset_dir", "d"], "unless --do_eval True is given too"),
         ("eval", ["--epochs", "2"], "--epochs 2: an evaluation is one pass over the data"),
         ("predict", ["--epochs", "1"], "--epochs has no effect with run_mode predict"),
-        ("predict", ["--batch_size", "1"], "the batch size of prediction is --predict_batch_size"),
+        (
+            "predict",
+            ["--batch_size", "1"],
+            "--batch_size has no effect with run_mode predict; use --predict_batch_size",
+        ),
         ("train", ["--top_k", "1"], "--top_k has no effect with run_mode train; it is for predict"),
         ("train", ["--run_mode", "eval", "--do_eval", "True"], "--do_eval has no effect with run_mode eval"),
     ],

@@ -13,10 +13,10 @@ REPO = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import os, signal, sys
-from mindgpt.config.console import note_when_left
-from mindgpt.config.errors import UserError, end_on_interrupt_while_loading, run_program
+from mindgpt.config.console import note_on_broken_pipe
+from mindgpt.config.errors import UserError, run_program
 if "EARLY" in os.environ:
-    end_on_interrupt_while_loading()
+    import mindgpt.config.program_loading
 def main():
     %s
 run_program(main)
@@ -79,7 +79,7 @@ def test_a_reader_that_leaves_stops_nothing(program, nobody_reads, tmp_path, nam
 
 
 def test_long_work_says_that_it_goes_on(program, nobody_reads):
-    done = program("with note_when_left('goes on'): [print('x', flush=True) for _ in range(3)]", stdout=nobody_reads)
+    done = program("with note_on_broken_pipe('goes on'): [print('x', flush=True) for _ in 'abc']", stdout=nobody_reads)
     assert (done.returncode, done.stderr) == (0, b"goes on\n")
 
 
@@ -143,11 +143,16 @@ def test_bytes_that_are_no_text_are_refused_as_arguments(program):
     assert done.stderr.startswith(b"error: command line: argument 2 ('caf\\udce9') is not text in utf-8. ")
 
 
-TOOLS = [file for file in sorted((REPO / "tools").rglob("*.py")) if "run_program" in file.read_text(encoding="utf-8")]
-PROGRAMS = [REPO / "run_mindformer.py", REPO / "mindgpt/models/gpt2/convert_weight.py", *TOOLS]
+PROGRAMS = [
+    "run_mindformer.py",
+    "convert_weight.py",
+    "mindgpt/models/gpt2/convert_weight.py",
+    "benchmarks/benchmark.py",
+]
+PROGRAMS = [*(REPO / name for name in PROGRAMS), *sorted((REPO / "tools").rglob("*.py"))]
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda file: file.name)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda file: file.relative_to(REPO).as_posix())
 def test_an_interrupt_while_a_program_loads(tmp_path, program):
     """It arrives when the first module of ours that takes time is imported."""
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTING)
@@ -159,6 +164,30 @@ def test_an_interrupt_while_a_program_loads(tmp_path, program):
     assert (done.returncode, done.stderr) == (130, "interrupted; no file was left half written\n")
 
 
+@pytest.mark.parametrize(
+    "program", [file for file in PROGRAMS if file.name != "split_text.py"], ids=lambda file: file.name
+)
+def test_a_python_without_the_packages_is_named(tmp_path, program):
+    """A bare Python, as when the virtual environment is not active."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-S", program, "--config", "absent.yaml", "--what", "train"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {sys.executable} has no package ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_handler_of_a_program_that_has_loaded(program):
     done = program("signal.raise_signal(signal.SIGINT)", env={"EARLY": "1"})
     assert (done.returncode, done.stderr) == (130, b"interrupted; no file was left half written\n")
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda file: file.relative_to(REPO).as_posix())
+def test_help_from_another_folder_without_mindspore(tmp_path, program):
+    for name in ("mindspore", "torch", "transformers"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError(__name__)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, program, "-h"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: {program.name} ")

@@ -5,16 +5,16 @@ import math
 import pytest
 
 from mindgpt.config.layout import (
-    CardGrid,
-    cuts_vocabulary,
+    DeviceGrid,
     data_parallel_problems,
     divides_layers,
-    layout_problems,
     rows_of_step,
+    semi_auto_problems,
+    shards_vocabulary,
     tensor_parallel_problems,
     working_grids,
 )
-from mindgpt.config.run import RunConfig
+from mindgpt.config.run_config import RunConfig
 
 
 def config(model=None, runner=None, mode=1, **layout):
@@ -32,7 +32,7 @@ def config(model=None, runner=None, mode=1, **layout):
 
 
 def problems(cards, **keywords):
-    return list(layout_problems(config(**keywords), cards))
+    return list(semi_auto_problems(config(**keywords), cards))
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_what_does_not_work(keywords, words):
     assert any(words in message for message in problems(4, **keywords))
 
 
-def test_every_working_grid_works_and_is_on_all_cards():
+def test_every_working_grid_works_and_uses_all_devices():
     asked = config(data_parallel=1, model_parallel=3, pipeline_stage=1)
     grids = working_grids(asked, 24)
     assert len(grids) == len(set(grids))
     for grid in grids:
         assert math.prod(grid) == 24
-        layout = dict(zip(CardGrid._fields, grid, strict=True))
+        layout = dict(zip(DeviceGrid._fields, grid, strict=True))
         assert problems(24, **layout, micro_batch_num=64) == []
     # 12 heads and 8 layers: model_parallel in 1, 2, 3, 4, 6, 12; pipeline_stage up to 8; both dividing 24.
     assert len(grids) == sum(1 for mp in (1, 2, 3, 4, 6, 12) for pp in range(1, 9) if (24 // mp) % pp == 0)
@@ -95,15 +95,12 @@ def test_every_working_grid_works_and_is_on_all_cards():
 def test_rows_and_vocabulary():
     assert rows_of_step(config(data_parallel=4, runner={"gradient_accumulation_steps": 3})) == 24
     assert rows_of_step(config(data_parallel=2, pipeline_stage=2, micro_batch_num=8)) == 32
-    interleaved = config(data_parallel=2, pipeline_stage=2, micro_batch_num=8)
-    interleaved.micro_batch_interleave_num = 2
-    assert rows_of_step(interleaved) == 64
-    whole = config(data_parallel=2, mode=0)
-    whole.micro_batch_interleave_num = 2  # without effect
-    assert rows_of_step(whole) == 4
-    assert not cuts_vocabulary(config(model_parallel=4, vocab_emb_dp=False))  # 50257 is a prime
-    assert cuts_vocabulary(config(model_parallel=4, vocab_emb_dp=False, model={"vocab_size": 50304}))
-    assert not cuts_vocabulary(config(model_parallel=4, model={"vocab_size": 50304}))
+    interleaved = {"micro_batch_interleave_num": 2}
+    assert rows_of_step(config(data_parallel=2, pipeline_stage=2, micro_batch_num=8).replaced(interleaved)) == 64
+    assert rows_of_step(config(data_parallel=2, mode=0).replaced(interleaved)) == 4  # without effect
+    assert not shards_vocabulary(config(model_parallel=4, vocab_emb_dp=False))  # 50257 is a prime
+    assert shards_vocabulary(config(model_parallel=4, vocab_emb_dp=False, model={"vocab_size": 50304}))
+    assert not shards_vocabulary(config(model_parallel=4, model={"vocab_size": 50304}))
 
 
 def test_evaluation_and_prediction_take_tensor_parallelism_alone():
@@ -123,7 +120,7 @@ def test_evaluation_and_prediction_take_tensor_parallelism_alone():
     assert message.endswith("Numbers of cards that work: 1, 2, 4, 8, 16, 32")
 
 
-def test_layers_that_can_be_shared_out_over_eight_cards():
+def test_layers_that_can_be_sharded_over_eight_devices():
     """Heads of small, large, xl, and 13B."""
     by_heads = {
         heads: divides_layers(config(model={"num_heads": heads, "hidden_size": 64 * heads}), 8)
@@ -132,7 +129,7 @@ def test_layers_that_can_be_shared_out_over_eight_cards():
     assert by_heads == {12: False, 20: False, 25: False, 40: True}
 
 
-def test_a_mode_that_does_not_cut_is_told_how_to_cut():
+def test_a_mode_that_does_not_shard_is_refused_with_the_one_that_does():
     def problems(processes, target="Ascend", **keywords):
         return list(data_parallel_problems(config(**keywords), processes, target))
 
@@ -140,14 +137,13 @@ def test_a_mode_that_does_not_cut_is_told_how_to_cut():
     (message,) = problems(8, mode=0, model_parallel=8)
     assert "with parallel_mode data_parallel several processes can only be data parallel" in message
     assert "asks for parallel_config.model_parallel" in message
-    assert message.endswith("To cut the model over the cards, set parallel.parallel_mode: 1 (semi_auto_parallel)")
+    assert message.endswith("To shard the model over the cards, set parallel.parallel_mode: 1 (semi_auto_parallel)")
     (message,) = problems(8, mode=0, data_parallel=4)
     assert message.endswith("Set data_parallel to 8, or start 4")
     (message,) = problems(2, mode="stand_alone")
     assert "Set it to data_parallel, or start one" in message
 
 
-def test_adafactor_cannot_be_cut():
-    asked = config(model_parallel=2)
-    asked.optimizer.type = "adafactor"
-    assert any("adafactor cannot be cut" in message for message in layout_problems(asked, 2))
+def test_the_state_of_adafactor_cannot_be_sharded():
+    asked = config(model_parallel=2).replaced({"optimizer.type": "adafactor"})
+    assert any("adafactor cannot be sharded" in message for message in semi_auto_problems(asked, 2))

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config import UserError, load_config
-from mindgpt.config.callbacks import CALLBACKS, REFUSED, EffectlessCallback
-from mindgpt.config.data import DataLoaderSection, EvalDatasetSection, ProcessorSection, TokenizerSection
-from mindgpt.config.execution import (
+from mindgpt.config.callback_sections import CALLBACKS, REFUSED, IgnoredCallbackSection
+from mindgpt.config.data_sections import DataLoaderSection, EvalDatasetSection, ProcessorSection, TokenizerSection
+from mindgpt.config.execution_sections import (
     ContextSection,
     JitConfigSection,
     ParallelConfigSection,
@@ -22,12 +23,11 @@ from mindgpt.config.execution import (
     RecomputeSection,
     RunnerConfigSection,
 )
-from mindgpt.config.model import GPT2Section, PetSection
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
-from mindgpt.config.run import RunConfig
+from mindgpt.config.model_sections import GPT2Section, PetSection
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import ANY_VALUE, Section
-from mindgpt.config.training import RunnerWrapperSection, TensorBoardSection
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.config.training_sections import RunnerWrapperSection, TensorBoardSection
 
 
 class Refused(NamedTuple):
@@ -76,7 +76,7 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "ckpt_use_legacy_format": (True, Refused(False, "MindFormers 1.7 and later are not read")),
         "use_legacy_format": (True, Refused(False, "MindFormers 1.7 and later are not read")),
         "use_legacy": (True, Refused(False, "newer model code has no GPT-2")),
-        "use_graceful_exit": (False, Refused(True, "leaves its last checkpoint, whole; save_checkpoint_steps")),
+        "use_graceful_exit": (False, Refused(True, "leaves its last checkpoint intact; save_checkpoint_steps")),
         "ignore_data_skip": (False, Refused(True, "goes on where it stopped in the data")),
         "data_skip_steps": (0, Refused(7, "goes on where it stopped in the data")),
         "exclude_cann_cpu": (True, None),
@@ -233,7 +233,7 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "group_ckpt_save_file": ("", None),
         "parallel_optimizer_config": ({"parallel_optimizer_threshold": 64}, Refused(64, "must be a group of keys")),
         "pipeline_config": ({"pipeline_interleave": False}, Refused({"pipeline_interleave": True}, "one pipeline")),
-        "dataset_strategy": ([[8, 1], [8, 1]], Refused([[1, 8]], "only the rows of a batch are shared out")),
+        "dataset_strategy": ([[8, 1], [8, 1]], Refused([[1, 8]], "only the batch dimension can be sharded")),
         "pipeline_stages": (1, Refused(2, "parallel_config.pipeline_stage")),
         "grad_accumulation_step": (1, Refused(2, "runner_config.gradient_accumulation_steps")),
         "strategy_ckpt_load_file": ("", Refused("x.ckpt", "src_strategy_path_or_dir")),
@@ -253,7 +253,7 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "context_parallel": (1, Refused(2, "a sequence is not sharded")),
         "context_parallel_algo": ("colossalai_cp", None),
         "ulysses_degree_in_cp": (1, None),
-        "seq_split_num": (1, Refused(2, "whole sequences")),
+        "seq_split_num": (1, Refused(2, "does not split sequences")),
         "mem_coeff": (0.1, None),
     },
     "recompute_config": {
@@ -376,7 +376,7 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "compute_dtype": ("float16", None),
         "lora_a_init": ("normal", Refused("zeros", "A begins with small random numbers")),
         "lora_b_init": ("zero", Refused("normal", "B begins with zeros")),
-        "exclude_layers": ("", Refused("layers.0", "target_modules sees a layer's whole path")),
+        "exclude_layers": ("", Refused("layers.0", "target_modules matches a layer's full path")),
         "freeze_include": ([], Refused(["*"], "all weights of the base model are frozen")),
         "freeze_exclude": ([], Refused(["*bias*"], "all weights of the base model are frozen")),
     },
@@ -395,12 +395,12 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
     },
     "CheckpointMonitor": {
         "checkpoint_format": ("ckpt", Refused("safetensors", "convert_weight.py --reversed")),
-        "remove_redundancy": (False, Refused(True, "each process writes all that it holds")),
-        "exception_save": (False, Refused(True, "leaves its last checkpoint, whole; save_checkpoint_steps")),
+        "remove_redundancy": (False, Refused(True, "each process saves every parameter that it holds")),
+        "exception_save": (False, Refused(True, "leaves its last checkpoint intact; save_checkpoint_steps")),
         "keep_checkpoint_per_n_minutes": (0, Refused(30, "save_checkpoint_seconds and keep_checkpoint_max")),
         "enc_key": ("", Refused("0123456789abcdef", "not encrypted")),
         "enc_mode": ("AES-GCM", None),
-        "config": (None, Refused({"keep_checkpoint_max": 3}, "as keys of the callback")),
+        "config": (None, Refused({"keep_checkpoint_max": 3}, "directly on the callback")),
         "saved_network": (None, Refused("net", "save_network_params")),
         "append_info": (["epoch_num"], None),
         "global_batch_size": (8, None),
@@ -461,7 +461,7 @@ def load(tmp_path):
 def test_a_key_is_harmless_or_refused_in_words(load, section, key, harmless, refused):
     config, ignored = load(section, key, harmless)
     dotted = ".".join(filter(None, (section, key)))
-    if section in CALLBACKS and issubclass(CALLBACKS[section], EffectlessCallback):
+    if section in CALLBACKS and issubclass(CALLBACKS[section], IgnoredCallbackSection):
         assert ignored == [f"callbacks.0 ({section})"]
         assert config.callbacks == []
     elif section in CALLBACKS:
@@ -533,8 +533,12 @@ def test_the_folder_of_tensorboard_makes_a_summary_monitor(load):
         ("context.deterministic", "maybe", "context.deterministic: must be ON or OFF, not 'maybe'"),
         ("context.save_graphs", 4, "context.save_graphs: must be True, False or a level from 0 to 3, not 4"),
         ("context", {"jit_level": "O0", "jit_config": {"jit_level": "O1"}}, "jit_level: differs from jit_config"),
-        ("recompute_config.recompute", [3, 4], "must be True or False, for all blocks alike"),
-        ("recompute_config.select_recompute", {"mul": True}, "must be True or False, for all blocks alike"),
+        (
+            "recompute_config.recompute",
+            [3, 4],
+            "True or False for all blocks, not [3, 4]; recomputation cannot",
+        ),
+        ("recompute_config.select_recompute", {"mul": True}, "must be True or False for all blocks, not "),
         ("eval_dataset.data_loader.type", "TFRecordDataset", "tools/dataset_preprocess makes them"),
         ("optimizer.auto_register", "x.Y", "optimizer.auto_register: unknown key; mindgpt has no registry"),
         ("swap_config.swp", True, "swap_config.swp: unknown key; did you mean 'swap'?"),

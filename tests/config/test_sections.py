@@ -3,14 +3,14 @@
 import pytest
 from pydantic import ValidationError
 
-from mindgpt.config.callbacks import CheckpointMonitorSection, EvalCallBackSection, SummaryMonitorSection
-from mindgpt.config.data import EvalDatasetSection, TokenizerSection, TrainDatasetSection
-from mindgpt.config.execution import ContextSection, ParallelConfigSection, ParallelSection
-from mindgpt.config.model import GPT2Section, ModelSection, PetSection
-from mindgpt.config.optimization import OPTIMIZER_KEYS, LRScheduleSection, OptimizerSection
-from mindgpt.config.run import RunConfig
+from mindgpt.config.callback_sections import CheckpointMonitorSection, EvalCallBackSection, SummaryMonitorSection
+from mindgpt.config.data_sections import EvalDatasetSection, TokenizerSection, TrainDatasetSection
+from mindgpt.config.execution_sections import ContextSection, ParallelConfigSection, ParallelSection
+from mindgpt.config.model_sections import GPT2Section, ModelSection, PetSection
+from mindgpt.config.optimizer_sections import OPTIMIZER_KEYS, LRScheduleSection, OptimizerSection
+from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import dotted, problems_of
-from mindgpt.config.training import MetricSection, RunnerWrapperSection, ScaleSenseSection
+from mindgpt.config.training_sections import MetricSection, RunnerWrapperSection, ScaleSenseSection
 from mindgpt.config.unsupported import MoESection
 
 COOLDOWN = {"type": "constant_with_cooldown"}

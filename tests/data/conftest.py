@@ -1,8 +1,8 @@
-"""A small tokenizer that needs no file from outside."""
+"""A small tokenizer, trained here."""
 
 import pytest
 
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Packing: every token once and in order, padding masked, compared with a plain retelling."""
+"""Packing into blocks: no token is lost or moved, padding is masked; the oracle is a plain implementation."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.data import blocks
 from mindgpt.data.blocks import write_blocks
 from mindgpt.data.dataset import build_dataset, inspect
-from mindgpt.data.text import Piece, cut
+from mindgpt.data.text import Piece, split_document
 
 
 def rows_of(path, columns=("input_ids", "attention_mask")):
@@ -28,7 +28,7 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(blocks, "BATCH_BLOCKS", 3)
 
 
-def test_blocks_worked_out_by_hand(tokenizer, tmp_path):
+def test_expected_blocks(tokenizer, tmp_path):
     end = tokenizer.eos_token_id
     a, b, c = (tokenizer.encode(letter)[0] for letter in "abc")
     # The end-of-text token stands between documents with mask 1, and as padding with mask 0.
@@ -48,7 +48,7 @@ def test_blocks_worked_out_by_hand(tokenizer, tmp_path):
     assert (summary.blocks, summary.padded, summary.dropped) == (2, 1, 0)
 
 
-def test_every_token_comes_back(tokenizer, tmp_path, shared_data):
+def test_no_token_is_lost(tokenizer, tmp_path, shared_data):
     text = (shared_data / "text" / "tinyshakespeare.txt").read_text("utf-8")[:30_000]
     texts = text.split("\n\n")
     summary = write_blocks(whole(*texts), tokenizer, tmp_path / "x.mindrecord", max_length=50, recipe="test")
@@ -68,10 +68,10 @@ def test_a_tail_is_padded_or_dropped(tokenizer, tmp_path, length):
     text = "the lazy dog jumps over the quick brown fox " * 5
     stream = tokenizer.encode(text)
     kept = write_blocks(
-        cut([text]), tokenizer, tmp_path / "a.mindrecord", max_length=length, recipe="t", separate=False
+        split_document([text]), tokenizer, tmp_path / "a.mindrecord", max_length=length, recipe="t", separate=False
     )
     dropped = write_blocks(
-        cut([text]),
+        split_document([text]),
         tokenizer,
         tmp_path / "b.mindrecord",
         max_length=length,
@@ -93,9 +93,9 @@ def test_a_tail_is_padded_or_dropped(tokenizer, tmp_path, length):
 
 def test_splits_share_the_blocks(tokenizer, tmp_path):
     text = "the lazy dog jumps over the quick brown fox " * 20
-    one = write_blocks(cut([text]), tokenizer, tmp_path / "one" / "x.mindrecord", max_length=9, recipe="t")
+    one = write_blocks(split_document([text]), tokenizer, tmp_path / "one" / "x.mindrecord", max_length=9, recipe="t")
     many = write_blocks(
-        cut([text]), tokenizer, tmp_path / "many" / "x.mindrecord", max_length=9, recipe="t", num_splits=4
+        split_document([text]), tokenizer, tmp_path / "many" / "x.mindrecord", max_length=9, recipe="t", num_splits=4
     )
     assert [file.rsplit("/", 1)[1] for file in many.files] == [f"x.{n}.mindrecord" for n in range(4)]
     rows = rows_of(tmp_path / "one")
@@ -134,7 +134,7 @@ def test_a_document_may_begin_with_blank_pieces(tokenizer, tmp_path):
     assert rows_of(tmp_path) == [[ids, [1, 1, 1]]]
 
 
-def test_metadata_says_what_it_is_made_with(tokenizer, tmp_path):
+def test_metadata_describe_tokenizer_and_blocks(tokenizer, tmp_path):
     write_blocks(whole("abc"), tokenizer, tmp_path / "x.mindrecord", max_length=4, recipe="mine")
     assert inspect(tmp_path).metadata == {
         "recipe": "mine",
@@ -158,7 +158,7 @@ def test_metadata_says_what_it_is_made_with(tokenizer, tmp_path):
         (["ab"], {"columns": []}, "got none"),
     ],
 )
-def test_what_cannot_be_written_is_explained(tokenizer, tmp_path, texts, arguments, message):
+def test_write_errors_are_explained(tokenizer, tmp_path, texts, arguments, message):
     with pytest.raises(UserError, match=message):
         write_blocks(
             whole(*texts), tokenizer, tmp_path / "x.mindrecord", **{"max_length": 4, "recipe": "t", **arguments}
@@ -166,7 +166,7 @@ def test_what_cannot_be_written_is_explained(tokenizer, tmp_path, texts, argumen
     assert list(tmp_path.iterdir()) == []
 
 
-def test_targets_of_padding_are_never_counted(tokenizer, tmp_path):
+def test_padding_targets_are_not_counted(tokenizer, tmp_path):
     """The mask of the target decides: of a row of n real tokens, n - 1 predictions count."""
     write_blocks(whole("abc"), tokenizer, tmp_path / "x.mindrecord", max_length=8, recipe="t", columns=blocks.COLUMNS)
     ((ids, mask, labels),) = rows_of(tmp_path, blocks.COLUMNS)

@@ -1,4 +1,4 @@
-"""Which lengths rows are padded to, which rows make a batch, and that a run that is taken up again goes on exactly."""
+"""Length bucketing: bucket lengths, batches, and exact resumption."""
 
 import itertools
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from mindgpt.config.errors import UserError
 from mindgpt.data.buckets import (
     BucketedDataset,
+    BucketPlan,
     LabelledRows,
-    Plan,
     batches_of_epoch,
     bucket_lengths,
     read_rows,
@@ -29,7 +29,7 @@ def rows_of(lengths):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=40), st.integers(1, 5))
-def test_the_lengths_pad_least_of_all_choices(lengths, most):
+def test_bucket_lengths_minimise_padding(lengths, most):
     lengths = np.array(lengths)
     chosen = bucket_lengths(lengths, most, 64)
 
@@ -44,7 +44,7 @@ def test_the_lengths_pad_least_of_all_choices(lengths, most):
     assert chosen[-1] >= lengths.max()
 
 
-def test_no_length_is_beyond_the_limit():
+def test_bucket_lengths_respect_the_limit():
     assert bucket_lengths(np.array([3, 27]), 2, 30) == [8, 30]
 
 
@@ -57,10 +57,10 @@ def test_no_length_is_beyond_the_limit():
     st.integers(1, 3),
     st.integers(1, 2),
 )
-def test_a_pass_uses_each_row_once_in_full_batches_that_hold_it(lengths, size, shuffle, drop, shards, repeat):
+def test_each_epoch_uses_each_row_once_in_full_batches(lengths, size, shuffle, drop, shards, repeat):
     lengths = np.array(lengths)
     buckets = bucket_lengths(lengths, 3, 32)
-    plan = Plan(lengths, buckets, size, shuffle, 7, drop, shards, repeat)
+    plan = BucketPlan(lengths, buckets, size, shuffle, 7, drop, shards, repeat)
     batches = batches_of_epoch(plan, 2)
     assert len(batches) == plan.batches
     for length, rows in batches:
@@ -74,16 +74,16 @@ def test_a_pass_uses_each_row_once_in_full_batches_that_hold_it(lengths, size, s
     assert len(not_full) <= (0 if drop else repeat)
 
 
-def test_epochs_differ_and_depend_on_the_seed_alone():
+def test_epochs_differ_and_depend_only_on_the_seed():
     lengths = np.random.default_rng(0).integers(1, 30, 40)
-    plan = Plan(lengths, bucket_lengths(lengths, 3, 32), 4, True, 5, True)
+    plan = BucketPlan(lengths, bucket_lengths(lengths, 3, 32), 4, True, 5, True)
 
     def order(plan, epoch):
         return [tuple(rows) for _, rows in batches_of_epoch(plan, epoch)]
 
     assert order(plan, 1) == order(plan, 1)
     assert order(plan, 0) != order(plan, 1)
-    assert order(plan, 0) != order(Plan(lengths, plan.buckets, 4, True, 6, True), 0)
+    assert order(plan, 0) != order(BucketPlan(lengths, plan.buckets, 4, True, 6, True), 0)
     batches = {frozenset(rows) for epoch in range(2) for rows in order(plan, epoch)}
     assert len(batches) > plan.batches, "which rows are together changes too"
 
@@ -100,12 +100,12 @@ def seen(dataset, epochs):
 
 def dataset(shard_id=0, **changes):
     settings = {"batch_size": 6, "shuffle": True, "seed": 3, "drop_remainder": True, **changes}
-    plan = Plan(LENGTHS, bucket_lengths(LENGTHS, 3, 40), **settings)
+    plan = BucketPlan(LENGTHS, bucket_lengths(LENGTHS, 3, 40), **settings)
     return BucketedDataset(rows_of(LENGTHS), plan, shard_id)
 
 
 @pytest.mark.parametrize("done", [1, 9, 10, 17, 20, 29])
-def test_a_run_taken_up_again_goes_on_exactly(done):
+def test_set_init_step_resumes_exactly(done):
     whole = seen(dataset(), 3)
     assert len(whole) == len(set(whole)) == 30
     rest = dataset()
@@ -145,7 +145,7 @@ def write(path, rows, mask="attention_mask"):
     return inspect(path)
 
 
-def test_rows_padded_by_others_lose_what_is_behind_the_last_real_token(tmp_path):
+def test_padding_of_rows_is_removed(tmp_path):
     padded = [([5, 6, 50256, 50256], [1, 1, 0, 0], [1]), ([50256, 7, 8, 9], [0, 1, 1, 1], [0])]
     rows = read_rows(write(tmp_path / "x.mindrecord", padded))
     assert rows.lengths.tolist() == [2, 4]
@@ -165,6 +165,6 @@ def test_rows_padded_by_others_lose_what_is_behind_the_last_real_token(tmp_path)
         (([1, 2], [1], [1]), "row 2 has 2 ids, but 1 in its attention_mask"),
     ],
 )
-def test_rows_that_are_none_are_refused(tmp_path, row, words):
+def test_invalid_rows_are_refused(tmp_path, row, words):
     with pytest.raises(UserError, match=words):
         read_rows(write(tmp_path / "x.mindrecord", [([1], [1], [0]), row]))

@@ -1,17 +1,17 @@
-"""txtcls_dataset_to_mindrecord.py as a user types it: every format, and every kind of bad data."""
+"""txtcls_dataset_to_mindrecord.py as a user calls it: every format, and every kind of bad data."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 
 from mindgpt.data.buckets import read_rows
-from mindgpt.data.classification import write_classification
+from mindgpt.data.classification_rows import write_classification
 from mindgpt.data.dataset import inspect
-from mindgpt.data.labelled_text import LAYOUTS, layout_of, read_examples
+from mindgpt.data.labelled_text import FILE_LAYOUTS, file_layout, read_examples
 from mindgpt.data.records import BadRecords
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from tests import programs
 
 SCRIPT = "tools/dataset_preprocess/gpt2/txtcls_dataset_to_mindrecord.py"
 
@@ -36,7 +36,7 @@ def write(tmp_path, tokenizer, content, dataset_name, max_length=99, skip_empty=
     (tmp_path / "in").write_bytes(content.encode())
     return write_classification(
         tmp_path / "in",
-        layout_of(dataset_name, **layout),
+        file_layout(dataset_name, **layout),
         tokenizer,
         tmp_path / "x.mindrecord",
         max_length=max_length,
@@ -69,16 +69,16 @@ FORMATS = {
 
 
 @pytest.mark.parametrize(("name", "case"), FORMATS.items(), ids=FORMATS)
-def test_formats_as_their_makers_write_them(tmp_path, tokenizer, name, case):
+def test_published_file_formats(tmp_path, tokenizer, name, case):
     content, expected = case
     write(tmp_path, tokenizer[0], content, name.split(",")[0])
     assert texts_and_labels(tmp_path / "x.mindrecord", tokenizer[0]) == expected
 
 
-def test_names_of_labels_are_kept(tmp_path, tokenizer):
+def test_label_names_are_stored(tmp_path, tokenizer):
     for name in ("sst_2", "ag_news"):
         write(tmp_path, tokenizer[0], FORMATS[name][0], name)
-        assert inspect(tmp_path / "x.mindrecord").metadata["label_names"] == list(LAYOUTS[name].label_names)
+        assert inspect(tmp_path / "x.mindrecord").metadata["label_names"] == list(FILE_LAYOUTS[name].label_names)
     summary = write(tmp_path, tokenizer[0], FORMATS["tsv"][0], "tsv")
     assert summary.label_names == ("9", "10"), "numbers sort as numbers"
     write(tmp_path, tokenizer[0], FORMATS["csv"][0], "csv", label_names=["yes", "no", "maybe"])
@@ -95,17 +95,17 @@ def test_columns_by_name_by_number_and_joined(tmp_path, tokenizer):
     assert texts_and_labels(tmp_path / "x.mindrecord", tokenizer[0]) == [("b", 1), ("d", 0)]
 
 
-def test_rows_are_cut_and_counted_and_not_padded(tmp_path, tokenizer):
+def test_rows_are_truncated_and_not_padded(tmp_path, tokenizer):
     content = "sentence\tlabel\n" + "good film " * 20 + "\t1\nbad\t0\n"
     summary = write(tmp_path, tokenizer[0], content, "sst_2", max_length=5)
     rows = read_rows(inspect(tmp_path / "x.mindrecord"))
     assert rows.lengths.tolist() == [5, len(tokenizer[0].encode("bad"))]
-    assert summary.cut == 1
+    assert summary.truncated == 1
     assert f"the longest had {summary.longest}" in "".join(summary.warnings())
     assert summary.longest == len(tokenizer[0].encode(("good film " * 20).strip()))
 
 
-def test_an_end_of_text_token_that_the_tokenizer_adds_outlives_cutting(tmp_path, tokenizer):
+def test_an_added_end_of_text_token_survives_truncation(tmp_path, tokenizer):
     with_end = GPT2Tokenizer.from_pretrained(tokenizer[1], add_eos_token=True)
     write(tmp_path, with_end, "sentence\tlabel\n" + "good film " * 20 + "\t1\nbad\t0\n", "sst_2", max_length=5)
     rows = read_rows(inspect(tmp_path / "x.mindrecord"))
@@ -131,8 +131,8 @@ BAD = {
     "huge number": (f'{{"text": "a", "label": {"7" * 5000}}}\n', "jsonl", [], ":1:", "a number of more digits than"),
     "huge label": (f"sentence\tlabel\na\t{'7' * 5000}\n", "sst_2", [], ":2:", "is none of 'negative'"),
     "huge column": ("a,1\n", "csv", ["--header", "False", "--text_column", "7" * 5000], "", "numbers from 1"),
-    "quote open": ('text,label\n"a,1\nb,0\n', "csv", [], ":2:", "quotes of the row that begins here are broken"),
-    "quote closed too early": ('text,label\na,1\n"b" c,0\n', "csv", [], ":3:", "quotes of the row"),
+    "quote open": ('text,label\n"a,1\nb,0\n', "csv", [], ":2:", "broken quotes in the row that begins here"),
+    "quote closed too early": ('text,label\na,1\n"b" c,0\n', "csv", [], ":3:", "broken quotes"),
     "field too many": ("text,label\na,1\nb, c,0\n", "csv", [], ":3:", "3 fields, and the first has 2"),
     "TAB missing": ("sentence\tlabel\na 1\n", "sst_2", [], ":2:", "1 fields.*Is a TAB"),
     "one class": ("text,label\na,1\nb,1\n", "csv", [], "", "all rows have one label, '1'"),
@@ -140,15 +140,15 @@ BAD = {
     "empty file": ("", "csv", [], "", "holds no rows"),
     "not JSON": ('{"text": "a", "label": 1}\n{"text": \n', "jsonl", [], ":2:", "not valid JSON"),
     "key missing": ('{"text": "a", "label": 1}\n{"txt": "b"}\n', "jsonl", [], ":2:", "no 'text'.*did you mean 'txt'"),
-    "text a list": ('{"text": ["a"], "label": 1}\n', "jsonl", [], ":1:", "should be a text; it is a list"),
+    "text a list": ('{"text": ["a"], "label": 1}\n', "jsonl", [], ":1:", "must be a string; it is a list"),
     "column names without header": ("a,1\n", "csv", ["--header", "False"], "", "numbers from 1"),
-    "semicolons": ("text;label\na;1\n", "csv", [], ":1:", "separated by commas, and these by semicolons"),
+    "semicolons": ("text;label\na;1\n", "csv", [], ":1:", "separated by commas, but these by semicolons"),
     "header of jsonl": ("", "jsonl", ["--header", "True"], "", "no meaning for jsonl"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD)
-def test_bad_data_end_in_one_message_with_file_and_line(repo, tmp_path, tokenizer, case, monkeypatch):
+def test_bad_data_are_reported_with_file_and_line(repo, tmp_path, tokenizer, case, monkeypatch):
     """The program's own main, in this process: starting it twenty times would take a minute."""
     import importlib.util
     import re
@@ -170,7 +170,7 @@ def test_bad_data_end_in_one_message_with_file_and_line(repo, tmp_path, tokenize
     assert (tmp_path / "x.mindrecord").read_text() == "an older file"
 
 
-def test_empty_rows_are_left_out_when_asked_and_counted(tmp_path, tokenizer):
+def test_skip_empty_counts_empty_rows(tmp_path, tokenizer):
     summary = write(tmp_path, tokenizer[0], "sentence\tlabel\na\t1\n\t0\nb\t0\n", "sst_2", skip_empty=True)
     assert texts_and_labels(tmp_path / "x.mindrecord", tokenizer[0]) == [("a", 1), ("b", 0)]
     assert "1 rows had an empty text and were left out" in list(summary.warnings())
@@ -179,7 +179,7 @@ def test_empty_rows_are_left_out_when_asked_and_counted(tmp_path, tokenizer):
         assert (summary.empty, summary.label_names) == (1, ("0", "1"))
 
 
-def test_bad_rows_are_left_out_when_asked_and_counted(tmp_path, tokenizer):
+def test_skip_bad_counts_bad_rows(tmp_path, tokenizer):
     content = "text,label\na,yes\nb\nc,\n,no\nd,no\ne,yes,no\n"
     bad = BadRecords()
     summary = write(tmp_path, tokenizer[0], content, "csv", bad=bad)
@@ -207,7 +207,7 @@ def test_the_command(repo, tmp_path, tokenizer):
     def run(*flags, name="x.mindrecord"):
         arguments = ["--input_file", "in.csv", "--output_file", name, "--tokenizer_type", tokenizer[1], *flags]
         command = [sys.executable, repo / SCRIPT, "--dataset_name", "csv", *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        return programs.run(command, tmp_path)
 
     (tmp_path / "in.csv").write_text("text,label\ngood film,yes\nbad film,no\na film,no\n")
     (tmp_path / "names").write_text("yes\nno\nmaybe\n")
@@ -227,14 +227,14 @@ def test_the_command(repo, tmp_path, tokenizer):
     assert not list(tmp_path.glob("*y.mindrecord*"))
 
 
-def test_the_command_of_mindformers_finds_the_tokenizer_it_downloaded(repo, tmp_path, tokenizer):
+def test_mindformers_command_finds_its_downloaded_tokenizer(repo, tmp_path, tokenizer):
     """As the design fixes it: no --tokenizer_type, and the name of its default means the same."""
     (tmp_path / "train.tsv").write_text(FORMATS["sst_2"][0])
 
     def run(*flags):
         arguments = ["--dataset_name", "sst_2", "--input_file", "train.tsv", "--output_file", "x.mindrecord", *flags]
         command = [sys.executable, repo / SCRIPT, *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        return programs.run(command, tmp_path)
 
     missing = run()
     assert missing.returncode == 2
@@ -249,7 +249,7 @@ def test_the_command_of_mindformers_finds_the_tokenizer_it_downloaded(repo, tmp_
 
 
 def test_real_sst_2(shared_data):
-    rows = list(read_examples(shared_data / "sst2" / "dev.tsv", LAYOUTS["sst_2"]))
+    rows = list(read_examples(shared_data / "sst2" / "dev.tsv", FILE_LAYOUTS["sst_2"]))
     assert len(rows) == 872
     assert sum(row.label == "1" for row in rows) == 444
     assert rows[0] == ("one long string of cliches .", "0", 2)

@@ -1,4 +1,4 @@
-"""The tools that read a corpus of text, by their own `main`: kinds of files, and what is left out."""
+"""The tools that read text corpora: kinds of files, and what is skipped."""
 
 import importlib.util
 import json
@@ -8,7 +8,7 @@ import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.dataset import build_dataset
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 TEXT = "tools/dataset_preprocess/text_to_mindrecord.py"
 INSTRUCTIONS = "tools/dataset_preprocess/instruction_to_mindrecord.py"
@@ -44,7 +44,7 @@ def to_mindrecord(run, tokenizer_dir, *arguments):
     run(TEXT, "--input_file", *arguments, *output)
 
 
-def test_a_json_corpus_is_not_trained_on_as_brackets(run, tokenizer, tokenizer_dir, tmp_path):
+def test_a_json_corpus_is_not_read_as_plain_text(run, tokenizer, tokenizer_dir, tmp_path):
     texts = ["第一篇文章", "第二篇"]
     (tmp_path / "train.json").write_text(json.dumps(texts))
     to_mindrecord(run, tokenizer_dir, "train.json")
@@ -60,10 +60,10 @@ def test_a_json_corpus_is_not_trained_on_as_brackets(run, tokenizer, tokenizer_d
         run("tools/train_tokenizer.py", "--input_file", "train.txt", "--vocab_size", 300, "--output_dir", "t")
 
 
-def test_a_vocabulary_is_learnt_from_the_texts_of_a_json_corpus(run, tmp_path):
+def test_a_tokenizer_is_trained_on_the_texts_of_a_json_corpus(run, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps([{"body": "早上好" * 20}] * 5 + [{"body": None}]))
     arguments = ("--input_file", "x.json", "--field", "body", "--vocab_size", 300, "--output_dir", "t")
-    with pytest.raises(UserError, match="x.json:1: 'body' should be a text; it is a NoneType. --skip_bad leaves such"):
+    with pytest.raises(UserError, match="x.json:1: 'body' must be a string; it is a NoneType. --skip_bad leaves such"):
         run("tools/train_tokenizer.py", *arguments)
     run("tools/train_tokenizer.py", *arguments, "--skip_bad")
     tokens = GPT2Tokenizer.from_pretrained("t").get_vocab()
@@ -73,16 +73,16 @@ def test_a_vocabulary_is_learnt_from_the_texts_of_a_json_corpus(run, tmp_path):
 
 def test_bad_rows_of_a_corpus(run, tokenizer, tokenizer_dir, tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n{"text": null}\n{"text": "\\ud83d"}\n{"text": "b"}\n')
-    with pytest.raises(UserError, match="x.jsonl:2: 'text' should be a text; .* --skip_bad leaves such records out"):
+    with pytest.raises(UserError, match="x.jsonl:2: 'text' must be a string; .* --skip_bad leaves such records out"):
         to_mindrecord(run, tokenizer_dir, "x.jsonl")
     to_mindrecord(run, tokenizer_dir, "x.jsonl", "--skip_bad")
     assert text_of("x.mindrecord", tokenizer) == f"a{EOT}b{EOT}"
     errors = capsys.readouterr().err
-    assert errors.startswith("warning: 2 bad record(s) left out: x.jsonl:2: 'text' should be a text; it is a NoneType.")
+    assert errors.startswith("warning: 2 bad record(s) left out: x.jsonl:2: 'text' must be a string; it is a NoneType.")
     assert errors.count("\n") == 1
 
 
-def test_a_notebook_folder_without_its_stale_copies(run, tokenizer, tokenizer_dir, tmp_path):
+def test_hidden_notebook_copies_are_skipped(run, tokenizer, tokenizer_dir, tmp_path):
     for name in ("corp/a.txt", "corp/.ipynb_checkpoints/a-checkpoint.txt", "corp/.git/x.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)

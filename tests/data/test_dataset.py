@@ -56,7 +56,7 @@ def test_shuffling_depends_on_the_seed_and_the_epoch(folder):
     assert [sorted(epoch) for epoch in one] == [list(range(10))] * 3
 
 
-def test_resuming_meets_the_unbroken_run(folder):
+def test_resuming_continues_as_an_uninterrupted_run(folder):
     unbroken = epochs(build_dataset(folder, batch_size=2, shuffle=True, seed=3), 3)
     resumed = build_dataset(folder, batch_size=2, shuffle=True, seed=3)
     resumed.set_init_step(7)  # one epoch of 5 batches, and 2
@@ -66,7 +66,7 @@ def test_resuming_meets_the_unbroken_run(folder):
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_shards_cover_the_rows_alike(folder, shuffle):
+def test_shards_cover_the_rows_evenly(folder, shuffle):
     parts = [
         epochs(build_dataset(folder, batch_size=1, shuffle=shuffle, seed=5, num_shards=3, shard_id=shard,
                              drop_remainder=False), 2)
@@ -83,7 +83,7 @@ def test_shards_cover_the_rows_alike(folder, shuffle):
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_the_batches_of_all_shards_are_those_of_one_that_is_larger(folder, shuffle):
+def test_sharded_batches_together_equal_a_larger_batch(folder, shuffle):
     """10 rows, 2 shards of batches of 2: two steps of 4 rows, and the remainder is left out."""
 
     def batches(size, **shard):
@@ -123,7 +123,7 @@ def test_inspect(folder):
     assert info.metadata == {}
 
 
-def test_the_fingerprint_is_of_the_rows_not_of_the_path(tmp_path, folder):
+def test_the_fingerprint_depends_on_rows_not_on_the_path(tmp_path, folder):
     for name, numbers in (("same", range(10)), ("first", [99, *range(1, 10)]), ("last", [*range(9), 99])):
         write(tmp_path / f"{name}.mindrecord", numbers)
     same, first, last = (fingerprint(inspect(tmp_path / f"{name}.mindrecord")) for name in ("same", "first", "last"))
@@ -156,19 +156,19 @@ def test_row_length(folder):
         ({"num_shards": 2, "shard_id": 2}, "shard_id must be from 0 to num_shards - 1 = 1"),
     ],
 )
-def test_impossible_requests_are_explained(folder, arguments, message):
+def test_invalid_arguments_are_explained(folder, arguments, message):
     with pytest.raises(UserError, match=message):
         build_dataset(folder, **{"batch_size": 1, **arguments})
 
 
-def test_files_with_different_columns_do_not_go_together(tmp_path):
+def test_files_with_different_columns_are_refused(tmp_path):
     write(tmp_path / "a.mindrecord", [1])
     write(tmp_path / "b.mindrecord", [1], columns=["input_ids"])
     with pytest.raises(UserError, match="need the same columns"):
         inspect(tmp_path)
 
 
-def test_files_made_by_others(tmp_path):
+def test_files_of_other_tools(tmp_path):
     """Shards, 64-bit columns and a free description, as MindSpore's FileWriter makes them."""
     from mindspore.mindrecord import FileWriter
 
@@ -228,11 +228,11 @@ def test_input_mask_is_the_attention_mask(repo, tmp_path):
         np.testing.assert_array_equal(np.concatenate([batch[1] for batch in batches]), mask)
 
 
-def test_a_padding_token_behind_the_table_is_no_reason_to_refuse_data(tmp_path):
+def test_a_padding_token_beyond_the_embedding_table_is_accepted(tmp_path):
     """The tokenizer has 12 tokens, the last of them only for padding, and the model 11."""
     from mindgpt.data.blocks import vocabulary_metadata
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
     from mindgpt.tasks.datasets import check_vocabulary
+    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
     metadata = {"vocab_size": 12, "text_vocab_size": 11}
     write(tmp_path / "a.mindrecord", [10] * 300, metadata=metadata)

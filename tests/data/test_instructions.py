@@ -1,4 +1,4 @@
-"""Instruction data to examples and rows; the oracle spells every row out, token by token, with the tokenizer alone."""
+"""Instruction data; the oracle builds every row token by token with the tokenizer alone."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from mindgpt.config.errors import UserError
 from mindgpt.data.dataset import build_dataset, inspect
 from mindgpt.data.instruction_rows import write_examples
-from mindgpt.data.instructions import FORMATS, Example, ExampleReader, format_with_keys, read_templates
+from mindgpt.data.instructions import FORMATS, ExampleReader, Instruction, format_with_keys, read_templates
 from mindgpt.data.records import BadRecords
 
 
@@ -43,10 +43,10 @@ def test_alpaca(examples):
         {"instruction": "Go", "output": "ok"},
         {"instruction": "Go", "input": None, "output": "ok"},
     ]
-    go = Example("### Instruction:\nGo\n\n### Response:\n", "ok")
+    go = Instruction("### Instruction:\nGo\n\n### Response:\n", "ok")
     wanted = [
-        Example("### Instruction:\nAdd.\n\n### Input:\n1 {input}\n\n### Response:\n", "2"),
-        Example("### Instruction:\nSay {instruction}\n\n### Response:\n", " hi "),
+        Instruction("### Instruction:\nAdd.\n\n### Input:\n1 {input}\n\n### Response:\n", "2"),
+        Instruction("### Instruction:\nSay {instruction}\n\n### Response:\n", " hi "),
         go,
         go,
     ]
@@ -55,20 +55,24 @@ def test_alpaca(examples):
 
 
 def test_pairs(examples):
-    assert examples(("a.jsonl", '{"prompt": "a", "response": "b"}')) == [Example("a", "b")]
-    assert examples(("a.jsonl", '{"id": 1, "prompt": "a", "completion": " b"}')) == [Example("a", " b")]
+    assert examples(("a.jsonl", '{"prompt": "a", "response": "b"}')) == [Instruction("a", "b")]
+    assert examples(("a.jsonl", '{"id": 1, "prompt": "a", "completion": " b"}')) == [Instruction("a", " b")]
     both = {"prompt": "a", "completion": "b", "response": "c"}
-    assert examples(("a.json", [both]), layout=FORMATS["prompt_response"]) == [Example("a", "c")]
+    assert examples(("a.json", [both]), record_format=FORMATS["prompt_response"]) == [Instruction("a", "c")]
     with pytest.raises(UserError, match="a.json:1: .*fit prompt_response and prompt_completion; name one"):
         examples(("a.json", [both]))
 
 
 def test_source_and_target_or_text_to_continue(examples):
     table = 'src_txt,tgt_txt\nask,answer\nplain,\n"over\nlines",x\n'
-    assert examples(("a.csv", table)) == [Example("ask", "answer"), Example("", "plain"), Example("over\nlines", "x")]
-    assert examples(("a.tsv", "src_txt\nplain text\n")) == [Example("", "plain text")]
+    assert examples(("a.csv", table)) == [
+        Instruction("ask", "answer"),
+        Instruction("", "plain"),
+        Instruction("over\nlines", "x"),
+    ]
+    assert examples(("a.tsv", "src_txt\nplain text\n")) == [Instruction("", "plain text")]
     lines = '{"src_txt": "a", "tgt_txt": "b"}\n{"src_txt": "c"}\n{"src_txt": "d", "tgt_txt": null}'
-    assert examples(("a.jsonl", lines)) == [Example("a", "b"), Example("", "c"), Example("", "d")]
+    assert examples(("a.jsonl", lines)) == [Instruction("a", "b"), Instruction("", "c"), Instruction("", "d")]
 
 
 def test_every_file_has_its_own_format(examples, tmp_path):
@@ -85,7 +89,10 @@ def test_templates(examples, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(alpaca | {"response_split": ">"}))
     templates = read_templates(tmp_path / "t.json")
     records = [{"instruction": "a {input}", "input": "{b}", "output": "c"}, {"instruction": "a", "output": "c"}]
-    assert examples(("a.json", records), templates=templates) == [Example("{b}|a {input}>", "c"), Example("a>", "c")]
+    assert examples(("a.json", records), templates=templates) == [
+        Instruction("{b}|a {input}>", "c"),
+        Instruction("a>", "c"),
+    ]
     with pytest.raises(UserError, match="a.jsonl needs prompt; there is prompt_input, prompt_no_input"):
         examples(("a.jsonl", '{"prompt": "a", "response": "b"}'), templates=templates)
 
@@ -97,11 +104,11 @@ def test_templates(examples, tmp_path):
         ('{"promt": "{prompt}"}', "promt is unknown; did you mean 'prompt'?"),
         ('{"prompt": "no place"}', r"prompt must be a text with \{prompt\} in it"),
         ('{"prompt_input": "{instruction}"}', r"prompt_input must be a text with \{input\} and \{instruction\}"),
-        ('{"prompt": "{prompt} {answer}"}', r"and no other \{place\}"),
+        ('{"prompt": "{prompt} {answer}"}', r"and no other \{field\}"),
         ('{"prompt": 5}', "prompt must be a text"),
     ],
 )
-def test_templates_that_would_lose_something(tmp_path, content, message):
+def test_templates_with_missing_fields_are_refused(tmp_path, content, message):
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(UserError, match=message):
         read_templates(tmp_path / "t.json")
@@ -112,8 +119,8 @@ def test_templates_that_would_lose_something(tmp_path, content, message):
     [
         ("a.json", '[{"instruction": "i",\n"output": "o"},\n{"instruction": "i"}]', "a.json:3: no key 'output'"),
         ("a.json", '[{"instruction": "", "output": "o"}]', "a.json:1: 'instruction' is empty"),
-        ("a.json", '[{"instruction": "i", "output": ["o"]}]', "a.json:1: 'output' should be a text; it is a list"),
-        ("a.json", '[{"instruction": "i", "input": 4, "output": "o"}]', "a.json:1: 'input' should be a text"),
+        ("a.json", '[{"instruction": "i", "output": ["o"]}]', "a.json:1: 'output' must be a string; it is a list"),
+        ("a.json", '[{"instruction": "i", "input": 4, "output": "o"}]', "a.json:1: 'input' must be a string"),
         ("a.jsonl", '{"question": "q", "answer": "a"}', "a.jsonl:1: the keys 'question', 'answer' fit no format"),
         ("a.csv", "\n\nask,answer\n1,2\n", "a.csv:1: the keys 'ask', 'answer' fit no format .*src_tgt: src_txt"),
         ("a.csv", "src_txt,tgt_txt\na,b\n  ,c\n", "a.csv:3: 'src_txt' is empty"),
@@ -151,8 +158,8 @@ def test_dolly(examples):
         {"instruction": "Go", "context": "", "response": "ok", "category": "x"},
     ]
     wanted = [
-        Example("### Instruction:\nAdd.\n\n### Input:\n1 1\n\n### Response:\n", "2"),
-        Example("### Instruction:\nGo\n\n### Response:\n", "ok"),
+        Instruction("### Instruction:\nAdd.\n\n### Input:\n1 1\n\n### Response:\n", "2"),
+        Instruction("### Instruction:\nGo\n\n### Response:\n", "ok"),
     ]
     assert examples(("a.jsonl", "\n".join(map(json.dumps, records)))) == wanted
     assert examples(("a.csv", "instruction,response,,\nGo,ok,,\n")) == wanted[1:]
@@ -160,16 +167,16 @@ def test_dolly(examples):
 
 def test_other_keys(examples):
     question = ("a.json", [{"question": "q", "facts": "f", "answer": "a"}, {"question": "q", "answer": "a"}])
-    assert examples(question, layout=format_with_keys(None, "question", "answer")) == [Example("q", "a")] * 2
+    assert examples(question, record_format=format_with_keys(None, "question", "answer")) == [Instruction("q", "a")] * 2
     with_input = [
-        Example("### Instruction:\nq\n\n### Input:\nf\n\n### Response:\n", "a"),
-        Example("### Instruction:\nq\n\n### Response:\n", "a"),
+        Instruction("### Instruction:\nq\n\n### Input:\nf\n\n### Response:\n", "a"),
+        Instruction("### Instruction:\nq\n\n### Response:\n", "a"),
     ]
-    assert examples(question, layout=format_with_keys(None, "question", "answer", "facts")) == with_input
-    assert examples(question, layout=format_with_keys("alpaca", "question", "answer"))[1:] == with_input[1:]
+    assert examples(question, record_format=format_with_keys(None, "question", "answer", "facts")) == with_input
+    assert examples(question, record_format=format_with_keys("alpaca", "question", "answer"))[1:] == with_input[1:]
     assert format_with_keys("src_tgt") is FORMATS["src_tgt"]
     assert format_with_keys(None) is None
-    for keys, message in ((("a", None), "needed both"), (("a", "a"), "must differ; they are 'a', 'a'")):
+    for keys, message in ((("a", None), "both required"), (("a", "a"), "must differ; they are 'a', 'a'")):
         with pytest.raises(UserError, match=message):
             format_with_keys(None, *keys)
 
@@ -187,11 +194,11 @@ def padded(ids, labels, length, eot):
     return ids + [eot] * rest, [1] * len(ids) + [0] * rest, labels + [-100] * rest
 
 
-def test_only_the_response_and_its_end_are_learnt(tmp_path, tokenizer):
+def test_only_the_response_and_end_of_text_have_labels(tmp_path, tokenizer):
     eot = tokenizer.eos_token_id
     prompt, response = tokenizer.encode("the quick"), tokenizer.encode(" brown fox")
     plain = tokenizer.encode("over the lazy dog")
-    summary = write(tmp_path, tokenizer, [Example("the quick", " brown fox"), Example("", "over the lazy dog")],
+    summary = write(tmp_path, tokenizer, [Instruction("the quick", " brown fox"), Instruction("", "over the lazy dog")],
                     max_length=40)  # fmt: skip
     assert rows_of(tmp_path / "x.mindrecord") == [
         padded(prompt + response + [eot], [-100] * len(prompt) + response + [eot], 40, eot),
@@ -199,17 +206,17 @@ def test_only_the_response_and_its_end_are_learnt(tmp_path, tokenizer):
     ]
     assert (summary.examples, summary.continued, summary.rows) == (2, 1, 2)
     assert summary.tokens == len(prompt + response + plain) + 2
-    assert summary.learnt == len(response) + 1 + len(plain)  # nothing stands before the first token of a plain text
+    assert summary.learned == len(response) + 1 + len(plain)  # nothing stands before the first token of a plain text
     assert summary.padding == pytest.approx(1 - summary.tokens / 80)
     metadata = inspect(tmp_path / "x.mindrecord").metadata
     assert (metadata["recipe"], metadata["block_length"], metadata["vocab_size"]) == ("instructions", 40, 300)
 
 
-def test_what_is_too_long(tmp_path, tokenizer):
+def test_too_long_examples(tmp_path, tokenizer):
     eot = tokenizer.eos_token_id
     prompt, response = tokenizer.encode("the quick"), tokenizer.encode(" brown fox jumps")
     whole = len(prompt) + len(response) + 1
-    data = [Example("the quick", " brown fox jumps")]
+    data = [Instruction("the quick", " brown fox jumps")]
     write(tmp_path, tokenizer, data, max_length=whole)
     assert rows_of(tmp_path / "x.mindrecord")[0][0] == prompt + response + [eot]
 
@@ -223,7 +230,7 @@ def test_what_is_too_long(tmp_path, tokenizer):
     for arguments in ({"max_length": len(prompt)}, {"max_length": whole - 1, "too_long": "drop"}):
         with pytest.raises(UserError, match="nothing to write: all 1 examples are longer than --max_length"):
             write(tmp_path, tokenizer, data, overwrite=True, **arguments)
-        summary = write(tmp_path, tokenizer, [*data, Example("a", "b")], overwrite=True, **arguments)
+        summary = write(tmp_path, tokenizer, [*data, Instruction("a", "b")], overwrite=True, **arguments)
         assert (summary.truncated, summary.dropped, summary.examples, summary.rows) == (0, 1, 1, 1)
     assert len(rows_of(tmp_path / "x.mindrecord")) == 1
 
@@ -232,7 +239,9 @@ def test_packing_keeps_every_example_whole(tmp_path, tokenizer):
     draw = np.random.default_rng(0)
     words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
     data = [
-        Example(" ".join(draw.choice(words, draw.integers(1, 9))), " ".join(draw.choice(words, draw.integers(1, 20))))
+        Instruction(
+            " ".join(draw.choice(words, draw.integers(1, 9))), " ".join(draw.choice(words, draw.integers(1, 20)))
+        )
         for _ in range(500)
     ]
     eot = tokenizer.eos_token_id
@@ -263,7 +272,7 @@ def test_a_real_sample(tmp_path, shared_data, gpt2_tokenizer_dir):
     """Stanford's seed tasks with OpenAI's vocabulary; the oracle is the library `tokenizers` and prompts spelt out."""
     from tokenizers import ByteLevelBPETokenizer
 
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
     file = shared_data / "text" / "alpaca_seed_tasks.json"
     summary = write(tmp_path, GPT2Tokenizer.from_pretrained(gpt2_tokenizer_dir), ExampleReader([file]), max_length=1025)
@@ -281,11 +290,11 @@ def test_a_real_sample(tmp_path, shared_data, gpt2_tokenizer_dir):
     assert (summary.examples, summary.dropped) == (174, 1)
 
 
-def test_values_that_are_not_allowed(tmp_path, tokenizer):
+def test_invalid_values_are_refused(tmp_path, tokenizer):
     with pytest.raises(UserError, match="max_length must be at least 2"):
-        write(tmp_path, tokenizer, [Example("a", "b")], max_length=1)
+        write(tmp_path, tokenizer, [Instruction("a", "b")], max_length=1)
     with pytest.raises(UserError, match="the input holds no example"):
         write(tmp_path, tokenizer, [], max_length=8)
     with pytest.raises(UserError, match="1 rows are too few for 2 file"):
-        write(tmp_path, tokenizer, [Example("a", "b")], max_length=8, num_splits=2)
+        write(tmp_path, tokenizer, [Instruction("a", "b")], max_length=8, num_splits=2)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""MindRecord files are whole or absent, whatever kills the writer; broken ones are recognised."""
+"""MindRecord files are written atomically, even if the writer is killed, and broken ones are recognised."""
 
 import json
 import os
@@ -166,7 +166,7 @@ def test_too_few_rows_are_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_existing_files_are_kept_unless_told_otherwise(tmp_path):
+def test_existing_files_are_kept_without_overwrite(tmp_path):
     (file,) = write(tmp_path / "x.mindrecord", 1)
     content = file.read_bytes()
     for splits in (1, 2):
@@ -192,7 +192,7 @@ def test_overwriting_removes_only_the_set_itself(tmp_path):
     assert names == ["x.7.mindrecord", "x.mindrecord", "xy.mindrecord"]
 
 
-def test_a_living_writer_is_left_alone(tmp_path):
+def test_a_running_writer_is_not_disturbed(tmp_path):
     with MindRecordWriter(tmp_path / "x.mindrecord", ["input_ids"], overwrite=True) as slow:
         slow.write({"input_ids": np.full((2, 3), 1, np.int32)})
         write(tmp_path / "x.mindrecord", 2)
@@ -211,7 +211,7 @@ def test_a_living_writer_is_left_alone(tmp_path):
         ("file/x.mindrecord", {}, "a file of that name is in the way"),
     ],
 )
-def test_impossible_outputs_are_explained(tmp_path, name, arguments, message):
+def test_invalid_output_paths_are_explained(tmp_path, name, arguments, message):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=message):
         write(tmp_path / name, **arguments)
@@ -231,7 +231,7 @@ def test_folders_are_created_and_files_can_be_moved(tmp_path):
 # ---- finding ----
 
 
-def test_a_folder_stands_for_its_mindrecords(tmp_path):
+def test_a_folder_means_its_mindrecord_files(tmp_path):
     for name in ("b.mindrecord", "a.mindrecord", "train_mindrecord"):
         write(tmp_path / name)
     (tmp_path / "notes.txt").write_text("")
@@ -242,7 +242,7 @@ def test_a_folder_stands_for_its_mindrecords(tmp_path):
     assert names == ["a.mindrecord", "b.mindrecord", "train_mindrecord"]
 
 
-def test_where_nothing_is_found_a_hint_is_given(tmp_path):
+def test_missing_files_get_a_hint(tmp_path):
     write(tmp_path / ".git" / "x.mindrecord")
     with pytest.raises(UserError, match="no file whose name ends in 'mindrecord'.$"):
         find_mindrecord_files(tmp_path)
@@ -273,11 +273,11 @@ def damage_rename(path):
     [
         (lambda path: os.remove(f"{path}.db"), r"x.mindrecord.db is missing.*copy x.mindrecord.db along"),
         (lambda path: os.truncate(path, 0), r"x.mindrecord is empty \(0 bytes\)"),
-        (lambda path: os.truncate(path, 100), "no MindRecord file, or only the beginning"),
+        (lambda path: os.truncate(path, 100), "not a MindRecord file, or only the beginning"),
         (damage_cut, r"is cut short: it has \d+ bytes of \d+"),
-        (lambda path: path.write_bytes(b"\x05\0\0\0\0\0\0\0hello world"), "no MindRecord file, or a broken one"),
-        (lambda path: path.write_text("just some text, long enough to be read"), "no MindRecord file"),
-        (lambda path: path.with_name("x.mindrecord.db").write_bytes(b""), "no MindRecord index"),
+        (lambda path: path.write_bytes(b"\x05\0\0\0\0\0\0\0hello world"), "not a MindRecord file, or a broken one"),
+        (lambda path: path.write_text("just some text, long enough to be read"), "not a MindRecord file"),
+        (lambda path: path.with_name("x.mindrecord.db").write_bytes(b""), "not a MindRecord index"),
         (damage_rename, r"y.mindrecord was renamed; it was written as x.mindrecord"),
     ],
 )
@@ -289,7 +289,7 @@ def test_damage_is_recognised(tmp_path, as_folder, damage, message):
         find_mindrecord_files(tmp_path if as_folder else path)
 
 
-def test_header_is_what_mindspore_says(tmp_path):
+def test_header_equals_mindspores(tmp_path):
     from mindspore.mindrecord import FileReader
 
     (path,) = write(tmp_path / "x.mindrecord", rows=9)

@@ -1,4 +1,4 @@
-"""Records from JSON, JSON lines, CSV and TSV: where each stands, and what is said of those that are none."""
+"""Records from JSON, JSON lines, CSV and TSV: their places, and errors of bad ones."""
 
 import json
 
@@ -23,7 +23,7 @@ def read(tmp_path):
     return read
 
 
-def test_the_same_records_in_every_spelling(read):
+def test_the_same_records_in_every_format(read):
     a, b = {"x": "1", "y": "two, \t\nlines"}, {"x": 'é "q"', "y": "3"}
     assert read("a.json", f" [\n {json.dumps(a)},\n\n{json.dumps(b)} ]\n") == [(2, a), (4, b)]
     assert read("a.json", f"[{json.dumps([a, b])[1:]}") == [(1, a), (1, b)]
@@ -49,7 +49,7 @@ def test_a_json_list_is_what_python_reads(tmp_path_factory, values):
         ("x.json", '[{"a": 1}\n{"a": 2}]', r"x.json:2:1: not valid JSON: expected ',' or '\]'"),
         ("x.json", '[{"a": 1},\n]', r"x.json:2:1: not valid JSON"),
         ("x.json", '[{"a": 1}', r"x.json:1:10: not valid JSON: expected"),
-        ("x.json", '[{"a": 1}]\n [2]', r"x.json:2:2: not valid JSON: extra text behind the list"),
+        ("x.json", '[{"a": 1}]\n [2]', r"x.json:2:2: not valid JSON: extra text after the list"),
         ("x.json", '[{"a": 1},\n\n 5]', r"x.json:3: should be a JSON object, \{...\}; it is a int"),
         ("x.json", "[" * 100_000, "x.json: not usable JSON: it is nested too deeply"),
         ("x.jsonl", '{"a": 1}\n{"a": ', r"x.jsonl:2: not valid JSON: .* at column"),
@@ -71,12 +71,12 @@ def test_a_json_list_is_what_python_reads(tmp_path_factory, values):
         ("x.csv", "", "x.csv:1: should be a header"),
     ],
 )
-def test_what_is_wrong_is_said_with_file_and_line(read, name, content, message):
+def test_errors_have_file_and_line(read, name, content, message):
     with pytest.raises(UserError, match=message):
         read(name, content)
 
 
-def test_values_longer_than_a_chunk_and_errors_behind_them(read, monkeypatch):
+def test_values_longer_than_a_chunk_and_errors_after_them(read, monkeypatch):
     from mindgpt.data import json_values
 
     whole = json_values.read_chunks
@@ -102,7 +102,7 @@ def test_a_lone_object_and_objects_over_several_lines(read):
     assert bad.count == 1
 
 
-def test_what_excel_adds_to_a_table_is_dropped(read):
+def test_empty_columns_of_excel_are_dropped(read):
     assert read("x.csv", "prompt,response,,\nhi,ho,,\nyou,too\n") == [
         (2, {"prompt": "hi", "response": "ho"}),
         (3, {"prompt": "you", "response": "too"}),
@@ -113,15 +113,15 @@ def test_what_excel_adds_to_a_table_is_dropped(read):
     for content, message in (
         ("a,b,,\n1,2,x,\n", "x.csv:2: has 3 columns, but the header has 2"),
         (",,\n1,2\n", "x.csv:1: should be a header"),
-        ("a;b\n1;2\n", "x.csv:1: the columns of a csv file are separated by commas, and these by semicolons"),
-        ("a\tb\n1\t2\n", "by commas, and these by TABs. Rename it to .tsv"),
-        ("sep=,\na,b\n1,2\n", "x.csv:1: 'sep=' is a line for Excel alone; remove it"),
+        ("a;b\n1;2\n", "x.csv:1: the columns of a csv file are separated by commas, but these by semicolons"),
+        ("a\tb\n1\t2\n", "by commas, but these by TABs. Rename the file to .tsv"),
+        ("sep=,\na,b\n1,2\n", "x.csv:1: 'sep=' is a separator line that only Excel understands; remove it"),
     ):
         with pytest.raises(UserError, match=message):
             read("x.csv", content)
 
 
-def test_bad_records_are_left_out_and_counted_if_wanted(read):
+def test_bad_records_can_be_skipped_and_counted(read):
     bad = BadRecords()
     assert read("x.jsonl", '{"a": 1}\n{"a": \n[2]\n{"a": 3}\n5\n6\n', bad) == [(1, {"a": 1}), (4, {"a": 3})]
     assert (bad.count, len(bad.messages)) == (4, 3)
@@ -141,8 +141,8 @@ def test_text_of_a_key(tmp_path):
     (record,) = read_records(file)
     assert text_of(record, "a") == "t"
     for key, message in (
-        ("b", "x.jsonl:1: 'b' should be a text; it is a int"),
-        ("c", "x.jsonl:1: 'c' is no valid Unicode"),
+        ("b", "x.jsonl:1: 'b' must be a string; it is a int"),
+        ("c", "x.jsonl:1: 'c' is not valid Unicode"),
         ("d", "x.jsonl:1: no key 'd'.* there are: 'a', 'b', 'c'"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""A text in two parts: nothing lost, and no character taken apart."""
+"""Splitting a text in two: nothing is lost, and no character is split."""
 
 import json
 
@@ -21,12 +21,12 @@ from mindgpt.data.split import split_file, split_text
         ("abc👍🏽fgh", "abc👍🏽"),
     ],
 )
-def test_where_a_text_is_split(text, first):
+def test_split_positions(text, first):
     assert split_text(text, 0.5) == (first, text[len(first) :])
 
 
 @pytest.mark.parametrize(("text", "fraction"), [("", 0.1), ("a", 0.5), (" \n \n ", 0.5), ("e\u0301", 0.5), ("ab", 1.0)])
-def test_what_cannot_be_split(text, fraction):
+def test_unsplittable_texts_are_refused(text, fraction):
     with pytest.raises(UserError, match="too short|between 0 and 1"):
         split_text(text, fraction)
 

@@ -1,4 +1,4 @@
-"""Documents from files: nothing lost by default, and MindFormers' reading reproduced from its description."""
+"""Documents from files: nothing is lost by default; MindFormers' reading is reproduced from its description."""
 
 import json
 import re
@@ -12,12 +12,12 @@ from mindgpt.data import text as text_module
 from mindgpt.data.records import BadRecords
 from mindgpt.data.text import (
     Piece,
-    cut,
     detokenize_wikitext,
     document_pieces,
     input_files,
     kind_of,
     mindformers_pieces,
+    split_document,
     wikitext_pieces,
 )
 
@@ -43,10 +43,10 @@ def documents(pieces):
     size=st.integers(1, 9),
     chunk=st.integers(1, 7),
 )
-def test_pieces_have_the_ids_of_the_whole(tokenizer, text, size, chunk):
+def test_pieces_have_the_ids_of_the_document(tokenizer, text, size, chunk):
     old, text_module.PIECE_CHARACTERS = text_module.PIECE_CHARACTERS, size
     try:
-        pieces = list(cut(text[start : start + chunk] for start in range(0, len(text), chunk)))
+        pieces = list(split_document(text[start : start + chunk] for start in range(0, len(text), chunk)))
     finally:
         text_module.PIECE_CHARACTERS = old
     assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
@@ -54,9 +54,9 @@ def test_pieces_have_the_ids_of_the_whole(tokenizer, text, size, chunk):
     assert sum(tokenizer.encode_batch([piece.text for piece in pieces]), []) == tokenizer.encode(text)
 
 
-def test_long_documents_are_cut(monkeypatch):
+def test_long_documents_are_split(monkeypatch):
     monkeypatch.setattr(text_module, "PIECE_CHARACTERS", 4)
-    assert [piece.text for piece in cut(["one two\nthree  four\n\nfive six"])] == [
+    assert [piece.text for piece in split_document(["one two\nthree  four\n\nfive six"])] == [
         "one two",
         "\nthree  four\n\nfive",
         " six",
@@ -90,7 +90,7 @@ def test_suffixes_in_any_letter_case_and_what_is_left_out(tmp_path, caplog):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "x.tokens").write_text("x")
     with pytest.raises(
-        UserError, match=r"but 1 file\(s\) with other suffixes \(.tokens\). A pattern names them: '.*/f/"
+        UserError, match=r"but 1 file\(s\) with other suffixes \(.tokens\). To read them, pass a pattern: '.*/f/"
     ):
         input_files([tmp_path / "f"])
 
@@ -131,12 +131,12 @@ def test_jsonl_documents(tmp_path):
     ("line", "message"),
     [
         ('{"text": ', r"x.jsonl:2: not valid JSON"),
-        ("[1]", r"x.jsonl:2: the record should be a text; it is a list"),
+        ("[1]", r"x.jsonl:2: the record must be a string; it is a list"),
         ('{"body": "b", "id": 1}', r"x.jsonl:2: no key 'text'.*there are: 'body', 'id'"),
-        ('{"text": 5}', r"x.jsonl:2: 'text' should be a text; it is a int"),
-        ('{"text": "\\ud800"}', r"x.jsonl:2: 'text' is no valid Unicode"),
-        ('{"text": ["a", 1]}', r"x.jsonl:2: an item of 'text' should be a text; it is a int"),
-        ('{"text": []}', r"x.jsonl:2: 'text' should be a text; it is a list"),
+        ('{"text": 5}', r"x.jsonl:2: 'text' must be a string; it is a int"),
+        ('{"text": "\\ud800"}', r"x.jsonl:2: 'text' is not valid Unicode"),
+        ('{"text": ["a", 1]}', r"x.jsonl:2: an item of 'text' must be a string; it is a int"),
+        ('{"text": []}', r"x.jsonl:2: 'text' must be a string; it is a list"),
     ],
 )
 def test_broken_json_lines_are_located(tmp_path, line, message):
@@ -199,7 +199,7 @@ def test_bad_records_of_a_corpus_are_left_out_and_counted(tmp_path):
     bad = BadRecords()
     assert documents(document_pieces(tmp_path / "x.jsonl", on_bad=bad)) == ["a", "b"]
     assert str(bad).startswith("4 bad record(s) left out: ")
-    assert "x.jsonl:2: 'text' should be a text; it is a NoneType." in str(bad)
+    assert "x.jsonl:2: 'text' must be a string; it is a NoneType." in str(bad)
     assert str(bad).endswith(" ...")
 
 
@@ -233,7 +233,7 @@ WIKI = """
  end"""
 
 
-def test_articles_worked_out_by_hand(tmp_path):
+def test_expected_articles(tmp_path):
     path = tmp_path / "wiki.tokens"
     path.write_text(WIKI, "utf-8")
     assert documents(wikitext_pieces(path)) == [
@@ -271,7 +271,7 @@ def test_detokenising_changes_spaces_and_marks_only(shared_data, tmp_path):
         ("end .", "end."),
     ],
 )
-def test_detokenising_worked_out_by_hand(text, expected):
+def test_expected_detokenisation(text, expected):
     assert detokenize_wikitext(text) == expected
 
 
@@ -321,7 +321,7 @@ def test_mindformers_reading_of_wikitext(shared_data):
     assert documents(mindformers_pieces(source)) == [slow_mindformers_text(source.read_text("utf-8"))]
 
 
-def test_mindformers_reading_worked_out_by_hand(tmp_path):
+def test_expected_mindformers_reading(tmp_path):
     path = tmp_path / "x"
     path.write_text(
         ' = A = \n \n one , " two " .5 \n N N N \n = = B = = \n = C = \n ( x ) \n tab\there \n'

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Tensor
 
-from mindgpt.evaluation.classification import ClassificationMetric, scores
+from mindgpt.evaluation.classification_metrics import ClassificationMetric, scores
 
 
 def confusion_of(labels, predictions, size):
@@ -52,7 +52,7 @@ def test_scores_follow_their_definitions(case):
     assert values["MCC"] == pytest.approx(matthews(labels, predictions, size), abs=1e-9)
 
 
-def test_two_labels_by_the_formula_of_matthews():
+def test_two_labels_equal_matthews_formula():
     tp, tn, fp, fn = 6, 3, 1, 2
     values = scores(np.array([[tn, fp], [fn, tp]]))
     spread = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)

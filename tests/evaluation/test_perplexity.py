@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
 from mindgpt.evaluation.perplexity import PerplexityCell, PerplexityMetric
-from mindgpt.models.cpu_kernels.kernels import library
+from tests.models.kernel_support import skip_without_kernels
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -40,7 +40,7 @@ def test_mean_of_batch_means():
     assert metric.token_weighted() == PerplexityMetric.eval(feed(PerplexityMetric(), BATCHES))
 
 
-def test_a_cleared_metric_starts_anew():
+def test_clear_resets_the_metric():
     metric = feed(PerplexityMetric(), BATCHES)
     metric.clear()
     assert feed(metric, [[3.0]]).eval()["loss"] == 3.0
@@ -67,9 +67,9 @@ def test_nothing_to_predict_and_too_much():
 def by(request, monkeypatch):
     """Evaluation by MindSpore's operators, as on Ascend, or by the C++ kernels."""
     if request.param == "operators":
-        monkeypatch.setattr("mindgpt.evaluation.perplexity.kernels_fit", lambda backbone: False)
-    elif library() is None:
-        pytest.skip("there is no C++ compiler")
+        monkeypatch.setattr("mindgpt.models.acceleration.USE_KERNELS", False)
+    else:
+        skip_without_kernels()
     return request.param
 
 
@@ -91,7 +91,7 @@ PADDING = {
 
 
 @pytest.mark.parametrize("padding", PADDING)
-def test_the_cell_sums_over_what_masks_and_labels_leave(by, padding):
+def test_the_cell_sums_over_unmasked_labelled_tokens(by, padding):
     """Against NumPy on the model's own logits: padding and -100 are neither predicted nor counted."""
     model = model_with_large_weights()
     draw = np.random.default_rng(0)
@@ -131,12 +131,11 @@ KINDS = [
 
 @pytest.mark.parametrize("changes", KINDS, ids=str)
 def test_kernels_and_operators_agree(changes, monkeypatch):
-    if library() is None:
-        pytest.skip("there is no C++ compiler")
+    skip_without_kernels()
     model = model_with_large_weights(**changes)
     ids = Tensor(np.random.default_rng(2).integers(0, 23, (2, 9)).astype(np.int32))  # a window and its last target
     by_kernels = PerplexityCell(model)(ids)
-    monkeypatch.setattr("mindgpt.evaluation.perplexity.kernels_fit", lambda backbone: False)
+    monkeypatch.setattr("mindgpt.models.acceleration.USE_KERNELS", False)
     by_operators = PerplexityCell(model)(ids)
     assert by_kernels[1].asnumpy() == by_operators[1].asnumpy() == 16
     assert by_kernels[0].asnumpy() == pytest.approx(by_operators[0].asnumpy(), rel=1e-4)
@@ -166,8 +165,7 @@ def test_ids_and_labels_of_64_bits(by):
 @pytest.mark.parametrize("where", ["ids", "labels"])
 def test_an_id_outside_the_vocabulary_is_an_error(number, where):
     """Were it padding; a process that reads there may end."""
-    if library() is None:
-        pytest.skip("there is no C++ compiler")
+    skip_without_kernels()
     ids, mask = np.ones((2, 2, 8), np.int32)
     labels = ids.copy()
     (ids if where == "ids" else labels)[1, 5] = number
@@ -178,13 +176,12 @@ def test_an_id_outside_the_vocabulary_is_an_error(number, where):
 
 
 def test_rows_of_one_token():
-    if library() is None:
-        pytest.skip("there is no C++ compiler")
+    skip_without_kernels()
     with pytest.raises(ValueError, match="rows of one token"):
         PerplexityCell(model_with_large_weights())(Tensor(np.zeros((2, 1), np.int32)))
 
 
-def test_rows_longer_than_the_window(by):
+def test_rows_longer_than_the_context_length(by):
     model = model_with_large_weights()
     with pytest.raises(ValueError, match="9 tokens in a row, but the position table holds 8"):
         PerplexityCell(model)(Tensor(np.zeros((1, 10), np.int32)))

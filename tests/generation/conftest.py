@@ -68,16 +68,15 @@ def generator(model):
 @pytest.fixture
 def operators(monkeypatch):
     """Generators that are built now use MindSpore's operators, as on Ascend."""
-    monkeypatch.setattr("mindgpt.generation.reader.kernels_fit", lambda backbone: False)
+    monkeypatch.setattr("mindgpt.models.acceleration.USE_KERNELS", False)
 
 
 @pytest.fixture
 def kernels():
     """Generators that are built now use the C++ kernels."""
-    from mindgpt.models.cpu_kernels.kernels import library
+    from tests.models.kernel_support import skip_without_kernels
 
-    if library() is None:
-        pytest.skip("there is no C++ compiler")
+    skip_without_kernels()
 
 
 @pytest.fixture(params=["operators", "kernels"])

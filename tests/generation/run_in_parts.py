@@ -9,12 +9,13 @@ import sys
 import numpy as np
 from mindspore import Tensor
 
-from mindgpt.config.execution import ContextSection
+from mindgpt.checkpoints.weights import load_weights, open_weights
+from mindgpt.config.execution_sections import ContextSection
+from mindgpt.config.strategy import Strategy
 from mindgpt.generation import GenerationSettings, Generator
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.gpt2.gpt2_tensor_parallel import PartOfWeights, keep_part
-from mindgpt.models.weights import load_weights, open_weights
-from mindgpt.runtime.collectives import join_tensor_parallel
+from mindgpt.models.gpt2.gpt2_tensor_parallel import ShardOfWeights, keep_shard
+from mindgpt.runtime.collectives import join
 from mindgpt.runtime.device import prepare_device
 from mindgpt.runtime.ranks import rank, say, world_size
 
@@ -24,12 +25,12 @@ PROMPTS = [[5, 7, 11], [3] * 20, [1, 2, 3, 4, 5, 6, 7]]
 def main(folder: str) -> None:
     prepare_device(ContextSection(device_target="CPU"), "output", seed=0)
     if world_size() > 1:
-        join_tensor_parallel()
+        join(Strategy.TENSOR_PARALLEL)
     weights = open_weights(folder)
     model = GPT2LMHeadModel(weights.config)
     if world_size() > 1:
-        axes = keep_part(model.backbone, world_size())
-        load_weights(model, PartOfWeights(weights.source, axes, world_size(), rank()))
+        axes = keep_shard(model.backbone, world_size())
+        load_weights(model, ShardOfWeights(weights.source, axes, world_size(), rank()))
     else:
         load_weights(model, weights)
     model.set_train(False)

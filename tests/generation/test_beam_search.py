@@ -19,6 +19,7 @@ def searched(generator, prompts, settings):
     return [row for group in groups for row in generator.generate(group, settings)]
 
 
+@pytest.mark.long
 def test_fifty_prompts_equal_transformers(each_generator, continued_by_transformers, prompts):
     settings = {"num_beams": 4, "max_new_tokens": 24, "eos_token_id": NEWLINE}
     ours = searched(each_generator, prompts, settings)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import UserError
-from mindgpt.config.model import PetSection
+from mindgpt.config.model_sections import PetSection
 from mindgpt.generation import GenerationSettings, Generator, generate
 from mindgpt.generation.engine import generator_of
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.pet.lora import add_lora
 from mindgpt.pet.names import FACTOR_B
 
@@ -300,7 +300,7 @@ def test_a_full_window_slides(each_generator, peer, prompts, corpus, settings):
     [
         ([], {}, "There are no prompts"),
         ([[1], []], {}, "Prompt 1 is empty"),
-        ([[1] * WINDOW], {}, f"Prompt 0 has {WINDOW} tokens and fills the context window of {WINDOW}"),
+        ([[1] * WINDOW], {}, f"Prompt 0 has {WINDOW} tokens and fills the context length of {WINDOW}"),
         ([[1] * 9], {"max_length": 9}, "Prompt 0 has 9 tokens, and max_length, 9, counts them"),
         ([[VOCAB]], {}, f"Prompt 0 holds the id {VOCAB}, outside"),
         ([[1, -1]], {}, "Prompt 0 holds the id -1, outside"),

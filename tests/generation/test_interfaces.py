@@ -10,10 +10,10 @@ from mindspore import Tensor
 
 import mindgpt
 from mindgpt import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer, UserError
-from mindgpt.generation.reader import Reader
+from mindgpt.checkpoints.weights import save_checkpoint
+from mindgpt.generation.engine import Batch
 from mindgpt.generation.streaming import TextStreamer
-from mindgpt.generation.text import stream_text
-from mindgpt.models.weights import save_checkpoint
+from mindgpt.generation.text_generation import stream_text
 
 torch = pytest.importorskip("torch", reason="the oracle is transformers on torch")
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
@@ -296,14 +296,14 @@ def test_arguments_of_pipelines_that_are_refused(pipe, folders):
 
 def test_a_stream_that_is_left_early_ends_the_generation(pipe, monkeypatch):
     steps = 0
-    decode = Reader.next
+    decode = Batch.decode
 
     def counted(*arguments):
         nonlocal steps
         steps += 1
         return decode(*arguments)
 
-    monkeypatch.setattr(Reader, "next", counted)
+    monkeypatch.setattr(Batch, "decode", counted)
     stream = stream_text(pipe.generator, pipe.tokenizer, PROMPTS[0], pipe.settings.changed(max_new_tokens=40))
     next(stream)
     stream.close()
@@ -426,7 +426,7 @@ def test_task_model_and_tokenizer_that_do_not_fit(folders, model, tokenizer, tmp
         (["text-generation", 3, tokenizer], {}, "needs a GPT2LMHeadModel, and this is a int"),
         (["text-generation", model, 3], {}, "tokenizer: must be a folder"),
         (["text-generation", model, tmp_path], {}, "No tokenizer in"),
-        (["text-generation", language], {"top_pp": 1}, "top_pp: no such setting; did you mean 'top_p'"),
+        (["text-generation", language], {"top_pp": 1}, "top_pp: unknown key; did you mean 'top_p'"),
     ]
     larger = GPT2Tokenizer.train([TEXT + " more of other words"] * 3, 320)
     cases.append(

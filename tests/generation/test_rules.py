@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mindgpt.generation import rules
-from mindgpt.generation.sampling import draw
+from mindgpt.generation.sampling import sample
 from mindgpt.generation.settings import GenerationSettings
 
 torch = pytest.importorskip("torch")
@@ -412,5 +412,5 @@ def test_a_temperature_next_to_zero_draws_the_likeliest(temperature):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warped = rules.warp(logits, GenerationSettings(do_sample=True, temperature=temperature, top_p=0.9))
-        drawn = [draw(warped, np.full(4, uniform)).tolist() for uniform in (0.0, 0.49, 0.51, 0.999)]
+        drawn = [sample(warped, np.full(4, uniform)).tolist() for uniform in (0.0, 0.49, 0.51, 0.999)]
     assert drawn == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 1], [1, 1, 0, 1]]

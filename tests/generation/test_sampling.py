@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.generation.engine import random_streams
-from mindgpt.generation.sampling import draw, next_tokens
+from mindgpt.generation.requests import random_streams
+from mindgpt.generation.sampling import next_tokens, sample
 from mindgpt.generation.settings import GenerationSettings
 
 torch = pytest.importorskip("torch")
@@ -82,7 +82,7 @@ def test_a_draw_inverts_the_cumulative_distribution_and_never_meets_a_removed_to
     with np.errstate(divide="ignore"):
         logits = np.log(np.array([[0.0, 0.25, 0.0, 0.75, 0.0]], np.float32)) + 50
     uniforms = [0.0, 0.2499, 0.2501, 0.9999, np.nextafter(1.0, 0.0)]
-    assert [draw(logits, np.array([u]))[0] for u in uniforms] == [1, 1, 3, 3, 3]
+    assert [sample(logits, np.array([u]))[0] for u in uniforms] == [1, 1, 3, 3, 3]
 
 
 def some_rows(rows=8, vocab=300):

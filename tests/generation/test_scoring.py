@@ -31,7 +31,7 @@ def test_equals_transformers_in_any_company(model, peer, corpus, prompts):
         ([1, 2, 3], r"put a single one in brackets: \[ids\]"),
         ([[1], []], "1 is empty"),
         ([[999]], "id 999, outside"),
-        ([[1] * 98], "Text 0 has 98 tokens; with a context window of 96 .* 97 can be scored"),
+        ([[1] * 98], "Text 0 has 98 tokens; with a context length of 96 .* 97 can be scored"),
     ],
 )
 def test_bad_input(model, texts, message):

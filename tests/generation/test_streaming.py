@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mindgpt.config.errors import UserError
 from mindgpt.generation.streaming import StopStrings, TextStream, TextStreamer
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 TEXTS = [
     "a rose is a rose",

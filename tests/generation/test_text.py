@@ -2,19 +2,19 @@
 
 import json
 import string
-import subprocess
 import sys
 
 import mindspore as ms
 import pytest
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import UserError
 from mindgpt.generation import GenerationSettings, Generator, generate_text
 from mindgpt.generation.labels import encode_texts
-from mindgpt.generation.text import check_tokenizer_fits, encode_prompts
+from mindgpt.generation.text_generation import check_tokenizer_fits, encode_prompts
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from tests import programs
 
 PROMPTS = ["a rose is a rose", "is", "the rose, the rose, the rose is here", "a", "héllo, 你好"]
 
@@ -91,7 +91,7 @@ def test_bad_input(generator, tokenizer):
     settings = GenerationSettings(max_new_tokens=2)
     with pytest.raises(UserError, match="Prompt 1 is empty.*'<|endoftext|>' starts a text"):
         generate_text(generator, tokenizer, ["a", ""], settings)
-    with pytest.raises(UserError, match="Prompt 1 has .* tokens and fills the context window of 64"):
+    with pytest.raises(UserError, match="Prompt 1 has .* tokens and fills the context length of 64"):
         generate_text(generator, tokenizer, ["a", "xyz" * 40], settings)
     with pytest.raises(UserError, match="batch_size: must be"):
         generate_text(generator, tokenizer, ["a"], settings, batch_size=0)
@@ -145,7 +145,7 @@ SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": 64}
     ("prompt", "tokenizer_folder", "sizes", "message"),
     [
         ("", "model", SIZES, "an empty text is no prompt"),
-        ("xyz" * 40, "model", SIZES, "fills the context window of 64"),
+        ("xyz" * 40, "model", SIZES, "fills the context length of 64"),
         ("bad.txt", "model", SIZES, "bad.txt:2: not UTF-8: byte 0xff at offset 9"),
         ("a", "larger", SIZES, "they do not belong together. Use the tokenizer"),
         ("a", "model", SIZES | {"hidden_size": 16}, "hidden_size is 32 in the file and 16 in the YAML"),
@@ -166,7 +166,7 @@ def test_a_command_with_bad_input_ends_with_one_clear_message(
     command += [
         f"model.model_config.{name}={value}" for name, value in (sizes | {"vocab_size": len(tokenizer)}).items()
     ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = programs.run(command, tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr + done.stdout
     assert done.stderr.startswith("error: ") and done.stderr.count("error: ") == 1

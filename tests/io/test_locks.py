@@ -1,4 +1,4 @@
-"""Locks: held by one process at a time, gone with it, and left by none."""
+"""Lock files are held by one process at a time and released when it ends."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_one_process_at_a_time_until_it_is_killed(other_process, tmp_path):
     assert try_lock(path) is None
 
 
-def test_who_holds_a_lock_that_says_nothing_useful(tmp_path):
+def test_holder_of_an_unreadable_lock(tmp_path):
     for content in ("", "{}", "[1]"):
         (tmp_path / "x.lock").write_text(content)
         assert holder_of(tmp_path / "x.lock") == "another process"

@@ -35,7 +35,7 @@ def machine(monkeypatch, tmp_path):
         ({"cpu.max": "100000 0\n"}, 64),
     ],
 )
-def test_the_quota_of_a_container_counts(machine, files, cores):
+def test_container_quota_limits_cores(machine, files, cores):
     machine(files)
     assert processes.available_cores() == cores
     assert processes.quota_binds() == (cores < 64)
@@ -48,7 +48,7 @@ def test_the_quota_of_a_container_counts(machine, files, cores):
         ("4:cpu,cpuacct:/docker/12", "cpu,cpuacct/docker/12/cpu.max"),
     ],
 )
-def test_the_groups_above_a_process_limit_it_too(machine, monkeypatch, tmp_path, line, file):
+def test_parent_cgroups_limit_cores(machine, monkeypatch, tmp_path, line, file):
     groups = tmp_path / "groups"
     groups.write_text(f"3:pids:/other\n{line}\n")
     monkeypatch.setattr(processes, "_GROUPS_OF_PROCESS", groups)

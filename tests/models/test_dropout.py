@@ -6,10 +6,10 @@ import pytest
 from mindspore import Tensor, nn
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
-from mindgpt.config.execution import RecomputeSection
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.execution_sections import RecomputeSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.dropout import HashedDropout, MaskedDropout, StepKey, mask_generator
-from mindgpt.models.gpt2.gpt2_parallel import Layout, apply_recompute, cut_dropout
+from mindgpt.models.gpt2.gpt2_parallel import Layout, apply_recompute, shard_dropout
 from mindgpt.train.optimizers import AdamW
 from mindgpt.train.schedules import LearningRateTable
 from mindgpt.train.step import TrainStep
@@ -175,7 +175,7 @@ def test_shards_of_a_tensor_have_masks_of_their_own_and_copies_the_same(monkeypa
         monkeypatch.setenv("MS_WORKER_NUM", "8")
         ms.set_seed(1)
         cell = MaskedDropout(0.1)
-        cut_dropout(cell, Layout(data_parallel=2, model_parallel=2), strategy)
+        shard_dropout(cell, Layout(data_parallel=2, model_parallel=2), strategy)
         return cell.draw_mask.Seed0, cell.draw_mask.Seed1
 
     by_rows = [seeds(rank, (2, 1)) for rank in range(4)]

@@ -1,4 +1,4 @@
-"""A toy GPT-2 of transformers, PEFT adapters on it, and ours with the same weights."""
+"""A toy GPT-2 of transformers, PEFT adapters on it, and our model with the same weights."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def with_lora():
     from mindspore import Tensor
 
     from mindgpt import GPT2LMHeadModel
-    from mindgpt.config.model import PetSection
+    from mindgpt.config.model_sections import PetSection
     from mindgpt.pet.lora import add_lora
     from mindgpt.pet.names import is_factor
 

@@ -1,17 +1,17 @@
-"""Which layers get LoRA, what is trained and what stays as it is, and merging."""
+"""Which layers get LoRA, what is trained and what is frozen, and merging."""
 
 import numpy as np
 import pytest
 from mindspore import Tensor
 
 from mindgpt import GPT2Config, GPT2LMHeadModel, UserError
-from mindgpt.config.model import PetSection
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.checkpoints.weights import open_weights, save_checkpoint
+from mindgpt.config.model_sections import PetSection
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.generation import GenerationSettings, Generator
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
 from mindgpt.models.gpt2.gpt2_modules import Linear
-from mindgpt.models.weights import open_weights, save_checkpoint
 from mindgpt.pet.lora import LoRALinear, add_lora, find_targets, trained_values
 from mindgpt.pet.merge import MergedWeights
 from mindgpt.pet.names import FACTOR_A, FACTOR_B, pattern_of, shown_paths, stored_out_in
@@ -44,7 +44,7 @@ def plain(unfused):
         (".*(dense[123]|projection|mapping)", LAYERS, (0, 1)),
     ],
 )
-def test_the_expression_describes_whole_paths_or_else_names(plain, pattern, layers, blocks):
+def test_target_modules_match_whole_paths_or_else_names(plain, pattern, layers, blocks):
     expected = {f"backbone.blocks.{block}.{layer}" for block in blocks for layer in layers}
     found = find_targets(plain, pattern)
     assert set(found) == expected
@@ -54,13 +54,13 @@ def test_the_expression_describes_whole_paths_or_else_names(plain, pattern, laye
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("c_attn", r"'c_attn' describes no layer\. The layers that can: backbone\.blocks\.0-1\.attention\.dense1, "),
-        (".*", r"describes backbone\.embedding\.word_embedding, .*blocks\.0-1\.layernorm2, which cannot take LoRA"),
-        (".*dense1|.*layernorm1", r"describes backbone\.blocks\.0-1\.layernorm1, which cannot take LoRA"),
-        ("word_embedding", r"describes backbone\.embedding\.word_embedding, which cannot"),
+        ("c_attn", r"'c_attn' matches no layer\. The layers that can: backbone\.blocks\.0-1\.attention\.dense1, "),
+        (".*", r"matches backbone\.embedding\.word_embedding, .*blocks\.0-1\.layernorm2, which cannot take LoRA"),
+        (".*dense1|.*layernorm1", r"matches backbone\.blocks\.0-1\.layernorm1, which cannot take LoRA"),
+        ("word_embedding", r"matches backbone\.embedding\.word_embedding, which cannot"),
     ],
 )
-def test_no_match_or_an_unfit_one_lists_what_could(plain, pattern, said):
+def test_invalid_target_modules_list_the_valid_layers(plain, pattern, said):
     with pytest.raises(UserError, match=said):
         add_lora(plain, PetSection(target_modules=pattern))
     assert not any(isinstance(cell, LoRALinear) for _, cell in plain.cells_and_names())
@@ -71,7 +71,7 @@ def test_paths_are_shown_on_one_line():
     assert shown_paths(paths) == "backbone.blocks.0-2,5.attention.dense1, score"
 
 
-def test_orientation_by_name_is_the_network_s(plain):
+def test_orientation_by_name_equals_the_networks(plain):
     linears = {path: cell for path, cell in plain.cells_and_names() if isinstance(cell, Linear)}
     assert len(linears) == 12
     assert all(stored_out_in(path) == bool(cell.matmul.transpose_b) for path, cell in linears.items())
@@ -95,7 +95,7 @@ def test_a_new_lora_changes_nothing_and_has_mindformers_names(base, ids):
     assert np.array_equal(model.set_train(False)(Tensor(ids)).asnumpy(), logits)
 
 
-def test_lora_is_put_on_once_and_before_the_first_call(base, ids):
+def test_lora_is_added_once_and_before_the_first_call(base, ids):
     model = GPT2LMHeadModel.from_pretrained(base)
     add_lora(model, PetSection())
     with pytest.raises(UserError, match="has LoRA already"):
@@ -138,7 +138,7 @@ def test_a_classification_head_is_trained_in_full():
     total = sum(parameter.size for parameter in model.get_parameters())
     share = f"{100 * count / total:.3g} %"
     assert trained_values(model.get_parameters()) == f"trained: {count:,} of {total:,} values ({share})"
-    with pytest.raises(UserError, match="describes score, which cannot take LoRA"):
+    with pytest.raises(UserError, match="matches score, which cannot take LoRA"):
         find_targets(GPT2ForSequenceClassification(GPT2Config(**SIZES)), "score")
 
 

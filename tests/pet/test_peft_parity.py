@@ -9,9 +9,9 @@ import pytest
 from mindspore import Tensor
 
 from mindgpt import GPT2LMHeadModel, UserError
-from mindgpt.config.model import PetSection
-from mindgpt.models.weights import load_weights
-from mindgpt.pet.adapter import open_adapter, settled
+from mindgpt.checkpoints.weights import load_weights
+from mindgpt.config.model_sections import PetSection
+from mindgpt.pet.adapter import open_adapter, resolve_settings
 from mindgpt.pet.lora import add_lora
 from mindgpt.pet.names import FACTOR_A, FACTOR_B
 from mindgpt.pet.peft_folder import read_peft, write_peft
@@ -41,7 +41,7 @@ def peft_model(torch, peft, base):
 def ours_with(base, adapter_folder):
     model = GPT2LMHeadModel.from_pretrained(base)
     adapter = open_adapter(adapter_folder)
-    add_lora(model, settled(PetSection(), adapter.told, adapter.source))
+    add_lora(model, resolve_settings(PetSection(), adapter.settings, adapter.source))
     load_weights({parameter.name: parameter for parameter in model.trainable_params()}, adapter.source)
     return model.set_train(False)
 
@@ -97,7 +97,7 @@ def factors_of(model):
         r".*blocks\.1\.(attention\.dense1|output\.mapping|output\.projection)",
     ],
 )
-def test_peft_computes_what_we_export_and_gives_it_back(torch, peft, base, ids, tmp_path, with_lora, target):
+def test_exported_adapter_computes_the_same_in_peft(torch, peft, base, ids, tmp_path, with_lora, target):
     from transformers import GPT2LMHeadModel as Peer
 
     settings = {"lora_rank": 3, "lora_alpha": 6.0, "target_modules": target}
@@ -111,21 +111,21 @@ def test_peft_computes_what_we_export_and_gives_it_back(torch, peft, base, ids, 
     with theirs.disable_adapter(), torch.no_grad():
         assert np.abs(logits - theirs(torch.tensor(ids).long()).logits.numpy()).max() > 0.05
 
-    told, arrays = read_peft(tmp_path)
-    assert (told["lora_rank"], told["lora_alpha"]) == (3, 6.0)
+    settings, arrays = read_peft(tmp_path)
+    assert (settings["lora_rank"], settings["lora_alpha"]) == (3, 6.0)
     assert arrays.keys() == factors_of(ours).keys()
     assert all(np.array_equal(arrays[name], value) for name, value in factors_of(ours).items())
     model = GPT2LMHeadModel.from_pretrained(base)
-    add_lora(model, PetSection(**told))
+    add_lora(model, PetSection(**settings))
     assert {p.name for p in model.trainable_params()} == set(arrays)
 
 
-def test_an_adapter_of_peft_comes_back_as_it_was(torch, peft_model, tmp_path):
+def test_peft_adapter_round_trip(torch, peft_model, tmp_path):
     theirs = peft_model(r=4, lora_alpha=8, lora_dropout=0.25, target_modules=["c_attn", "c_fc"])
     theirs.save_pretrained(tmp_path / "theirs")
-    told, arrays = read_peft(tmp_path / "theirs")
-    assert told["lora_dropout"] == 0.25
-    write_peft(tmp_path / "ours", PetSection(**told), arrays)
+    settings, arrays = read_peft(tmp_path / "theirs")
+    assert settings["lora_dropout"] == 0.25
+    write_peft(tmp_path / "ours", PetSection(**settings), arrays)
     from safetensors.numpy import load_file
 
     first, second = (load_file(tmp_path / side / "adapter_model.safetensors") for side in ("theirs", "ours"))
@@ -139,8 +139,8 @@ def test_an_untrained_adapter_can_be_read(peft, base, tmp_path):
 
     config = peft.LoraConfig(r=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
     peft.get_peft_model(Peer.from_pretrained(base), config).save_pretrained(tmp_path)  # every B is zero
-    told, arrays = read_peft(tmp_path)
-    assert told["lora_rank"] == 4
+    settings, arrays = read_peft(tmp_path)
+    assert settings["lora_rank"] == 4
     assert len(arrays) == 2 * 2 * 4
 
 
@@ -154,7 +154,7 @@ def test_an_untrained_adapter_can_be_read(peft, base, tmp_path):
         ({"target_modules": ["c_fc"], "alpha_pattern": {"h.1.mlp.c_fc": 3}}, "one rank and one scaling for all"),
     ],
 )
-def test_what_is_more_than_lora_is_refused(peft_model, tmp_path, settings, said):
+def test_more_than_plain_lora_is_refused(peft_model, tmp_path, settings, said):
     peft_model(r=4, lora_alpha=8, **settings).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=said):
         read_peft(tmp_path)
@@ -163,7 +163,7 @@ def test_what_is_more_than_lora_is_refused(peft_model, tmp_path, settings, said)
 @pytest.mark.parametrize(
     "start", ["pissa", "pissa_niter_16", "olora", "loftq", "corda", "lora_ga", "of a later release"]
 )
-def test_an_adapter_that_fits_changed_base_weights_alone_is_refused(peft_model, tmp_path, start):
+def test_an_adapter_of_a_changed_base_is_refused(peft_model, tmp_path, start):
     """PEFT subtracts from the base what such factors begin with (field report R5)."""
     peft_model(r=4, lora_alpha=8, target_modules=["c_fc"]).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -214,7 +214,7 @@ def test_broken_folders_are_refused(peft_model, tmp_path):
         read_peft(tmp_path)
 
 
-def test_trained_biases_have_no_place_in_a_peft_folder(tmp_path):
+def test_trained_biases_cannot_be_written_to_a_peft_folder(tmp_path):
     name = "backbone.blocks.0.attention.dense1"
     arrays = {f"{name}.{FACTOR_A}": np.ones((2, 8), np.float32), f"{name}.{FACTOR_B}": np.ones((8, 2), np.float32)}
     with pytest.raises(UserError, match=r"not for backbone\.blocks\.0\.attention\.dense1\.bias"):

@@ -1,8 +1,8 @@
-"""Reading MindSpore's text of a graph: operations are counted through calls, and by what they are for."""
+"""Reading the text of MindSpore's graphs: operations are counted through calls, and by purpose."""
 
 import pytest
 
-from mindgpt.runtime.compiled_graph import Collective, Graph
+from mindgpt.runtime.compiled_graph import Collective, CompiledGraph
 
 # As MindSpore 2.10 writes it, shortened: two calls of one block forward and backward, and a condition.
 TEXT = """\
@@ -72,7 +72,7 @@ subgraph @9_TrainStep_construct_1() {
 def graph(tmp_path):
     file = tmp_path / "21_validate_0001.ir"
     file.write_text(TEXT, encoding="utf-8")
-    return Graph(file)
+    return CompiledGraph(file)
 
 
 def test_collectives_are_counted_through_calls(graph):
@@ -88,24 +88,24 @@ def test_collectives_are_counted_through_calls(graph):
     assert graph.collectives("▸Block") == {Collective("AllReduce", "activations", (0, 1), 128 * 32 * 2): 2}
 
 
-def test_products_count_two_operations_for_each_pair(graph):
+def test_matrix_products_count_two_operations_per_multiply_add(graph):
     assert graph.product_flops == 2 * (2 * 128 * 32 * 64) + 2 * (2 * 2 * 5 * 6 * 8)
 
 
-def test_what_a_block_keeps_is_without_its_weights(graph):
+def test_kept_bytes_exclude_weights(graph):
     assert graph.kept_bytes("Block_construct") == 4 * 3 * 2 + 7 * 4
     assert graph.kept_bytes("nothing") == 0
 
 
-def test_parameters_are_this_cards_parts(graph):
+def test_parameters_are_this_ranks_shards(graph):
     assert {name: (tensor.dtype, tensor.shape, tensor.bytes) for name, tensor in graph.parameters.items()} == {
         "w": ("Float32", (32, 64), 32 * 64 * 4),
         "scale": ("Float32", (), 4),
     }
 
 
-def test_a_file_that_is_no_graph_is_refused(tmp_path):
+def test_a_file_that_is_not_a_graph_is_refused(tmp_path):
     file = tmp_path / "x.ir"
     file.write_text("nothing\n")
     with pytest.raises(ValueError, match="is not the text of a graph"):
-        Graph(file)
+        CompiledGraph(file)

@@ -1,4 +1,4 @@
-"""Signals end a program with a line; those for its children are their own."""
+"""Signals end a program with a line; its children have the default handlers."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import os, signal, sys, time
-from mindgpt.runtime.interrupts import end_on_interrupt, last_words
+from mindgpt.runtime.interrupts import end_on_interrupt, on_interrupt
 end_on_interrupt()
 child = os.fork()
 if child == 0:
@@ -19,9 +19,9 @@ signal.signal(signal.SIGUSR1, lambda *_: None)
 os.kill(os.getpid(), signal.SIGUSR1)  # another signal, which is none of its business
 time.sleep(0.2)
 print("goes on", flush=True)
-with last_words(lambda: print("not said", flush=True)):
+with on_interrupt(lambda: print("not said", flush=True)):
     pass
-with last_words(lambda: print("last words", flush=True)):
+with on_interrupt(lambda: print("last words", flush=True)):
     os.kill(os.getpid(), int(sys.argv[1]))
     time.sleep(60)
 """

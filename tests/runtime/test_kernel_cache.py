@@ -1,4 +1,4 @@
-"""Fused kernels kept between runs: found again, whole or absent, and never in the way of a run."""
+"""The cache of fused kernels: atomic, and never an obstacle to a run."""
 
 import os
 import subprocess
@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from mindgpt.runtime import kernel_cache
-from mindgpt.runtime.kernel_cache import FOLDER, bring_kernels, cache_folder, keep_kernels
+from mindgpt.runtime.kernel_cache import FOLDER, cache_folder, fetch_kernels, keep_kernels
 
 SUFFIXES = (".o", ".so", ".info", ".json")
 PROGRAM = """
 import sys
 import numpy as np, mindspore as ms
-from mindgpt.config.execution import ContextSection
+from mindgpt.config.execution_sections import ContextSection
 from mindgpt.runtime.device import prepare_device
 prepare_device(ContextSection(device_target="CPU"), sys.argv[1])
 class Fused(ms.nn.Cell):
@@ -36,17 +36,17 @@ def kernel(folder, name, suffixes=SUFFIXES):
         (folder / f"{name}{suffix}").write_text(name + suffix)
 
 
-def test_kernels_go_to_the_next_run_byte_for_byte(tmp_path, cache):
+def test_kernels_are_cached_byte_for_byte(tmp_path, cache):
     kernel(tmp_path / "one" / FOLDER, "a_1")
     assert keep_kernels(tmp_path / "one") == 1
     assert keep_kernels(tmp_path / "one") == 0
-    assert bring_kernels(tmp_path / "two") == 1
+    assert fetch_kernels(tmp_path / "two") == 1
     there = sorted((tmp_path / "two" / FOLDER).iterdir())
     assert [path.read_text() for path in there] == sorted("a_1" + suffix for suffix in SUFFIXES)
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_kernel_takes_up_room_once_where_there_are_links(tmp_path, cache, monkeypatch, links):
+def test_kernels_are_hard_linked_if_possible(tmp_path, cache, monkeypatch, links):
     def refused(source, target):
         raise OSError("Invalid cross-device link")
 
@@ -55,7 +55,7 @@ def test_a_kernel_takes_up_room_once_where_there_are_links(tmp_path, cache, monk
     kernel(tmp_path / "one" / FOLDER, "a_1")
     keep_kernels(tmp_path / "one")
     kernel(tmp_path / "two" / FOLDER, "a_1", SUFFIXES[:1])  # of a run that was killed: replaced
-    assert bring_kernels(tmp_path / "two") == 1
+    assert fetch_kernels(tmp_path / "two") == 1
     for suffix in SUFFIXES:
         one, kept, two = (
             folder / f"a_1{suffix}" for folder in (tmp_path / "one" / FOLDER, cache, tmp_path / "two" / FOLDER)
@@ -65,29 +65,29 @@ def test_a_kernel_takes_up_room_once_where_there_are_links(tmp_path, cache, monk
     assert len(list(cache.iterdir())) == len(SUFFIXES)
 
 
-def test_what_was_not_used_for_longest_is_dropped_first(tmp_path, cache, monkeypatch):
+def test_least_recently_used_kernels_are_dropped(tmp_path, cache, monkeypatch):
     for number, name in enumerate(["old_but_used", "never_used", "new"]):
         kernel(cache, name)
         for suffix in SUFFIXES:
             used = 100 if name == "old_but_used" else number
             os.utime(cache / f"{name}{suffix}", (used, number))
-    monkeypatch.setattr(kernel_cache, "_MOST_KERNELS", 2)
+    monkeypatch.setattr(kernel_cache, "_MAX_KERNELS", 2)
     keep_kernels(tmp_path)
     assert {path.stem for path in cache.iterdir()} == {"old_but_used", "new"}
 
 
-def test_a_kernel_that_is_not_whole_is_not_kept(tmp_path, cache):
+def test_an_incomplete_kernel_is_not_cached(tmp_path, cache):
     kernel(tmp_path / FOLDER, "half", SUFFIXES[:-1])
     assert keep_kernels(tmp_path) == 0
     assert not cache.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_not_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MINDGPT_CACHE", str(tmp_path / "file"))
     kernel(tmp_path / FOLDER, "a_1")
     assert keep_kernels(tmp_path) == 0
-    assert bring_kernels(tmp_path) == 0
+    assert fetch_kernels(tmp_path) == 0
 
 
 def test_the_second_run_compiles_nothing(tmp_path, cache, repo):

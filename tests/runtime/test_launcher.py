@@ -85,16 +85,16 @@ def pids_running(folder):
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 
-def test_the_four_forms(folder):
+def test_the_four_argument_forms(folder):
     one = parse(["script.py --a 1"])
     assert (one.script, one.arguments) == (folder / "script.py", ["--a", "1"])
     assert (one.workers, one.local_workers, list(one.ranks)) == (8, 8, list(range(8)))
-    assert (one.address, one.port, one.port_was_asked, one.join, one.time_out) == ("127.0.0.1", 8118, False, True, 7200)
+    assert (one.address, one.port, one.port_is_chosen, one.join, one.time_out) == ("127.0.0.1", 8118, False, True, 7200)
     assert str(one.log_dir) == "output/msrun_log"
     two = parse(["script.py", "4"])
     assert (two.workers, two.local_workers) == (4, 4)
     six = parse(["script.py", "4", "9000", "logs", "False", "300"])
-    assert (six.workers, six.port, six.port_was_asked, six.join, six.time_out) == (4, 9000, True, False, 300)
+    assert (six.workers, six.port, six.port_is_chosen, six.join, six.time_out) == (4, 9000, True, False, 300)
     assert (str(six.log_dir), six.local_workers, six.address) == ("logs", 4, "127.0.0.1")
     nine = parse(["script.py", "16", "8", "10.0.0.1", "9000", "1", "logs", "True", "-1"])
     assert (nine.workers, nine.local_workers, nine.address, nine.port) == (16, 8, "10.0.0.1", 9000)
@@ -136,7 +136,7 @@ def test_a_script_of_the_checkout_runs_from_anywhere(shell):
     assert "--train_dataset_dir" in out
 
 
-def test_quotes_survive(shell):
+def test_quotes_are_preserved(shell):
     command = """script.py --predict_data "a b" 'it is "so"' $HOME"""
     for workers in (1, 2):
         status, out, err = finished(shell(command, workers))
@@ -173,7 +173,7 @@ def test_the_scheduler_must_be_on_the_first_machine(folder):
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 
-def test_what_the_processes_are_told_and_what_is_shown(shell, folder):
+def test_environment_of_the_processes_and_console_output(shell, folder):
     status, out, err = finished(shell("script.py", 3, _free_port(), "logs", "True", 77))
     assert (status, err) == (0, "")
     records = [lines_of(folder / "logs" / f"worker_{rank}.log")[0] for rank in range(3)]
@@ -217,15 +217,15 @@ def test_an_error_that_all_have_is_shown_once(shell):
     assert status == 2
     assert (out + err).count("error: wrong") == 1
     assert re.search(
-        r"^error: worker_[01] ended with exit status 2 \(worker_[01] by the same error\)", err, re.MULTILINE
+        r"^error: worker_[01] ended with exit status 2 \(worker_[01] with the same error\)", err, re.MULTILINE
     )
 
 
-def test_the_loss_of_another_machine_is_told_as_that(shell):
+def test_a_lost_machine_is_reported(shell):
     process = shell("script.py all=wait+receiving+[1,2]+failed", 4, 2, "127.0.0.1", 9999, 1, "logs", "True", 60)
     status, _, err = finished(process)
     assert status == 1
-    assert err.startswith("error: a process on another machine has gone, and so the job; the launcher there tells why")
+    assert err.startswith("error: a process on another machine has ended, and so the job; the launcher there tells why")
 
 
 @pytest.mark.parametrize("status", [0, 3])
@@ -328,7 +328,7 @@ mindspore/ccsrc/cluster/topology/meta_server_node.cc:554 UpdateTopoState
         ("step 1\ninterrupted; no file was left half written\n", [], True),
     ],
 )
-def test_errors_are_found_and_told_from_their_consequences(tmp_path, text, error, consequence):
+def test_errors_are_distinguished_from_their_consequences(tmp_path, text, error, consequence):
     (tmp_path / "log").write_text(text)
     assert errors_in(tmp_path / "log") == error
     assert is_consequence(tmp_path / "log") == consequence

@@ -10,8 +10,8 @@ import mindspore as ms
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.execution import ContextSection
-from mindgpt.config.model import GPT2Section
+from mindgpt.config.execution_sections import ContextSection
+from mindgpt.config.model_sections import GPT2Section
 from mindgpt.runtime import device, precision, ranks, targets
 
 # ---- the device ------------------------------------------------------------------------------------------------------
@@ -27,26 +27,26 @@ from mindgpt.runtime import device, precision, ranks, targets
         ("Ascend", True, "Ascend"),
     ],
 )
-def test_the_device_is_what_is_named_or_what_is_there(monkeypatch, wanted, there, target):
-    monkeypatch.setattr(targets, "ascend_is_there", lambda: there)
+def test_choose_target(monkeypatch, wanted, there, target):
+    monkeypatch.setattr(targets, "is_ascend_available", lambda: there)
     assert targets.choose_target(wanted) == target
 
 
-def test_a_device_that_is_not_there_is_refused_with_the_way_out(monkeypatch):
-    monkeypatch.setattr(targets, "ascend_is_there", lambda: False)
+def test_a_missing_device_is_refused(monkeypatch):
+    monkeypatch.setattr(targets, "is_ascend_available", lambda: False)
     with pytest.raises(UserError, match="no Ascend card.*--device_target CPU"):
         targets.choose_target("Ascend")
 
 
-def test_a_simulated_ascend_counts(monkeypatch):
+def test_simulated_ascend_counts_as_ascend(monkeypatch):
     monkeypatch.setenv("MS_SIMULATION_LEVEL", "1")
-    assert targets.ascend_is_there()
+    assert targets.is_ascend_available()
 
 
 _PREPARED = """
 import json, os, sys
 import mindspore as ms
-from mindgpt.config.execution import ContextSection
+from mindgpt.config.execution_sections import ContextSection
 from mindgpt.runtime.device import prepare_device
 from pathlib import Path
 Path("kernel_meta").mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def prepared(repo, tmp_path):
     return run
 
 
-def test_a_prepared_process_and_what_it_leaves(prepared, tmp_path):
+def test_context_and_notes_of_a_prepared_process(prepared, tmp_path):
     """The context, the notes, and a tidy folder."""
     section = '{"mode": 1, "max_device_memory": "8GB", "memory_optimize_level": "O0"}'
     notes, context, seed = prepared(section, "om")
@@ -89,7 +89,7 @@ def test_a_prepared_process_and_what_it_leaves(prepared, tmp_path):
     assert (tmp_path / "output" / "compile" / "rank_0" / "om").is_dir()
 
 
-def test_a_folder_of_checkpoints_is_not_taken_for_mindspores(prepared, tmp_path):
+def test_a_folder_of_checkpoints_is_not_moved(prepared, tmp_path):
     """`directory: ./` puts checkpoints into ./rank_0, where MindSpore has its dumps (field report R4)."""
     section = '{"device_target": "CPU"}'
     prepared(section, "gpt2_rank_0-1_1.ckpt")
@@ -101,7 +101,7 @@ def test_a_folder_of_checkpoints_is_not_taken_for_mindspores(prepared, tmp_path)
     assert os.listdir(tmp_path / "rank_0") == ["ir"]
 
 
-def test_deterministic_operators_are_asked_for_on_ascend_only(monkeypatch):
+def test_deterministic_is_set_on_ascend_only(monkeypatch):
     asked = []
     monkeypatch.setattr(device.ms, "set_deterministic", asked.append)
     device._prepare_ascend(ContextSection())
@@ -113,7 +113,7 @@ def test_deterministic_operators_are_asked_for_on_ascend_only(monkeypatch):
     assert asked == [True]
 
 
-def test_fusion_asked_for_needs_its_package(monkeypatch):
+def test_explicit_fusion_needs_its_package(monkeypatch):
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install decorator"):
         device._prepare_cpu(ContextSection(enable_graph_kernel=True))
@@ -131,7 +131,7 @@ def test_without_a_cluster_this_is_the_only_process(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("number", "size"), [("1", None), ("7", None), ("2", "2")])
-def test_a_rank_beyond_the_processes_is_refused(monkeypatch, number, size):
+def test_a_rank_out_of_range_is_refused(monkeypatch, number, size):
     """It would be silent, and its work lost (field report R6)."""
     monkeypatch.setenv("RANK_ID", number)
     monkeypatch.delenv("MS_SIMULATION_LEVEL", raising=False)
@@ -140,7 +140,7 @@ def test_a_rank_beyond_the_processes_is_refused(monkeypatch, number, size):
         ranks.say("nobody would see this")
 
 
-def test_only_rank_0_speaks(monkeypatch, capsys):
+def test_only_rank_0_prints(monkeypatch, capsys):
     monkeypatch.setenv("RANK_ID", "3")
     monkeypatch.setenv("MS_WORKER_NUM", "4")
     assert (ranks.rank(), ranks.world_size()) == (3, 4)

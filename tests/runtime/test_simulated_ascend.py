@@ -1,4 +1,4 @@
-"""Simulated Ascend: a net compiles as one rank of several, with that rank's own slices; and what happens without."""
+"""Simulated Ascend: a network compiles as one rank of several, with that rank's own shards."""
 
 import os
 import subprocess
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
+from mindgpt.io.user_cache import user_cache
 from mindgpt.runtime import simulated_ascend
-from mindgpt.runtime.simulated_ascend import cann_is_there, run_simulated, simulated_environment
-from mindgpt.runtime.user_cache import user_cache
+from mindgpt.runtime.simulated_ascend import is_cann_installed, run_simulated, simulated_environment
 
 PROGRAM = """
 import sys
@@ -46,7 +46,7 @@ def program(tmp_path):
     return file
 
 
-def test_a_rank_has_its_slice(program, tmp_path):
+def test_each_rank_has_its_shard(program, tmp_path):
     result = run_simulated([sys.executable, program, "2"], rank=3, size=4, cwd=tmp_path, timeout=120)
     assert result.returncode == 0, result.stderr
     whole = np.arange(8 * 12, dtype=np.float32).reshape(8, 12)
@@ -54,13 +54,13 @@ def test_a_rank_has_its_slice(program, tmp_path):
     assert not [path for path in user_cache().iterdir() if path.name.startswith(".")]
 
 
-def test_an_illegal_strategy_is_refused_in_mindspores_words(program, tmp_path):
+def test_an_illegal_strategy_is_refused_with_the_message_of_mindspore(program, tmp_path):
     result = run_simulated([sys.executable, program, "5"], rank=0, size=4, cwd=tmp_path, timeout=120)
     assert result.returncode != 0
     assert "cannot be divisible by strategy value 5" in result.stdout + result.stderr
 
 
-def test_what_the_program_starts_ends_with_it(tmp_path):
+def test_child_processes_end_with_the_program(tmp_path):
     child = (
         f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(61.5)'], "
         f"stdout=open(r'{tmp_path / 'out'}', 'w')); print('started', flush=True); time.sleep(61.5)"
@@ -80,28 +80,28 @@ def test_without_a_compiler_the_message_names_what_is_missing(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("MINDGPT_CACHE", str(tmp_path))
     monkeypatch.setattr(simulated_ascend, "_HEADERS", "#error no\n")
-    with pytest.raises(UserError, match="making the empty CANN libraries failed"):
+    with pytest.raises(UserError, match="building the CANN stub library failed"):
         simulated_environment(0, 1)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_real_cann_is_used_as_it_is(tmp_path, monkeypatch):
+def test_an_installed_cann_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
-    assert not cann_is_there()
+    assert not is_cann_installed()
     (tmp_path / "lib64").mkdir()
     (tmp_path / "lib64" / "libascendcl.so").touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", "/of/cann")
-    assert cann_is_there()
+    assert is_cann_installed()
     environment = simulated_environment(1, 8)
     assert environment["ASCEND_HOME_PATH"] == str(tmp_path)
     assert environment["LD_LIBRARY_PATH"] == "/of/cann"
     assert (environment["RANK_ID"], environment["RANK_SIZE"], environment["MS_SIMULATION_LEVEL"]) == ("1", "8", "0")
 
 
-def test_the_cluster_around_this_process_is_not_handed_on(monkeypatch):
+def test_cluster_variables_are_not_passed_on(monkeypatch):
     monkeypatch.setenv("MS_WORKER_NUM", "2")
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")
     environment = simulated_environment(0, 4)
@@ -110,6 +110,6 @@ def test_the_cluster_around_this_process_is_not_handed_on(monkeypatch):
     assert os.environ["MS_WORKER_NUM"] == "2"
 
 
-def test_a_rank_outside_the_cards_is_a_mistake():
+def test_an_invalid_rank_is_a_value_error():
     with pytest.raises(ValueError, match="rank 4 of 4"):
         simulated_environment(4, 4)

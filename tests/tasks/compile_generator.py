@@ -11,18 +11,19 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import run_program
 from mindgpt.config.loader import load_config
-from mindgpt.generation.cached_model import Decode, KeyValueCache, LastLogits, Prefill
 from mindgpt.models import model_class
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.gpt2.gpt2_tensor_parallel import keep_part
-from mindgpt.runtime.compiled_graph import Graph
+from mindgpt.models.gpt2 import gpt2
+from mindgpt.models.gpt2.gpt2_cache import KeyValueCache
+from mindgpt.models.gpt2.gpt2_tensor_parallel import keep_shard
+from mindgpt.planning.planned_step import GRAPHS
+from mindgpt.runtime.compiled_graph import CompiledGraph
 from mindgpt.runtime.ranks import world_size
-from mindgpt.tasks.planned_step import GRAPHS
 from mindgpt.tasks.session import prepare
 
-CHUNK, CAPACITY = 32, 128  # tokens read at once, slots of the cache
+CHUNK, CAPACITY = 32, 128  # tokens of a prompt read at once, slots of the cache
 
 
 def main() -> None:
@@ -33,16 +34,17 @@ def main() -> None:
         model = model_class(config.model.arch.type)(GPT2Config.from_section(config.model.config))
     model.set_train(False)
     if world_size() > 1:
-        keep_part(model.backbone, world_size())
+        keep_shard(model.backbone, world_size())
     network, dtype = model.config, model.backbone.embedding.compute
     heads = network.num_heads // world_size()
     cache = KeyValueCache(network.num_layers, heads, network.head_size, dtype, 1, CAPACITY)
     ids, token, place = (Tensor(np.zeros(shape, np.int32)) for shape in ((1, CHUNK), (1, 1), (1,)))
-    Prefill(model.backbone, cache, CHUNK).compile(ids, ids, ids)
-    hidden = Tensor(np.zeros((CHUNK, network.hidden_size)), model.backbone.layernorm.gamma.dtype)
-    LastLogits(model.backbone, model.head).compile(hidden, place)
-    Decode(model.backbone, model.head, cache).compile(token, token)
-    print(json.dumps(sorted(Graph(file).product_flops for file in Path(GRAPHS).rglob("*_validate_*.ir"))))
+    gpt2.CHUNK = CHUNK
+    gpt2.Prefill(model.backbone, cache).compile(ids, ids, ids, place)
+    hidden = Tensor(np.zeros((CHUNK, network.hidden_size)), model.backbone.hidden_dtype)
+    gpt2.LastLogits(model.backbone, model.head, cache).compile(hidden, place, place, place)
+    gpt2.Decode(model.backbone, model.head, cache).compile(token, token)
+    print(json.dumps(sorted(CompiledGraph(file).product_flops for file in Path(GRAPHS).rglob("*_validate_*.ir"))))
 
 
 if __name__ == "__main__":

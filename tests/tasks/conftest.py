@@ -2,14 +2,15 @@
 
 import dataclasses
 import hashlib
-import os
 import random
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 VOCAB_SIZE = 300
 SEQ_LENGTH = 32
@@ -71,16 +72,11 @@ def text(lines: int, seed: int) -> str:
 
 @pytest.fixture(scope="session")
 def program(repo):
-    """Run a program of the checkout: `program("run_mindformer.py", "--config", ..., cwd=...)` -> CompletedProcess.
-
-    The environment is the user's: without what this process, which may have run MindSpore, has put there.
-    """
-    ours = ("MS_", "RANK_ID", "AKG_", "OMP_", "PYTHONPATH")
+    """Run a program of the checkout: `program("run_mindformer.py", "--config", ..., cwd=...)` -> CompletedProcess."""
 
     def run(name, *arguments, cwd, env=None, timeout=120):
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)} | (env or {})
-        command = [sys.executable, str(repo / name), *map(str, arguments)]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        environment = programs.user_environment() | (env or {})
+        return programs.run([sys.executable, repo / name, *arguments], cwd, environment, timeout)
 
     return run
 
@@ -99,18 +95,16 @@ def succeed(program):
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory, succeed):
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+def toy(tmp_path_factory, repo):
+    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
     toy = Toy(tmp_path_factory.mktemp("toy"))
     GPT2Tokenizer.train([text(200, seed=1)], VOCAB_SIZE).save_pretrained(toy.tokenizer)
+    make_data = runpy.run_path(str(repo / "tools/dataset_preprocess/text_to_mindrecord.py"))["main"]
     for path, lines in ((toy.train, 110), (toy.valid, 21)):
         path.with_suffix(".txt").write_text(text(lines, seed=lines))
-        succeed(
-            "tools/dataset_preprocess/text_to_mindrecord.py", "--input_file", path.with_suffix(".txt"),
-            "--output_file", path, "--max_length", SEQ_LENGTH + 1, "--tokenizer_type", toy.tokenizer,
-            cwd=toy.folder,
-        )  # fmt: skip
+        words = ["--input_file", path.with_suffix(".txt"), "--output_file", path, "--max_length", SEQ_LENGTH + 1]
+        make_data(list(map(str, [*words, "--tokenizer_type", toy.tokenizer])))
     toy.yaml.write_text(TOY_YAML)
     return toy
 

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.weights import save_checkpoint
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.tasks.main import main
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -170,14 +170,14 @@ def test_data_that_are_not_there_or_broken(refused, toy, tmp_path):
     copy.write_bytes(content)
     assert "train.mindrecord.db is missing" in refused(data=copy)
     index.write_bytes(b"")
-    assert "train.mindrecord.db is no MindRecord index" in refused(data=copy)
+    assert "train.mindrecord.db is not a MindRecord index" in refused(data=copy)
     shutil.copy(f"{toy.train}.db", index)
     copy.write_bytes(content[: len(content) * 2 // 3])
     assert "is cut short" in refused(data=copy)
     copy.write_bytes(b"")
     assert "is empty" in refused(data=copy)
     copy.write_text("This is text.")
-    assert "is no MindRecord file" in refused(data=copy)
+    assert "is not a MindRecord file" in refused(data=copy)
     copy.write_bytes(content)
     index.write_bytes(index.read_bytes()[:4096] + bytes(8192))
     assert "cannot be read" in refused(data=copy)

@@ -120,7 +120,7 @@ def test_predict_gives_names_and_the_probabilities_of_transformers(prepared, tun
         "--torch_path", tmp_path / "hf", cwd=tmp_path,
     )  # fmt: skip
     peer = transformers.GPT2ForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
     tokenizer = GPT2Tokenizer.from_pretrained(toy.tokenizer)
     for entry in predictions:
@@ -149,8 +149,10 @@ def test_another_number_of_labels_is_refused(prepared, program):
     assert "train.mindrecord has 2 labels (negative, positive), but model.model_config.num_labels is 3" in message
 
 
-def test_cards_that_share_a_model_read_the_whole_batch_in_one_length(prepared, monkeypatch, capsys):
+def test_ranks_of_a_sharded_model_read_the_whole_batch_in_one_length(prepared, monkeypatch):
     from mindgpt.config import load_config
+    from mindgpt.config.no_effect import Run
+    from mindgpt.config.strategy import Strategy
     from mindgpt.tasks import datasets, labelled_data
 
     values = {
@@ -161,9 +163,10 @@ def test_cards_that_share_a_model_read_the_whole_batch_in_one_length(prepared, m
     }
     config, _ = load_config(str(prepared / "txtcls.yaml"), values)
     for module in (labelled_data, datasets):
-        monkeypatch.setattr(module, "model_is_cut", lambda: True)
-    dataset, _ = labelled_data.labelled_training_data(config)
-    assert "num_buckets has no effect" in capsys.readouterr().out
+        monkeypatch.setattr(module, "strategy", lambda: Strategy.SEMI_AUTO)
+    dataset, _, _ = labelled_data.labelled_training_data(config)
+    notes = list(config.notes_without_effect(Run(config, "Ascend", Strategy.SEMI_AUTO)))
+    assert any(note.startswith("train_dataset.num_buckets has no effect") for note in notes)
     batches = list(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))
     assert {ids.shape for ids, _, _ in batches} == {(3 * 4 * 2, 32)}
     assert len(batches) == 240 // 24

@@ -11,11 +11,12 @@ import time
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.config import load_config
+from mindgpt.config.layout import layout_problems
+from mindgpt.config.strategy import strategy_of
 from mindgpt.data.mindrecord import MindRecordWriter
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.tasks.session import layout_problems
-from mindgpt.train.checkpoints import last_checkpoint
+from tests.last_checkpoint import last_checkpoint
 
 CLEAN = ("MS_", "RANK_ID", "AKG_", "OMP_", "PYTHONPATH")
 
@@ -259,12 +260,11 @@ def test_evaluation_and_prediction_equal_those_of_one_process_exactly(toy, train
     ],
     ids=str,
 )
-def test_layouts_and_processes(monkeypatch, tmp_path, overrides, target, message):
-    monkeypatch.setenv("MS_WORKER_NUM", "4")
+def test_layouts_and_processes(tmp_path, overrides, target, message):
     path = tmp_path / "run.yaml"
     path.write_text("lr_schedule: {learning_rate: 0.001}\nuse_parallel: True\n")
     config, _ = load_config(path, overrides)
-    problems = list(layout_problems(config, target))
+    problems = list(layout_problems(config, target, strategy_of(config, target, 4), 4))
     assert len(problems) == (message is not None)
     if message:
         assert re.search(message, problems[0])
@@ -293,12 +293,13 @@ import sys
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
-from mindgpt.config.execution import ContextSection
+from mindgpt.config.execution_sections import ContextSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.optimization import OptimizerSection
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.optimizer_sections import OptimizerSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.dropout import HashedDropout
-from mindgpt.runtime.collectives import gathered, join_data_parallel, joined, share
+from mindgpt.config.strategy import Strategy
+from mindgpt.runtime.collectives import gather_objects, gather_shares, join, share
 from mindgpt.runtime.device import prepare_device
 from mindgpt.runtime.ranks import rank
 from mindgpt.tasks.train import _check_equal_beginnings
@@ -307,13 +308,13 @@ from mindgpt.train.schedules import LearningRateTable
 from mindgpt.train.step import AccumulatingTrainStep, TrainStep
 
 prepare_device(ContextSection(device_target="CPU", enable_graph_kernel=False), "output", seed=0)
-join_data_parallel()
+join(Strategy.DATA_PARALLEL)
 
 numbers = [0.1 + rank(), float("inf"), 2**60 + rank(), "\\u00e9" * (300 * rank())]
-assert gathered(numbers) == [[0.1, float("inf"), 2**60, ""], [1.1, float("inf"), 2**60 + 1, "\\u00e9" * 300]]
-assert gathered([]) == [[], []]
-assert joined([10 * number for number in share(5)]) == [0, 10, 20, 30, 40]
-assert joined([number for number in share(1)]) == [0]
+assert gather_objects(numbers) == [[0.1, float("inf"), 2**60, ""], [1.1, float("inf"), 2**60 + 1, "\\u00e9" * 300]]
+assert gather_objects([]) == [[], []]
+assert gather_shares([10 * number for number in share(5)]) == [0, 10, 20, 30, 40]
+assert gather_shares([number for number in share(1)]) == [0]
 
 
 class Quadratic(nn.Cell):
@@ -350,9 +351,9 @@ for batches in (1, 2):
     after = state(step)
     assert after["loss_scale"] == before["loss_scale"] / 2
     assert (after["w"] == before["w"]).all()
-    assert gathered(after["w"].tolist())[0] == after["w"].tolist()
+    assert gather_objects(after["w"].tolist())[0] == after["w"].tolist()
 
-masks = gathered((HashedDropout(0.5).set_train()(Tensor(np.ones((8, 16), np.float32))).asnumpy() > 0).tolist())
+masks = gather_objects((HashedDropout(0.5).set_train()(Tensor(np.ones((8, 16), np.float32))).asnumpy() > 0).tolist())
 assert masks[0] != masks[1]
 assert 0.2 < np.mean(np.array(masks[0]) == np.array(masks[1])) < 0.8
 

@@ -137,8 +137,8 @@ def test_labels_in_the_data_are_obeyed_unless_left_out(configured, rows, toy, cp
 
 
 def test_what_does_not_train_is_not_enlarged(configured, trained, cpu, capsys):
-    from mindgpt.models.resizing import POSITIONS
-    from mindgpt.tasks.models import build_model
+    from mindgpt.checkpoints.resizing import POSITIONS
+    from mindgpt.tasks.model_setup import build_model
 
     checkpoint = str(trained.last_checkpoint)
     arguments = {"load_checkpoint": checkpoint, "resize_embeddings": True}
@@ -149,7 +149,7 @@ def test_what_does_not_train_is_not_enlarged(configured, trained, cpu, capsys):
         build_model(configured(model__model_config__vocab_size=299, **arguments))
     capsys.readouterr()
 
-    model = build_model(configured(run_mode="eval", model__model_config__seq_length=8, **arguments))
+    model, _ = build_model(configured(run_mode="eval", model__model_config__seq_length=8, **arguments))
     assert model.parameters_dict()[POSITIONS].shape == (8, 32)
     assert "resize_embeddings: positions: from 32 to 8; the first 8 rows\n" in capsys.readouterr().out
     build_model(configured(resize_embeddings=True))
@@ -173,7 +173,7 @@ def test_what_does_not_train_is_not_enlarged(configured, trained, cpu, capsys):
     ],
 )
 def test_fine_tuning_does_not_start_from_random_weights(configured, cpu, tmp_path, named, message):
-    from mindgpt.tasks.models import build_model
+    from mindgpt.tasks.model_setup import build_model
 
     for folder in ("empty", "output/checkpoint/rank_0", "text", "other", "lone"):
         (tmp_path / folder).mkdir(parents=True)
@@ -255,11 +255,11 @@ def test_what_is_left_out_is_counted(prepare, tmp_path):
     status, output, errors = prepare("x.jsonl", content, "--skip_bad")
     assert status == 0
     warnings = errors.splitlines()
-    assert warnings[0] == "warning: 1 example(s) of more than 33 tokens: the end of the response is cut"
+    assert warnings[0] == "warning: 1 example(s) of more than 33 tokens: the end of the response is truncated"
     assert warnings[1] == "warning: 1 example(s) dropped as too long for 33 tokens"
     assert warnings[2] == "warning: 1 record(s) with an empty response left out: x.jsonl:5: 'response' is empty."
     assert warnings[3].startswith("warning: 1 bad record(s) left out: x.jsonl:2: no key 'response'")
-    assert warnings[4:] == ["warning: keys without use: 'id'"]
+    assert warnings[4:] == ["warning: unused keys: 'id'"]
     assert output.startswith("2 example(s), ")
     assert files_in(tmp_path) == ["x.mindrecord", "x.mindrecord.db"]
 
@@ -274,4 +274,4 @@ def test_what_is_left_out_is_counted(prepare, tmp_path):
                                      "--num_splits", 1, "--format", "prompt_response")  # fmt: skip
     assert status == 0
     assert "2 example(s) dropped as too long" in errors
-    assert re.match(r"1 example\(s\), 3 tokens of which 2 are learnt, 1 rows of 33, 91% padding", output)
+    assert re.match(r"1 example\(s\), 3 tokens of which 2 are learned, 1 rows of 33, 91% padding", output)

@@ -7,17 +7,17 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 
-from mindgpt.models.checkpoint_file import CheckpointFile
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.models.weights import save_checkpoint
-from mindgpt.train.checkpoints import last_checkpoint
+from tests import programs
+from tests.last_checkpoint import last_checkpoint
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_killed_while_it_writes_checkpoints(toy, repo, tmp_path):
     draw = random.Random(0)
     for attempt in range(3):
         started = time.time()
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = programs.start(command, tmp_path)
         try:
             wait_for(folder, "toy*.ckpt", started, process)
             if attempt == 0:

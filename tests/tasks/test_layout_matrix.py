@@ -9,14 +9,14 @@ import re
 
 import pytest
 
-from mindgpt.config.layout import layout_problems
-from mindgpt.config.run import RunConfig
+from mindgpt.config.layout import semi_auto_problems
+from mindgpt.config.run_config import RunConfig
 from tests.tasks.toy_layouts import (
     FACTORS,
     TOKENS,
     cards_of,
     classes_of,
-    compile_as_card,
+    compile_as_rank,
     covering,
     flops_of_step,
     holders_of,
@@ -31,7 +31,7 @@ DEFAULTS = {name: values[0] for name, values in FACTORS.items()}
 
 # What must be refused, and in which words: (of which network and layout, words of the message). Nothing else may be.
 REASONS = [
-    (lambda case, network: network["num_heads"] % case["mp"], "does not divide num_heads"),  # cut by heads
+    (lambda case, network: network["num_heads"] % case["mp"], "does not divide num_heads"),  # sharded by heads
     (lambda case, network: network["hidden_size"] % case["mp"], "does not divide hidden_size"),
     (lambda case, network: case["pp"] > network["num_layers"], "layers there are"),  # a stage without a block
     (  # every card takes an equal part of a row's tokens
@@ -40,7 +40,7 @@ REASONS = [
     ),
     # With stages, micro-batches are what gradients are accumulated over.
     (lambda case, network: case["pp"] > 1 and case["accumulate"] > 1, "runner_config.gradient_accumulation_steps"),
-    (  # MindSpore 2.10 adds a whole and a cut tensor there, and fails
+    (  # MindSpore 2.10 adds a whole and a sharded tensor there, and fails
         lambda case, network: (
             case["recompute"] == "sliced"
             and ((case["accumulate"] > 1 and case["pp"] == 1) or case["interleave"] > 1)
@@ -84,7 +84,7 @@ def test_every_combination_is_refused_for_these_reasons_and_no_other(network):
     for values in itertools.product(*(FACTORS[name] for name in free)):
         case = DEFAULTS | dict(zip(free, values, strict=True))
         config = RunConfig.model_validate(settings_of(case, **network))
-        messages = list(layout_problems(config, cards_of(case)))
+        messages = list(semi_auto_problems(config, cards_of(case)))
         expected = reasons(case, network)
         text = "\n".join(messages)
         assert [words for _, words in REASONS if words in text] == expected, (case, text)
@@ -112,28 +112,28 @@ TRIPLES = [case for case in covering(3, lambda case: not reasons(case)) if case 
     [*(pytest.param(case, id=short(case)) for case in PAIRS),
      *(pytest.param(case, id=short(case), marks=pytest.mark.slow) for case in TRIPLES)],
 )  # fmt: skip
-def test_compiles_and_cuts_as_worked_out_by_hand(case, tmp_path):
+def test_compiles_and_shards_as_worked_out_by_hand(case, tmp_path):
     cards, stages = cards_of(case), case["pp"]
     for stage in sorted({0, max(0, stages - 2), stages - 1}):
         rank = stage * cards // stages + (cards // stages - 1 if stage % 2 else 0)  # its last card, or its first
-        told = compile_as_card(tmp_path, settings_of(case), rank, cards)
+        facts = compile_as_rank(tmp_path, settings_of(case), rank, cards)
         parts = part_of_weights(case, stage)
         trained = [name for name in parts if is_trained(case, name)]
-        assert {name: size for name, size in values_of(told["held"]).items() if name in parts} == parts
-        assert not [name for name in told["held"] if name not in parts and not is_lent(case, stage, name)]
-        assert values_of(told["shapes"]) == {name: parts[name] for name in trained}
-        assert told["updates"] == len(trained)
-        assert bool(told["flash"]) == case["flash"]
-        assert len(told["masks"]) == masks_of_step(case, stage), told["masks"]  # not drawn again by recomputation
+        assert {name: size for name, size in values_of(facts["held"]).items() if name in parts} == parts
+        assert not [name for name in facts["held"] if name not in parts and not is_lent(case, stage, name)]
+        assert values_of(facts["shapes"]) == {name: parts[name] for name in trained}
+        assert facts["updates"] == len(trained)
+        assert bool(facts["flash"]) == case["flash"]
+        assert len(facts["masks"]) == masks_of_step(case, stage), facts["masks"]  # not drawn again by recomputation
         if case["task"] != "LoRA":
             least, recomputed = flops_of_step(case, stage)
-            assert least <= told["flops"] <= least + recomputed
-            assert (told["flops"] > least) == (recomputed > 0)
+            assert least <= facts["flops"] <= least + recomputed
+            assert (facts["flops"] > least) == (recomputed > 0)
         if case["task"] != "classification" and stage == stages - 1:
-            assert told["logits"] == [TOKENS, classes_of(case)]
+            assert facts["logits"] == [TOKENS, classes_of(case)]
         if cards > 1:
             holders = holders_of(case, stage)
-            assert told["holders"] == {name: holders[name] for name in trained}
+            assert facts["holders"] == {name: holders[name] for name in trained}
 
 
 def is_trained(case, name):

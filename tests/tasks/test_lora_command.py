@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import yaml
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.command_line import parse_arguments
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
-from mindgpt.config.model import PetSection
-from mindgpt.models.checkpoint_file import CheckpointFile, write_checkpoint
-from mindgpt.models.weights import save_checkpoint
+from mindgpt.config.model_sections import PetSection
 from mindgpt.pet.names import FACTOR_A, FACTOR_B
 from mindgpt.pet.peft_folder import write_peft
 from mindgpt.tasks.merge_lora import import_peft, merge
-from mindgpt.tasks.models import build_model
+from mindgpt.tasks.model_setup import build_model
 
 PET = {
     "pet_type": "lora",
@@ -198,13 +198,13 @@ def test_a_classifier_s_adapter_brings_its_head(cpu, yamls, trained, tmp_path):
         "metric.type": "Accuracy",
         "model.model_config.num_labels": 3,
     }
-    model = build_model(load_config(yamls[0], values)[0])
+    model, _ = build_model(load_config(yamls[0], values)[0])
     trained_names = {parameter.name for parameter in model.trainable_params()}
     assert "score.weight" in trained_names
     model.config.save_pretrained(tmp_path)
     save_checkpoint(tmp_path / "adapter.ckpt", {name: model.parameters_dict()[name] for name in trained_names})
     values |= {"run_mode": "eval", "model.model_config.pet_config": {"adapter": str(tmp_path / "adapter.ckpt")}}
-    again = build_model(load_config(yamls[0], values)[0]).parameters_dict()
+    again = build_model(load_config(yamls[0], values)[0])[0].parameters_dict()
     assert again.keys() == model.parameters_dict().keys()
     assert all(
         np.array_equal(again[name].asnumpy(), value.asnumpy()) for name, value in model.parameters_dict().items()
@@ -227,7 +227,7 @@ def test_merging_needs_the_scaling_and_keeps_away_from_the_source(tuned, tmp_pat
         (lone, {}, "with what lora_alpha was it trained.*Give --lora_alpha, or --lora_scaling"),
         (lone, {"alpha": 6, "scaling": 1.5}, "say the same in two ways"),
         (lone, {"scaling": 0.0}, "--lora_scaling must be a positive number"),
-        (two_ranks, {}, "holds the files of 2 ranks, and nothing that tells how they belong together"),
+        (two_ranks, {}, "holds the files of 2 ranks, and no strategy that says how they belong together"),
         (lone, {"strategy": tmp_path / "nowhere"}, "there is no .*nowhere"),
         (tmp_path / "nowhere.ckpt", {}, "there is no .*nowhere.ckpt"),
         (plain, {"scaling": 2}, "no mindpet_delta_lora_a"),
@@ -248,7 +248,7 @@ def test_merging_needs_the_scaling_and_keeps_away_from_the_source(tuned, tmp_pat
     config = json.loads((beside.parent / "config.json").read_text())
     config["mindgpt"]["pet_config"]["lora_rank"] = 8
     (lone.parent / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is another LoRA's: lora_rank is 8 there and 4 in the weights"):
+    with pytest.raises(UserError, match="is of another LoRA: lora_rank is 8 there and 4 in the weights"):
         merge(lone, merged)
     lone = tuned[0] / "output" / "x.ckpt"  # no config.json, but the run's own configuration above it
     shutil.copy(beside, lone)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mindgpt.config.run import RunConfig
-from mindgpt.tasks.cards import first_loss_scale, loss_scale_note
+from mindgpt.config.run_config import RunConfig
+from mindgpt.tasks.training_step import first_loss_scale, loss_scale_note
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.safetensors_format import write_safetensors
+from mindgpt.checkpoints.tensor_source import TensorInfo
+from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
-from mindgpt.models.hugging_face_file import write_safetensors
-from mindgpt.models.tensor_file import TensorInfo
-from mindgpt.models.weights import open_weights
+from tests import programs
 
 H, LAYERS = 8, 2
 
@@ -83,9 +84,7 @@ def test_both_programs_run_as_scripts(repo, hugging_face, tmp_path):
         ("convert_weight.py", ["--model", "gpt2", "--input_path", hugging_face, "--output_path", ckpt]),
         ("mindgpt/models/gpt2/convert_reversed.py", ["--mindspore_path", ckpt, "--torch_path", tmp_path / "back"]),
     ):
-        command = [sys.executable, str(repo / program), *map(str, words)]
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        done = programs.run([sys.executable, repo / program, *words], tmp_path)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "back" / "model.safetensors").exists()
 

@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.config.loader import load_config
-from mindgpt.config.optimization import OPTIMIZER_KEYS
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.train.schedules import rates_of_run
+from mindgpt.config.optimizer_sections import OPTIMIZER_KEYS
+from mindgpt.train.schedules import learning_rates_of_run
 
 SCHEDULE = "lr_schedule: {type: constant, learning_rate: 0.01, warmup_steps: 4}\n"
 
@@ -53,7 +53,7 @@ def test_every_yaml_of_the_guide_is_read(repo, tmp_path):
     for block in blocks:
         (tmp_path / "x.yaml").write_text(block)
         config, _ = load_config(tmp_path / "x.yaml")
-        rates_of_run(config.lr_schedule, config.optimizer, 100)
+        learning_rates_of_run(config.lr_schedule, config.optimizer, 100)
         chosen |= {config.optimizer.type, config.lr_schedule and config.lr_schedule.type}
     assert {*OPTIMIZER_KEYS, "noam", "inverse_sqrt", "constant_with_cooldown"} <= chosen
 

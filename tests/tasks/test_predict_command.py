@@ -12,8 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tasks.main import main
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 PROMPTS = ["the quick brown", "seven old ships sail", "new land a", "dog"]
 NEW = 8
@@ -270,8 +270,8 @@ def test_a_console_that_nobody_reads_and_that_knows_no_emoji(flags, repo, progra
         (["--predict_data", "blank.txt"], ["blank.txt holds no prompt"]),
         (["--predict_data", "empty_folder"], ["empty_folder holds no .txt, .json, .jsonl or .ndjson file"]),
         (["--predict_data", ""], ["an empty text is no prompt"]),
-        (["--predict_data", "the " * 40], ["'the the", "tokens and fills the context window of 32"]),
-        (["--predict_data", "long.txt"], ["long.txt:2 has", "fills the context window of 32"]),
+        (["--predict_data", "the " * 40], ["'the the", "tokens and fills the context length of 32"]),
+        (["--predict_data", "long.txt"], ["long.txt:2 has", "fills the context length of 32"]),
         (["--predict_data", "half \udcff"], ["argument", "half \\udcff", "is not text in utf-8"]),
         (["--predict_data", "a", "--top_k", "0"], ["--top_k", "1 or more"]),
         (["--predict_data", "a", "--top_p", "1.5"], ["--top_p", "1.5"]),

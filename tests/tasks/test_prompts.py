@@ -6,8 +6,8 @@ import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tasks.prompts import find_tokenizer, read_prompts
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 TEXTS = ["你好", "two words"]
 
@@ -35,7 +35,7 @@ def test_files_of_prompts(tmp_path, name, content):
     ("name", "content", "message"),
     [
         ("x.txt", '{"prompt": "a"}\n', "x.txt holds JSON, not a prompt a line. Name it .json or .jsonl"),
-        ("x.json", "[5]", "x.json:1: the prompt should be a text; it is a int"),
+        ("x.json", "[5]", "x.json:1: the prompt must be a string; it is a int"),
         ("x.json", '[{"a": "b"}]', "x.json:1: must have one of the keys 'prompt' and 'text'; it has: 'a'"),
         ("x.csv", "ask\nhi\n", "x.csv:2: must have one of the keys 'prompt' and 'text'; it has: 'ask'"),
         ("x.json", '["a", " "]', "x.json:1: an empty text is no prompt"),

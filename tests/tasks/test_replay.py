@@ -1,6 +1,6 @@
 """Training steps compiled for four simulated Ascend cards, run on four CPU processes beside a run of one process.
 
-The reference is the user's command on one CPU. The cards' steps are those of the same run, cut over data_parallel 2 x
+The reference is the user's command on one CPU. The ranks' steps are those of the same run in data_parallel 2 x
 model_parallel 2: model, layout, loss, gradients, norm, clipping and AdamW as compiled for Ascend, collectives included.
 """
 
@@ -18,16 +18,16 @@ import pytest
 import yaml
 from mindspore import Tensor
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.skip_rules import skip_rule
+from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.loader import load_config
 from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.models import model_class
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.skip_rules import skip_rule
-from mindgpt.models.weights import save_checkpoint
 from mindgpt.pet.lora import add_lora
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
-from mindgpt.runtime.simulated_ascend import run_simulated
+from tests.programs import run_simulated
 
 PROGRAMS = Path(__file__).with_name("replay")
 CARDS, STEPS, ROWS, TOKENS, LAYERS = 4, 10, 8, 32, 2
@@ -60,7 +60,7 @@ SETTINGS = {
 LORA = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ".*(dense1|dense3|projection|mapping)"}
 ACCUMULATION = {"runner_config": {"batch_size": ROWS // 2, "gradient_accumulation_steps": 2}}
 INTERLEAVED = {"micro_batch_interleave_num": 2, "runner_config": {"gradient_accumulation_steps": 1}}
-CASES = {  # parallel_config, settings of both runs, settings of the cut one
+CASES = {  # parallel_config, settings of both runs, settings of the sharded one
     "vocabulary": ({"vocab_emb_dp": False}, {}, {}),
     "whole vocabulary": ({"vocab_emb_dp": True}, {}, {}),
     "LoRA": (
@@ -134,11 +134,11 @@ def one_process(succeed, tmp_path):
 
 @pytest.fixture
 def exported(repo, tmp_path):
-    """Compile a file's run, cut over the cards, and keep the steps: `exported(file, {parallel_config}, {more})` ->
+    """Compile a file's run, sharded, and export the steps: `exported(file, {parallel_config}, {more})` ->
     the collectives of rank 0's step, {(kind, purpose, cards): number}."""
 
-    def compile_card(file, card):
-        command = [sys.executable, PROGRAMS / "export_card.py", file]
+    def compile_rank(file, card):
+        command = [sys.executable, PROGRAMS / "export_rank.py", file]
         dumps = DUMP_ENVIRONMENT | {"MS_DEV_SAVE_GRAPHS_PATH": str(tmp_path / f"graphs_{card}")}
         done = run_simulated(command, card, CARDS, cwd=tmp_path, timeout=300, more=dumps, python_path=[repo])
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -146,18 +146,18 @@ def exported(repo, tmp_path):
 
     def run(file, layout, more):
         settings = yaml.safe_load(file.read_text())
-        cut = {
+        sharding = {
             "output_dir": str(tmp_path / "cards"),
             "use_parallel": True,
             "parallel": {"parallel_mode": 1},
             "parallel_config": {"data_parallel": 2, "model_parallel": 2, **layout},
             "runner_config": {"batch_size": settings["runner_config"]["batch_size"] // 2},
         }
-        cut_file = write_settings(tmp_path / "cards.yaml", with_more(with_more(settings, cut), more))
+        sharded_file = write_settings(tmp_path / "cards.yaml", with_more(with_more(settings, sharding), more))
         with ThreadPoolExecutor(2) as two_at_a_time:
-            told = list(two_at_a_time.map(lambda card: compile_card(cut_file, card), range(CARDS)))
+            facts = list(two_at_a_time.map(lambda card: compile_rank(sharded_file, card), range(CARDS)))
         kinds = Counter()
-        for kind, purpose, cards, _, count in told[0]:
+        for kind, purpose, cards, _, count in facts[0]:
             kinds[kind, purpose, tuple(cards)] += count
         return kinds
 
@@ -171,7 +171,7 @@ def replay(repo, tmp_path):
     def run(file):
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MS_", "RANK_ID", "OMP_"))}
         environment = clean | {"PYTHON": sys.executable, "PYTHONPATH": str(repo)}
-        arguments = f"'{PROGRAMS / 'replay_card.py'}' '{file}' '{tmp_path / 'cards' / 'replay'}' '{tmp_path / 'cards'}'"
+        arguments = f"'{PROGRAMS / 'replay_rank.py'}' '{file}' '{tmp_path / 'cards' / 'replay'}' '{tmp_path / 'cards'}'"
         command = ["bash", str(repo / "scripts" / "msrun_launcher.sh"), arguments, str(CARDS)]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -4,16 +4,16 @@ import json
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.config.loader import load_config
-from mindgpt.models.checkpoint_file import CheckpointFile, write_checkpoint
-from mindgpt.train.checkpoints import last_checkpoint
+from tests import programs
+from tests.last_checkpoint import last_checkpoint
 
 STEPS = 30
 OPTIONS = (
@@ -34,7 +34,7 @@ def command(repo, toy, *more):
 
 
 def finish(command, cwd):
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = programs.run(command, cwd, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -55,7 +55,7 @@ def same_contents(one, other):
 def kill_after(command, cwd, lines):
     """Kill a run once it has logged so many steps in all."""
     log = cwd / "output" / "log" / "train.jsonl"
-    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = programs.start(command, cwd)
     try:
         end = time.monotonic() + 120
         while not log.exists() or len(log.read_text().splitlines()) < lines:
@@ -153,7 +153,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(program, toy, copy):
     before = records(copy)
     done = resumed(program, toy, copy, "--resume_training", "True")
     assert done.returncode == 0, done.stderr
-    assert f"resume_training: passed over: output/checkpoint/rank_0/{newest.name}: not a whole" in done.stdout
+    assert f"resume_training: skipped: output/checkpoint/rank_0/{newest.name}: not a whole" in done.stdout
     assert records(copy) == before
 
 
@@ -222,8 +222,8 @@ def test_other_data_of_the_same_size_are_refused(program, toy, copy, tmp_path):
 def test_what_is_missing_or_left_over_in_a_checkpoint_is_refused(tmp_path):
     from mindspore import Parameter, Tensor, nn
 
+    from mindgpt.checkpoints.weights import save_checkpoint
     from mindgpt.config.errors import UserError
-    from mindgpt.models.weights import save_checkpoint
     from mindgpt.train.resume import open_resume_point, restore_parameters, state_entry
 
     class Step(nn.Cell):

@@ -1,5 +1,5 @@
 """The commands of MindFormers' page on GPT-2, as it has them, in the order of the page: paths, sizes and the number of
-cards are replaced, and nothing else. The merging of slices is in test_transform_checkpoint.py, since a CPU has none.
+cards are replaced, and nothing else. The merging of shards is in test_transform_checkpoint.py, since a CPU has none.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 import pytest
 import yaml
 
-from mindgpt.models.gpt2.convert_weight import convert_to_hugging_face
+from mindgpt.checkpoints.conversion import convert_to_hugging_face
 
 SMALL = {"runner_config": {"epochs": 1, "batch_size": 8}, "train_dataset": {"num_samples": 32}}
 LORA = {"pet_type": "lora", "lora_rank": 2, "lora_alpha": 4, "target_modules": ".*dense1.*|.*dense3.*"}

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.train.checkpoints import last_checkpoint
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from tests.last_checkpoint import last_checkpoint
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None

@@ -1,11 +1,12 @@
-"""Settings that one card cannot obey are said, each once, and only where they are set."""
+"""Settings that have no effect in a run are named, each once, and only where they are set."""
 
 import pytest
 
 from mindgpt.config import load_config
 from mindgpt.config.layout import data_parallel_problems
+from mindgpt.config.no_effect import Run
+from mindgpt.config.strategy import Strategy
 from mindgpt.tasks import datasets
-from mindgpt.tasks.session import _without_effect
 
 CARDS = {"use_parallel": True, "parallel.parallel_mode": 1}
 PROCESSES = {"use_parallel": True, "parallel.parallel_mode": 0}
@@ -27,13 +28,23 @@ def configured(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"callbacks.0.async_save": True}, "async_save"),
-        ({"micro_batch_interleave_num": 2}, "micro_batch_interleave_num"),
+        ({"callbacks.0.async_save": True}, "callbacks.0.async_save: True"),
+        ({"micro_batch_interleave_num": 2}, "micro_batch_interleave_num has"),
         ({"recompute_config.recompute_slice_activation": True}, "recompute_config"),
-        ({"run_mode": "predict", "model.model_config.use_past": False}, "use_past"),
+        ({"run_mode": "predict", "model.model_config.use_past": False}, "model.model_config.use_past: False"),
         ({"recompute_config.mp_comm_recompute": False}, "recompute_config"),
         ({"transform_process_num": 2}, "transform_process_num"),
         ({"train_dataset.python_multiprocessing": True}, "train_dataset.python_multiprocessing: True"),
+        ({"runner_config.sink_mode": True}, "runner_config.sink_mode: True"),
+        (
+            {"train_dataset.drop_remainder": False, "runner_config.gradient_accumulation_steps": 2},
+            "train_dataset.drop_remainder: False",
+        ),
+        ({"run_mode": "predict", "model.model_config.top_k": 3}, "model.model_config.top_k"),
+        (
+            {"run_mode": "predict", "model.model_config.top_k": 3, "model.model_config.min_p": 0.1},
+            "model.model_config.top_k, min_p have no effect: do_sample is False",
+        ),
         ({"parallel.strategy_ckpt_save_file": "./other.ckpt"}, "parallel.strategy_ckpt_save_file"),
         ({"parallel.strategy_ckpt_config.save_file": "./other.ckpt"}, "parallel.strategy_ckpt_config.save_file"),
         ({"parallel.strategy_ckpt_config.save_file": "./ckpt_strategy.ckpt"}, None),
@@ -43,7 +54,7 @@ def configured(tmp_path):
         ),
         ({"model.model_config.use_past": False}, None),
         ({"run_mode": "eval", "micro_batch_interleave_num": 2}, None),  # which has no steps
-        # What is set for several cards, and use_parallel: False is the word about all of it.
+        # Set for several cards; use_parallel: False says that there are none.
         ({"parallel_config.gradient_aggregation_group": 2, "parallel_config.micro_batch_num": 2}, None),
         ({**PROCESSES, "parallel_config.gradient_aggregation_group": 2}, "parallel_config.gradient_aggregation_group"),
         ({**PROCESSES, "parallel_config.micro_batch_num": 2}, "parallel_config.micro_batch_num"),
@@ -54,8 +65,9 @@ def configured(tmp_path):
     ],
     ids=str,
 )
-def test_said_where_set(configured, overrides, words):
-    said = list(_without_effect(configured(overrides), cut=False))
+def test_notes_of_a_single_process(configured, overrides, words):
+    config = configured(overrides)
+    said = list(config.notes_without_effect(Run(config, "CPU", Strategy.SINGLE)))
     assert [line.startswith(words or "nothing") for line in said] == [True] * (words is not None)
 
 
@@ -63,6 +75,7 @@ def test_said_where_set(configured, overrides, words):
     ("overrides", "words"),
     [
         ({"micro_batch_interleave_num": 2}, None),
+        ({"train_dataset.drop_remainder": False}, "train_dataset.drop_remainder: False"),
         ({"recompute_config.recompute_slice_activation": True}, None),
         ({"recompute_config.mp_comm_recompute": False}, None),
         ({"parallel_config.gradient_aggregation_group": 2}, None),
@@ -75,7 +88,7 @@ def test_said_where_set(configured, overrides, words):
             {"parallel.full_batch": True, "parallel.gradients_mean": False, "parallel.loss_repeated_mean": True},
             None,
         ),
-        ({"callbacks.0.integrated_save": True}, "integrated_save: True"),
+        ({"callbacks.0.integrated_save": True}, "callbacks.0.integrated_save: True"),
         ({"callbacks.0.integrated_save": False}, None),
         (
             BY_WIDTH,
@@ -86,8 +99,9 @@ def test_said_where_set(configured, overrides, words):
     ],
     ids=str,
 )
-def test_said_where_set_of_a_cut_model(configured, overrides, words):
-    said = list(_without_effect(configured(CARDS | overrides), cut=True))
+def test_notes_of_a_sharded_model(configured, overrides, words):
+    config = configured(CARDS | overrides)
+    said = list(config.notes_without_effect(Run(config, "Ascend", Strategy.SEMI_AUTO)))
     assert [line.startswith(words or "nothing") for line in said] == [True] * (words is not None)
 
 
@@ -98,7 +112,7 @@ def test_optimizer_shard_decides_where_it_is_given(configured):
     assert not list(data_parallel_problems(configured(sharded | {"parallel_config.optimizer_shard": False}), 2, "CPU"))
 
 
-def test_a_cut_model_has_full_batches_only(configured, toy, monkeypatch, capsys):
+def test_a_sharded_model_has_full_batches_only(configured, toy, monkeypatch):
     network = {"seq_length": 32, "vocab_size": 300}
     config = configured(
         {
@@ -110,10 +124,7 @@ def test_a_cut_model_has_full_batches_only(configured, toy, monkeypatch, capsys)
             "train_dataset.drop_remainder": False,
         }
     )
-    for cut, sizes in ((False, [8, 8, 4]), (True, [8, 8])):
-        monkeypatch.setattr(datasets, "model_is_cut", lambda cut=cut: cut)
+    for strategy, sizes in ((Strategy.SINGLE, [8, 8, 4]), (Strategy.SEMI_AUTO, [8, 8])):
+        monkeypatch.setattr(datasets, "strategy", lambda strategy=strategy: strategy)
         dataset, _ = datasets.training_data(config)
         assert [len(batch[0]) for batch in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)] == sizes
-        assert (
-            "train_dataset.drop_remainder: False has no effect: a model that is cut" in capsys.readouterr().out
-        ) == cut

@@ -13,9 +13,10 @@ import pytest
 from mindgpt.config.hardware import load_hardware
 from mindgpt.config.layout import grid_of
 from mindgpt.config.loader import dump_config, load_config
+from mindgpt.config.strategy import asks_for_semi_auto
+from mindgpt.planning.dry_run import dry_run
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
-from mindgpt.runtime.simulated_ascend import run_simulated
-from mindgpt.tasks.dry_run import dry_run
+from tests.programs import run_simulated
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPO / "configs" / "gpt2").rglob("*.yaml"))
@@ -30,8 +31,7 @@ pytestmark = pytest.mark.needs_ascend
 
 def shallow(path):
     config, _ = load_config(path)
-    config.model.config.num_layers = max(2, grid_of(config).pipeline_stage)
-    return config
+    return config.replaced({"model.config.num_layers": max(2, grid_of(config).pipeline_stage)})
 
 
 def what_compiles(config):
@@ -62,16 +62,16 @@ WRITING = {name: path for name, path in GROUPS.items() if shallow(path).run_mode
 @pytest.mark.parametrize("path", TRAINED.values(), ids=TRAINED)
 def test_training_step(path):
     config = shallow(path)
-    cut = config.use_parallel and config.parallel.parallel_mode == "semi_auto_parallel"
-    cards = grid_of(config).cards if cut else SERVER
-    plan = dry_run(config, cards, load_hardware(REPO / "configs" / "hardware" / "atlas_800t_a2.yaml"))
+    sharded = asks_for_semi_auto(config)
+    devices = grid_of(config).devices if sharded else SERVER
+    plan = dry_run(config, devices, load_hardware(REPO / "configs" / "hardware" / "atlas_800t_a2.yaml"))
     network, stages = config.model.config, grid_of(config).pipeline_stage
     assert sum(stage.blocks for stage in plan.stages) == network.num_layers - max(0, stages - 3)  # one a stage
     for stage in plan.stages:
         assert stage.parameters == bytes_of_parameters(config, stage.stage)
         kinds = {collective.kind for collective in stage.collectives if collective.purpose == "activations"}
         by_tokens = {"AllGather", "ReduceScatter"} if config.parallel_config.use_seq_parallel else set()
-        sums_of_loss = {"AllReduce"} if cut and config.parallel_config.data_parallel > 1 else set()
+        sums_of_loss = {"AllReduce"} if sharded and config.parallel_config.data_parallel > 1 else set()
         assert kinds == by_tokens | sums_of_loss
 
 
@@ -88,7 +88,7 @@ def test_the_table_in_the_docs_has_it(path):
 
 
 def bytes_of_parameters(config, stage):
-    """What a card of a stage holds, by hand: products cut by model_parallel, all else whole; nothing shared out."""
+    """What a rank of a stage holds, by hand: products sharded by model_parallel, all else whole."""
     network, grid = config.model.config, grid_of(config)
     assert not config.parallel_config.optimizer_shard, "the formula has no such term"
     assert config.parallel_config.vocab_emb_dp, "the formula has no such term"
@@ -114,9 +114,8 @@ def bytes_of_parameters(config, stage):
 
 @pytest.mark.parametrize("path", WRITING.values(), ids=WRITING)
 def test_graphs_of_generation(path, tmp_path):
-    """As run_mode predict has them on a card: their products, by hand. model_parallel shares out all but the head."""
-    config = shallow(path)
-    config.context.device_target = "Ascend"
+    """As run_mode predict has them on a card: their products, by hand. model_parallel shards all but the head."""
+    config = shallow(path).replaced({"context.device_target": "Ascend"})
     cards = config.parallel_config.model_parallel
     (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     done = run_simulated(

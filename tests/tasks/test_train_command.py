@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.config.loader import load_config
-from mindgpt.models.checkpoint_file import CheckpointFile
 
 
 def log_of(output):
@@ -145,7 +145,7 @@ def test_another_seed_and_what_a_cpu_does_otherwise(trained, train):
         "on CPU, float16 compute runs as float32",
         "on CPU, flash attention runs as the plain kernel",
         "on CPU, context.max_device_memory has no effect",
-        "on CPU, sink_mode has no effect: batches are handed over one by one",
+        "runner_config.sink_mode: True has no effect: on CPU batches are passed from the host one by one",
         "weights: gpt2 is not in checkpoint_download/gpt2, and nothing is downloaded",
         "weights: random, training from scratch",
         "use_parallel is True, but no cluster is around this process: running on one card",

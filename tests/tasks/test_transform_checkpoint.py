@@ -1,5 +1,5 @@
-"""`tools/transform_ckpt.py` on slices that simulated Ascend cards have written; the oracle are the values that the
-parameters had before they were cut."""
+"""`tools/transform_ckpt.py` on shards that simulated Ascend ranks have written; the oracle is the values of the
+parameters before sharding."""
 
 import shutil
 from pathlib import Path
@@ -8,12 +8,12 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.weights import load_weights, open_weights
 from mindgpt.models import model_class
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.weights import load_weights, open_weights
 from mindgpt.tasks.merge_lora import merge
-from tests.tasks.save_slices import whole
-from tests.tasks.sliced_runs import assert_same_slices, assert_whole, make_run
+from tests.tasks.save_shards import whole
+from tests.tasks.sharded_runs import assert_same_shards, assert_whole, make_run
 
 TOOL = "tools/transform_ckpt.py"
 LORA = {"pet_config": {"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ".*(dense1|mapping)"}}
@@ -75,7 +75,7 @@ def _make(layout, network, folder):
 
 
 @pytest.mark.parametrize("name", [ONE, OTHER, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_slices_merge_to_the_weights_bit_for_bit(run_of, succeed, checksums, tmp_path, name):
+def test_shards_merge_to_the_weights_bit_for_bit(run_of, succeed, checksums, tmp_path, name):
     output = run_of(name)
     before = checksums(output)
     source = ("--src_ckpt_dir", output / "checkpoint", "--src_ckpt_strategy", output / "strategy")
@@ -103,13 +103,13 @@ def test_reshards_to_another_layout_and_back(run_of, succeed, tmp_path, pair):
         "back",
     )
     succeed(TOOL, "--src_ckpt_dir", tmp_path / "other", *back, cwd=tmp_path)
-    assert_same_slices(tmp_path / "other", other / "checkpoint", cards=4)
-    assert_same_slices(tmp_path / "back", one / "checkpoint", cards=4)
+    assert_same_shards(tmp_path / "other", other / "checkpoint", ranks=4)
+    assert_same_shards(tmp_path / "back", one / "checkpoint", ranks=4)
 
 
 @pytest.mark.parametrize("name", [ONE, OTHER, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_what_one_card_of_a_stage_derives_is_what_the_others_hold(run_of, name):
-    """On which `test_sliced_layouts.py` rests."""
+    """On which `test_sharded_layouts.py` rests."""
     output, stages = run_of(name), LAYOUTS[name].get("pipeline_stage", 1)
     cards = sorted((output / "checkpoint").iterdir(), key=lambda folder: int(folder.name[5:]))
     others = [folder for number, folder in enumerate(cards) if number % (len(cards) // stages)]
@@ -122,7 +122,7 @@ def test_what_one_card_of_a_stage_derives_is_what_the_others_hold(run_of, name):
     assert len(set(strategies)) == stages
 
 
-def test_a_whole_checkpoint_is_cut_as_mindspore_cuts_it(run_of, succeed, tmp_path):
+def test_a_whole_checkpoint_is_sharded_as_mindspore_shards_it(run_of, succeed, tmp_path):
     output = run_of(ONE)
     succeed(TOOL, "--src_ckpt_dir", output / "checkpoint", "--dst_ckpt_dir", "merged", cwd=tmp_path)
     merged = tmp_path / "merged/rank_0/checkpoint_0.ckpt"
@@ -142,7 +142,7 @@ def test_a_whole_checkpoint_is_cut_as_mindspore_cuts_it(run_of, succeed, tmp_pat
         assert all(np.array_equal(ours.read(name), theirs.read(name)) for name in ours.entries)
 
 
-def test_a_model_loads_from_the_slices(run_of):
+def test_a_model_loads_from_the_shards(run_of):
     checkpoint = run_of(OTHER) / "checkpoint"
     weights = open_weights(checkpoint)
     model = model_class("GPT2LMHeadModel")(weights.config)
@@ -153,15 +153,15 @@ def test_a_model_loads_from_the_slices(run_of):
         assert np.array_equal(parameter.asnumpy(), whole(name, parameter.shape)), name
 
 
-def test_lora_merges_from_slices_as_from_one_file(run_of, succeed, tmp_path):
+def test_lora_merges_from_shards_as_from_one_file(run_of, succeed, tmp_path):
     output = run_of("LoRA", **LORA)
     succeed(TOOL, "--src_ckpt_dir", output / "checkpoint", "--dst_ckpt_dir", "merged", cwd=tmp_path)
     from_file = merge(tmp_path / "merged/rank_0/checkpoint_0.ckpt", tmp_path / "from_file")
     succeed(
         "tools/transform_ckpt_lora.py", "--src_ckpt_path_or_dir", output / "checkpoint", "--src_ckpt_strategy",
-        output / "strategy", "--dst_ckpt_dir", "from_slices", cwd=tmp_path,
+        output / "strategy", "--dst_ckpt_dir", "from_shards", cwd=tmp_path,
     )  # fmt: skip
-    one, other = CheckpointFile(from_file), CheckpointFile(tmp_path / "from_slices/rank_0/checkpoint_0.ckpt")
+    one, other = CheckpointFile(from_file), CheckpointFile(tmp_path / "from_shards/rank_0/checkpoint_0.ckpt")
     assert one.entries == other.entries
     assert all(np.array_equal(one.read(name), other.read(name)) for name in one.entries)
     linear = "backbone.blocks.1.output.mapping"
@@ -192,7 +192,7 @@ def test_broken_runs_are_refused_in_one_message_and_nothing_is_written(run_of, b
     assert "rank_3 of 4 missing" in refused()
     (tmp_path / "rank_3").rename(last)
     slice_ = last / "toy_rank_3-1_4.ckpt"
-    assert "is the slice of rank 3, one of 4, and no model by itself" in refused(source=slice_)
+    assert "is the shard of rank 3, one of 4, and no model by itself" in refused(source=slice_)
     slice_.rename(last / "toy_rank_3-1_2.ckpt")
     message = refused()
     assert "step 1_4 (epoch_step) is missing in rank_3; rank_3 has 1_2" in message
@@ -202,10 +202,10 @@ def test_broken_runs_are_refused_in_one_message_and_nothing_is_written(run_of, b
     for name, network in ((OTHER, {}), ("LoRA", LORA)):  # another layout, and another model in the same layout
         assert "are not of the same run" in refused("--src_ckpt_strategy", run_of(name, **network) / "strategy")
     of_lora = refused("--dst_ckpt_strategy", run_of("LoRA", **LORA) / "strategy")
-    assert "mindpet_delta_lora_a is in the strategy and not in the checkpoint" in of_lora
+    assert "mindpet_delta_lora_a is in the strategy but not in the checkpoint" in of_lora
     assert "no such strategy file or folder" in refused("--src_ckpt_strategy", tmp_path / "nowhere")
     assert "not a strategy file" in refused("--src_ckpt_strategy", slice_)
-    assert "which is only read" in refused("--dst_ckpt_dir", checkpoint / "merged")
+    assert "which is an input" in refused("--dst_ckpt_dir", checkpoint / "merged")
     content = slice_.read_bytes()
     slice_.write_bytes(content[: len(content) // 2])
     assert "not a whole MindSpore checkpoint" in refused()

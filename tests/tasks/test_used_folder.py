@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from mindgpt.checkpoints.run_folder import checkpoints_in
 from mindgpt.config.loader import load_config
 from mindgpt.io.locks import try_lock
-from mindgpt.models.run_folder import checkpoints_in
-from mindgpt.tasks.models import weights_path
+from mindgpt.tasks.weights_files import weights_path
 
 
 def steps_in(log):
@@ -120,5 +120,5 @@ def test_a_user_without_a_home_or_a_name_gets_texts(toy, trained, repo, tmp_path
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "what is compiled is not kept for the next run: this user has no home folder" in done.stdout
+    assert "compiled graphs are not cached for the next run: this user has no home folder" in done.stdout
     assert (tmp_path / "output" / "predictions.jsonl").read_text().startswith('{"prompt": "the quick"')

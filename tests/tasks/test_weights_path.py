@@ -6,7 +6,7 @@ import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
-from mindgpt.tasks.models import weights_path
+from mindgpt.tasks.weights_files import weights_path
 
 
 @pytest.fixture

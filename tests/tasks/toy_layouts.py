@@ -1,4 +1,4 @@
-"""A toy model in parallel layouts: its settings, what a card holds by hand, and cases that cover all combinations.
+"""A toy model in parallel layouts: its settings, the shards of a rank by hand, and cases that cover all combinations.
 
 Nothing here asks the code under test what it makes of a layout.
 """
@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
-from mindgpt.runtime.simulated_ascend import run_simulated
+from tests.programs import run_simulated
 
 REPO = Path(__file__).resolve().parents[2]
-PROGRAM = Path(__file__).with_name("compile_cards.py")
+PROGRAM = Path(__file__).with_name("compile_step.py")
 LAYERS, HIDDEN, HEADS, VOCAB, TOKENS, RANK, LABELS = 4, 256, 4, 512, 32, 8, 2
 SMALLEST_SHARDED = 64 * 1024  # bytes of a weight; MindSpore leaves what is smaller whole
 
@@ -86,8 +86,8 @@ def cards_of(case: Case) -> int:
     return case["dp"] * case["mp"] * case["pp"]
 
 
-def compile_as_card(folder: Path, settings: dict[str, Any], rank: int, cards: int) -> dict[str, Any]:
-    """What `compile_cards.py` tells."""
+def compile_as_rank(folder: Path, settings: dict[str, Any], rank: int, cards: int) -> dict[str, Any]:
+    """The facts that `compile_step.py` prints."""
     own = folder / f"card_{rank}"
     own.mkdir()
     (own / "run.yaml").write_text(yaml.safe_dump(settings))
@@ -108,7 +108,7 @@ def compile_as_card(folder: Path, settings: dict[str, Any], rank: int, cards: in
 
 
 def part_of_weights(case: Case, stage: int) -> dict[str, int]:
-    """The values of each weight that a card of a pipeline stage holds for its own, by the table in docs/parallel.md."""
+    """The number of values of each weight that a rank of a pipeline stage holds, by the table in docs/parallel.md."""
     blocks = range(stage * LAYERS // case["pp"], (stage + 1) * LAYERS // case["pp"])
     first, last = stage == 0, stage == case["pp"] - 1
     weights = {name: size for block in blocks for name, size in _of_block(case, f"backbone.blocks.{block}.")}
@@ -127,7 +127,7 @@ def part_of_weights(case: Case, stage: int) -> dict[str, int]:
 
 
 def _of_block(case: Case, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(name, (values, into how many parts model_parallel cuts them))"""
+    """(name, (number of values, number of shards by model_parallel))"""
     mp, wide = case["mp"], 4 * HIDDEN
     linears = {f"attention.dense{n}": (HIDDEN, HIDDEN, True) for n in (1, 2, 3)}
     linears |= {"attention.projection": (HIDDEN, HIDDEN, False), "output.mapping": (HIDDEN, wide, True)}
@@ -144,22 +144,22 @@ def _of_block(case: Case, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _sharded(case: Case, size: int, parts: int) -> int:
-    """Optimizer sharding shares a weight out over all cards of a stage that hold the same part of it."""
+    """Optimizer sharding divides a shard among all ranks of a stage that hold it."""
     holders = case["dp"] * case["mp"] // parts
     own = size // parts
     return own // holders if case["optimizer_shard"] and own * 4 >= SMALLEST_SHARDED else own
 
 
 def holders_of(case: Case, stage: int) -> dict[str, int]:
-    """How many cards of a stage hold the same part of each of its weights."""
+    """How many ranks of a stage hold the same shard of each of its weights."""
     whole = part_of_weights(case | {"dp": 1, "mp": 1, "optimizer_shard": False}, stage)
     parts = part_of_weights(case, stage)
     return {name: case["dp"] * case["mp"] * parts[name] // whole[name] for name in parts}
 
 
 def flops_of_step(case: Case, stage: int) -> tuple[int, int]:
-    """Of the matrix products of a step on a card of a stage: forward and twice that backward; and what may come on top
-    by recomputation (less, where the backward pass does not need a product's result again)."""
+    """Of the matrix products of a step on a rank of a stage: forward and twice that backward; and the most that
+    recomputation adds (less, where the backward pass does not need a product's result again)."""
     assert case["task"] != "LoRA", "frozen weights have fewer"
     times = case["pp"] if case["pp"] > 1 else case["accumulate"]  # one row a card, micro-batch and interleaved part
     times *= case["interleave"] if cards_of(case) > 1 else 1
@@ -175,7 +175,7 @@ def flops_of_step(case: Case, stage: int) -> tuple[int, int]:
 
 
 def masks_of_step(case: Case, stage: int) -> int:
-    """Operators that generate a dropout mask on a card of a stage: one for each dropout layer, recomputed or not.
+    """Operators that generate a dropout mask on a rank of a stage: one for each dropout layer, recomputed or not.
 
     Blocks are compiled once; what is before them once for each part of a step that is not a micro-batch of stages.
     """
@@ -185,7 +185,7 @@ def masks_of_step(case: Case, stage: int) -> int:
 
 
 def classes_of(case: Case) -> int:
-    """How many of the vocabulary's logits a card computes."""
+    """How many of the vocabulary's logits a rank computes."""
     return VOCAB if case["vocab_emb_dp"] else VOCAB // case["mp"]
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong around a run."""
+"""Failures around a run."""
 
 import contextlib
 import resource

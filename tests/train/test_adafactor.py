@@ -9,10 +9,10 @@ optimization = pytest.importorskip("transformers.optimization", reason="the orac
 import mindspore as ms  # noqa: E402
 from mindspore import Parameter, Tensor  # noqa: E402
 
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection  # noqa: E402
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection  # noqa: E402
 from mindgpt.train.optimizers import build_optimizer  # noqa: E402
 from mindgpt.train.optimizers.adafactor import AdaFactor  # noqa: E402
-from mindgpt.train.schedules import LearningRateTable, learning_rates, rates_of_run, relative_step_sizes  # noqa: E402
+from mindgpt.train.schedules import LearningRateTable, learning_rates, learning_rates_of_run, relative_step_sizes  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -35,7 +35,7 @@ def start_and_gradients(dtype=np.float32):
 def run_ours(start, gradients, dtype=ms.float32, **settings):
     """Yields the weights after every step, and the optimizer."""
     section = OptimizerSection(type="adafactor", **settings)
-    rates = rates_of_run(None if section.relative_step else SCHEDULE, section, STEPS)
+    rates = learning_rates_of_run(None if section.relative_step else SCHEDULE, section, STEPS)
     weights = [Parameter(Tensor(value, dtype), name=name) for name, value in start.items()]
     optimizer = build_optimizer(section, weights, LearningRateTable(rates))
     for gradient in gradients:
@@ -113,13 +113,13 @@ def test_follows_torch_step_for_step():
         assert_close(ours, reference, 1e-6)
 
 
-def test_small_matrices_may_keep_their_whole_second_moment():
+def test_small_matrices_may_have_a_full_second_moment():
     """Unfactored it is RMSProp with the decay 1 - t^-0.8: worked out by hand for the small matrix."""
     start, gradients = start_and_gradients()
     *_, (ours, optimizer) = run_ours(start, gradients, min_dim_size_to_factor=16, scale_parameter=False)
     assert [p.name for p in optimizer.row] == ["adafactor_row.c.weight"]
     assert [p.name for p in optimizer.second_moment] == [f"adafactor_v.{n}" for n in ("b.bias", "a.weight", "d.gamma")]
-    rates = rates_of_run(
+    rates = learning_rates_of_run(
         LRScheduleSection(type="linear", learning_rate=2e-2, warmup_steps=5), OptimizerSection(), STEPS
     )
     weight, second = start["a.weight"].astype(np.float64), 0.0

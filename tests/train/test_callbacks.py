@@ -9,9 +9,9 @@ import pytest
 from mindgpt.config.errors import UserError
 from mindgpt.train import callbacks
 from mindgpt.train.callbacks import LossMonitor, SkippedSteps, StepMeter
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 
-PROGRESS = Progress(epochs=2, steps_per_epoch=3)
+PROGRESS = RunProgress(epochs=2, steps_per_epoch=3)
 
 
 class Drive:
@@ -97,7 +97,7 @@ def test_a_resumed_run_continues_the_log(drive, tmp_path):
     assert (meter.steps, records[-1]["tokens_per_second"]) == (1, 20)
 
 
-def test_a_folder_that_cannot_be_made_is_found_out_before_training(drive, tmp_path):
+def test_an_uncreatable_folder_is_reported_before_training(drive, tmp_path):
     (tmp_path / "log").write_text("a file")
     with pytest.raises(UserError, match="log: a file of that name is in the way"):
         LossMonitor(StepMeter(PROGRESS, 1), tmp_path / "log" / "train.jsonl").on_train_begin(drive.context)
@@ -127,7 +127,7 @@ def test_durations(seconds, text):
 # ---- steps that were not finite --------------------------------------------------------------------------------------
 
 
-def test_only_skipped_steps_in_a_row_end_a_run(drive):
+def test_only_consecutive_skipped_steps_stop_a_run(drive):
     meter = StepMeter(PROGRESS, 1)
     guard = SkippedSteps(meter, most_in_a_row=2)
     for skipped in (True, False, True, False, True):

@@ -1,4 +1,4 @@
-"""When checkpoints are written, what is kept, and what a killed writer leaves behind."""
+"""When checkpoints are written, which are kept, and what a killed writer leaves behind."""
 
 import json
 import os
@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from mindgpt.config.callbacks import CheckpointMonitorSection
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.run_folder import Step as StepNumber
+from mindgpt.checkpoints.run_folder import by_step, checkpoints_in
+from mindgpt.checkpoints.weights import save_checkpoint
+from mindgpt.config.callback_sections import CheckpointMonitorSection
 from mindgpt.config.errors import UserError
 from mindgpt.io.processes import MACHINE
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.models.run_folder import Step as StepNumber
-from mindgpt.models.run_folder import by_step
-from mindgpt.models.weights import save_checkpoint
-from mindgpt.train import checkpoints
-from mindgpt.train.checkpoints import CheckpointMonitor, files_to_continue, last_checkpoint
-from mindgpt.train.progress import Progress
+from mindgpt.train import checkpoint_monitor
+from mindgpt.train.checkpoint_monitor import CheckpointMonitor, files_to_continue
+from mindgpt.train.progress import RunProgress
+from tests.last_checkpoint import last_checkpoint
 
 
 class Network(nn.Cell):
@@ -47,12 +48,12 @@ class Step(nn.Cell):
 def monitor(tmp_path):
     """A function that runs a training of 2 epochs of 5 steps under a monitor; it returns the names that are left."""
 
-    def run(steps=10, ended=True, rank=0, in_parts=False, begin=0, **settings):
+    def run(steps=10, ended=True, rank=0, is_sharded=False, begin=0, **settings):
         network = Network()
         section = CheckpointMonitorSection(prefix="x", **settings)
         config = GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=10, seq_length=4)
         callback = CheckpointMonitor(
-            section, Progress(2, 5), tmp_path / "output", network, config, rank, in_parts=in_parts
+            section, RunProgress(2, 5), tmp_path / "output", network, config, rank, is_sharded=is_sharded
         )
         state = SimpleNamespace(cur_step_num=begin, train_network=Step(network))
         context = SimpleNamespace(original_args=lambda: state)
@@ -71,11 +72,11 @@ def names(*numbers, rank=0):
     return sorted(f"x_rank_{rank}-{number}.ckpt" for number in numbers)
 
 
-def test_every_so_many_steps_and_at_the_end(monitor):
+def test_save_interval_and_last_step(monitor):
     assert monitor(save_checkpoint_steps=3, keep_checkpoint_max=0) == names("1_3", "2_1", "2_4", "2_5")
 
 
-def test_the_end_is_not_saved_twice_and_the_oldest_go(monitor, tmp_path):
+def test_the_last_step_is_saved_once_and_the_oldest_are_deleted(monitor, tmp_path):
     assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=3, save_trainable_params=True) == names(
         "2_1", "2_3", "2_5"
     )
@@ -85,10 +86,10 @@ def test_the_end_is_not_saved_twice_and_the_oldest_go(monitor, tmp_path):
         assert {file.name for file in folder.iterdir()} == kept | {"config.json", "meta.json"}
 
 
-def test_of_a_cut_model_the_last_whole_one_outlives_the_writing_of_the_next(monitor):
+def test_sharded_model_keeps_a_complete_checkpoint_while_the_next_is_written(monitor):
     """At any moment another card may have written one checkpoint less."""
-    assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=1, in_parts=True) == names("2_3", "2_5")
-    assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=0, rank=1, in_parts=True) == names(
+    assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=1, is_sharded=True) == names("2_3", "2_5")
+    assert monitor(save_checkpoint_steps=2, keep_checkpoint_max=0, rank=1, is_sharded=True) == names(
         "1_2", "1_4", "2_1", "2_3", "2_5", rank=1
     )
 
@@ -97,16 +98,16 @@ def test_steps_0_means_only_at_the_end(monitor):
     assert monitor(save_checkpoint_steps=0, rank=3) == names("2_5", rank=3)
 
 
-def test_by_the_clock(monitor, monkeypatch):
+def test_save_checkpoint_seconds(monitor, monkeypatch):
     clock = iter(range(0, 1000, 40))  # every look at it is 40 s later
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(checkpoint_monitor.time, "monotonic", lambda: next(clock))
     # Looks: at the start (0), then one a step; one more when saved. 100 s have passed at steps 3, 6 and 9.
     assert monitor(save_checkpoint_steps=0, save_checkpoint_seconds=100, keep_checkpoint_max=0, ended=False) == names(
         "1_3", "2_1", "2_4"
     )
 
 
-def test_what_is_in_them(monitor, tmp_path):
+def test_checkpoint_contents(monitor, tmp_path):
     monitor(save_checkpoint_steps=0, save_trainable_params=True)
 
     def read(folder, name):
@@ -128,7 +129,7 @@ def test_an_error_of_the_disk_leaves_the_last_one(monitor, tmp_path, monkeypatch
             raise UserError(f"Cannot write {path}: No space left on device.")
         save_checkpoint(path, values)
 
-    monkeypatch.setattr(checkpoints, "save_checkpoint", fails)
+    monkeypatch.setattr(checkpoint_monitor, "save_checkpoint", fails)
     with pytest.raises(UserError, match="No space left"):
         monitor(save_checkpoint_steps=2, keep_checkpoint_max=1)
     folder = tmp_path / "output" / "checkpoint" / "rank_0"
@@ -136,13 +137,12 @@ def test_an_error_of_the_disk_leaves_the_last_one(monitor, tmp_path, monkeypatch
     assert CheckpointFile(last_checkpoint(folder)).read("free").tolist() == [1.0, 2.0]
 
 
-def test_the_last_is_the_last_by_number(tmp_path):
+def test_the_newest_checkpoint_is_the_highest_step(tmp_path):
     others = ("note-99_1.txt", "model.ckpt", ".a-99_9.ckpt.tmp-1-2")
     for name in ("a-2_9.ckpt", "a-2_10.ckpt", "a-10_1.ckpt", "z-1_1.ckpt", *others):
         (tmp_path / name).write_text("")
     assert last_checkpoint(tmp_path).name == "a-10_1.ckpt"
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        last_checkpoint(tmp_path / "none")
+    assert checkpoints_in(tmp_path / "none") == []
 
 
 # ---- kill -9 ---------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_the_last_is_the_last_by_number(tmp_path):
 _KILLED_HALF_WAY = """
 import os, sys
 import numpy as np
-from mindgpt.models.checkpoint_file import write_checkpoint
+from mindgpt.checkpoints.mindspore_format import write_checkpoint
 def items():
     yield "free", np.zeros(100_000, np.float32)
     os.kill(os.getpid(), 9)
@@ -158,7 +158,7 @@ write_checkpoint(sys.argv[1], items())
 """
 
 
-def test_the_next_writer_sweeps_what_a_killed_one_left(repo, tmp_path):
+def test_the_next_writer_removes_leftovers_of_a_killed_one(repo, tmp_path):
     path = tmp_path / "x-1_1.ckpt"
     save_checkpoint(path, {"free": np.ones(3, np.float32)})
     for target in (path, tmp_path / "x-1_10.ckpt"):
@@ -200,14 +200,14 @@ def test_a_shorter_run_in_a_used_folder_replaces_nothing_and_is_the_newest(monit
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"last_ckpt_file": 3}', '{"last_ckpt_file": "gone.ckpt"}'])
-def test_without_a_usable_note_all_checkpoints_count_as_of_one_run(tmp_path, content):
+def test_without_a_usable_meta_json_all_checkpoints_count_as_one_run(tmp_path, content):
     for name in ("x_rank_0-2_1.ckpt", "x_rank_0-10_1.ckpt"):
         (tmp_path / name).write_text("")
     (tmp_path / "meta.json").write_text(content)
     assert last_checkpoint(tmp_path).name == "x_rank_0-10_1.ckpt"
 
 
-def test_mindformers_note_is_obeyed(tmp_path):
+def test_mindformers_meta_json_is_read(tmp_path):
     """It holds the last checkpoint alone, maybe with its path on another machine."""
     for name in ("x_rank_0-2_1.ckpt", "x_rank_0-10_1.ckpt"):
         (tmp_path / name).write_text("")
@@ -216,7 +216,7 @@ def test_mindformers_note_is_obeyed(tmp_path):
     assert last_checkpoint(tmp_path).name == "x_rank_0-2_1.ckpt"
 
 
-def test_a_resumed_run_goes_on_under_its_names_and_deletes_its_own_alone(monitor, tmp_path):
+def test_a_resumed_run_keeps_its_names_and_deletes_only_its_own(monitor, tmp_path):
     folder = tmp_path / "output" / "checkpoint" / "rank_0"
     monitor(save_checkpoint_steps=5)
     monitor(steps=4, ended=False, save_checkpoint_steps=2, keep_checkpoint_max=2)

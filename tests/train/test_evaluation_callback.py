@@ -1,4 +1,4 @@
-"""Evaluation during training: when, what is the best, what is kept of it, and when the run ends."""
+"""Evaluation during training: its steps, the best score and weights, early stopping."""
 
 import json
 import math
@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from mindgpt.config.callbacks import CheckpointMonitorSection, EvalCallBackSection
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.config.callback_sections import CheckpointMonitorSection, EvalCallBackSection
 from mindgpt.config.errors import UserError
-from mindgpt.models.checkpoint_file import CheckpointFile
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
-from mindgpt.train.best import BestCheckpoint, judged_by
-from mindgpt.train.checkpoints import CheckpointMonitor, last_checkpoint
+from mindgpt.train.best import BestCheckpoint, deciding_metric
+from mindgpt.train.checkpoint_monitor import CheckpointMonitor
 from mindgpt.train.evaluation_callback import EvaluationCallback
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
+from tests.last_checkpoint import last_checkpoint
 
 CONFIG = GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=10, seq_length=4)
 
@@ -50,7 +51,7 @@ def scripted(tmp_path):
     """A callback that evaluates every step, from 0 on, to the given scores; and a run of as many steps."""
 
     def make(scores, log="eval.jsonl", keep=None, **section):
-        progress = Progress(1, len(scores) - 1)
+        progress = RunProgress(1, len(scores) - 1)
         script = iter(scores)
         section = EvalCallBackSection(eval_steps=1, **section)
         callback = EvaluationCallback(
@@ -68,11 +69,11 @@ def scripted(tmp_path):
     ("every_steps", "every_epochs", "steps"),
     [(-1, 1, [0, 3, 6]), (2, -1, [0, 2, 4, 6]), (4, -1, [0, 4, 6]), (2, 1, [0, 2, 3, 4, 6]), (-1, 5, [0, 6])],
 )
-def test_when_it_is_evaluated(tmp_path, capsys, every_steps, every_epochs, steps):
+def test_evaluation_steps(tmp_path, capsys, every_steps, every_epochs, steps):
     (tmp_path / "eval.jsonl").write_text("of an earlier run\n")
     section = EvalCallBackSection(eval_steps=every_steps, eval_epochs=every_epochs)
     callback = EvaluationCallback(
-        lambda: {"loss": run.state.cur_step_num + 0.5}, section, Progress(2, 3), tmp_path / "eval.jsonl"
+        lambda: {"loss": run.state.cur_step_num + 0.5}, section, RunProgress(2, 3), tmp_path / "eval.jsonl"
     )
     run = Run(callback, callback.progress)
     run.to_the_end()
@@ -86,7 +87,7 @@ def test_when_it_is_evaluated(tmp_path, capsys, every_steps, every_epochs, steps
     assert len(lines) == len(steps)
 
 
-def test_a_folder_that_cannot_be_made_is_found_out_before_training(scripted, tmp_path):
+def test_an_uncreatable_folder_is_reported_before_training(scripted, tmp_path):
     (tmp_path / "log").write_text("a file")
     _, run = scripted([1.0, 1.0], log="log/eval.jsonl")
     with pytest.raises(UserError, match="log: a file of that name is in the way"):
@@ -114,7 +115,7 @@ NAN = math.nan
         ([0.5, 0.6, 0.6, 0.4, 1], {"early_stop_patience": 2, "metric": "PPL", "greater_is_better": True}, 3, (0.6, 1)),
     ],
 )
-def test_where_it_stops_and_what_was_the_best(scripted, capsys, scores, settings, stopped_at, best):
+def test_early_stopping_and_best_score(scripted, capsys, scores, settings, stopped_at, best):
     callback, run = scripted(scores, **settings)
     assert run.to_the_end() == stopped_at
     assert (callback.best.score, callback.best.step) == best
@@ -123,7 +124,7 @@ def test_where_it_stops_and_what_was_the_best(scripted, capsys, scores, settings
     assert f"stopped early after step {stopped_at}: PPL was not better" in capsys.readouterr().out or not early
 
 
-def test_the_line_says_why(scripted, capsys):
+def test_early_stopping_message(scripted, capsys):
     _, run = scripted([9, 8, 8.5, 8.5, 7], early_stop_patience=2, min_delta=0.25)
     run.to_the_end()
     assert capsys.readouterr().out.splitlines()[-1] == (
@@ -139,14 +140,14 @@ def test_a_score_that_is_not_finite_is_null_in_the_log(scripted, tmp_path):
 
 
 def test_which_metric_decides():
-    assert judged_by({"loss": 1.0, "PPL": 2.0}) == ("PPL", False)
-    assert judged_by({"loss": 1.0, "ACC": 0.5, "F1": 0.5}) == ("ACC", True)
-    assert judged_by({"loss": 1.0, "ACC": 0.5}, "loss") == ("loss", False)
-    assert judged_by({"bleu": 1.0}, "bleu", True) == ("bleu", True)
+    assert deciding_metric({"loss": 1.0, "PPL": 2.0}) == ("PPL", False)
+    assert deciding_metric({"loss": 1.0, "ACC": 0.5, "F1": 0.5}) == ("ACC", True)
+    assert deciding_metric({"loss": 1.0, "ACC": 0.5}, "loss") == ("loss", False)
+    assert deciding_metric({"bleu": 1.0}, "bleu", True) == ("bleu", True)
     with pytest.raises(UserError, match="metric: 'ACC' is not evaluated here; there are: loss, PPL"):
-        judged_by({"loss": 1.0, "PPL": 2.0}, "ACC")
+        deciding_metric({"loss": 1.0, "PPL": 2.0}, "ACC")
     with pytest.raises(UserError, match="greater_is_better: say True or False, and metric: bleu"):
-        judged_by({"bleu": 1.0})
+        deciding_metric({"bleu": 1.0})
 
 
 # ---- resuming --------------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def test_which_metric_decides():
 
 @pytest.mark.parametrize("killed_after", range(1, 6))
 @pytest.mark.parametrize("evaluated", [True, False], ids=["evaluated", "killed before its evaluation"])
-def test_a_resumed_run_stops_where_the_unbroken_one_does(scripted, tmp_path, killed_after, evaluated):
+def test_a_resumed_run_stops_where_an_uninterrupted_one_does(scripted, tmp_path, killed_after, evaluated):
     """Interrupted after each step, with the state as it was before or after the evaluation of that step."""
     scores = [9, 8, 8.1, 7, 7.5, 7.2, 6.9, 7, 7, 7, 5]
     settings = {"early_stop_patience": 3, "min_delta": 0.2}
@@ -208,7 +209,7 @@ class Network(nn.Cell):
 
 def test_the_weights_of_the_best_step_are_kept_beside_the_others(scripted, tmp_path):
     """Checkpoints every step, one of them kept: the best is none of their business, nor they its."""
-    network, progress = Network(), Progress(1, 5)
+    network, progress = Network(), RunProgress(1, 5)
     other = tmp_path / "checkpoint_best" / "rank_0" / "x_rank_0-7_9.ckpt"  # the best of an earlier run: not ours
     other.parent.mkdir(parents=True)
     other.write_text("old")
@@ -240,12 +241,12 @@ def test_the_weights_of_the_best_step_are_kept_beside_the_others(scripted, tmp_p
     assert GPT2Config.from_pretrained(other.parent) == CONFIG
 
 
-def test_a_resumed_run_replaces_its_own_best_alone(scripted, tmp_path):
-    keep = BestCheckpoint(tmp_path, "x", Progress(1, 2), Network(), CONFIG)
+def test_a_resumed_run_replaces_only_its_own_best(scripted, tmp_path):
+    keep = BestCheckpoint(tmp_path, "x", RunProgress(1, 2), Network(), CONFIG)
     keep.save(1)
     other = keep.folder / "y_rank_0-1_1.ckpt"
     other.write_text("of another run")
-    again = BestCheckpoint(tmp_path, "x", Progress(1, 2), Network(), CONFIG)
+    again = BestCheckpoint(tmp_path, "x", RunProgress(1, 2), Network(), CONFIG)
     callback, run = scripted([9, 8, 7], keep=again)
     callback.restore({"last_step": 1, "score": 8, "step": 1, "reference": 8, "waited": 0})
     run.state.cur_step_num = 1
@@ -257,7 +258,7 @@ def test_a_resumed_run_replaces_its_own_best_alone(scripted, tmp_path):
 def test_a_disk_that_is_full_leaves_the_last_best(tmp_path, monkeypatch):
     from mindgpt.train import best
 
-    keep = BestCheckpoint(tmp_path, "x", Progress(1, 5), Network(), CONFIG)
+    keep = BestCheckpoint(tmp_path, "x", RunProgress(1, 5), Network(), CONFIG)
     keep.save(1)
 
     def full(path, values):

@@ -1,4 +1,4 @@
-"""Compiled graphs kept between runs: a later run computes bit for bit the same, never with another network's graph."""
+"""The graph cache: a later run computes bit for bit the same, and never with another network's graph."""
 
 import gzip
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.runtime import graph_cache
 from mindgpt.runtime.graph_fingerprint import fingerprint
 from mindgpt.train.optimizers import AdamW
@@ -21,8 +21,8 @@ PROGRAM = """
 import sys, zlib
 import numpy as np, mindspore as ms
 from mindgpt import GPT2Config, GPT2LMHeadModel
-from mindgpt.config.execution import ContextSection
-from mindgpt.config.training import ScaleSenseSection
+from mindgpt.config.execution_sections import ContextSection
+from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.runtime.device import prepare_device
 from mindgpt.train.optimizers import AdamW
 from mindgpt.train.schedules import LearningRateTable
@@ -112,7 +112,7 @@ def test_equal_networks_have_equal_digests_whatever_their_weights():
     ],
     ids=str,
 )
-def test_whatever_a_graph_follows_from_changes_its_digest(change):
+def test_everything_that_determines_a_graph_changes_its_digest(change):
     assert digest(**change) not in (digest(), None)
 
 
@@ -122,7 +122,7 @@ def test_settings_of_mindspore_change_the_digest(monkeypatch):
     assert digest() != before
 
 
-def test_what_a_person_wrote_is_not_kept():
+def test_a_users_own_cells_are_not_cached():
     """Its source may be another next time, and nobody would know."""
 
     class Own(ms.nn.Cell):
@@ -150,5 +150,5 @@ def test_two_processes_do_not_exchange_graphs_through_one_folder(tmp_path, monke
         assert folder is not None
         with graph_cache._exchange_folder() as other:  # an open file of its own, as another process has
             assert other is None
-        graph_cache._put_for_reading(folder, b"graph")
+        graph_cache._provide(folder, b"graph")
     assert not list(folder.glob("*.mindir"))

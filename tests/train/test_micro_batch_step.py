@@ -1,4 +1,4 @@
-"""Parts of a batch one after another: what a cut model computes of them, without cutting it."""
+"""Interleaved parts of a batch: the loss and gradients of a sharded model, computed without sharding."""
 
 import mindspore as ms
 import numpy as np

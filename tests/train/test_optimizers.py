@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch", reason="the oracle is torch.optim")
 import mindspore as ms  # noqa: E402
 from mindspore import Parameter, Tensor, nn  # noqa: E402
 
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection  # noqa: E402
-from mindgpt.config.training import ScaleSenseSection  # noqa: E402
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection  # noqa: E402
+from mindgpt.config.training_sections import ScaleSenseSection  # noqa: E402
 from mindgpt.train.optimizers import build_optimizer, decay_groups, state_line  # noqa: E402
 from mindgpt.train.optimizers.state import state_bytes  # noqa: E402
 from mindgpt.train.schedules import LearningRateTable, learning_rates  # noqa: E402
@@ -170,7 +170,7 @@ def test_states_are_named_as_mindformers_names_them():
     assert optimizer.global_step.asnumpy() == STEPS
 
 
-def test_decay_groups_are_told():
+def test_decay_groups_line():
     parameters = [Parameter(Tensor(np.zeros(shape, np.float32)), name=name) for name, shape in SHAPES.items()]
     line = decay_groups(parameters, 0.1)
     assert line == "weight decay 0.1 on 2 matrices (47 values), none on 2 biases and layer norms (11 values)"
@@ -196,7 +196,7 @@ def test_decay_groups_are_told():
     ],
     ids=str,
 )
-def test_state_bytes_are_told(settings, state, line):
+def test_state_bytes_line(settings, state, line):
     weights = [Parameter(Tensor(np.zeros(shape, np.float16)), name=str(shape)) for shape in ((40, 50), (10,))]
     optimizer = build_optimizer(OptimizerSection(**settings), weights, LearningRateTable(np.ones(1)))
     counter_of_steps = 4

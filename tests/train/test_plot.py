@@ -1,4 +1,4 @@
-"""The picture of a run: what is drawn where, read back from the figure, and every kind of log it has to live with."""
+"""Plots of runs: what is drawn where, read back from the figure, for every kind of log."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.train import plot
-from mindgpt.train.plot import draw, plot_or_say_why_not, plot_runs, read_run, smoothed
+from mindgpt.train.plot import draw, plot_finished_run, plot_runs, read_run, smoothed
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib (the plot extra) is not installed")
 
@@ -38,7 +38,7 @@ def lines_of(panel):
     return {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in panel.get_lines()}
 
 
-def test_the_smoothed_line_is_the_mean_of_the_neighbours():
+def test_smoothing_is_a_centred_moving_average():
     values = np.array([1.0, 3.0, np.nan, 7.0, 9.0, 20.0])
     # Index 1 reaches 1 to either side; 2 and 3 reach 2, over the one that is absent; 5, the last, reaches nowhere.
     expected = [1, (1 + 3) / 2, (1 + 3 + 7 + 9) / 4, (3 + 7 + 9 + 20) / 4, (7 + 9 + 20) / 3, 20]
@@ -49,7 +49,7 @@ def test_the_smoothed_line_is_the_mean_of_the_neighbours():
     np.testing.assert_allclose(smoothed(many, 7), slow, atol=1e-12)
 
 
-def test_what_is_drawn_is_what_the_logs_say(run_of):
+def test_plot_shows_the_logged_values(run_of):
     folder = run_of([4.0, None, 3.0, 2.5], {0: {"loss": 4.5, "PPL": 90.0}, 4: {"loss": 2.0, "PPL": None}})
     figure = draw([read_run(folder)])
     loss, rate, norm = figure.axes
@@ -83,7 +83,7 @@ def test_the_scores_of_one_run_share_a_panel_and_those_of_several_do_not(run_of)
     assert [line.get_ydata().tolist() for line in figure.axes[2].get_lines()] == [[0.25, 0.5]] * 2
 
 
-def test_runs_over_one_another(run_of):
+def test_several_runs_in_one_plot(run_of):
     runs = [read_run(run_of([3.0, 2.0], {2: {"loss": 2.5}}, "a")), read_run(run_of([3.0, 2.5, 1.0], name="b"))]
     figure = draw(runs)
     drawn = lines_of(figure.axes[0])
@@ -103,7 +103,7 @@ def test_every_log_can_be_drawn(run_of, losses, tail):
     assert content.endswith(b"IEND\xaeB`\x82")
 
 
-def test_what_cannot_be_drawn_is_said(run_of, tmp_path, monkeypatch):
+def test_plot_errors_are_explained(run_of, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no such folder"):
         plot_runs([tmp_path / "none"], tmp_path / "x.png")
     with pytest.raises(UserError, match="has no log/train.jsonl; name the output folder of a training run"):
@@ -111,18 +111,18 @@ def test_what_cannot_be_drawn_is_said(run_of, tmp_path, monkeypatch):
     empty = run_of([], name="empty")
     with pytest.raises(UserError, match="holds no step yet"):
         plot_runs([empty], tmp_path / "x.png")
-    assert plot_or_say_why_not(empty, tmp_path / "x.png").startswith("could not be drawn (")
+    assert plot_finished_run(empty, tmp_path / "x.png").startswith("could not be drawn (")
     monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'drawing needs matplotlib: pip install "mindgpt\[plot\]"'):
         plot_runs([run_of([1.0])], tmp_path / "x.png")
-    told = plot_or_say_why_not(tmp_path / "o", tmp_path / "x.png")
+    told = plot_finished_run(tmp_path / "o", tmp_path / "x.png")
     assert told.startswith("needs matplotlib: ")
     assert told.endswith(f", then python tools/plot_run.py {tmp_path / 'o'}")
     assert not (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize("name", ["实验/输出", "a$b$c_{", "caf\udce9\n", "первый", "_ё😀"])
-def test_any_name_of_a_run_is_drawn_without_a_warning(run_of, tmp_path, name, recwarn, caplog, capfd):
+def test_any_run_name_is_drawn_without_warnings(run_of, tmp_path, name, recwarn, caplog, capfd):
     folder = tmp_path / name
     shutil.copytree(run_of([3.0, 2.0]), folder)
     other = shutil.copytree(folder, tmp_path / "b")

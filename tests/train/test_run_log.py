@@ -1,4 +1,4 @@
-"""The logs of a run: whole lines, whatever happened to the run."""
+"""The logs of a run hold whole lines, whatever happens to the run."""
 
 import json
 

@@ -1,11 +1,11 @@
-"""Learning-rate schedules against transformers' and against values worked out by hand."""
+"""Learning-rate schedules against transformers' and against values computed by hand."""
 
 import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection
-from mindgpt.train.schedules import learning_rates, rates_line, rates_of_run
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection
+from mindgpt.train.schedules import learning_rates, learning_rates_of_run, schedule_line
 
 
 def rates(steps=100, **settings):
@@ -66,7 +66,7 @@ def test_equal_to_transformers(settings, name, arguments):
     np.testing.assert_allclose(rates(**settings), expected, rtol=1e-9, atol=1e-15)
 
 
-def test_noam_is_its_formula():
+def test_noam_formula():
     """Vaswani et al. 2017, section 5.3; the peaks are those of GPT-3 fine-tuning in ModelScope."""
     values = learning_rates(LRScheduleSection(type="noam", learning_rate=3e-4, warmup_steps=100), 1000)
     expected = [3e-4 * min(n**-0.5, n * 100**-1.5) for n in range(1, 1001)]
@@ -99,16 +99,16 @@ def test_noam_without_a_step_of_warm_up_is_refused():
         rates(type="noam", warmup_ratio=0.001)
 
 
-def test_the_rate_is_the_optimizers_where_it_chooses_it():
+def test_relative_step_replaces_the_schedule():
     relative = OptimizerSection(type="adafactor", relative_step=True, warmup_init=True)
     expected = [1e-6 * t for t in range(1, 101)]
-    np.testing.assert_allclose(rates_of_run(None, relative, 100), expected, rtol=1e-12)
+    np.testing.assert_allclose(learning_rates_of_run(None, relative, 100), expected, rtol=1e-12)
     schedule = LRScheduleSection(learning_rate=2e-3, type="linear")
-    np.testing.assert_array_equal(rates_of_run(schedule, OptimizerSection(), 100), rates(type="linear"))
-    assert rates_line(None, np.array([1e-6, 2e-6])) == (
+    np.testing.assert_array_equal(learning_rates_of_run(schedule, OptimizerSection(), 100), rates(type="linear"))
+    assert schedule_line(None, np.array([1e-6, 2e-6])) == (
         "learning rate: AdaFactor's relative step, highest 2e-06 at step 2, 2e-06 at the end"
     )
-    assert rates_line(schedule, np.array([2e-3, 1e-3])) == (
+    assert schedule_line(schedule, np.array([2e-3, 1e-3])) == (
         "learning rate: linear, highest 0.002 at step 1, 0.001 at the end"
     )
 
@@ -126,31 +126,31 @@ def test_warm_up_starts_at_its_initial_rate():
     np.testing.assert_allclose(values[:5], [1e-3, 1.25e-3, 1.5e-3, 1.75e-3, 2e-3])
 
 
-def test_the_rate_stays_after_total_steps():
+def test_the_learning_rate_is_constant_after_total_steps():
     values = rates(type="polynomial", total_steps=20, lr_end=1e-4)
     np.testing.assert_allclose(values[20:], 1e-4)
     assert values[19] > 1e-4
 
 
 @pytest.mark.parametrize("kind", ["cosine", "polynomial", "constant_with_cooldown"])
-def test_a_warm_up_longer_than_the_run_rises_to_its_end_and_is_said(kind):
+def test_a_warm_up_longer_than_the_run_is_reported(kind):
     schedule = LRScheduleSection(type=kind, learning_rate=2e-3, warmup_steps=50)
     values = learning_rates(schedule, 20)
     np.testing.assert_allclose(values, 2e-3 * np.arange(20) / 50, rtol=1e-12)
-    line, warning = rates_line(schedule, values).splitlines()
+    line, warning = schedule_line(schedule, values).splitlines()
     assert line == f"learning rate: {kind}, highest 0.00076 at step 20, 0.00076 at the end"
     assert warning.startswith("warning: lr_schedule.warmup_steps is 50, and the run has 20 steps: the learning rate")
     assert "never reaches its top, 0.002." in warning
-    assert "warning" not in rates_line(schedule, learning_rates(schedule, 50))
+    assert "warning" not in schedule_line(schedule, learning_rates(schedule, 50))
 
 
-def test_total_steps_shorter_than_the_warm_up_are_said():
+def test_total_steps_shorter_than_the_warm_up_are_reported():
     schedule = LRScheduleSection(type="linear", learning_rate=2e-3, warmup_steps=11, total_steps=10)
     values = learning_rates(schedule, 30)
     np.testing.assert_allclose(values, 2e-3 * np.minimum(np.arange(30), 10) / 11, rtol=1e-12)
-    assert "warmup_steps is 11, and lr_schedule.total_steps gives it 10 steps" in rates_line(schedule, values)
+    assert "warmup_steps is 11, and lr_schedule.total_steps gives it 10 steps" in schedule_line(schedule, values)
 
 
-def test_a_noam_that_never_gets_to_the_top_names_its_own():
+def test_noam_that_never_peaks_reports_its_own_peak():
     schedule = LRScheduleSection(type="noam", learning_rate=1.0, warmup_steps=100)
-    assert "never reaches its top, 0.1." in rates_line(schedule, learning_rates(schedule, 20))
+    assert "never reaches its top, 0.1." in schedule_line(schedule, learning_rates(schedule, 20))

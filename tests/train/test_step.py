@@ -10,8 +10,8 @@ import mindspore as ms  # noqa: E402
 from mindspore import Parameter, Tensor, nn  # noqa: E402
 
 from mindgpt import GPT2LMHeadModel  # noqa: E402
-from mindgpt.config.optimization import LRScheduleSection, OptimizerSection  # noqa: E402
-from mindgpt.config.training import ScaleSenseSection  # noqa: E402
+from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection  # noqa: E402
+from mindgpt.config.training_sections import ScaleSenseSection  # noqa: E402
 from mindgpt.train.optimizers import build_optimizer  # noqa: E402
 from mindgpt.train.schedules import LearningRateTable, learning_rates  # noqa: E402
 from mindgpt.train.step import AccumulatingTrainStep, TrainStep  # noqa: E402

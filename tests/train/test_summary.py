@@ -8,7 +8,7 @@ import pytest
 from mindgpt.config.errors import UserError
 from mindgpt.train import summary
 from mindgpt.train.callbacks import StepMeter
-from mindgpt.train.progress import Progress
+from mindgpt.train.progress import RunProgress
 from mindgpt.train.summary import SummaryMonitor, check_tensorboard
 
 needs_tensorboard = pytest.mark.skipif(
@@ -26,14 +26,14 @@ def scalars(folder):
 
 
 def run(folder, steps, first=0, every=1, **evaluations):
-    meter = StepMeter(Progress(1, 10), 1)
+    meter = StepMeter(RunProgress(1, 10), 1)
     monitor = SummaryMonitor(meter, folder, every)
     monitor.on_train_begin(SimpleNamespace(original_args=lambda: SimpleNamespace(cur_step_num=first)))
     for step, values in steps.items():
         meter.record = {"step": step, **dict.fromkeys(summary.TRAIN_SCALARS, 1.0), **values}
         monitor.on_train_step_end(None)
         if name := evaluations.get(f"after_{step}"):
-            monitor.evaluated(step, name)
+            monitor.on_evaluation_end(step, name)
     monitor.close()
 
 
@@ -51,7 +51,7 @@ def test_steps_and_evaluations(tmp_path):
 
 
 @needs_tensorboard
-def test_every_so_many_steps(tmp_path):
+def test_summary_interval(tmp_path):
     run(tmp_path, {step: {"loss": step} for step in range(1, 8)}, every=3)
     assert scalars(tmp_path)["train/loss"] == [(3, 3), (6, 6)]
 
@@ -68,7 +68,7 @@ def test_a_resumed_run_takes_the_place_of_the_steps_it_repeats_and_a_new_one_of_
     assert scalars(tmp_path)["train/loss"] == [(1, 3)]
 
 
-def test_without_the_package_the_way_out_is_said(monkeypatch):
+def test_missing_tensorboard_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(summary.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'SummaryMonitor needs the package tensorboard.*pip install "mindgpt\[tensorb'):
         check_tensorboard()

@@ -1,4 +1,4 @@
-"""Instruction data (.json, .jsonl, .csv, .tsv) to MindRecord rows with labels, in which the prompt does not count.
+"""Instruction data (.json, .jsonl, .csv, .tsv) to MindRecord rows whose labels mask the prompt.
 
     python tools/dataset_preprocess/instruction_to_mindrecord.py \
         --input_file alpaca_data.json --output_file alpaca.mindrecord --max_length 1025 --tokenizer_type <dir>
@@ -10,15 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import use_cores
-from mindgpt.data.instruction_rows import Summary, write_examples
+from mindgpt.data.instruction_rows import ExamplesSummary, write_examples
 from mindgpt.data.instructions import FORMATS, TEMPLATES, ExampleReader, format_with_keys, read_templates
 from mindgpt.data.records import RECORD_SUFFIXES, BadRecords, refuse_with_hint
 from mindgpt.data.text import input_files
@@ -30,7 +28,7 @@ from mindgpt.data.tool_arguments import (
     tokenizer_folder,
     warn,
 )
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import load_tokenizer
 
 _MUCH_PADDING = 0.5
 
@@ -39,8 +37,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     formats = "; ".join(f"{name}: {layout.keys}" for name, layout in FORMATS.items())
     parser = CheckedParser(
         description="Instruction data to MindRecord. An example is a prompt, its response and <|endoftext|>; labels "
-        "are -100 at the prompt and at padding, so that only the response and its end are learnt. A row of src_tgt "
-        "without tgt_txt is learnt as a whole."
+        "are -100 at the prompt and at padding, so that only the response and its end are learned. A row of src_tgt "
+        "without tgt_txt is learned as a whole."
     )
     parser.add_argument(
         "--input_file",
@@ -51,7 +49,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         ".json: a list of objects, or one a line; .csv and .tsv: with a header, quotes round cells that need them",
     )
     add_output_arguments(parser, row="row", max_length=1025)
-    parser.add_argument("--format", choices=FORMATS, help=f"the keys (default: told by the first record). {formats}")
+    parser.add_argument("--format", choices=FORMATS, help=f"the keys (default: by the first record). {formats}")
     parser.add_argument("--prompt_key", metavar="KEY", help="key or column of the prompt or instruction, if another")
     parser.add_argument("--response_key", metavar="KEY", help="that of the response")
     parser.add_argument(
@@ -69,7 +67,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--too_long",
         choices=["truncate", "drop"],
         default="truncate",
-        help="an example of more than max_length tokens has the end of its response cut off, without <|endoftext|> "
+        help="an example of more than max_length tokens has the end of its response truncated, without <|endoftext|> "
         "(default), or is dropped. One whose prompt fills the row is dropped in either case",
     )
     parser.add_argument(
@@ -94,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     with counted_in_errors(bad):
         summary = write_examples(
             examples,
-            GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+            load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
             arguments.output_file,
             max_length=arguments.max_length,
             pack=arguments.pack,
@@ -105,14 +103,14 @@ def main(argv: list[str] | None = None) -> None:
     warn_of_losses(summary, examples, bad)
     print(summary)
     if summary.padding > _MUCH_PADDING and not arguments.pack:
-        print("much of this is padding, which costs as much time as text: --pack puts several examples in a row")
+        print("much of this is padding, which costs as much time as text: --pack puts several examples into a row")
 
 
-def warn_of_losses(summary: Summary, examples: ExampleReader, bad: BadRecords | None) -> None:
-    """One line for everything that was read and is not learnt."""
+def warn_of_losses(summary: ExamplesSummary, examples: ExampleReader, bad: BadRecords | None) -> None:
+    """One line for everything that was read and is not learned."""
     length = summary.row_length
     if summary.truncated:
-        warn(f"{summary.truncated} example(s) of more than {length} tokens: the end of the response is cut")
+        warn(f"{summary.truncated} example(s) of more than {length} tokens: the end of the response is truncated")
     if summary.dropped:
         warn(f"{summary.dropped} example(s) dropped as too long for {length} tokens")
     if examples.empty.count:
@@ -120,7 +118,7 @@ def warn_of_losses(summary: Summary, examples: ExampleReader, bad: BadRecords | 
     if bad and bad.count:
         warn(bad)
     if examples.unused:
-        warn(f"keys without use: {', '.join(sorted(map(repr, examples.unused)))}")
+        warn(f"unused keys: {', '.join(sorted(map(repr, examples.unused)))}")
 
 
 if __name__ == "__main__":

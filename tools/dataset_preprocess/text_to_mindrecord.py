@@ -11,21 +11,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
 from mindgpt.data.tool_arguments import TextFiles, add_output_arguments, add_text_arguments, tokenizer_folder
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import load_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
-        description="Text to MindRecord. Each document gets <|endoftext|> behind it; all are packed into blocks of one "
+        description="Text to MindRecord. <|endoftext|> follows each document; all are packed into blocks of one "
         "length; the last block is padded (attention_mask 0)."
     )
     add_text_arguments(parser)
@@ -53,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     texts = TextFiles(arguments)
     summary = write_blocks(
         texts.pieces(arguments.document_per),
-        GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+        load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
         arguments.output_file,
         max_length=arguments.max_length,
         recipe="text",

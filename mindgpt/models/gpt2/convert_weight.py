@@ -3,260 +3,27 @@
     python mindgpt/models/gpt2/convert_weight.py --layers 12 --torch_path gpt2-hf/ --mindspore_path gpt2.ckpt
     python mindgpt/models/gpt2/convert_weight.py --reversed --mindspore_path gpt2.ckpt --torch_path gpt2-hf/
 
-Everything is checked before the first byte is written. The file of weights appears under its name only when it is
-whole, and then replaces an earlier one, as MindFormers did. float32 weights come through bit for bit.
+`mindgpt/checkpoints/conversion.py` does the work; the program lies where MindFormers has it.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 if not __package__:  # run as a script: import from this checkout, and not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
-    end_on_interrupt_while_loading()
-
-import numpy as np
-from tqdm import tqdm
-
+from mindgpt.checkpoints.conversion import convert_to_hugging_face, convert_to_mindspore
 from mindgpt.config.arguments import CheckedParser, file_argument, path_argument
-from mindgpt.config.errors import UserError, run_program
-from mindgpt.data.files import atomic_write, make_folder, open_to_read
-from mindgpt.models.checkpoint_file import write_checkpoint
-from mindgpt.models.gpt2.gpt2_config import CONFIG_FILE, GPT2Config, read_config
-from mindgpt.models.gpt2.weight_names import HuggingFaceView, MindFormersView, are_mindformers
-from mindgpt.models.hugging_face_file import (
-    SAFETENSORS_NAME,
-    TORCH_SUFFIXES,
-    import_torch,
-    open_hugging_face,
-    write_safetensors,
-    write_torch,
-)
-from mindgpt.models.tensor_file import TensorInfo, TensorSource, tensors
-from mindgpt.models.weights import config_beside, find_weights, open_weights, own_config
-
-# Copied along if they lie with the weights, so that the result is a whole model.
-TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-
-
-def convert_to_mindspore(
-    torch_path: Path, mindspore_path: Path, layers: int | None = None, dtype: str = "float32", config: str | None = None
-) -> None:
-    """Write the Hugging Face weights at `torch_path` to the file `mindspore_path`, with config and tokenizer beside it.
-
-    Args:
-        torch_path: folder, `.safetensors`, `.bin`, `.pt`, `.pth` or `*.index.json`.
-        mindspore_path: a name that ends in `.ckpt`.
-        layers: the number of layers there must be; None takes what is there.
-        dtype: "float32" or "float16".
-        config: a preset, config file or folder to use in place of the `config.json` that lies with the weights.
-
-    Raises:
-        UserError: something is wrong with the weights, the config or a path. Nothing has been written then.
-    """
-    if mindspore_path.suffix != ".ckpt":
-        raise UserError(f"--mindspore_path {mindspore_path}: the name of a MindSpore checkpoint ends in .ckpt.")
-    stored = open_hugging_face(torch_path)
-    if are_mindformers(stored.entries):
-        raise UserError(
-            f"{stored.path}: has MindFormers' names already. A run takes it as it is (--load_checkpoint); "
-            "mindspore.safetensors_to_ckpt makes a .ckpt of it, and --reversed Hugging Face's folder."
-        )
-    view = MindFormersView(stored)
-    for note in view.notes:
-        print(f"note: {note}")
-    found = _find_config(view, config)
-    _check_sizes(view, found, layers)
-    write_checkpoint(mindspore_path, _with_progress(view, dtype, mindspore_path))
-    for rule in sorted(set(view.skipped.values())):
-        print(f"skipped: {list(view.skipped.values()).count(rule)} x {rule}")
-    print(f"wrote {mindspore_path}: {_summary(view, dtype)}")
-    if found is not None:
-        _write_config_beside(mindspore_path, found, view)
-    elif taken := config_beside(mindspore_path):
-        print(f"note: no {CONFIG_FILE} lies with {torch_path}; {taken} will be taken for the config of the new file")
-    else:
-        print(
-            f"note: no {CONFIG_FILE} lies with {torch_path}, and weights do not tell the number of heads: pass --config"
-        )
-    _copy_tokenizer(view.path.parent, mindspore_path.parent)
-
-
-def convert_to_hugging_face(
-    mindspore_path: Path, torch_path: Path, layers: int | None = None, dtype: str = "float32", config: str | None = None
-) -> None:
-    """Write the checkpoint `mindspore_path` so that `transformers.GPT2LMHeadModel.from_pretrained(folder)` opens it.
-
-    Args:
-        mindspore_path: a `.ckpt`, MindFormers' safetensors, our folder, or a run's folder `checkpoint`, of which the
-            newest is taken.
-        torch_path: a folder, which gets `model.safetensors`, `config.json` and the tokenizer; or a single file whose
-            name ends in `.safetensors`, `.bin`, `.pt` or `.pth`.
-        The others are those of `convert_to_mindspore`.
-
-    Raises:
-        UserError: as in `convert_to_mindspore`; also if a folder is to be written and no config is found.
-    """
-    weights = open_weights(find_weights(mindspore_path))
-    if weights.kind != "checkpoint":
-        raise UserError(
-            f"--mindspore_path {mindspore_path}: holds Hugging Face's weights already, {weights.source.path}."
-        )
-    view = HuggingFaceView(weights.source)
-    found = _find_config(view, config)
-    _check_sizes(view, found, layers)
-    items = _with_progress(view, dtype, torch_path)
-    if torch_path.suffix in TORCH_SUFFIXES and not torch_path.is_dir():
-        import_torch(torch_path)
-        write_torch(torch_path, items)
-        print(f"wrote {torch_path}: {_summary(view, dtype)}")
-        return
-    to_folder = torch_path.suffix != ".safetensors" or torch_path.is_dir()
-    if to_folder:
-        _check_folder(torch_path, view.path, found)
-    target = torch_path / SAFETENSORS_NAME if to_folder else torch_path
-    entries = {name: TensorInfo(info.shape, dtype) for name, info in view.entries.items()}
-    write_safetensors(target, entries, items)
-    print(f"wrote {target}: {_summary(view, dtype)}")
-    if to_folder:
-        _write_config(torch_path / CONFIG_FILE, found, view)
-        _copy_tokenizer(view.path.parent, torch_path)
-
-
-def _find_config(view: MindFormersView | HuggingFaceView, given: str | None) -> GPT2Config | None:
-    """The config `given` on the command line, or else the one that lies with the weights, or None."""
-    chosen = given or config_beside(view.path)
-    if not chosen:
-        return None
-    config, notes = read_config(chosen)
-    for note in notes:
-        print(f"note: {note}")
-    return config
-
-
-def _check_sizes(view: MindFormersView | HuggingFaceView, config: GPT2Config | None, layers: int | None) -> None:
-    sizes = view.sizes
-    if layers is not None and layers != sizes["L"]:
-        raise UserError(
-            f"--layers {layers}: {view.path} has {sizes['L']} layers. Leave the flag out, or give the right file."
-        )
-    if config is None:
-        return
-    pairs = {
-        "num_layers": (config.num_layers, sizes["L"]),
-        "hidden_size": (config.hidden_size, sizes["H"]),
-        "ffn_hidden_size": (config.ffn_hidden_size, sizes["F"]),
-        "vocab_size": (config.vocab_size, sizes["V"]),
-        "max_position_embeddings": (config.max_position_embeddings, sizes["P"]),
-        "num_labels": (config.num_labels, sizes.get("C", config.num_labels)),  # in a classifier only
-    }
-    wrong = [f"{key} is {said}, the weights have {held}" for key, (said, held) in pairs.items() if said != held]
-    if wrong:
-        raise UserError(
-            f"{view.path}: the config does not describe these weights: {'; '.join(wrong)}. "
-            "Correct it, or pass another with --config."
-        )
-
-
-def _with_progress(source: TensorSource, dtype: str, target: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of `source` as `dtype`, with a progress bar of the bytes written to `target`."""
-    total = sum(TensorInfo(info.shape, dtype).nbytes for info in source.entries.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc=target.name, file=sys.stderr) as bar:
-        for name, array in tensors(source, dtype):
-            yield name, array
-            bar.update(array.nbytes)
-
-
-def _summary(view: MindFormersView | HuggingFaceView, dtype: str) -> str:
-    count = sum(TensorInfo(info.shape, "int8").nbytes for info in view.entries.values())
-    stored = {info.dtype for info in view.entries.values()}
-    was = f" (was {', '.join(sorted(stored))})" if stored != {dtype} else ""
-    return f"{len(view.entries)} tensors, {count:,} parameters, {view.sizes['L']} layers, {dtype}{was}"
-
-
-def _same_config(file: Path, config: GPT2Config) -> bool:
-    try:
-        return GPT2Config.from_pretrained(file) == config
-    except UserError:
-        return False
-
-
-def _write_config_beside(checkpoint: Path, config: GPT2Config, view: MindFormersView) -> None:
-    """Write `config` to `config.json` beside `checkpoint`, or to `x.config.json` if that name is another model's."""
-    shared, own = checkpoint.with_name(CONFIG_FILE), own_config(checkpoint)
-    if own.exists() or (shared.exists() and not _same_config(shared, config)):
-        _write_config(own, config, view)
-        if shared.exists():
-            print(f"note: {shared} is left as it was; {own.name} goes before it for {checkpoint.name}")
-    elif not shared.exists():
-        _write_config(shared, config, view)
-
-
-def _write_config(file: Path, config: GPT2Config, view: MindFormersView | HuggingFaceView) -> None:
-    architecture = "GPT2ForSequenceClassification" if "C" in view.sizes else "GPT2LMHeadModel"
-    with atomic_write(file, "w") as out:
-        out.write(json.dumps(config.to_hf_dict(architecture), indent=2) + "\n")
-    print(f"wrote {file}")
-
-
-def _check_folder(folder: Path, checkpoint: Path, config: GPT2Config | None) -> None:
-    """Refuse a folder that cannot take a whole model, before anything is written."""
-    if config is None:
-        raise UserError(
-            f"{checkpoint}: no {CONFIG_FILE} beside it, and the number of heads cannot be told from weights. Pass "
-            "--config with a config file, a folder or a preset (gpt2, gpt2_medium, gpt2_large, gpt2_xl, gpt2_13b); or "
-            "name a single file, such as model.safetensors, for --torch_path."
-        )
-    if folder.is_file():
-        raise UserError(
-            f"--torch_path {folder}: is a file. Name a folder, or a file that ends in .safetensors or .bin."
-        )
-    existing = folder / CONFIG_FILE
-    if existing.exists() and not _same_config(existing, config):
-        raise UserError(
-            f"{existing}: is the config of another model. Choose another folder for --torch_path, or remove it."
-        )
-    make_folder(folder)
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy tokenizer files that are not there yet; those of the same name with other contents are left and named."""
-    if source.resolve() == target.resolve():
-        return
-    for name in TOKENIZER_FILES:
-        if not (source / name).is_file():
-            continue
-        with open_to_read(source / name) as file:
-            content = file.read()
-        if not (target / name).exists():
-            with atomic_write(target / name) as file:
-                file.write(content)
-            print(f"wrote {target / name}")
-        elif (target / name).read_bytes() != content:
-            print(f"note: {target / name} differs from {source / name} and was left alone")
+from mindgpt.config.errors import run_program
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with 2 and a usage line if it is wrong."""
-    parser = CheckedParser(
-        description=__doc__.split("\n\n", 1)[0],
-        epilog=__doc__.split("\n\n", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CheckedParser.documented(__doc__)
     add = parser.add_argument
     add(
         "--torch_path",

@@ -1,18 +1,19 @@
 """GPT-2 (Radford et al. 2019): the transformer and its language-model head.
 
-Shape letters: B batch, L row length as given, T tokens the network sees, H hidden, V vocabulary.
+Shape letters: B batch, L row length as given, T tokens the network sees, C slots of a row of the key/value cache,
+H hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import UserError
-from mindgpt.models.alignment import align
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
+from mindgpt.models.acceleration import accelerate
+from mindgpt.models.gpt2.gpt2_cache import CopyRow, InferenceCell, InferenceCells, KeyValueCache, ModelCache
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead, NextTokens
 from mindgpt.models.gpt2.gpt2_modules import (
     AttentionMask,
@@ -27,11 +28,11 @@ from mindgpt.runtime.precision import precision_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
 
 class GPT2Model(nn.Cell):
-    """The transformer without a head: embeddings, pre-norm blocks, a last layer norm."""
+    """The transformer without a head: embeddings, blocks, and a last layer norm if the config has a `final_norm`."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -40,16 +41,18 @@ class GPT2Model(nn.Cell):
         self.config = config
         self.embedding = GPT2Embedding(config, precision)
         self.attention_mask = AttentionMask(precision, use_flash_kernel(config))
-        block = block_class()
+        block = block_class(config.variant)
         self.blocks = nn.CellList([block(config, precision, layer) for layer in range(config.num_layers)])
-        self.layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, precision)
+        self.layernorm = None
+        if config.final_norm:
+            self.layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, precision, block.layer_norm)
+        self.hidden_dtype = precision.layernorm if config.final_norm else precision.compute
         self.hidden_size = config.hidden_size
         self.max_positions = positions
         self.causal = Tensor(np.tril(np.ones((1, 1, positions, positions), np.bool_)))
         self.position_ids = Tensor(np.arange(positions, dtype=np.int32).reshape(1, positions))
         self.reshape = ops.Reshape()
-        if ms.get_context("device_target") == "CPU":
-            align(self.get_parameters())
+        accelerate(self)
 
     def construct(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Encode.
@@ -70,11 +73,29 @@ class GPT2Model(nn.Cell):
         visible = self.causal[:, :, :tokens, :tokens]  # (1, 1, T, T)
         if attention_mask is not None:
             visible = self.attention_mask.without_padding(visible, attention_mask)  # (B, 1, T, T)
+        x = self.forward(input_ids, self.position_ids[:, :tokens], visible)
+        return self.reshape(x, (batch, tokens, self.hidden_size))
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, visible: Tensor, cache: ModelCache | None = None
+    ) -> Tensor:
+        """The forward pass of training, evaluation, prefill and decode.
+
+        Args:
+            input_ids: (B, T) int32.
+            position_ids: (B, T) or (1, T) int32.
+            visible: (B or 1, 1, T, C) bool, the slots of its row of the cache that each token sees; without a cache
+                (B or 1, 1, T, T), the tokens.
+            cache: what `KeyValueCache.at` returns; the tokens are written to it.
+
+        Returns:
+            (B*T, H), in `hidden_dtype`.
+        """
         mask = self.attention_mask(visible)
-        x = self.reshape(self.embedding(input_ids, self.position_ids[:, :tokens]), (-1, self.hidden_size))  # (B*T, H)
-        for block in self.blocks:
-            x = block(x, mask)
-        return self.reshape(self.layernorm(x), (batch, tokens, self.hidden_size))
+        x = self.reshape(self.embedding(input_ids, position_ids), (-1, self.hidden_size))
+        for layer, block in enumerate(self.blocks):
+            x = block(x, mask) if cache is None else block(x, mask, cache[layer])
+        return x if self.layernorm is None else self.layernorm(x)
 
 
 class GPT2LMHeadModel(PretrainedCell):
@@ -150,11 +171,11 @@ class GPT2LMHeadModel(PretrainedCell):
 
         Args:
             input_ids: the prompts: (B, T) or (T,) integers, or a list of ids or of such lists. Also as `inputs`.
-            attention_mask: of the same shape, 1, and 0 at padding before or behind each prompt; None: no padding.
-            streamer: told of the tokens of a single text as they come, such as `generation.streaming.TextStreamer`.
+            attention_mask: of the same shape, 1, and 0 at padding before or after each prompt; None: no padding.
+            streamer: gets the tokens of a single text as they come, such as `generation.streaming.TextStreamer`.
             tokenizer: needed for `stop_strings`; or its folder.
             input_mask: MindFormers' name of `attention_mask`.
-            pad_token_id: what fills rows behind their end; None: the config's, or the end-of-text token.
+            pad_token_id: what fills rows after their end; None: the config's, or the end-of-text token.
             settings: `max_new_tokens`, `do_sample`, `top_k`...: see `mindgpt.generation.GenerationSettings`. What is
                 not named is as in the config.
 
@@ -173,3 +194,66 @@ class GPT2LMHeadModel(PretrainedCell):
                 raise UserError("input_mask and attention_mask mean the same; give one of them")
             attention_mask = input_mask
         return generate_ids(self, input_ids, attention_mask, streamer, tokenizer, pad_token_id, **settings)
+
+
+class Decode(InferenceCell):
+    """Read one more token of each row, which attends to all of its row up to itself."""
+
+    def __init__(self, backbone: GPT2Model, head: LMHead, cache: KeyValueCache):
+        super().__init__()
+        self.backbone, self.head, self.cache = backbone, head, cache
+
+    def construct(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """input_ids, positions: (B, 1) int32 -> (B, V) float32: logits at these tokens"""
+        x = self.backbone.forward(input_ids, positions, self.cache.up_to(positions), self.cache.at(positions))
+        return self.head(x, self.backbone.embedding.word_embedding.embedding_table)
+
+
+CHUNK = 64
+"""Tokens of a prompt that `Prefill` reads at once."""
+
+
+class Prefill(InferenceCell):
+    """Read `tokens` tokens at once into a cache of one row, which several texts may share, one after another."""
+
+    def __init__(self, backbone: GPT2Model, cache: KeyValueCache):
+        super().__init__()
+        self.backbone, self.cache = backbone, cache
+        self.tokens = min(CHUNK, cache.capacity)
+        self.sub = ops.Sub()
+        self.both = ops.LogicalAnd()
+
+    def construct(self, input_ids: Tensor, positions: Tensor, slots: Tensor, _rows: Tensor) -> Tensor:
+        """input_ids, positions, slots: (1, T) int32 -> (T, H). A token sees the slots from the start of its text."""
+        visible = self.both(self.cache.up_to(slots), self.cache.since(self.sub(slots, positions)))
+        return self.backbone.forward(input_ids, positions, visible, self.cache.at(slots))
+
+
+class LastLogits(InferenceCell):
+    """The logits after some of the tokens that `Prefill` has read."""
+
+    def __init__(self, backbone: GPT2Model, head: LMHead, _cache: KeyValueCache):
+        super().__init__()
+        self.word_embedding, self.head = backbone.embedding.word_embedding, head
+        self.gather = ops.Gather()
+
+    def construct(self, x: Tensor, tokens: Tensor, _positions: Tensor, _rows: Tensor) -> Tensor:
+        """x: (T, H) from `Prefill`; tokens: (n,) int32, which of them -> (n, V) float32"""
+        return self.head(self.gather(x, tokens, 0), self.word_embedding.embedding_table)
+
+
+class TargetLogProbs(LastLogits):
+    """The log-probabilities of what follows some of the tokens that `Prefill` has read."""
+
+    def __init__(self, backbone: GPT2Model, head: LMHead, cache: KeyValueCache):
+        super().__init__(backbone, head, cache)
+        self.cross_entropy = CrossEntropy()
+        self.neg = ops.Neg()
+
+    def construct(self, x: Tensor, tokens: Tensor, _positions: Tensor, _rows: Tensor, targets: Tensor) -> Tensor:
+        """x, tokens: as of `LastLogits`; targets: (n,) int32, the tokens that follow -> (n,) float32: log P of each"""
+        logits = self.head(self.gather(x, tokens, 0), self.word_embedding.embedding_table)
+        return self.neg(self.cross_entropy(logits, targets))
+
+
+OPERATOR_CELLS = InferenceCells(KeyValueCache, Decode, Prefill, LastLogits, TargetLogProbs, CopyRow)

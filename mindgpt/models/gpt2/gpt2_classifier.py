@@ -10,10 +10,10 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import UserError
 from mindgpt.data.blocks import IGNORED_LABEL
 from mindgpt.models.gpt2.gpt2 import GPT2Model
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.models.random_weights import NormalWeights

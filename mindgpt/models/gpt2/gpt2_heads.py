@@ -1,7 +1,7 @@
 """From hidden states to logits and losses: the language-model head, what it has to predict, the cross-entropy.
 
 Shape letters: B batch, L row length as given, T = L - 1 tokens the network sees, H hidden, V vocabulary or classes.
-As in `gpt2_modules.py`, every operator that a parallel layout has to cut is a primitive held by its cell.
+As in `gpt2_modules.py`, every operator is an attribute of its cell, so that `gpt2_parallel.py` can shard it.
 """
 
 import mindspore as ms
@@ -61,7 +61,7 @@ class CrossEntropy(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.by_one_hot = False  # where a layout cuts the classes, no card can gather by their number
+        self.by_one_hot = False  # where a layout shards the classes, no rank can gather by their number
         self.max = ops.ReduceMax(keep_dims=True)
         self.sum = ops.ReduceSum(keep_dims=True)
         self.sub = ops.Sub()

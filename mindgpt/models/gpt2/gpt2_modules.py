@@ -2,25 +2,28 @@
 
 Shape letters: B batch, T query tokens, S key tokens, H hidden, N heads, D head size (H = N x D), F feed-forward width.
 
-Every operator that a parallel layout has to cut is a primitive held by its cell, so that `gpt2_parallel.py` can
-shard it from the outside. Parameter names, shapes and orientations are those of MindFormers 1.5 (`dense1..3` are
+Every operator is an attribute of its cell, so that it can be changed from the outside: `gpt2_parallel.py` shards it,
+`models/cpu` replaces some. Parameter names, shapes and orientations are those of MindFormers 1.5 (`dense1..3` are
 query, key, value and stored [out, in]; `projection`, `mapping` and `output.projection` are stored [in, out]).
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, lazy_inline, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.models.dropout import dropout, mask_generator
-from mindgpt.models.gpt2.gpt2_config import GPT2Config
 from mindgpt.models.random_weights import NormalWeights
 from mindgpt.runtime.precision import Precision
 
-ROWS_WORTH_TURNING = 128
-"""Fewer rows than this (a decoding step has one per text) cost less than turning a matrix round; see `Linear`."""
+LayerCache = tuple[Parameter, Parameter, Tensor]
+"""Of one layer: the keys and the values of a `KeyValueCache`, (B*N*S, D) each, and the rows where the keys and values
+of the tokens at hand are written, (B*N*T,) int32."""
 
 
 class Linear(nn.Cell):
@@ -40,14 +43,7 @@ class Linear(nn.Cell):
         self.out_size = out_size
         self.weight = Parameter(initializer(NormalWeights(std), shape, precision.param), name="weight")
         self.bias = Parameter(initializer("zeros", (out_size,), precision.param), name="bias")
-        # oneDNN's fp32 product is half as fast where the rows of an [in, out] matrix lie a multiple of 4 KiB apart
-        # (docs/performance.md); there a CPU transposes the matrix first, if there are rows enough to be worth it. Not
-        # one that is stored in half precision: MindSpore 2.10 fuses cast and transpose to a kernel that gives NaN.
-        on_cpu = ms.get_context("device_target") == "CPU"
-        self.turned = not transpose_b and out_size % 1024 == 0 and on_cpu and precision.param == ms.float32
-        self.transpose = ops.Transpose()
         self.matmul = ops.MatMul(transpose_b=transpose_b)
-        self.turned_matmul = ops.MatMul(transpose_b=True)
         self.matmul_is_out_in = transpose_b
         self.add = ops.Add()
         self.cast = ops.Cast()
@@ -55,44 +51,40 @@ class Linear(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """x: (rows, in_size) in any float dtype -> (rows, out_size) in the compute dtype."""
-        weight = self.cast(self.weight, self.compute)
-        x = self.cast(x, self.compute)
-        if self.turned and x.shape[0] >= ROWS_WORTH_TURNING:
-            y = self.turned_matmul(x, self.transpose(weight, (1, 0)))
-        else:
-            y = self.matmul(x, weight)
+        y = self.matmul(self.cast(x, self.compute), self.cast(self.weight, self.compute))
         return self.add(y, self.cast(self.bias, self.compute))
 
 
-class LayerNorm(nn.Cell):
-    """Layer normalisation (Ba et al. 2016) over the last axis, eps inside the root, biased variance.
+def layer_norm(eps: float) -> ops.LayerNorm:
+    """Layer normalisation (Ba et al. 2016) over the last axis: biased variance, eps inside the root.
 
-    MindSpore's CPU kernel takes a power for every element of the gradient, and works on one core until it has tuned
-    itself. There the formula is written out and graph-kernel fusion makes loops of it (docs/performance.md).
+    The operator takes x, gamma and beta; the first of its results is the normalised x.
+    """
+    return ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+
+
+class LayerNorm(nn.Cell):
+    """A layer norm and its parameters.
+
+    Args:
+        size: H.
+        eps: keeps the divisor above zero.
+        precision: `layernorm` is the dtype of the parameters and of the computation.
+        arithmetic: eps -> an operator such as that of `layer_norm`, or a cell that is called and sharded like it.
     """
 
-    def __init__(self, size: int, eps: float, precision: Precision):
+    def __init__(self, size: int, eps: float, precision: Precision, arithmetic: Callable[[float], Any] = layer_norm):
         super().__init__()
         self.gamma = Parameter(initializer("ones", (size,), precision.layernorm), name="gamma")
         self.beta = Parameter(initializer("zeros", (size,), precision.layernorm), name="beta")
-        self.written_out = ms.get_context("device_target") == "CPU"
-        self.layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
-        self.sum = ops.ReduceSum(keep_dims=True)  # fusion takes up a sum, but no mean
-        self.rsqrt = ops.Rsqrt()
+        self.layer_norm = arithmetic(eps)
         self.cast = ops.Cast()
         self.dtype = precision.layernorm
         self.eps = eps
-        self.per_value = 1.0 / size
 
     def construct(self, x: Tensor) -> Tensor:
         """x: (..., H) -> the same shape, in the layer-norm dtype."""
-        x = self.cast(x, self.dtype)
-        if self.written_out:
-            centred = x - self.sum(x, -1) * self.per_value
-            variance = self.sum(centred * centred, -1) * self.per_value  # (..., 1)
-            return centred * self.rsqrt(variance + self.eps) * self.gamma + self.beta
-        y, _, _ = self.layer_norm(x, self.gamma, self.beta)
-        return y
+        return self.layer_norm(self.cast(x, self.dtype), self.gamma, self.beta)[0]
 
 
 class Activation(nn.Cell):
@@ -100,10 +92,6 @@ class Activation(nn.Cell):
 
     `gelu` is the tanh form of Hendrycks & Gimpel 2016 (OpenAI's GPT-2), `gelu_erf` the exact form,
     `fast_gelu` is x * sigmoid(1.702 x), `relu` and `silu` as usual.
-
-    MindSpore's own tanh on a CPU is off by 1e-4, which put a classifier's gradients off by 1e-3: there GELU is
-    x * sigmoid(2u), which is the same, and its gradient exact to 2e-6. Fused, tanh is better and
-    much quicker (docs/performance.md).
     """
 
     def __init__(self, name: str):
@@ -117,13 +105,10 @@ class Activation(nn.Cell):
         self.add = ops.Add()
         self.mul_one = ops.Mul()  # by one number
         self.add_one = ops.Add()
-        self.without_tanh = ms.get_context("device_target") == "CPU" and not ms.get_context("enable_graph_kernel")
 
     def construct(self, x: Tensor) -> Tensor:
         if self.kind == "gelu":
             cubic = self.mul(self.mul(x, x), self.mul_one(x, 0.044715))
-            if self.without_tanh:
-                return self.mul(x, self.sigmoid(self.mul_one(self.add(x, cubic), 2.0 * math.sqrt(2.0 / math.pi))))
             inner = self.mul_one(self.add(x, cubic), math.sqrt(2.0 / math.pi))
             return self.mul(self.mul_one(x, 0.5), self.add_one(self.tanh(inner), 1.0))
         if self.kind == "gelu_erf":
@@ -233,7 +218,7 @@ def attention_scale(config: GPT2Config, layer: int) -> float:
 
 
 class Attention(nn.Cell):
-    """Multi-head causal self-attention."""
+    """Multi-head causal self-attention, over the tokens at hand or over a key/value cache that they are added to."""
 
     def __init__(self, config: GPT2Config, precision: Precision, layer: int):
         super().__init__()
@@ -249,6 +234,7 @@ class Attention(nn.Cell):
         self.reshape = ops.Reshape()
         self.transpose = ops.Transpose()
         self.transpose_back = ops.Transpose()
+        self.write = ops.ScatterUpdate()
 
     def split_heads(self, x: Tensor, tokens: int) -> Tensor:
         """(B*T, H) -> (B, N, T, D)"""
@@ -260,16 +246,21 @@ class Attention(nn.Cell):
         x = self.transpose_back(x, (0, 2, 1, 3))  # (B, T, N, D)
         return self.reshape(x, (-1, self.num_heads * self.head_size))
 
-    def heads(self, x: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        """x: (B*T, H) -> query, key, value: (B, N, T, D) each"""
+    def cached(self, x: Tensor, cache: Parameter, rows: Tensor) -> Tensor:
+        """Write keys or values to the rows of their cache: (B, N, T, D) -> all that it holds, (B, N, S, D)"""
+        batch, heads, _, size = x.shape
+        cache = self.write(cache, rows, self.reshape(x, (-1, size)))  # (B*N*S, D)
+        return self.reshape(cache, (batch, heads, -1, size))
+
+    def construct(self, x: Tensor, mask: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """x: (B*T, H); mask: (B or 1, 1, T, S) from `AttentionMask`, where S is T without a cache -> (B*T, H)"""
+        tokens = mask.shape[2]
         q = self.split_heads(self.dense1(x), tokens)
         k = self.split_heads(self.dense2(x), tokens)
         v = self.split_heads(self.dense3(x), tokens)
-        return q, k, v
-
-    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: (B*T, H); mask: (B or 1, 1, T, T) from `AttentionMask` -> (B*T, H)"""
-        q, k, v = self.heads(x, mask.shape[2])
+        if cache is not None:
+            keys, values, rows = cache
+            k, v = self.cached(k, keys, rows), self.cached(v, values, rows)
         return self.projection(self.merge_heads(self.attend(q, k, v, mask)))
 
 
@@ -289,36 +280,48 @@ class FeedForward(nn.Cell):
 
 
 class Block(nn.Cell):
-    """One pre-norm transformer block: x += Attention(LN1 x); x += FeedForward(LN2 x)."""
+    """A pre-norm transformer block: x += Attention(LN1 x); x += FeedForward(LN2 x).
+
+    A variant of GPT-2 is a subclass with another order in `construct`, or another `layer_norm`; see `BLOCKS`.
+    """
+
+    layer_norm = staticmethod(layer_norm)
 
     def __init__(self, config: GPT2Config, precision: Precision, layer: int):
         super().__init__()
-        self.layernorm1 = LayerNorm(config.hidden_size, config.layernorm_epsilon, precision)
+        norm = (config.hidden_size, config.layernorm_epsilon, precision, self.layer_norm)
+        self.layernorm1 = LayerNorm(*norm)
         self.attention = Attention(config, precision, layer)
-        self.layernorm2 = LayerNorm(config.hidden_size, config.layernorm_epsilon, precision)
+        self.layernorm2 = LayerNorm(*norm)
         self.output = FeedForward(config, precision)
         self.dropout1 = dropout(config.hidden_dropout_rate)
         self.dropout2 = dropout(config.hidden_dropout_rate)
         self.add1 = ops.Add()
         self.add2 = ops.Add()
 
-    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: (B*T, H); mask: (B or 1, 1, T, T) from `AttentionMask` -> (B*T, H)"""
-        x = self.add1(x, self.dropout1(self.attention(self.layernorm1(x), mask)))
+    def construct(self, x: Tensor, mask: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """x: (B*T, H); mask and cache as of `Attention` -> (B*T, H)"""
+        x = self.add1(x, self.dropout1(self.attention(self.layernorm1(x), mask, cache)))
         return self.add2(x, self.dropout2(self.output(self.layernorm2(x))))
 
 
-class SharedGraphBlock(Block):
-    """The same block, compiled once and called by all layers: what pipeline stages and compile time want on Ascend."""
-
-    @lazy_inline
-    def __init__(self, config: GPT2Config, precision: Precision, layer: int):
-        super().__init__(config, precision, layer)
+BLOCKS: dict[str, type[Block]] = {"gpt2": Block}
+"""The values of `GPT2Config.variant`."""
 
 
-def block_class() -> type[Block]:
-    """The block for the current device. The CPU back end cannot run a graph that is called by several layers."""
-    return SharedGraphBlock if ms.get_context("device_target") == "Ascend" else Block
+def block_class(variant: str) -> type[Block]:
+    """The block of a variant for the current device: on Ascend under `lazy_inline`, which pipeline stages and compile
+    time both want. The CPU back end cannot run a graph that is called by several layers."""
+    block = BLOCKS[variant]
+    if ms.get_context("device_target") != "Ascend":
+        return block
+
+    class SharedGraphBlock(block):
+        @lazy_inline
+        def __init__(self, config: GPT2Config, precision: Precision, layer: int):
+            super().__init__(config, precision, layer)
+
+    return SharedGraphBlock
 
 
 class Embedding(nn.Cell):
@@ -337,13 +340,17 @@ class Embedding(nn.Cell):
 
 
 class GPT2Embedding(nn.Cell):
-    """The sum of a token's embedding and its position's."""
+    """The sum of a token's embedding and its position's; normalised if the config has an `embedding_norm`."""
 
     def __init__(self, config: GPT2Config, precision: Precision):
         super().__init__()
         hidden, std = config.hidden_size, config.initializer_range
         self.word_embedding = Embedding(config.vocab_size, hidden, precision, std)
         self.position_embedding = Embedding(config.max_position_embeddings, hidden, precision, std)
+        self.layernorm = None
+        if config.embedding_norm:
+            arithmetic = BLOCKS[config.variant].layer_norm
+            self.layernorm = LayerNorm(hidden, config.layernorm_epsilon, precision, arithmetic)
         self.dropout = dropout(config.embedding_dropout_rate)
         self.add = ops.Add()
         self.cast = ops.Cast()
@@ -353,4 +360,7 @@ class GPT2Embedding(nn.Cell):
         """input_ids: (B, T); position_ids: (B, T) or (1, T) -> (B, T, H) in the compute dtype"""
         words = self.cast(self.word_embedding(input_ids), self.compute)
         positions = self.cast(self.position_embedding(position_ids), self.compute)
-        return self.dropout(self.add(words, positions))
+        x = self.add(words, positions)
+        if self.layernorm is not None:
+            x = self.cast(self.layernorm(x), self.compute)
+        return self.dropout(x)

@@ -1,9 +1,9 @@
-"""Tensor parallelism for a model that is run, not trained: every process has some of the heads and widths.
+"""Tensor parallelism for a model that is run, not trained: every rank has some of the heads and widths.
 
-The cut is Megatron-LM's (Shoeybi et al. 2019, section 3), forward only: query, key, value and `mapping` by columns, the
-projections by rows, whose outputs the processes add up: two sums a block. In training, `gpt2_parallel.py` leaves the
-cutting to MindSpore's semi-automatic parallelism, for whole graphs. Generation is several graphs that share weights and
-a cache, so here the parts are made by hand: cells with smaller weights, which need nothing but an AllReduce and
+The layout is Megatron-LM's (Shoeybi et al. 2019, section 3), forward only: query, key, value and `mapping` by columns,
+the projections by rows, whose outputs the ranks sum up: two AllReduce a block. In training, `gpt2_parallel.py` leaves
+sharding to MindSpore's semi-automatic parallelism, for whole graphs. Generation is several graphs that share weights
+and a cache, so here the shards are made by hand: cells with smaller weights, which need nothing but an AllReduce and
 therefore run on CPU processes as well.
 """
 
@@ -13,14 +13,14 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_modules import FlashAttention, Linear
-from mindgpt.models.gpt2.gpt2_parallel import linear_cuts
-from mindgpt.models.tensor_file import TensorInfo, TensorSource
+from mindgpt.models.gpt2.gpt2_parallel import linear_layers
 
 
 class SummedProduct(nn.Cell):
-    """A product of which every process has a part of the terms."""
+    """A product of which every rank has some of the terms."""
 
     def __init__(self, matmul: ops.MatMul):
         super().__init__()
@@ -28,76 +28,75 @@ class SummedProduct(nn.Cell):
         self.all_reduce = ops.AllReduce()
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x: (rows, part of in); weight: this part of it -> (rows, out), the same in every process"""
+        """x: (rows, shard of in); weight: of this shard -> (rows, out), the same on every rank"""
         return self.all_reduce(self.matmul(x, weight))
 
 
-def keep_part(backbone: GPT2Model, cards: int) -> dict[str, int]:
-    """Make a built model one process's part of it; before its weights are loaded, which become zero.
+def keep_shard(backbone: GPT2Model, ranks: int) -> dict[str, int]:
+    """Make a built model one rank's shard of it; before its weights are loaded, which become zero.
 
     Args:
-        backbone: whose numbers of heads and feed-forward width `cards` divides.
-        cards: processes in all.
+        backbone: whose numbers of heads and feed-forward width `ranks` divides.
+        ranks: how many there are.
 
     Returns:
-        Of each parameter that is cut: its name, and along which axis.
+        Of each parameter that is sharded: its name, and along which axis.
     """
     axes: dict[str, int] = {}
     for block in backbone.blocks:
-        block.attention.num_heads //= cards
+        block.attention.num_heads //= ranks
         if isinstance(block.attention.attend, FlashAttention):
             for kernel in (block.attention.attend.flash, block.attention.attend.flash_with_dropout):
                 kernel.add_prim_attr("head_num", block.attention.num_heads)
-    for linear, by_column in linear_cuts(backbone):
+    for linear, by_column in linear_layers(backbone):
         axis = 0 if by_column == linear.matmul_is_out_in else 1
         axes[linear.weight.name] = axis
-        linear.weight = _part_of(linear.weight, axis, cards)
+        linear.weight = _shard_of(linear.weight, axis, ranks)
         if by_column:
             axes[linear.bias.name] = 0
-            linear.bias = _part_of(linear.bias, 0, cards)
+            linear.bias = _shard_of(linear.bias, 0, ranks)
         else:
             _sum_over_processes(linear)
     return axes
 
 
-def _part_of(parameter: Parameter, axis: int, cards: int) -> Parameter:
+def _shard_of(parameter: Parameter, axis: int, ranks: int) -> Parameter:
     shape = list(parameter.shape)
-    shape[axis] //= cards
+    shape[axis] //= ranks
     zeros = initializer("zeros", shape, parameter.dtype)  # lazy: the whole is never there
     return Parameter(zeros, name=parameter.name, requires_grad=parameter.requires_grad)
 
 
 def _sum_over_processes(linear: Linear) -> None:
-    """The bias is added to the sum, so once."""
-    for name in ("matmul", "turned_matmul"):
-        product = getattr(linear, name)
-        delattr(linear, name)
-        setattr(linear, name, SummedProduct(product))
+    """The bias is added to the sum, so only once."""
+    product = linear.matmul
+    del linear.matmul
+    linear.matmul = SummedProduct(product)
 
 
-class PartOfWeights:
-    """A `TensorSource` of one process's part of another source.
+class ShardOfWeights:
+    """A `TensorSource` of one rank's shard of another source.
 
     Args:
         source: of the whole weights.
-        axes: from `keep_part`.
-        cards, card: how many processes there are, and which this is.
+        axes: from `keep_shard`.
+        ranks, rank: how many ranks there are, and which this is.
     """
 
-    def __init__(self, source: TensorSource, axes: Mapping[str, int], cards: int, card: int):
+    def __init__(self, source: TensorSource, axes: Mapping[str, int], ranks: int, rank: int):
         self.path = source.path
         self.skipped = getattr(source, "skipped", {})
         self.entries = {
-            name: self._cut_entry(entry, axes[name], cards) if name in axes else entry
+            name: self._shard_entry(entry, axes[name], ranks) if name in axes else entry
             for name, entry in source.entries.items()
         }
-        self._source, self._axes, self._cards, self._card = source, axes, cards, card
+        self._source, self._axes, self._ranks, self._rank = source, axes, ranks, rank
 
     @staticmethod
-    def _cut_entry(entry: TensorInfo, axis: int, cards: int) -> TensorInfo:
+    def _shard_entry(entry: TensorInfo, axis: int, ranks: int) -> TensorInfo:
         shape = list(entry.shape)
-        if axis < len(shape) and shape[axis] % cards == 0:  # else it stays as it is, and does not fit the model
-            shape[axis] //= cards
+        if axis < len(shape) and shape[axis] % ranks == 0:  # else it stays as it is, and does not fit the model
+            shape[axis] //= ranks
         return entry._replace(shape=tuple(shape))
 
     def read(self, name: str) -> np.ndarray:
@@ -105,4 +104,4 @@ class PartOfWeights:
         whole = self._source.read(name)
         if name not in self._axes:
             return whole
-        return np.split(whole, self._cards, self._axes[name])[self._card]
+        return np.split(whole, self._ranks, self._axes[name])[self._rank]

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 from mindspore import nn
 
+from mindgpt.checkpoints.locations import CHECKPOINT_NAME, find_weights, preset_of
+from mindgpt.checkpoints.resizing import fit_to
+from mindgpt.checkpoints.weights import load_weights, open_weights, save_checkpoint
 from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
-from mindgpt.models.resizing import fit_to
-from mindgpt.models.weights import CHECKPOINT_NAME, find_weights, load_weights, open_weights, preset_of, save_checkpoint
 from mindgpt.runtime.ranks import say
 
 
@@ -28,8 +29,8 @@ class PretrainedCell(nn.Cell):
             path: a Hugging Face folder or file, a folder of `save_pretrained`, a `.ckpt` beside its config.json, the
                 folder `checkpoint` of a run (the newest is used), or the name of a model that MindFormers downloaded
                 ("gpt2").
-            resize_embeddings: let `changes` ask for more or fewer positions and for more tokens; `models/resizing.py`
-                tells what the new rows are.
+            resize_embeddings: let `changes` ask for more or fewer positions and for more tokens;
+                `checkpoints/resizing.py` tells what the new rows are.
             changes: settings of the config to replace, such as `compute_dtype="float16"`.
 
         Raises:

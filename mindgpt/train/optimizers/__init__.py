@@ -1,14 +1,14 @@
-"""Optimizers: which one a configuration asks for, and what it costs.
+"""Optimizers, by the `optimizer` section of a configuration.
 
-All of them count a step in `global_step`, decay matrices only, and hold float32 state as parameters of their own, named
-`<kind>.<name of the weight>`, so that it goes into checkpoints and is left out where only weights are loaded.
+All count steps in `global_step`, decay only matrices, and hold their float32 state as parameters named
+`<kind>.<name of the weight>`, which checkpoints contain and which are skipped when only weights are loaded.
 """
 
 from collections.abc import Sequence
 
 from mindspore import Parameter, nn
 
-from mindgpt.config.optimization import OPTIMIZER_KEYS, OptimizerSection
+from mindgpt.config.optimizer_sections import OPTIMIZER_KEYS, OptimizerSection
 from mindgpt.train.optimizers.adafactor import AdaFactor
 from mindgpt.train.optimizers.adamw import AdamW
 from mindgpt.train.optimizers.lion import Lion
@@ -17,20 +17,20 @@ from mindgpt.train.optimizers.state import is_decayed, state_bytes
 from mindgpt.train.schedules import LearningRateTable
 
 _CLASSES = {"adamw": AdamW, "adafactor": AdaFactor, "lion": Lion, "sgd": SGD}
-_IN_THE_RATES = ("relative_step", "warmup_init")  # keys that `schedules.rates_of_run` obeys
+_SCHEDULE_KEYS = ("relative_step", "warmup_init")  # keys that `schedules.learning_rates_of_run` uses
 _ADAMW_BYTES = 8  # a parameter: two float32 moments
 
 
 def build_optimizer(
-    section: OptimizerSection, parameters: Sequence[Parameter], rates: LearningRateTable
+    section: OptimizerSection, parameters: Sequence[Parameter], schedule: LearningRateTable
 ) -> nn.Optimizer:
     """The optimizer that the section `optimizer` names, for `parameters`."""
-    settings = {key: getattr(section, key) for key in OPTIMIZER_KEYS[section.type] if key not in _IN_THE_RATES}
-    return _CLASSES[section.type](parameters, rates, **settings)
+    settings = {key: getattr(section, key) for key in OPTIMIZER_KEYS[section.type] if key not in _SCHEDULE_KEYS}
+    return _CLASSES[section.type](parameters, schedule, **settings)
 
 
 def decay_groups(parameters: Sequence[Parameter], weight_decay: float) -> str:
-    """One line for the person: how many values are decayed and how many are not."""
+    """A line for the user: how many values are decayed and how many are not."""
     if weight_decay == 0:
         return f"no weight decay ({sum(p.size for p in parameters):,} values)"
     decayed = [p.size for p in parameters if is_decayed(p)]
@@ -42,7 +42,7 @@ def decay_groups(parameters: Sequence[Parameter], weight_decay: float) -> str:
 
 
 def state_line(optimizer: nn.Optimizer) -> str:
-    """One line for the person: the optimizer, and the memory that it holds for each value it trains."""
+    """A line for the user: the optimizer, and its state in bytes per parameter."""
     trained = sum(parameter.size for parameter in optimizer.parameters)
     line = f"optimizer: {type(optimizer).__name__}, {state_bytes(optimizer) / trained:.2f} state bytes a parameter"
     return line if isinstance(optimizer, AdamW) else f"{line} (AdamW would hold {_ADAMW_BYTES:.2f})"

@@ -1,4 +1,4 @@
-"""AdaFactor: Adam's second moment in the memory of its row and column means."""
+"""The optimizer AdaFactor, which stores row and column means of the second moment."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ _matmul = ops.MatMul()
 
 @_factored.register(*("Tensor",) * 5)
 def _factored_direction(mixing, eps, row, column, gradient):
-    """gradient: (n, m); row: (n,) and column: (m,), the means over the columns and over the rows.
+    """gradient: (n, m); row: (n,) and column: (m,), the means over columns and over rows.
 
-    The sum over rows and the outer product are written as matrix products: with reducing and broadcasting kernels they
-    took 30 and 3 times as long on CPU.
+    The sum over rows and the outer product are matrix products: reducing and broadcasting kernels took 30 and 3 times
+    as long on CPU.
     """
     gradient = ops.cast(gradient, ms.float32)
     n, m = gradient.shape
@@ -45,7 +45,7 @@ def _root_mean_square(x):
 
 
 def _clipped_step(rate, scaled, min_scale, threshold, weight, direction):
-    """The weight in float32, how far it goes, and its step without momentum: alpha and alpha U of `AdaFactor`."""
+    """The weight in float32, and alpha and alpha U of `AdaFactor`."""
     old = ops.cast(weight, ms.float32)
     alpha = rate * ops.maximum(_root_mean_square(old), min_scale) if scaled else rate
     return old, alpha, direction * (alpha / ops.maximum(_root_mean_square(direction) / threshold, 1.0))
@@ -74,24 +74,24 @@ class AdaFactor(nn.Optimizer):
         alpha = rate_t max(min_parameter_scale, rms(W))           or rate_t, without `scale_parameter`
         W = W - alpha weight_decay W - alpha U
 
-    A matrix of n x m is followed by n + m numbers, R and C, where Adam has 2 n m. What is no matrix, or is a small one,
-    keeps its whole second moment V = b V + (1 - b) (G^2 + eps), and U = G / sqrt(V). With `beta1` > 0 the last term
-    is a moving average M = beta1 M + (1 - beta1) alpha U, at the price of n m numbers.
+    The state of an n x m matrix is R and C, n + m numbers, where Adam has 2 n m. Vectors and small matrices have a full
+    second moment V = b V + (1 - b) (G^2 + eps), and U = G / sqrt(V). With `beta1` > 0 the last term is a moving average
+    M = beta1 M + (1 - beta1) alpha U, which takes n m numbers more.
 
-    The paper's relative step size rho_t is a table of rates like another: `schedules.relative_step_sizes`.
+    The paper's relative step size rho_t is a learning-rate table: `schedules.relative_step_sizes`.
 
     Args:
-        parameters: what to train. The state is float32 whatever dtype they have.
-        rates: the learning rate, or rho_t, by step.
+        parameters: to train. The state is float32.
+        schedule: the learning rate, or rho_t, by step.
         beta1, decay_rate, eps, clip_threshold, scale_parameter, min_parameter_scale, weight_decay: as above; only
             matrices are decayed.
-        min_dim_size_to_factor: a matrix with a side shorter than this keeps its whole second moment.
+        min_dim_size_to_factor: a matrix with a shorter side has a full second moment.
     """
 
     def __init__(
         self,
         parameters: Sequence[Parameter],
-        rates: LearningRateTable,
+        schedule: LearningRateTable,
         beta1: float = 0.0,
         decay_rate: float = 0.8,
         eps: float = 1e-30,
@@ -101,7 +101,7 @@ class AdaFactor(nn.Optimizer):
         min_dim_size_to_factor: int = 1,
         weight_decay: float = 0.0,
     ):
-        super().__init__(rates, list(parameters), weight_decay=0.0)
+        super().__init__(schedule, list(parameters), weight_decay=0.0)
         factored = [len(p.shape) == 2 and min(p.shape) >= min_dim_size_to_factor for p in self._parameters]
         self.factored = tuple(index for index, yes in enumerate(factored) if yes)
         self.unfactored = tuple(index for index, yes in enumerate(factored) if not yes)
@@ -110,7 +110,7 @@ class AdaFactor(nn.Optimizer):
         self.row = zeros_over(matrices, -1, "adafactor_row")
         self.column = zeros_over(matrices, -2, "adafactor_col")
         self.second_moment = zeros_like(others, "adafactor_v")
-        # The directions come out in this order: first the factored, then the others.
+        # The order of the update directions: first the factored parameters, then the others.
         self.in_order = ms.ParameterTuple(matrices + others)
         self.decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self.in_order)
         self.with_momentum = beta1 > 0

@@ -1,4 +1,4 @@
-"""AdamW."""
+"""The optimizer AdamW."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _TENSORS = ("Tensor",) * 4  # weight, first moment, second moment, gradient
 
 @_by_kernel.register("Function", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", *_TENSORS)
 def _update_by_kernel(kernel, rate, beta1, beta2, eps, correction, decay, weight, first, second, gradient):
-    """MindSpore's kernel knows no bias correction, so its rate, eps and decay carry it; see `AdamW`."""
+    """MindSpore's kernel has no bias correction, so it is put into rate, eps and decay; see `AdamW`."""
     return kernel(weight, first, second, rate / correction, beta1, beta2, eps, decay * correction, gradient)
 
 
@@ -42,25 +42,25 @@ class AdamW(nn.Optimizer):
     fused kernel computes w - a (m / (sqrt(v) + e) + d w), so it is given a = rate / r, e = eps sqrt(c2), d = decay r.
 
     Args:
-        parameters: what to train. Their moments are float32 whatever dtype they have.
-        rates: the learning rate by step.
+        parameters: to train. Their moments are float32.
+        schedule: the learning rate by step.
         beta1, beta2, eps, weight_decay: as above; only matrices are decayed.
     """
 
     def __init__(
         self,
         parameters: Sequence[Parameter],
-        rates: LearningRateTable,
+        schedule: LearningRateTable,
         beta1: float = 0.9,
         beta2: float = 0.95,
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ):
-        super().__init__(rates, list(parameters), weight_decay=0.0)
+        super().__init__(schedule, list(parameters), weight_decay=0.0)
         self.first_moment = zeros_like(self._parameters, "adam_m")
         self.second_moment = zeros_like(self._parameters, "adam_v")
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
-        # log(beta) of what float32 makes of beta, so that 1 - beta^t fits the moments from the first step on.
+        # log of beta as rounded to float32, so that 1 - beta^t fits the moments from the first step on.
         self.log_beta1, self.log_beta2 = (
             Tensor(math.log(beta.asnumpy()) if beta.asnumpy() > 0 else -1e9, ms.float32)
             for beta in (self.beta1, self.beta2)

@@ -1,4 +1,4 @@
-"""Lion: the sign of a momentum."""
+"""The optimizer Lion."""
 
 from collections.abc import Sequence
 
@@ -29,24 +29,24 @@ class Lion(nn.Optimizer):
         w = w - rate (sign(c) + weight_decay w)
         m = beta2 m + (1 - beta2) g
 
-    Every weight goes by the same distance, so it wants a learning rate 3 to 10 times smaller than AdamW's, and a
-    `weight_decay` as many times larger (section 5 there).
+    Every weight moves by the same distance, so the learning rate should be 3 to 10 times smaller than AdamW's, and
+    `weight_decay` larger by the same factor (section 5 of the paper).
 
     Args:
-        parameters: what to train. Their momentum is float32 whatever dtype they have.
-        rates: the learning rate by step.
+        parameters: to train. Their momentum is float32.
+        schedule: the learning rate by step.
         beta1, beta2, weight_decay: as above; only matrices are decayed.
     """
 
     def __init__(
         self,
         parameters: Sequence[Parameter],
-        rates: LearningRateTable,
+        schedule: LearningRateTable,
         beta1: float = 0.9,
         beta2: float = 0.99,
         weight_decay: float = 0.1,
     ):
-        super().__init__(rates, list(parameters), weight_decay=0.0)
+        super().__init__(schedule, list(parameters), weight_decay=0.0)
         self.momentum = zeros_like(self._parameters, "lion_m")
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
         self.decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self._parameters)

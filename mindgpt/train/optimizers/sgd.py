@@ -1,4 +1,4 @@
-"""Stochastic gradient descent, with momentum or without."""
+"""Stochastic gradient descent with optional momentum."""
 
 from collections.abc import Sequence
 
@@ -35,23 +35,23 @@ class SGD(nn.Optimizer):
         v = momentum v + g
         w = w - rate v                          or w - rate (g + momentum v) with `nesterov`
 
-    The decay is part of the gradient here (an L2 penalty), as it is in `torch.optim.SGD` and `mindspore.nn.Momentum`.
+    The decay is part of the gradient (an L2 penalty), as in `torch.optim.SGD` and `mindspore.nn.Momentum`.
 
     Args:
-        parameters: what to train. Their velocity is float32 whatever dtype they have; without momentum there is none.
-        rates: the learning rate by step.
+        parameters: to train. Their velocity is float32; without momentum there is none.
+        schedule: the learning rate by step.
         momentum, nesterov, weight_decay: as above; only matrices are decayed.
     """
 
     def __init__(
         self,
         parameters: Sequence[Parameter],
-        rates: LearningRateTable,
+        schedule: LearningRateTable,
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
     ):
-        super().__init__(rates, list(parameters), weight_decay=0.0)
+        super().__init__(schedule, list(parameters), weight_decay=0.0)
         self.momentum = Tensor(momentum, ms.float32)
         self.nesterov = nesterov
         self.with_velocity = momentum > 0

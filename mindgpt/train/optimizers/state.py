@@ -1,4 +1,4 @@
-"""What all optimizers have in common: which parameters are decayed, and the state they hold for them."""
+"""Common parts of the optimizers: which parameters are decayed, and their state."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def is_decayed(parameter: Parameter) -> bool:
 
 
 def zeros_like(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
-    """A float32 zero for each parameter, cut as the parameter is cut, named as MindFormers names it."""
+    """Float32 zeros of the shape of each parameter, sharded like it, and named as in MindFormers."""
     states = []
     for parameter in parameters:
         state = parameter.clone("zeros")
@@ -24,7 +24,7 @@ def zeros_like(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
 
 
 def zeros_over(parameters: Sequence[Parameter], axis: int, prefix: str) -> ParameterTuple:
-    """A float32 zero for each parameter, of its shape without `axis`: what a mean over that axis needs."""
+    """Float32 zeros of the shape of each parameter without `axis`, for means over that axis."""
     states = []
     for parameter in parameters:
         shape = list(parameter.shape)
@@ -35,6 +35,6 @@ def zeros_over(parameters: Sequence[Parameter], axis: int, prefix: str) -> Param
 
 
 def state_bytes(optimizer: nn.Optimizer) -> int:
-    """The size of all that the optimizer holds besides the weights, its counter of steps included."""
+    """Bytes of the optimizer's state, step counter included, without the weights."""
     weights = {parameter.name for parameter in optimizer.parameters}
     return sum(p.size * p.itemsize for p in optimizer.get_parameters() if p.name not in weights)

@@ -10,18 +10,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.command_line import boolean
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import use_cores
-from mindgpt.data.classification import read_label_names, write_classification
-from mindgpt.data.files import check_readable
-from mindgpt.data.labelled_text import LAYOUTS, layout_of
+from mindgpt.data.classification_rows import read_label_names, write_classification
+from mindgpt.data.labelled_text import FILE_LAYOUTS, file_layout
 from mindgpt.data.tool_arguments import (
     add_output_arguments,
     add_skip_bad,
@@ -30,21 +27,22 @@ from mindgpt.data.tool_arguments import (
     tokenizer_folder,
     warn,
 )
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.io.files import check_readable
+from mindgpt.tokenizers.loading import load_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
         description="Labelled texts to MindRecord: a row holds the tokens of a text, without padding, and the number "
-        "of its label. sst_2, cola, ag_news and imdb are read as their makers publish them; anything else as csv "
+        "of its label. sst_2, cola, ag_news and imdb are read as published; anything else as csv "
         "(fields in quotes where they need it), tsv (a quote is a character like any other), json or jsonl (a list of "
         "objects, or an object a line)."
     )
     add = parser.add_argument
-    add("--dataset_name", required=True, choices=list(LAYOUTS), help="which data set, or which kind of file")
+    add("--dataset_name", required=True, choices=list(FILE_LAYOUTS), help="which data set, or which kind of file")
     add("--input_file", type=path_argument, required=True, help="the file of texts and labels")
     add_output_arguments(
-        parser, row="row", max_length=1024, length_help="tokens of a {row} at most; longer texts are cut"
+        parser, row="row", max_length=1024, length_help="tokens of a {row} at most; longer texts are truncated"
     )
     add(
         "--header",
@@ -79,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     use_cores(arguments.num_workers)
     check_readable(arguments.input_file)
-    layout = layout_of(
+    layout = file_layout(
         arguments.dataset_name,
         header=arguments.header,
         text_columns=arguments.text_column,
@@ -91,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         summary = write_classification(
             arguments.input_file,
             layout,
-            GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+            load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
             arguments.output_file,
             max_length=arguments.max_length,
             skip_empty=arguments.skip_empty,

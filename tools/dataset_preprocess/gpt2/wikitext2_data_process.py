@@ -11,24 +11,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # runs from a checkout that is not installed
 
-if __name__ == "__main__":  # before what takes time to load
-    from mindgpt.config.errors import end_on_interrupt_while_loading
-
-    end_on_interrupt_while_loading()
+if __name__ == "__main__":
+    import mindgpt.config.program_loading  # noqa: F401
 
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
-from mindgpt.data.files import check_readable
 from mindgpt.data.text import kind_of, mindformers_pieces, wikitext_pieces
 from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
-from mindgpt.models.gpt2.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.io.files import check_readable
+from mindgpt.tokenizers.loading import load_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
-        description="Tokenised WikiText to MindRecord. Each article is one document, detokenised, headings kept, with "
-        "<|endoftext|> behind it; the last block is padded (attention_mask 0)."
+        description="Tokenised WikiText to MindRecord. Each article is one document, detokenised, headings kept, and "
+        "<|endoftext|> follows it; the last block is padded (attention_mask 0)."
     )
     parser.add_argument(
         "--input_file", type=path_argument, required=True, help="wiki.train.tokens, wiki.valid.tokens, ..."
@@ -45,7 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--compat",
         choices=["mindformers"],
         help="make MindFormers 1.5's blocks, to compare with its published perplexities: headings, the last section, "
-        "the last incomplete block and everything behind a TAB are lost, documents are not separated",
+        "the last incomplete block and everything after a TAB are lost, documents are not separated",
     )
     return parser.parse_args(argv)
 
@@ -63,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     compat = arguments.compat == "mindformers"
     summary = write_blocks(
         mindformers_pieces(file) if compat else wikitext_pieces(file),
-        GPT2Tokenizer.from_pretrained(tokenizer_folder(arguments.tokenizer_type)),
+        load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
         arguments.output_file,
         max_length=arguments.max_length,
         recipe="wikitext-mindformers" if compat else "wikitext",

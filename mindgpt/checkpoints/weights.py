@@ -1,0 +1,249 @@
+"""Weights in and out of a model: opening by path, strict loading, atomic saving.
+
+    weights = open_weights("gpt2-hf/")            # or our folder, x.ckpt, x.safetensors, x.bin, a run's sharded folder
+    model = GPT2LMHeadModel(weights.config)
+    report = load_weights(model, weights)         # every name used, skipped by a named rule, or an error
+    save_checkpoint("model.ckpt", model)          # whole or not at all
+
+MindSpore is imported only where its tensors are made, so that conversion starts without it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mindgpt.checkpoints.formats import open_source
+from mindgpt.checkpoints.gpt2_config import GPT2Config, read_config
+from mindgpt.checkpoints.gpt2_names import are_mindformers, hint, mindformers_prefix
+from mindgpt.checkpoints.gpt2_views import MindFormersView
+from mindgpt.checkpoints.locations import config_beside
+from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
+from mindgpt.checkpoints.run_folder import rank_folders
+from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint
+from mindgpt.checkpoints.skip_rules import skip_rule
+from mindgpt.checkpoints.tensor_source import TensorSource, cast
+from mindgpt.config.errors import UserError
+from mindgpt.runtime.alignment import aligned
+
+if TYPE_CHECKING:
+    from mindspore import Parameter, Tensor, nn
+
+
+class CheckpointWeights:
+    """The weights of a source that is named as ours are, as a `TensorSource`: without what `SKIP_RULES` name.
+
+    Attributes:
+        path, entries: as in `TensorSource`.
+        skipped: name -> the rule it was skipped by.
+        notes: sentences for the person.
+
+    Raises:
+        UserError: the source holds text that no rule skips.
+    """
+
+    def __init__(self, source: TensorSource):
+        self._source = source
+        self.path = source.path
+        texts = getattr(source, "texts", {})
+        self.skipped = {name: rule for name in (*source.entries, *texts) if (rule := skip_rule(name))}
+        unknown = [name for name in texts if name not in self.skipped]
+        if unknown:
+            raise UserError(
+                f"{self.path}: these entries are text, not weights, and no rule skips them: {', '.join(unknown)}."
+            )
+        weights = [name for name in source.entries if name not in self.skipped]
+        prefix = mindformers_prefix(weights) or ""
+        self.notes = (*getattr(source, "notes", ()),)
+        if prefix:
+            self.notes += (f"{self.path}: {prefix} before the names is left out",)
+        self._stored = {name.removeprefix(prefix): name for name in weights}
+        self.entries = {name: source.entries[stored] for name, stored in self._stored.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """See `TensorSource.read`."""
+        return self._source.read(self._stored[name])
+
+
+class Naming(NamedTuple):
+    """How weights that are named in some way are recognised, and the view of them under our names."""
+
+    matches: Callable[[TensorSource], bool]
+    view: Callable[[TensorSource], TensorSource]
+
+
+def _is_ours(source: TensorSource) -> bool:
+    return isinstance(source, CheckpointFile | ShardedCheckpoint) or are_mindformers(source.entries)
+
+
+NAMINGS = {  # the first that matches is used; what none knows is reported as no GPT-2 by the last
+    "checkpoint": Naming(_is_ours, CheckpointWeights),
+    "hugging_face": Naming(lambda source: True, MindFormersView),
+}
+
+
+def naming_of(source: TensorSource) -> str:
+    """The key of `NAMINGS` by which the tensors of a source are named."""
+    return next(kind for kind, naming in NAMINGS.items() if naming.matches(source))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Opened weights under our names, not yet read.
+
+    Attributes:
+        kind: how they are named where they are stored: a key of `NAMINGS`.
+        config: the config that lies with them, or None.
+        source: `.path`, `.entries` (name -> shape, dtype), `.skipped` (name -> rule), `.read(name)`.
+        notes: sentences for the user about what was skipped or unexpected.
+    """
+
+    kind: str
+    config: GPT2Config | None
+    source: MindFormersView | CheckpointWeights
+    notes: tuple[str, ...] = ()
+
+
+def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weights:
+    """Open a Hugging Face folder or file, our folder (`config.json` and `model.ckpt`), a `.ckpt` beside its config,
+    safetensors under MindFormers' names, or the sharded folder `checkpoint` of a parallel run.
+
+    The config of `x.ckpt` is `x.config.json` or else `config.json` in its folder; that of a Hugging Face file is
+    `config.json` in its folder; that of shards lies beside rank 0's.
+
+    Args:
+        path: of the weights.
+        strategy: strategy file or folder of shards; None: the folder `strategy` beside `path`.
+
+    Raises:
+        UserError: there are no weights, a folder holds two kinds of them, they are broken, or not a GPT-2's.
+    """
+    path = Path(path)
+    if strategy is not None and rank_folders(path):
+        stored = ShardedCheckpoint(path, Path(strategy))
+    else:
+        stored = open_source(path)
+    kind = naming_of(stored)
+    source = NAMINGS[kind].view(stored)
+    config, notes = None, [*getattr(source, "notes", ())]
+    if file := config_beside(source.path):
+        config, config_notes = read_config(file)
+        notes += config_notes
+    return Weights(kind, config, source, tuple(notes))
+
+
+@dataclass
+class LoadReport:
+    """What `load_weights` did with each name."""
+
+    path: Path
+    loaded: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # name in the file -> rule
+    not_in_file: list[str] = field(default_factory=list)  # parameters that were allowed to be missing
+    casts: dict[str, tuple[str, str]] = field(default_factory=dict)  # name -> (dtype in the file, dtype in the model)
+
+    def __str__(self) -> str:
+        parts = [f"{self.path}: {len(self.loaded)} parameters loaded"]
+        parts += [f"{count} skipped ({rule})" for rule, count in sorted(Counter(self.skipped.values()).items())]
+        casts = sorted(Counter(self.casts.values()).items())
+        parts += [f"{count} cast from {old} to {new}" for (old, new), count in casts]
+        if self.not_in_file:
+            parts.append(f"not in the file: {', '.join(self.not_in_file)}")
+        return "; ".join(parts)
+
+
+def load_weights(
+    model: "nn.Cell | Mapping[str, Parameter]", weights: Weights | TensorSource, may_be_missing: Iterable[str] = ()
+) -> LoadReport:
+    """Set the parameters of `model` from `weights`, cast to the dtypes of the model.
+
+    All names and shapes are checked before the first parameter changes.
+
+    Args:
+        model: a cell, or name -> Parameter.
+        weights: from `open_weights`, or any source under our names.
+        may_be_missing: regular expressions (`re.search`) of parameters that keep their value if the file lacks them,
+            such as LoRA factors or a new classification head.
+
+    Raises:
+        UserError: names or shapes do not fit; all are listed, with both shapes. Or the values of a tensor overflow in
+            the model's dtype.
+    """
+    from mindspore import Tensor
+
+    source = weights.source if isinstance(weights, Weights) else weights
+    parameters = dict(model) if isinstance(model, Mapping) else model.parameters_dict()
+    allowed = [re.compile(pattern) for pattern in may_be_missing]
+    report = LoadReport(source.path, skipped=dict(getattr(source, "skipped", {})))
+    report.not_in_file = [
+        name for name in parameters if name not in source.entries and any(pattern.search(name) for pattern in allowed)
+    ]
+    _check_match(parameters, source, report)
+    for name in source.entries:
+        parameter = parameters[name]
+        held, wanted = source.entries[name].dtype, dtype_name(parameter)
+        array = source.read(name)
+        if wanted == "bfloat16":  # NumPy has no such type
+            value = Tensor.from_numpy(cast(array, "float32", f"{source.path}: {name}")).astype(parameter.dtype)
+        else:
+            value = Tensor.from_numpy(aligned(cast(array, wanted, f"{source.path}: {name}")))
+        parameter.set_data(value)
+        report.loaded.append(name)
+        if held != wanted:
+            report.casts[name] = (held, wanted)
+    return report
+
+
+def _check_match(parameters: "Mapping[str, Parameter]", source: TensorSource, report: LoadReport) -> None:
+    problems = [
+        f"missing in the file: {name} {list(parameter.shape)}"
+        for name, parameter in parameters.items()
+        if name not in source.entries and name not in report.not_in_file
+    ]
+    left_over = [name for name in source.entries if name not in parameters]
+    problems += [f"left over in the file: {name} {list(source.entries[name].shape)}" for name in left_over]
+    problems += [
+        f"wrong shape: {name} is {list(info.shape)} in the file and {list(parameters[name].shape)} in the model"
+        for name, info in source.entries.items()
+        if name in parameters and info.shape != tuple(parameters[name].shape)
+    ]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise UserError(f"{source.path}: does not fit the model, and nothing was loaded:\n  {lines}{hint(left_over)}")
+
+
+def dtype_name(tensor: "Tensor") -> str:
+    """NumPy's name of a MindSpore tensor's dtype: "float32"."""
+    return str(tensor.dtype).lower()
+
+
+def save_checkpoint(
+    path: str | Path, parameters: "nn.Cell | Mapping[str, Parameter | Tensor | np.ndarray | int | float | bool | str]"
+) -> None:
+    """Write a `.ckpt`, whole or not at all, that mindgpt, MindFormers and `mindspore.load_checkpoint` read.
+
+    Tensors are fetched from the device one at a time.
+
+    Args:
+        path: the file; its folder is created.
+        parameters: a cell, or name -> value. Numbers are stored as MindSpore's `append_dict` stores them: int64,
+            float32 or bool scalars.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    values = parameters if isinstance(parameters, Mapping) else parameters.parameters_dict()
+    write_checkpoint(path, ((name, _storable(value)) for name, value in values.items()))
+
+
+def _storable(value: "Parameter | Tensor | np.ndarray | int | float | bool | str") -> np.ndarray | str:
+    if isinstance(value, (str, np.ndarray)):
+        return value
+    if isinstance(value, (bool, int, float)):
+        return np.array(value, np.float32 if isinstance(value, float) else None)
+    # A parameter made by `initializer` may not have its memory yet.
+    return (value.init_data() if value.has_init else value).asnumpy()

@@ -1,0 +1,196 @@
+"""What a training step costs, by formula: floating-point operations, activations in memory, time.
+
+Symbols, as in Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models"): a heads, b
+rows of a micro-batch on a data-parallel rank, h hidden size, L layers, s tokens of a row, t tensor-parallel ranks. The
+dry run prints what a block keeps by formula beside what it keeps in the compiled graph.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from mindgpt.config.execution_sections import RecomputeSection
+from mindgpt.config.hardware import Hardware
+from mindgpt.config.layout import grid_of, interleaved_batches, rows_of_step, shards_vocabulary
+from mindgpt.config.model_sections import GPT2Section
+from mindgpt.config.run_config import RunConfig
+from mindgpt.runtime.compiled_graph import Collective
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_VALUES_PER_MASK_BYTE = 8  # a bit for each value, where the paper has a byte
+
+# Tensors of the feed-forward width that the activation keeps for its backward pass as gpt2_modules.Activation writes it
+# out; a fused kernel, as the paper has it, keeps 1.
+_KEPT_BY_ACTIVATION = {"gelu": 6, "gelu_erf": 3, "fast_gelu": 2, "silu": 2, "relu": 1}
+_FLASH_STATISTICS = 2 * 8 * 4  # bytes a head and token: maximum and sum of the softmax, 8 float32 each
+
+
+def flops_of_step(config: RunConfig) -> float:
+    """Floating-point operations of a training step on all devices together, without recomputation.
+
+    6 N D (Kaplan et al. 2020, section 2.1: forward 2, backward 4) for N weights in matrix products, including the
+    head, and D tokens; and 12 L h s a token for the products of attention, including the positions that the causal
+    mask excludes. With LoRA the N frozen weights need no gradient: 4 N D.
+    """
+    network = config.model.config
+    tokens = rows_of_step(config) * network.seq_length
+    h, s = network.hidden_size, network.seq_length
+    weights = network.num_layers * _weights_of_block(network)
+    if config.trainer.type == "CausalLanguageModelingTrainer":
+        weights += network.vocab_size * h
+    per_weight = 6 if network.pet_config is None else 4
+    return tokens * (per_weight * weights + 12 * network.num_layers * h * s)
+
+
+def _weights_of_block(network: GPT2Section) -> int:
+    """Weights in the matrix products of a block: query, key, value, projection; feed-forward up and down."""
+    return 4 * network.hidden_size**2 + 2 * network.hidden_size * network.ffn_hidden_size
+
+
+def kept_by_block(config: RunConfig) -> int:
+    """Bytes that a block keeps on a device from the forward to the backward pass of a micro-batch, if nothing is
+    recomputed.
+
+    Equations 1, 2 and 4 of the paper, adapted to how this network is written: every term has its own dtype, the
+    activation function counts what it keeps, flash attention replaces the scores. Products keep copies of their
+    weights: cast, or plain since the update will overwrite them. With sequence parallelism the inputs of
+    column-parallel products are kept gathered.
+    """
+    network, grid = config.model.config, grid_of(config)
+    t, rows = grid.model_parallel, config.runner_config.batch_size * network.seq_length
+    values = rows * network.hidden_size
+    compute, norm = BYTES[network.compute_dtype], BYTES[network.layernorm_compute_type]
+    norms = values * 2 * norm
+    if config.parallel_config.use_seq_parallel:
+        norms //= t
+    inputs_of_columns = values * 2 * compute  # of query, key and value together; of the feed-forward layer
+    query_key_value_context = values * 4 * compute
+    wide = rows * network.ffn_hidden_size * compute * (1 + _KEPT_BY_ACTIVATION[network.hidden_act])
+    attention = _kept_by_attention_kernel(config)
+    weights = _weights_of_block(network) * compute
+    sharded = (query_key_value_context + wide + attention + weights) // t
+    return norms + inputs_of_columns + sharded + _masks_of_block(config)
+
+
+def _masks_of_block(config: RunConfig) -> int:
+    """Bytes of a block's dropout masks on a device. They are kept under every kind of recomputation."""
+    network, t = config.model.config, grid_of(config).model_parallel
+    b, s, a = config.runner_config.batch_size, network.seq_length, network.num_heads
+    residual = 2 * b * s * network.hidden_size // (t if config.parallel_config.use_seq_parallel else 1)
+    values = residual if network.hidden_dropout_rate else 0
+    values += a * b * s * s // t if network.attention_dropout_rate else 0
+    return values // _VALUES_PER_MASK_BYTE
+
+
+def _kept_by_attention_kernel(config: RunConfig) -> int:
+    """Bytes that attention keeps besides query, key, value, context and dropout mask, on all t ranks together."""
+    network = config.model.config
+    b, s, a = config.runner_config.batch_size, network.seq_length, network.num_heads
+    compute, dropout = BYTES[network.compute_dtype], network.attention_dropout_rate > 0
+    if network.use_flash_attention:
+        return b * s * network.hidden_size * compute + a * b * s * _FLASH_STATISTICS
+    softmax = 4 if network.reorder_and_upcast_attn else BYTES[network.softmax_compute_type]
+    cast = compute if dropout or network.compute_dtype != network.softmax_compute_type else 0
+    return a * b * s * s * (softmax + cast)
+
+
+def activations_of_stage(config: RunConfig, stage: int, blocks: int) -> int:
+    """Peak bytes of activations on a device of a pipeline stage.
+
+    In a pipeline with the schedule one forward, one backward, stage i of p holds p - i micro-batches (Narayanan et al.
+    2021, section 2.2.1).
+
+    Args:
+        config: the run's.
+        stage: from 0.
+        blocks: of the stage.
+    """
+    network, grid, recompute = config.model.config, grid_of(config), config.recompute_config
+    last = stage == grid.pipeline_stage - 1
+    interleaved = interleaved_batches(config)
+    micro_batches = min(grid.pipeline_stage - stage, config.parallel_config.micro_batch_num) * interleaved
+    rows = config.runner_config.batch_size * network.seq_length  # tokens of one interleaved batch
+    kept, working = _with_recompute(config, recompute, kept_by_block(config))
+    total = micro_batches * blocks * kept + working
+    if stage == 0 and network.embedding_dropout_rate:
+        total += micro_batches * rows * network.hidden_size // _VALUES_PER_MASK_BYTE
+    if last:
+        norm_bytes = BYTES[network.layernorm_compute_type] + BYTES[network.compute_dtype]
+        total += interleaved * rows * network.hidden_size * norm_bytes
+        if config.trainer.type == "CausalLanguageModelingTrainer":
+            classes = network.vocab_size // (grid.model_parallel if shards_vocabulary(config) else 1)
+            total += interleaved * 3 * 4 * rows * classes  # float32: logits, their exponentials, and the gradient
+    return total
+
+
+def _with_recompute(config: RunConfig, recompute: RecomputeSection, block_bytes: int) -> tuple[int, int]:
+    """Bytes that a block keeps, and bytes that are needed besides while one block is recomputed."""
+    network, t = config.model.config, grid_of(config).model_parallel
+    if recompute.recompute:
+        kept = config.runner_config.batch_size * network.seq_length * network.hidden_size * BYTES[network.compute_dtype]
+        sharded = config.parallel_config.use_seq_parallel or recompute.recompute_slice_activation
+        masks = _masks_of_block(config)
+        return kept // (t if sharded else 1) + masks, block_bytes - masks
+    if recompute.select_recompute:
+        again = _kept_by_attention_kernel(config) // t
+        return block_bytes - again, again
+    return block_bytes, 0
+
+
+class StepTime(NamedTuple):
+    """Estimated seconds of a step: computing, waiting for messages, and idle stages of a pipeline."""
+
+    compute: float
+    messages: float
+    idle: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.compute + self.messages + self.idle
+
+
+def step_time(
+    config: RunConfig, hardware: Hardware, flops_of_rank: float, collectives: Mapping[Collective, int], rank: int
+) -> StepTime:
+    """The estimated time of a step on a rank.
+
+    Assumptions: products run at `efficiency` of the peak, which includes all other operators; collectives are rings at
+    the bandwidth of their slowest link; those of weight gradients overlap with the backward pass, two thirds of the
+    computation, all others are waited for; a pipeline of p stages and m micro-batches is idle for (p - 1) / m of its
+    work (Narayanan et al. 2021, section 2.2.1).
+    """
+    half = config.model.config.compute_dtype != "float32"
+    peak = (hardware.fp16_tflops if half else hardware.fp32_tflops) * 1e12
+    compute = flops_of_rank / (peak * hardware.efficiency)
+    overlapped = waited_for = 0.0
+    devices = grid_of(config).devices
+    for collective, count in collectives.items():
+        seconds = count * _seconds(collective, hardware, devices, rank)
+        if collective.purpose == "gradients":
+            overlapped += seconds
+        else:
+            waited_for += seconds
+    messages = waited_for + max(0.0, overlapped - compute * 2 / 3)
+    stages = grid_of(config).pipeline_stage
+    idle = (compute + messages) * (stages - 1) / config.parallel_config.micro_batch_num if stages > 1 else 0.0
+    return StepTime(compute, messages, idle)
+
+
+def _seconds(collective: Collective, hardware: Hardware, devices: int, rank: int) -> float:
+    ranks = collective.cards or range(devices)
+    servers = {number // hardware.cards_per_server for number in (*ranks, rank)}
+    bandwidth = hardware.server_gb_per_second if len(servers) == 1 else hardware.network_gb_per_second
+    return sent_bytes(collective, len(ranks)) / (bandwidth * 1e9)
+
+
+def sent_bytes(collective: Collective, ranks: int) -> float:
+    """Bytes that each rank sends: a ring of n sends (n - 1) / n of the tensor, twice for an AllReduce."""
+    if collective.kind in ("Send", "Receive"):
+        return float(collective.bytes)
+    once = collective.bytes * (ranks - 1) / ranks
+    return 2 * once if collective.kind == "AllReduce" else once
+
+
+def tokens_per_second(config: RunConfig, time: StepTime) -> float:
+    """Estimated tokens per second and device."""
+    return rows_of_step(config) * config.model.config.seq_length / time.total / grid_of(config).devices

@@ -1,0 +1,325 @@
+"""From `load_checkpoint` and the section `model` to a model with its weights and its LoRA."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindspore import Parameter, nn
+
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.resizing import POSITIONS, TOKENS, resized
+from mindgpt.checkpoints.weights import Weights, load_weights, open_weights
+from mindgpt.config.errors import UserError
+from mindgpt.config.model_sections import GPT2Section, PetSection
+from mindgpt.config.run_config import RunConfig
+from mindgpt.config.strategy import Strategy
+from mindgpt.models import model_class
+from mindgpt.models.acceleration import why_no_kernels
+from mindgpt.models.gpt2.gpt2_tensor_parallel import ShardOfWeights, keep_shard
+from mindgpt.models.gpt2.pretrained import PretrainedCell
+from mindgpt.pet.adapter import Adapter, check_factors, open_adapter, resolve_settings, settings_beside
+from mindgpt.pet.lora import add_lora
+from mindgpt.pet.names import SCORE, is_factor, linears_with_factors, shown_paths
+from mindgpt.runtime.collectives import strategy
+from mindgpt.runtime.ranks import rank, say, world_size
+from mindgpt.tasks.weights_files import adapter_path, strategy_file, weights_path
+
+_SIZES = {  # the settings that the shapes of weights imply
+    TOKENS: ("vocab_size", "hidden_size"),
+    POSITIONS: ("max_position_embeddings", "hidden_size"),
+    "backbone.blocks.0.output.mapping.weight": ("hidden_size", "ffn_hidden_size"),
+    SCORE: ("num_labels", "hidden_size"),
+}
+_LAYER = re.compile(r"backbone\.blocks\.(\d+)\.")
+_SAME_SHAPES = (  # settings that change the network but no shape, so that strict loading cannot see a difference
+    "num_heads",
+    "hidden_act",
+    "layernorm_epsilon",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+)
+
+
+@dataclass(frozen=True)
+class LoRAPlan:
+    """The LoRA of a run, resolved before the network is built.
+
+    Attributes:
+        settings: rank, scaling and the rest, resolved.
+        adapter: to load on top of the base weights, or None.
+        in_weights: whether the base weights hold the factors.
+        added: the names that only the adapter has.
+    """
+
+    settings: PetSection
+    adapter: Adapter | None
+    in_weights: bool
+    added: frozenset[str]
+
+    def put_on(self, model: nn.Cell) -> None:
+        """Add the factors to the network, and freeze the rest."""
+        paths = add_lora(model, self.settings)
+        say(
+            f"LoRA: rank {self.settings.lora_rank}, scaling {self.settings.scaling:g}, on {len(paths)} linear layers: "
+            f"{shown_paths(paths)}"
+        )
+
+    def parameters_of_base(self, model: nn.Cell) -> dict[str, Parameter]:
+        """The parameters that `load_checkpoint` must hold: neither new factors nor what an adapter adds."""
+        parameters = model.parameters_dict()
+        if self.in_weights:
+            return parameters
+        return {name: value for name, value in parameters.items() if not is_factor(name) and name not in self.added}
+
+    def load_adapter(self, model: nn.Cell) -> None:
+        """Load the adapter, strictly: it must hold what this LoRA trains, and nothing else."""
+        if self.adapter is not None:
+            trained = {parameter.name: parameter for parameter in model.trainable_params()}
+            say(f"adapter: {load_weights(trained, self.adapter.source)}")
+
+
+def say_if_kernels_are_missing() -> None:
+    """On a CPU without the C++ kernels, print that the task takes longer, and why."""
+    if reason := why_no_kernels():
+        say(f"on CPU, MindSpore's own operators are used, which takes longer than mindgpt's kernels would: {reason}")
+
+
+def build_model(config: RunConfig, weights_follow: bool = False) -> tuple[PretrainedCell, RunConfig]:
+    """The network of the section `model`, with weights if the configuration names any; in training modes a classifier
+    may start from a language model's.
+
+    Args:
+        config: of the run.
+        weights_follow: build it without weights, which a resumed run restores afterwards.
+
+    Returns:
+        The model, and the configuration resolved with the weights.
+
+    Raises:
+        UserError: the run needs weights and none are named; they are not there; or they do not fit.
+    """
+    path = None if weights_follow else weights_path(config)
+    weights = None if path is None else open_weights(path, strategy_file(config, path))
+    for note in weights.notes if weights else ():
+        say(f"note: {note}")
+    if config.resize_embeddings:
+        weights = _resized(config, weights)
+    config, lora = resolve_with_weights(config, weights)
+    section = config.model.config
+    if lora is not None:  # the path of an adapter says nothing about the network
+        section = section.replaced({"pet_config.adapter": ""})
+    model = model_class(config.model.arch.type)(GPT2Config.from_section(section))
+    if config.trains and config.trainer.class_weights is not None:  # metrics weigh all rows alike
+        model.set_class_weights(config.trainer.class_weights)
+    if lora is not None:
+        lora.put_on(model)
+    if strategy() is Strategy.TENSOR_PARALLEL:
+        weights = _shard(model, lora, weights)
+    if weights_follow:
+        say("weights: of the checkpoint to resume from, once the model is sharded")
+    elif weights is None:
+        say("weights: random, training from scratch")
+    else:
+        parameters = lora.parameters_of_base(model) if lora else model
+        report = load_weights(parameters, weights, may_be_missing=model.may_be_new if config.trains else ())
+        say(f"weights: {report}{' (new, and random)' if report.not_in_file else ''}")
+    if lora is not None:
+        lora.load_adapter(model)
+    say(f"model: {config.trainer.model_name}, {sum(value.size for value in model.get_parameters()):,} parameters")
+    return model, config
+
+
+def resolve_with_weights(config: RunConfig, weights: Weights | None) -> tuple[RunConfig, LoRAPlan | None]:
+    """The second step of resolving a configuration, after `load_config`: what depends on opened weights.
+
+    Args:
+        config: of the run.
+        weights: what it starts from, or None.
+
+    Returns:
+        The configuration with the label names and LoRA settings that count, and what to do about LoRA.
+
+    Raises:
+        UserError: weights or adapter do not fit the configuration or each other.
+    """
+    if weights is not None:
+        _check_same_network(config.model.config, weights)
+        config = config.replaced({"model.config.label_names": _label_names(config.model.config, weights)})
+    lora = plan_lora(config, weights, adapter_path(config))
+    if lora is not None:
+        config = config.replaced({"model.config.pet_config": lora.settings})
+    return config, lora
+
+
+def plan_lora(config: RunConfig, weights: Weights | None, adapter_path: Path | None) -> LoRAPlan | None:
+    """The LoRA that the configuration and the weights ask for; None: none.
+
+    Args:
+        config: the run's.
+        weights: what `load_checkpoint` names.
+        adapter_path: what `pet_config.adapter` names.
+
+    Raises:
+        UserError: the weights hold factors and the configuration has no pet_config, or the other way round where
+            nothing is trained; two sources of factors; an adapter without its base; or settings that do not fit.
+    """
+    section = config.model.config.pet_config
+    factors = [] if weights is None else linears_with_factors(weights.source.entries)
+    path = None if weights is None else weights.source.path
+    if factors and TOKENS not in weights.source.entries:
+        raise UserError(
+            f"{path}: holds an adapter alone, without the weights it belongs to: name those with --load_checkpoint, "
+            f"and this with --adapter {path}"
+        )
+    if section is None:
+        if factors:
+            raise UserError(_without_pet_config(weights))
+        return None
+    resumed = bool(factors and config.resume_training and config.trains)
+    # A resumed run continues the adapter that its checkpoint holds.
+    adapter = open_adapter(adapter_path) if adapter_path and not resumed else None
+    problem = _problem(config, bool(factors), weights, adapter)
+    if problem:
+        raise UserError(f"model.model_config.pet_config: {problem}")
+    if factors:
+        check_factors(weights.source)
+        settings = resolve_settings(
+            section, settings_beside(path) if weights.kind == "checkpoint" else {}, weights.source
+        )
+    elif adapter is not None:
+        settings = resolve_settings(section, adapter.settings, adapter.source)
+    else:
+        settings = section
+    added = frozenset(adapter.source.entries).difference(weights.source.entries) if adapter else frozenset()
+    return LoRAPlan(settings, adapter, bool(factors), added)
+
+
+def _problem(config: RunConfig, in_weights: bool, weights: Weights | None, adapter: Adapter | None) -> str | None:
+    if weights is None:
+        return (
+            "LoRA tunes pretrained weights, and none are named: --load_checkpoint. To train from scratch, take it out"
+        )
+    if in_weights and adapter is not None:
+        return (
+            f"{weights.source.path} holds LoRA factors already, and adapter names others. Take adapter out, or name "
+            "the plain base weights with --load_checkpoint"
+        )
+    if config.run_mode in ("eval", "predict") and not in_weights and adapter is None:
+        return (
+            f"{weights.source.path} holds no LoRA factors, and there is nothing trained to {config.run_mode}. Name a "
+            "LoRA checkpoint, or an adapter with --adapter; or take pet_config out to use the base weights alone"
+        )
+    return None
+
+
+def _without_pet_config(weights: Weights) -> str:
+    path = weights.source.path
+    metadata = settings_beside(path) if weights.kind == "checkpoint" else {}
+    keys = ("pet_type", "lora_rank", "lora_alpha", "use_rslora", "target_modules")
+    shown = ", ".join(f"{key}: {metadata[key]!r}" for key in keys if key in metadata)
+    shown = shown or "pet_type: lora, lora_rank: ..., lora_alpha: ..."
+    return (
+        f"{path}: holds LoRA factors (mindpet_delta_lora_a and _b), and the YAML has no pet_config, without which they "
+        f"would be left out. Write model.model_config.pet_config: {{{shown}}}, or merge them: python "
+        f"tools/transform_ckpt_lora.py --src_ckpt_path_or_dir {path} --dst_ckpt_dir merged/"
+    )
+
+
+def _shard(model: PretrainedCell, lora: LoRAPlan | None, weights: Weights | None) -> ShardOfWeights | None:
+    """Make the model this rank's shard. Returns the weights of the shard."""
+    if lora is not None:
+        raise UserError(
+            "LoRA: on several cards a model is evaluated and run with its factors merged. Merge them with "
+            "tools/transform_ckpt_lora.py, take pet_config out of the YAML, and name the merged checkpoint."
+        )
+    axes = keep_shard(model.backbone, world_size())
+    return None if weights is None else ShardOfWeights(weights.source, axes, world_size(), rank())
+
+
+def _resized(config: RunConfig, weights: Weights | None) -> Weights | None:
+    """The weights with embedding tables of the YAML's size; says what was resized from what to what.
+
+    Raises:
+        UserError: a smaller vocabulary, or untrained rows in a run that does not train.
+    """
+    model_config = config.model.config
+    if weights is None:
+        say("resize_embeddings has no effect: there are no weights to resize")
+        return None
+    if not config.trains:
+        for name, size in _sizes(weights).items():
+            if name in ("max_position_embeddings", "vocab_size") and size < getattr(model_config, name):
+                raise UserError(
+                    f"resize_embeddings: {name} is {size} in {weights.source.path} and {getattr(model_config, name)} "
+                    f"in the YAML: run_mode {config.run_mode} would use rows that nobody has trained. Correct "
+                    "model.model_config, or fine-tune first."
+                )
+    weights, changes = resized(weights, model_config, config.seed)
+    for change in changes:
+        say(f"resize_embeddings: {change}")
+    return weights
+
+
+def _check_same_network(config: GPT2Section, weights: Weights) -> None:
+    """Compare the weights with the YAML: names settings where loading could only list parameters, or see nothing.
+
+    Raises:
+        UserError: the weights are of a network of another size, or with another number of heads.
+    """
+    sizes, path = _sizes(weights), weights.source.path
+    wrong = [
+        f"{name} is {size} in the file and {getattr(config, name)} in the YAML"
+        for name, size in sizes.items()
+        if size != getattr(config, name)
+    ]
+    if wrong:
+        resizable = {"max_position_embeddings", "vocab_size"}
+        differing = {name for name, size in sizes.items() if size != getattr(config, name)}
+        hint = " resize_embeddings: True resizes the embedding tables." if differing <= resizable else ""
+        raise UserError(
+            f"{path} holds another network than the YAML describes: {'; '.join(wrong)}. Correct model.model_config, "
+            f"or name other weights.{hint}"
+        )
+    if weights.config is None:
+        return
+    differences = [
+        f"{name} is {getattr(weights.config, name)!r} there and {getattr(config, name)!r} in the YAML"
+        for name in _SAME_SHAPES
+        if getattr(weights.config, name) != getattr(config, name)
+    ]
+    if weights.config.num_heads != config.num_heads:
+        raise UserError(
+            f"{path}: the config.json beside the weights describes another network: {'; '.join(differences)}. "
+            "Correct model.model_config."
+        )
+    if differences:
+        say(f"note: the config.json beside {path} differs: {'; '.join(differences)}. The YAML is obeyed.")
+
+
+def _label_names(config: GPT2Section, weights: Weights) -> list[str] | None:
+    """A classifier's label names: of the weights, if neither YAML nor data name them.
+
+    Raises:
+        UserError: the weights were trained with other names, or the same in another order.
+    """
+    names = weights.config.label_names if weights.config else None
+    if names is None or SCORE not in weights.source.entries or config.label_names == names:
+        return config.label_names
+    if config.label_names is None:
+        return names
+    raise UserError(
+        f"{weights.source.path} was trained to tell apart {', '.join(names)}, in this order; the data or the YAML "
+        f"say {', '.join(config.label_names)}. Make the data with --label_names {' '.join(names)}, or start from "
+        "the weights of a language model."
+    )
+
+
+def _sizes(weights: Weights) -> dict[str, int]:
+    """The settings of the network that the shapes of its weights imply."""
+    entries = weights.source.entries
+    sizes: dict[str, int] = {}
+    for name, settings in _SIZES.items():
+        if name in entries and len(entries[name].shape) == len(settings):
+            sizes |= dict(zip(settings, entries[name].shape, strict=True))
+    layers = {match[1] for name in entries if (match := _LAYER.match(name))}
+    return sizes | ({"num_layers": len(layers)} if layers else {})

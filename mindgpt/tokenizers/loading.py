@@ -1,0 +1,70 @@
+"""The kinds of tokenizers, and `load_tokenizer`, which tells them apart. A new kind adds a module and an entry here."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mindgpt.config.errors import UserError
+from mindgpt.config.paths import expanded_path
+from mindgpt.io.files import DOWNLOADS
+from mindgpt.tokenizers import byte_level_bpe
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.settings_files import SETTINGS_FILES
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
+
+
+class TokenizerKind(NamedTuple):
+    """How a kind of tokenizer is recognised by its path, and opened.
+
+    Attributes:
+        matches: whether a folder, or a file in it, is a tokenizer of this kind.
+        open: takes the path, and arguments that take precedence over the files.
+        files: names of its vocabulary files.
+        wanted: what to give for one, as a message says it.
+    """
+
+    matches: Callable[[Path], bool]
+    open: Callable[..., BaseTokenizer]
+    files: tuple[str, ...]
+    wanted: str
+
+
+KINDS = {  # the first that matches is used
+    "byte-level BPE": TokenizerKind(
+        byte_level_bpe.holds_byte_level_bpe, GPT2Tokenizer.from_pretrained, byte_level_bpe.FILES, byte_level_bpe.WANTED
+    ),
+}
+TOKENIZER_FILES = tuple(dict.fromkeys([*(name for kind in KINDS.values() for name in kind.files), *SETTINGS_FILES]))
+"""Names of all files that a tokenizer folder may hold."""
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer of a known kind; `load_tokenizer` reports what may be wrong with it."""
+    return any(kind.matches(folder) for kind in KINDS.values())
+
+
+def load_tokenizer(path: str | os.PathLike[str], **overrides: Any) -> BaseTokenizer:
+    """Open a tokenizer folder, of whichever kind its files are.
+
+    Args:
+        path: the folder, or a file in it. Nothing is downloaded.
+        overrides: arguments of the tokenizer's class that take precedence over the files, such as `pad_token`.
+
+    Raises:
+        UserError: there is no tokenizer of a known kind, or it is broken.
+    """
+    path = expanded_path(path)
+    if not path.exists() and os.sep not in str(path) and holds_tokenizer(DOWNLOADS):
+        path = DOWNLOADS  # for the name of a model, such as gpt2
+    for kind in KINDS.values():
+        if kind.matches(path):
+            return kind.open(path, **overrides)
+    wanted = "; or ".join(f"{kind.wanted} ({name})" for name, kind in KINDS.items())
+    if not path.exists():
+        raise UserError(
+            f"No tokenizer at {path}: there is no such folder. Give {wanted}; nothing is downloaded by name."
+        )
+    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
+    shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "") if found else "no file"
+    raise UserError(f"No tokenizer in {path}: found {shown}. Give {wanted}.")

@@ -1,0 +1,125 @@
+"""Formulas of the dry run against the papers they come from, and against numbers worked out by hand."""
+
+import pytest
+
+from mindgpt.config.hardware import Hardware
+from mindgpt.config.run_config import RunConfig
+from mindgpt.planning import estimates
+from mindgpt.runtime.compiled_graph import Collective
+
+S, H, A, B, LAYERS, V = 512, 1024, 16, 4, 12, 5000
+
+
+def config(network=None, sections=None, **layout) -> RunConfig:
+    sizes = {"seq_length": S, "hidden_size": H, "num_heads": A, "num_layers": LAYERS, "vocab_size": V}
+    return RunConfig.model_validate(
+        {
+            "model": {"model_config": sizes | (network or {})},
+            "runner_config": {"batch_size": B},
+            "lr_schedule": {"learning_rate": 1e-4},
+            "parallel": {"parallel_mode": 1},
+            "parallel_config": layout,
+            **(sections or {}),
+        }
+    )
+
+
+ALL_HALF = dict.fromkeys(
+    ("param_init_type", "compute_dtype", "layernorm_compute_type", "softmax_compute_type"), "float16"
+)
+
+
+COPIES = 2 * 12 * H * H  # of a block's weights, which the paper does without
+BIT = 1 / 8  # of a dropout mask for each value, where the paper has a byte
+
+
+@pytest.fixture
+def fused_activation(monkeypatch):
+    monkeypatch.setattr(estimates, "_KEPT_BY_ACTIVATION", {"gelu": 1})
+
+
+@pytest.mark.parametrize("t", [1, 8])
+def test_a_block_in_half_precision_keeps_what_korthikanti_says(fused_activation, t):
+    """Equation 2, of which equation 1 is the case t = 1: 10 + 24 / t + 5 a s / (h t) with masks of bytes."""
+    expected = S * B * H * (8 + 2 * BIT + 24 / t + (4 + BIT) * A * S / (H * t)) + COPIES / t
+    assert estimates.kept_by_block(config(ALL_HALF, model_parallel=t)) == expected
+
+
+def test_sequence_parallel_is_equation_4_but_for_the_gathered_inputs(fused_activation):
+    t, gathered = 8, 2 * 2  # two inputs of products, which the paper gathers again, of 2 bytes
+    expected = S * B * H / t * (32 + 2 * BIT + (4 + BIT) * A * S / H) + S * B * H * gathered * (1 - 1 / t) + COPIES / t
+    assert estimates.kept_by_block(config(ALL_HALF, model_parallel=t, use_seq_parallel=True)) == expected
+
+
+def test_flash_attention_keeps_no_scores(fused_activation):
+    plain = estimates.kept_by_block(config(ALL_HALF))
+    flash = estimates.kept_by_block(config(ALL_HALF | {"use_flash_attention": True}))
+    assert plain - flash == 4 * A * S * S * B - (S * B * H * 2 + A * S * B * 64)  # the masks are the same
+
+
+def test_full_recomputation_keeps_inputs_and_masks_of_blocks_and_one_block():
+    full = {"recompute_config": {"recompute": True}}
+    block = estimates.kept_by_block(config(ALL_HALF))
+    head = B * S * (H * 4 + V * 12)
+    mask = B * S * H // 8
+    masks = (2 * B * S * H + A * B * S * S) // 8  # are not recomputed
+    kept = estimates.activations_of_stage(config(ALL_HALF, full), 0, LAYERS)
+    assert kept == LAYERS * (2 * S * B * H + masks) + (block - masks) + head + mask
+    assert estimates.activations_of_stage(config(ALL_HALF), 0, LAYERS) == LAYERS * block + head + mask
+
+
+def test_early_stages_hold_more_micro_batches():
+    run = config(ALL_HALF | {"embedding_dropout_rate": 0.0}, pipeline_stage=4, micro_batch_num=8)
+    block = estimates.kept_by_block(run)
+    held = [estimates.activations_of_stage(run, stage, 3) / (3 * block) for stage in range(3)]
+    assert held == [4, 3, 2]
+    few = config(ALL_HALF | {"embedding_dropout_rate": 0.0}, pipeline_stage=4, micro_batch_num=2)
+    assert estimates.activations_of_stage(few, 0, 3) == 2 * 3 * block
+
+
+def test_operations_of_gpt3_13b():
+    """Brown et al. 2020, table D.1: 2.31e22 operations for the 13B model and 300e9 tokens, scores apart."""
+    run = config({"seq_length": 2048, "hidden_size": 5140, "num_heads": 20, "num_layers": 40, "vocab_size": 50257})
+    scores = 12 * 40 * 5140 * 2048
+    per_token = estimates.flops_of_step(run) / (B * 2048) - scores
+    assert per_token * 300e9 == pytest.approx(2.31e22, rel=0.02)
+
+
+def test_lora_needs_no_gradients_of_frozen_weights():
+    pet = {"pet_config": {"pet_type": "lora", "lora_rank": 8, "lora_alpha": 16, "target_modules": ".*dense1"}}
+    scores = B * S * 12 * LAYERS * H * S
+    full, lora = (estimates.flops_of_step(config(network)) - scores for network in ({}, pet))
+    assert lora / full == pytest.approx(4 / 6)
+
+
+HARDWARE = Hardware(
+    name="x",
+    memory_gib=64,
+    fp16_tflops=100,
+    fp32_tflops=10,
+    cards_per_server=8,
+    server_gb_per_second=100,
+    network_gb_per_second=10,
+    efficiency=0.5,
+)
+
+
+def test_time_of_a_step_by_hand():
+    inside = Collective("AllReduce", "activations", (0, 1, 2, 3), 10**9)  # 2 x 3/4 x 1 GB at 100 GB/s = 0.015 s
+    across = Collective("AllGather", "weights", (0, 8), 10**9)  # 1/2 x 1 GB at 10 GB/s = 0.05 s
+    small = Collective("ReduceScatter", "gradients", (0, 8), 10**9)  # 0.05 s, overlapped with 2/3 of 1 s
+    run = config({"compute_dtype": "float16"}, data_parallel=4, model_parallel=4)
+    time = estimates.step_time(run, HARDWARE, 50e12, {inside: 2, across: 1, small: 1}, rank=0)
+    assert (time.compute, time.messages, time.idle) == pytest.approx((1.0, 0.08, 0.0))
+    time = estimates.step_time(run, HARDWARE, 50e12, {small: 20}, rank=0)
+    assert time.messages == pytest.approx(20 * 0.05 - 2 / 3)
+    assert estimates.tokens_per_second(run, time) == pytest.approx(4 * B * S / 16 / time.total)
+    slow = estimates.step_time(config(), HARDWARE, 50e12, {}, rank=0)
+    assert slow.compute == pytest.approx(10.0)  # float32
+
+
+def test_a_pipeline_idles_for_its_bubble():
+    run = config({"compute_dtype": "float16"}, pipeline_stage=4, micro_batch_num=8)
+    message = Collective("Send", "stages", (1,), 10**10)  # 0.1 s
+    time = estimates.step_time(run, HARDWARE, 50e12, {message: 1}, rank=0)
+    assert time.idle == pytest.approx((1.0 + 0.1) * 3 / 8)

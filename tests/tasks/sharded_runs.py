@@ -1,0 +1,74 @@
+"""Runs of simulated Ascend ranks that have saved their shards, and what these must merge to."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.skip_rules import skip_rule
+from mindgpt.models import model_class
+from mindgpt.pet.lora import add_lora
+from tests.programs import run_simulated
+from tests.tasks.save_shards import is_parameter, whole
+
+REPO = Path(__file__).resolve().parents[2]
+PROGRAM = Path(__file__).with_name("save_shards.py")
+
+
+def make_run(settings: dict[str, Any], folder: Path, compile_all: bool) -> Path:
+    """The output folder of a run: strategies and shards of all ranks.
+
+    Args:
+        compile_all: compile the step as every rank, and save in `derived/` the shards that the first rank of each
+            pipeline stage derives for the others; else compile as these first ranks only, and use derived shards.
+    """
+    grid = [settings["parallel_config"].get(key, 1) for key in ("data_parallel", "model_parallel", "pipeline_stage")]
+    ranks, in_stage = int(np.prod(grid)), grid[0] * grid[1]
+    file, output = folder / "run.yaml", folder / "output"
+    file.write_text(yaml.safe_dump(settings))
+    for rank in range(ranks):
+        first = rank - rank % in_stage
+        strategy = output / "strategy" / f"ckpt_strategy_rank_{rank}.ckpt"
+        if rank != first and not compile_all:
+            shutil.copy(strategy.with_name(f"ckpt_strategy_rank_{first}.ckpt"), strategy)
+            continue
+        others = [output / ("derived" if compile_all else "checkpoint")] if rank == first else []
+        command = [sys.executable, PROGRAM, file, output, *others]
+        done = run_simulated(command, rank, ranks, cwd=folder, timeout=300, python_path=[REPO])
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return output
+
+
+def assert_whole(file: Path, state: bool) -> None:
+    """Assert that a file holds a toy model as it was before sharding, and its optimizer's state if `state`."""
+    held = CheckpointFile(file)
+    beside = file.with_name("config.json")
+    config = GPT2Config.from_pretrained(beside)
+    model = model_class(json.loads(beside.read_text())["architectures"][0])(config)
+    if config.pet_config is not None:
+        add_lora(model, config.pet_config)
+    weights = {name: tuple(parameter.shape) for name, parameter in model.parameters_dict().items()}
+    assert {name: info.shape for name, info in held.entries.items() if skip_rule(name) is None} == weights
+    trained = {parameter.name: weights[parameter.name] for parameter in model.trainable_params()} if state else {}
+    expected = weights | {f"adam_{m}.{name}": shape for name, shape in trained.items() for m in "mv"}
+    for name, shape in expected.items():
+        assert np.array_equal(held.read(name), whole(name, shape)), name
+    assert ("global_step" in held.entries) == ("loss_scale" in held.entries) == state
+    assert len(held.entries) > len(expected) if state else len(held.entries) == len(expected)
+
+
+def assert_same_shards(ours: Path, theirs: Path, ranks: int) -> None:
+    """Assert that every rank's parameters in `ours`, those of its stage, equal the same rank's in `theirs`."""
+    for rank in range(ranks):
+        one, other = (CheckpointFile(next((folder / f"rank_{rank}").glob("*.ckpt"))) for folder in (ours, theirs))
+        parameters = [name for name in one.entries if is_parameter(name)]
+        assert len(parameters) > 20
+        assert {"global_step", "loss_scale", "current_iterator_step"} <= set(one.entries)
+        for name in parameters:  # theirs holds other stages' parameters, too, not sharded
+            assert np.array_equal(one.read(name), other.read(name)), (rank, name)
