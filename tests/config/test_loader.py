@@ -262,6 +262,11 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="/\\\x00"), min_
 rates = st.floats(1e-12, 1.0)
 
 
+def no_home(text: str) -> bool:
+    """`~name` is refused unless there is such a user, and otherwise expanded."""
+    return not text.startswith("~")
+
+
 @st.composite
 def configurations(draw) -> dict:
     heads = draw(st.integers(1, 8))
@@ -269,8 +274,8 @@ def configurations(draw) -> dict:
     return {
         "run_mode": draw(st.sampled_from(["train", "finetune", "eval", "predict"])),
         "seed": draw(st.integers(0, 2**32 - 1)),
-        "output_dir": draw(st.text(max_size=12)),
-        "resume_training": draw(st.booleans() | names),
+        "output_dir": draw(st.text(max_size=12).filter(no_home)),
+        "resume_training": draw(st.booleans() | names.filter(no_home)),
         "do_eval": draw(st.none() | st.booleans()),
         "eval_step_interval": draw(st.none() | st.integers(1, 9)),
         "model": {
@@ -294,9 +299,7 @@ def configurations(draw) -> dict:
         },
         "runner_wrapper": {"scale_sense": draw(st.floats(1, 1e9) | st.just({"type": "dynamic"}))},
         "callbacks": [{"type": "LossMonitor"}, {"type": "CheckpointMonitor", "prefix": draw(names)}],
-        "train_dataset": {
-            "data_loader": {"dataset_dir": draw(st.text(max_size=12).filter(lambda text: text[:1] != "~"))}
-        },
+        "train_dataset": {"data_loader": {"dataset_dir": draw(st.text(max_size=12).filter(no_home))}},
     }
 
 
