@@ -141,8 +141,8 @@ class GPT2Config(GPT2Section):
 
     # What a variant of GPT-2 changes beside its `hidden_act`.
     variant: ClassVar[str] = "gpt2"  # a name in `gpt2_modules.BLOCKS`: block order, arithmetic of layer norms
-    embedding_norm: ClassVar[bool] = False  # a layer norm behind the embeddings
-    final_norm: ClassVar[bool] = True  # a layer norm behind the last block
+    embedding_norm: ClassVar[bool] = False  # a layer norm after the embeddings
+    final_norm: ClassVar[bool] = True  # a layer norm after the last block
 
     def __init__(self, **settings: Any) -> None:
         try:

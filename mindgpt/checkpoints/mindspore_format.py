@@ -47,7 +47,7 @@ UTF32 = "utf-32-le"  # MindSpore stores strings as NumPy does
 
 
 class CheckpointFile(SpanFile):
-    """A `.ckpt`: `entries` and `read` for its tensors, `texts` for its strings. Opening reads names and shapes only.
+    """A `.ckpt`: `entries` and `read` for its tensors, `texts` for its strings. Making it reads names and shapes only.
 
     Raises:
         UserError: the file is missing, empty, truncated, damaged (if it has a checksum), not a checkpoint, or holds

@@ -1,4 +1,4 @@
-"""Opening a trained LoRA adapter, from a PEFT folder or a `.ckpt` of trained parameters, and resolving its settings."""
+"""Opens a trained LoRA adapter, from a PEFT folder or a `.ckpt` of trained parameters, and resolves its settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -99,7 +99,5 @@ def ranks_in(folders: list[Path]) -> list[Path]:
 
 def _check_resume_name(config: RunConfig) -> None:
     named = config.resume_training
-    if (
-        isinstance(named, str) and not config.use_parallel
-    ):  # of several ranks, each may have its own checkpoint of that step
+    if isinstance(named, str) and not config.use_parallel:  # else each rank may have its own checkpoint of that step
         named_checkpoint(named, ranks_in(resume_folders(config)))

@@ -1,7 +1,7 @@
 """A second variant of GPT-2, as those of other families: a config, a block class and a naming table, and nothing else.
 
-Its blocks are post-norm, r = h + Attention(h), h = LN2(r + FeedForward(LN1(r))); there is a layer norm behind the
-embeddings and none behind the last block; GELU is exact; a layer norm divides by the unbiased standard deviation + eps.
+Its blocks are post-norm, r = h + Attention(h), h = LN2(r + FeedForward(LN1(r))); there is a layer norm after the
+embeddings and none after the last block; GELU is exact; a layer norm divides by the unbiased standard deviation + eps.
 
 Shape letters: B batch, T tokens, V vocabulary, P positions, H hidden, N heads, F feed-forward width.
 """

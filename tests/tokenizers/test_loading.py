@@ -1,4 +1,4 @@
-"""`load_tokenizer`: kinds of tokenizers are told apart by their files, and a new kind is one entry."""
+"""`load_tokenizer`: a kind of tokenizer is recognised by its files, and a new kind is one entry."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""When checkpoints are written, which are kept, and what a killed writer leaves behind."""
+"""When checkpoints are written, which are kept, and what a killed writer leaves."""
 
 import json
 import os

@@ -115,9 +115,9 @@ def test_plot_errors_are_explained(run_of, tmp_path, monkeypatch):
     monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'drawing needs matplotlib: pip install "mindgpt\[plot\]"'):
         plot_runs([run_of([1.0])], tmp_path / "x.png")
-    told = plot_finished_run(tmp_path / "o", tmp_path / "x.png")
-    assert told.startswith("needs matplotlib: ")
-    assert told.endswith(f", then python tools/plot_run.py {tmp_path / 'o'}")
+    printed = plot_finished_run(tmp_path / "o", tmp_path / "x.png")
+    assert printed.startswith("needs matplotlib: ")
+    assert printed.endswith(f", then python tools/plot_run.py {tmp_path / 'o'}")
     assert not (tmp_path / "x.png").exists()
 
 
