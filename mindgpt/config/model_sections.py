@@ -115,6 +115,14 @@ class GPT2Section(GenerationSection):
     `max_decode_length`, which counts the prompt too; `GenerationSection` documents the other keys of generation. A
     token id that is None is the tokenizer's. `batch_size` is that of prediction. `label_names` are the names of a
     classifier's labels, in the order of their numbers.
+
+    `layer_norm` is the arithmetic of all layer norms: "standard" (Ba et al. 2016), or "uer", that of UER-py and
+    TencentPretrain, gamma (x - mean) / (unbiased standard deviation + eps) + beta. `layer_norm_conversion` records how
+    weights of these two were converted: "uer" keeps their arithmetic; "copy" has the standard one with gamma unchanged,
+    as their own converters write it; "folded" the standard one with gamma * sqrt((H - 1) / H), which is nearest to it.
+
+    `prompt_special_tokens`: the special tokens around a prompt: "bos" (the first token alone), "all" (whatever the
+    tokenizer puts around a text) or "none"; None: "bos" for a WordPiece tokenizer, else "all".
     """
 
     type: Literal["GPT2Config"] = "GPT2Config"
@@ -131,6 +139,8 @@ class GPT2Section(GenerationSection):
     label_names: list[str] | None = None
 
     hidden_act: Activation = "gelu"
+    layer_norm: Literal["standard", "uer"] = "standard"
+    layer_norm_conversion: Literal["uer", "copy", "folded"] | None = None
     layernorm_epsilon: Positive = 1e-5
     initializer_range: Positive = 0.02
     scale_attn_weights: bool = True
@@ -152,6 +162,7 @@ class GPT2Section(GenerationSection):
     bos_token_id: CountOrZero | None = None
     pad_token_id: CountOrZero | None = None
     max_decode_length: Count | None = None
+    prompt_special_tokens: Literal["bos", "all", "none"] | None = None
 
     pet_config: PetSection | None = None
 
