@@ -36,7 +36,7 @@ def add_output_arguments(
         type=path_argument,
         default=_DEFAULT,
         metavar="DIR",
-        help=f"folder with the tokenizer's files (default: {DOWNLOADS})",
+        help=f"folder with the tokenizer's files, or a vocab.txt (default: {DOWNLOADS})",
     )
     parser.add_argument(
         "--max_length",
@@ -120,11 +120,11 @@ class TextFiles:
         self._kinds = [kind_of(file, arguments.read_as) for file in self.files]
         self._field = arguments.field
 
-    def pieces(self, document_per: str = "file") -> Iterator[Piece]:
+    def pieces(self, document_per: str = "file", *, warns: bool = True) -> Iterator[Piece]:
         """The documents, as in `document_pieces`; at the end, a warning if bad records were skipped."""
         for file, kind in zip(self.files, self._kinds, strict=True):
             yield from document_pieces(file, document_per, self._field, kind, self.bad or refuse_with_hint)
-        if self.bad and self.bad.count:
+        if warns and self.bad and self.bad.count:
             warn(self.bad)
 
 
@@ -139,6 +139,7 @@ def tokenizer_folder(named: str) -> Path:
     if holds_tokenizer(DOWNLOADS):
         return DOWNLOADS
     raise UserError(
-        f"no tokenizer: there is no tokenizer.json or vocab.json in {DOWNLOADS} (looked from {Path.cwd()}), and "
-        "nothing is downloaded. Put them there, or name the tokenizer's folder with --tokenizer_type DIR."
+        f"no tokenizer: there is no tokenizer.json or vocab.json in {DOWNLOADS} (looked from {Path.cwd()}), nor a "
+        "vocab.txt, and nothing is downloaded. Put them there, or name the tokenizer's folder with "
+        "--tokenizer_type DIR."
     )
