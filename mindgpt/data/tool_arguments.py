@@ -11,7 +11,9 @@ from mindgpt.config.errors import UserError
 from mindgpt.data.records import BadRecords, refuse_with_hint
 from mindgpt.data.text import Piece, document_pieces, input_files, kind_of
 from mindgpt.io.files import DOWNLOADS
-from mindgpt.tokenizers.loading import holds_tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 _DEFAULT = "gpt2"  # of MindFormers' --tokenizer_type: the name of a model, whose tokenizer it downloaded
 _BLOCK_LENGTH = "tokens in a {row}: seq_length + 1 to train, seq_length to evaluate"
@@ -126,6 +128,19 @@ class TextFiles:
             yield from document_pieces(file, document_per, self._field, kind, self.bad or refuse_with_hint)
         if warns and self.bad and self.bad.count:
             warn(self.bad)
+
+
+def open_tokenizer(named: str) -> BaseTokenizer:
+    """The tokenizer that `--tokenizer_type` means; of another kind than GPT-2's, it is described in a line.
+
+    Raises:
+        UserError: there is none, or it is broken.
+    """
+    folder = tokenizer_folder(named)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.kind != GPT2Tokenizer.kind:
+        print(f"tokenizer: {folder} ({tokenizer})")
+    return tokenizer
 
 
 def tokenizer_folder(named: str) -> Path:

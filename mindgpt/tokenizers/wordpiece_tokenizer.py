@@ -40,7 +40,8 @@ _NO_SPACE = (Edge.JOINED, "")
 
 
 class WordPieceTokenizer(LibraryTokenizer):
-    """Text to token ids and back, with the ids of Hugging Face's `BertTokenizer`.
+    """Text to token ids and back, with the ids of Hugging Face's `BertTokenizer`: the fast one, which is the only one
+    since transformers 5.
 
     `[CLS]` begins a text and `[SEP]` ends it: they are `bos_token` and `eos_token`, and a call puts them around a text.
     The name of a special token in a text, such as `[SEP]`, is encoded as that token.

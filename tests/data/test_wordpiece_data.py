@@ -16,6 +16,7 @@ from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 INSTRUCTIONS = "tools/dataset_preprocess/instruction_to_mindrecord.py"
 LABELLED = "tools/dataset_preprocess/gpt2/txtcls_dataset_to_mindrecord.py"
+TEXT = "tools/dataset_preprocess/text_to_mindrecord.py"
 TRAIN = "tools/train_tokenizer.py"
 # [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"今天气好坏吗很，。", "good", "film", "##s"]
@@ -42,10 +43,11 @@ def ids_of(text):
     return [TOKENS.index(token) for token in text.split()]
 
 
-def test_an_instruction_begins_with_cls_and_its_response_ends_with_sep(run, tmp_path):
+def test_an_instruction_begins_with_cls_and_its_response_ends_with_sep(run, tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text(json.dumps({"prompt": "今天好吗", "response": "很好。"}), "utf-8")
     arguments = ["--input_file", "x.jsonl", "--output_file", "x.mindrecord", "--tokenizer_type", "tok"]
     run(INSTRUCTIONS, *arguments, "--format", "prompt_response", "--max_length", 12)
+    assert capsys.readouterr().out.startswith("tokenizer: tok (WordPiece, 16 tokens, lower case)\n1 example(s), ")
     columns = ["input_ids", "attention_mask", "labels"]
     data = build_dataset(tmp_path / "x.mindrecord", batch_size=1, columns=columns, drop_remainder=False)
     ((ids, mask, labels),) = data.create_tuple_iterator(num_epochs=1, output_numpy=True)
@@ -89,6 +91,17 @@ def test_texts_that_the_vocabulary_does_not_know_are_refused(run, tmp_path, tool
     with pytest.raises(UserError, match=message):
         run(tool, *arguments, "--output_file", "x.mindrecord", "--tokenizer_type", "tok")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_corpus_in_gbk_is_refused_with_the_way_out(run, tmp_path):
+    (tmp_path / "x.txt").write_bytes("今天天气很好\n".encode("gbk"))
+    for tool, *arguments in (
+        (TRAIN, "--kind", "wordpiece", "--vocab_size", 40, "--output_dir", "new"),
+        (TEXT, "--tokenizer_type", "tok", "--output_file", "x.mindrecord"),
+    ):
+        with pytest.raises(UserError, match=r"x.txt:1: not UTF-8: .*iconv -f GB18030 -t UTF-8"):
+            run(tool, "--input_file", "x.txt", *arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tok", "x.txt"]
 
 
 def test_many_unknown_tokens_are_reported(run, tmp_path, caplog):
