@@ -10,16 +10,20 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import DOWNLOADS, PathLike, read_json, read_lines
+from mindgpt.tokenizers.library_tokenizer import add_known_tokens
 from mindgpt.tokenizers.settings_files import (
+    BERT_LIKE,
     SETTINGS_FILES,
     flag,
+    model_type,
     read_added_tokens,
     read_optional_dict,
     read_settings,
+    tokenizer_class,
 )
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt")
@@ -52,7 +56,7 @@ def read_tokenizer(path: PathLike) -> tuple[Tokenizer, dict[str, Any]]:
         backend = _backend_from_json(*files)
     else:
         backend = _backend_from_pair(*files, flag(config, "add_prefix_space", folder))
-    _add_tokens(backend, read_added_tokens(config, folder), folder)
+    add_known_tokens(backend, read_added_tokens(config, folder), folder)
     _warn_of_missing_bytes(backend, folder)
     return backend, read_settings(config, folder)
 
@@ -89,9 +93,15 @@ def holds_byte_level_bpe(path: Path) -> bool:
     """Whether a folder, or the folder of a settings file, holds such a tokenizer; or whether a file may be part of one.
     By the names: `read_tokenizer` reports what is wrong with the content."""
     if path.is_file() and path.name not in SETTINGS_FILES:
-        return path.suffix in (".json", ".txt", ".bpe")
+        if path.suffix == ".json":
+            return model_type(path) != "WordPiece"
+        return path.suffix == ".bpe" or path.suffix == ".txt" and "merges" in path.name
     folder = path.parent if path.is_file() else path
-    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    if (folder / "tokenizer.json").is_file():
+        return model_type(folder / "tokenizer.json") != "WordPiece"
+    if (folder / "vocab.txt").exists() and tokenizer_class(folder) in BERT_LIKE:
+        return False
+    return (folder / "vocab.json").exists()
 
 
 def _files_at(path: Path) -> tuple[Path, tuple[Path, ...]]:
@@ -193,17 +203,6 @@ def _read_merges(path: Path, vocab: dict[str, int], vocab_file: Path) -> list[tu
                 )
         merges.append((pair[0], pair[1]))
     return merges
-
-
-def _add_tokens(backend: Tokenizer, added: dict[int, AddedToken], folder: Path) -> None:
-    """Add the tokens of the settings files in order of their ids, and check that they get those ids."""
-    for number, token in sorted(added.items()):
-        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
-        if backend.token_to_id(token.content) != number:
-            raise UserError(
-                f"{folder}: the added token {token.content!r} should have id {number} but gets "
-                f"{backend.token_to_id(token.content)}. Vocabulary and added tokens do not belong together."
-            )
 
 
 def _warn_of_missing_bytes(backend: Tokenizer, place: PathLike) -> None:
