@@ -229,6 +229,11 @@ def test_scripts_keep_their_line_ends_in_every_clone(repo):
     assert [name for name in files if b"\r\n" in (repo / name).read_bytes()] == []
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("scripts/**/*.sh")), ids=lambda file: file.name)
+SHELL_FILES = [
+    file for folder in ("scripts", "examples") for file in Path(__file__).parents[1].glob(f"{folder}/**/*.sh")
+]
+
+
+@pytest.mark.parametrize("file", sorted(SHELL_FILES), ids=lambda file: file.name)
 def test_bash_reads_the_script(file):
     assert subprocess.run(["bash", "-n", file], capture_output=True).stderr == b""
