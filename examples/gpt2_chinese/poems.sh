@@ -26,7 +26,7 @@ PYTHON_END
 if [ -n "$vocab" ]; then
     vocabulary "$vocab" "$out/tokenizer"
 else
-    run tools/train_tokenizer.py --type WordPiece --input_file "$out/poems.txt" --vocab_size 6000 \
+    run tools/train_tokenizer.py --kind wordpiece --input_file "$out/poems.txt" --vocab_size 6000 \
         --output_dir "$out/tokenizer" --overwrite
 fi
 tokens=$(grep -c '' "$out/tokenizer/vocab.txt")
@@ -40,14 +40,15 @@ for part in train valid; do
 done
 
 step "3/4 training"
-options=("${small[@]}" "model.model_config.vocab_size=$tokens" model.model_config.seq_length=128 lr_schedule.learning_rate=1.0e-3)
+options=("${small[@]}" "model.model_config.vocab_size=$tokens" model.model_config.seq_length=128)
+[ -n "$vocab" ] || options+=(model.model_config.bos_token_id=2 model.model_config.eos_token_id=3) # [CLS] and [SEP] as learnt
 if [ -n "$weights" ]; then
     begin=(--config configs/gpt2_chinese/finetune_gpt2_chinese_distil_fp16.yaml --load_checkpoint "$weights" --epochs 5)
 else
     begin=(--config configs/gpt2_chinese/pretrain_gpt2_chinese_distil_seq128_fp16.yaml --epochs 15)
 fi
 run run_mindformer.py "${begin[@]}" --train_dataset_dir "$out/data/train.mindrecord" \
-    --eval_dataset_dir "$out/data/valid.mindrecord" --do_eval True --output_dir "$out/model" --options "${options[@]}"
+    --eval_dataset_dir "$out/data/valid.mindrecord" --do_eval True --output_dir "$out/model" --options "${options[@]}" lr_schedule.learning_rate=1.0e-3
 
 step "4/4 poems"
 run run_mindformer.py --config configs/gpt2_chinese/predict_gpt2_chinese_distil_fp16.yaml --run_mode predict \

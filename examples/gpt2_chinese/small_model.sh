@@ -6,7 +6,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/environment.sh"
 
 small=(model.model_config.num_layers=4 model.model_config.hidden_size=128 model.model_config.num_heads=4
-    runner_config.batch_size=16 runner_config.sink_mode=False)
+    runner_config.batch_size=16)
 
 refuse() { echo "error: $1" >&2; exit 2; }
 
@@ -20,6 +20,7 @@ run() {
 }
 
 vocabulary() {
+    rm -rf "$2"
     mkdir -p "$2"
     cp "$1" "$2/vocab.txt"
 }
