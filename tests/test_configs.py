@@ -8,7 +8,8 @@ import yaml
 
 from mindgpt.config import load_config
 
-CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs" / "gpt2").rglob("*.yaml"))
+FOLDERS = [Path(__file__).resolve().parent.parent / "configs" / name for name in ("gpt2", "gpt2_chinese")]
+CONFIGS = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))
 NO_PART_OF_THE_NETWORK = ("checkpoint_name_or_path", "max_new_tokens", "do_sample", "top_k", "pet_config", "num_labels")
 
 
@@ -43,6 +44,48 @@ def test_builds_and_computes_at_its_width(path, cpu):
     layers = sum(p.size for name, p in model.parameters_dict().items() if ".blocks.0." in name)
     rest = sum(p.size for p in model.get_parameters()) - layers
     assert rest + model_config.num_layers * layers == model_config.num_parameters()
+
+
+def test_parts_are_all_used():
+    """configs/gpt2_chinese/shared holds what several files are based on."""
+    used = {
+        FOLDERS[1] / name
+        for path in FOLDERS[1].glob("*.yaml")
+        for name in yaml.safe_load(path.read_text())["base_config"]
+    }
+    assert used == set((FOLDERS[1] / "shared").iterdir())
+
+
+@pytest.mark.parametrize("size", ["distil", "base", "medium", "large", "xlarge"])
+def test_stages_of_chinese_pretraining_have_one_network(size):
+    """All but the rows' length is equal, and the position table has its full length from stage 1 on."""
+    stages = [
+        load_config(FOLDERS[1] / f"pretrain_gpt2_chinese_{size}_seq{length}_fp16.yaml")[0] for length in (128, 1024)
+    ]
+    first, second = (stage.model.config.model_dump() for stage in stages)
+    assert (first.pop("seq_length"), second.pop("seq_length")) == (128, 1024)
+    assert first == second
+    assert (first["max_position_embeddings"], first["vocab_size"]) == (1024, 21128)
+    rows = [stage.runner_config.batch_size * 8 for stage in stages]
+    assert rows == [512, 128]
+    assert [stage.lr_schedule.learning_rate for stage in stages] == [2e-5 if size == "xlarge" else 1e-4, 5e-5]
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        ("distil", 59_541_504),
+        ("base", 102_068_736),
+        ("medium", 324_995_072),
+        ("large", 736_744_960),
+        ("xlarge", 1_511_004_800),
+    ],
+)
+def test_sizes_of_the_published_chinese_models(size, parameters):
+    from mindgpt import GPT2Config
+
+    config, _ = load_config(FOLDERS[1] / f"predict_gpt2_chinese_{size}_fp16.yaml")
+    assert GPT2Config.from_section(config.model.config).num_parameters() == parameters
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

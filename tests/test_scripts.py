@@ -3,6 +3,7 @@
 Python is a stub in most tests, which writes down how it was called: nothing is downloaded or trained.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -199,6 +200,39 @@ def test_the_paths_of_sst2_are_the_callers(script, tmp_path, repo):
     assert os.listdir(tmp_path / "here") == ["data"]
 
 
+@pytest.mark.parametrize(
+    ("name", "files", "arguments", "calls_with"),
+    [
+        ("two_stage", ["lines.txt", "vocab.txt"], "lines.txt vocab.txt '~/out'", "--input_file {here}/lines.txt"),
+        ("poems", ["poems.json", "vocab.txt"], "poems.json '~/out' vocab.txt", "- {here}/poems.json {out}/poems.txt"),
+        (
+            "chnsenticorp",
+            ["chnsenticorp.train4k.tsv", "chnsenticorp.dev.tsv"],
+            ". '~/out'",
+            "--input_file {here}/./chnsenticorp.dev.tsv",
+        ),
+    ],
+)
+def test_examples_of_chinese_gpt2(script, tmp_path, repo, name, files, arguments, calls_with):
+    """Paths are the caller's, all go into OUT_DIR, and each stage begins with the weights of the one before."""
+    here, out = tmp_path / "here", tmp_path / "home" / "out"
+    for file in files:
+        (here / file).write_text("label\ttext_a\n1\tx\n")
+    (out / "tokenizer").mkdir(parents=True)
+    (out / "tokenizer" / "vocab.txt").write_text("[PAD]\n")  # as if it had been learnt
+    command = f"bash $REPO/examples/gpt2_chinese/{name}.sh"
+    status, output, calls = script(f"{command} {arguments}", HOME=str(tmp_path / "home"))
+    assert status == 0, output
+    assert calls_with.format(here=here, out=out) in "\n".join(calls)
+    assert sorted(os.listdir(here)) == sorted(files)
+    runs = [call for call in calls if "run_mindformer.py" in call]
+    for before, run in itertools.pairwise(runs):
+        folder = before.split("--output_dir ")[1].split()[0]
+        assert f"--load_checkpoint {folder}/checkpoint" in run
+    for missing in (f"{command} {arguments.split()[0]}", f"{command} nowhere {arguments}".rsplit(" ", 1)[0]):
+        assert script(missing)[0] == 2
+
+
 def test_predict_expands_the_home_folder_in_quotes(script, tmp_path):
     (tmp_path / "here" / "a.yaml").touch()
     (tmp_path / "here" / "tokenizer").mkdir()
@@ -229,6 +263,11 @@ def test_scripts_keep_their_line_ends_in_every_clone(repo):
     assert [name for name in files if b"\r\n" in (repo / name).read_bytes()] == []
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("scripts/**/*.sh")), ids=lambda file: file.name)
+SHELL_FILES = [
+    file for folder in ("scripts", "examples") for file in Path(__file__).parents[1].glob(f"{folder}/**/*.sh")
+]
+
+
+@pytest.mark.parametrize("file", sorted(SHELL_FILES), ids=lambda file: file.name)
 def test_bash_reads_the_script(file):
     assert subprocess.run(["bash", "-n", file], capture_output=True).stderr == b""

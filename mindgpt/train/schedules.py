@@ -149,6 +149,7 @@ class LearningRateTable(nn.learning_rate_schedule.LearningRateSchedule):
         super().__init__()
         self.values = Tensor(values.astype(np.float32))
         self.last = len(values) - 1
+        self.highest = float(values.max())
         self.gather = ops.Gather()
 
     def construct(self, global_step: Tensor) -> Tensor:

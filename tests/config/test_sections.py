@@ -155,6 +155,7 @@ def test_old_forms_of_optimizers():
         ({"type": "Adam"}, "type", "did you mean 'adamw'?"),
         ({"type": "adamw", "momentum": 0.9}, "momentum", "has no effect on the optimizer 'adamw', which obeys beta1, "),
         ({"type": "lion", "eps": 1e-8}, "eps", "has no effect on the optimizer 'lion', which obeys beta1, beta2, weig"),
+        ({"type": "lion", "correct_bias": False}, "correct_bias", "has no effect on the optimizer 'lion'"),
         ({"type": "sgd", "betas": [0.9, 0.99]}, "beta1", "has no effect on the optimizer 'sgd'"),
         ({"type": "adafactor", "beta2": 0.99}, "beta2", "has no effect on the optimizer 'adafactor'"),
         ({"type": "adafactor", "eps": [1e-30]}, "eps", "must be a list of two numbers such as [1e-30, 1e-3]"),

@@ -1,7 +1,7 @@
-"""Every YAML in configs/gpt2 compiles for Ascend at its layout, at its true width, heads, vocabulary and row length.
+"""Every YAML in configs/gpt2 and configs/gpt2_chinese compiles for Ascend at its layout.
 
-With as few layers as its pipeline stages need; all layers are for tools/dry_run.py (docs/parallel.md). Files that
-differ only in what no graph depends on share a compilation.
+At its true width, heads, vocabulary and row length, with as few layers as its pipeline stages need; all layers are for
+tools/dry_run.py (docs/parallel.md). Files that differ only in what no graph depends on share a compilation.
 """
 
 import json
@@ -19,7 +19,8 @@ from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
 from tests.programs import run_simulated
 
 REPO = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((REPO / "configs" / "gpt2").rglob("*.yaml"))
+PAGES = {"gpt2": "parallel.md", "gpt2_chinese": "chinese_gpt2.md"}  # folder in configs -> page in docs
+CONFIGS = sorted(path for folder in PAGES for path in (REPO / "configs" / folder).glob("*.yaml"))
 SERVER = 8  # cards for what is data parallel, on however many
 NOT_IN_A_GRAPH = (
     "run_mode", "load_checkpoint", "output_dir", "lr_schedule", "callbacks", "metric", "trainer.model_name",
@@ -47,15 +48,21 @@ def what_compiles(config):
     return json.dumps([config.run_mode == "predict", values], sort_keys=True, default=str)
 
 
-def groups():
+def groups(configuration):
+    """The files whose configurations, by the function given, compile alike: names -> first of them."""
     together = {}
     for path in CONFIGS:
-        together.setdefault(what_compiles(shallow(path)), []).append(path)
+        together.setdefault(what_compiles(configuration(path)), []).append(path)
     return {", ".join(path.stem for path in paths): paths[0] for paths in together.values()}
 
 
-GROUPS = groups()
+GROUPS = groups(shallow)
 TRAINED = {name: path for name, path in GROUPS.items() if shallow(path).run_mode != "predict"}
+TABULATED = {
+    name: path
+    for name, path in groups(lambda path: load_config(path)[0]).items()
+    if shallow(path).run_mode != "predict"
+}
 WRITING = {name: path for name, path in GROUPS.items() if shallow(path).run_mode == "predict"}
 
 
@@ -75,11 +82,11 @@ def test_training_step(path):
         assert kinds == by_tokens | sums_of_loss
 
 
-@pytest.mark.parametrize("path", TRAINED.values(), ids=TRAINED)
+@pytest.mark.parametrize("path", TABULATED.values(), ids=TABULATED)
 def test_the_table_in_the_docs_has_it(path):
     """With all layers, which take minutes to compile; their weights by the rule that few layers are compiled by."""
-    (names,) = (name for name, first in TRAINED.items() if first == path)
-    page = (REPO / "docs" / "parallel.md").read_text(encoding="utf-8")
+    (names,) = (name for name, first in TABULATED.items() if first == path)
+    page = (REPO / "docs" / PAGES[path.parent.name]).read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
     (row,) = (row for row in rows if set(row[0].replace("`", "").split(", ")) == set(names.split(", ")))
     config, _ = load_config(path)
@@ -88,26 +95,35 @@ def test_the_table_in_the_docs_has_it(path):
 
 
 def bytes_of_parameters(config, stage):
-    """What a rank of a stage holds, by hand: products sharded by model_parallel, all else whole."""
+    """What a rank of a stage holds, by hand: products sharded by model_parallel, all else whole.
+
+    With optimizer_shard every matrix is also sharded by data_parallel, and no vector.
+    """
     network, grid = config.model.config, grid_of(config)
-    assert not config.parallel_config.optimizer_shard, "the formula has no such term"
     assert config.parallel_config.vocab_emb_dp, "the formula has no such term"
     hidden, wide, mp = network.hidden_size, network.ffn_hidden_size, grid.model_parallel
-    by_columns, by_rows = 3 * (hidden * hidden + hidden) + hidden * wide + wide, hidden * hidden + wide * hidden
+    shards = 1
+    if config.parallel_config.optimizer_shard:
+        assert network.pet_config is None, "the formula has no such term"
+        assert mp == 1, "the formula has no such term"
+        assert 4 * wide < 2**16 <= 4 * hidden**2, "64 kB are the least that is sharded"
+        shards = grid.data_parallel
+    of_matrices, of_vectors = 4 * hidden * hidden + 2 * hidden * wide, 3 * hidden + wide
     in_float32 = 4 * hidden  # layer norms
     if network.pet_config is not None:  # on query and value: A whole, B by columns
         in_float32 += 2 * network.pet_config.lora_rank * (hidden + hidden // mp)
     blocks = network.num_layers // grid.pipeline_stage
-    values, in_float32 = blocks * ((by_columns + by_rows) // mp + 2 * hidden), blocks * in_float32
+    of_block = of_matrices // mp // shards + of_vectors // mp + 2 * hidden  # whole: biases of the two projections
+    values, in_float32 = blocks * of_block, blocks * in_float32
     if stage == 0:
-        values += (network.vocab_size + network.max_position_embeddings) * hidden
+        values += (network.vocab_size + network.max_position_embeddings) * hidden // shards
     if stage == grid.pipeline_stage - 1:
         in_float32 += 2 * hidden
         classifies = config.trainer.type == "TextClassificationTrainer"
         if classifies:
             values += network.num_labels * hidden
         elif stage > 0:
-            values += network.vocab_size * hidden  # the head, which is the first stage's embedding
+            values += network.vocab_size * hidden // shards  # the head, which is the first stage's embedding
     of_value = {"float32": 4, "float16": 2}[network.param_init_type]
     return of_value * values + 4 * in_float32
 

@@ -1,4 +1,5 @@
-"""AdamW and SGD against torch.optim, Lion against its paper, and what all optimizers have in common.
+"""AdamW and SGD against torch.optim, Lion against its paper, UER-py's AdamW against its formula, and what all have in
+common.
 
 AdaFactor has a file of its own.
 """
@@ -14,7 +15,7 @@ from mindspore import Parameter, Tensor, nn  # noqa: E402
 from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection  # noqa: E402
 from mindgpt.config.training_sections import ScaleSenseSection  # noqa: E402
 from mindgpt.train.optimizers import build_optimizer, decay_groups, state_line  # noqa: E402
-from mindgpt.train.optimizers.state import state_bytes  # noqa: E402
+from mindgpt.train.optimizers.state import is_decayed, state_bytes  # noqa: E402
 from mindgpt.train.schedules import LearningRateTable, learning_rates  # noqa: E402
 from mindgpt.train.step import AccumulatingTrainStep, TrainStep  # noqa: E402
 
@@ -75,6 +76,63 @@ def test_follows_torch_step_for_step(settings):
             np.testing.assert_allclose(mine.asnumpy(), other.detach().numpy(), rtol=2e-6, atol=2e-7, err_msg=mine.name)
 
 
+def uer_adamw(weight, first, second, gradient, rate, decay):
+    """One step of UER-py's AdamW (betas 0.9 and 0.999, eps 1e-6) in float64: no bias correction, the decay last."""
+    first = 0.9 * first + 0.1 * gradient
+    second = 0.999 * second + 0.001 * gradient**2
+    weight = weight - rate * first / (np.sqrt(second) + 1e-6)
+    return weight - rate * decay * weight, first, second
+
+
+UER = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "correct_bias": False}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "decay", "tolerance"),
+    [(ms.float32, 0.01, 1e-6), (ms.float32, 1000.0, 1e-6), (ms.float16, 0.01, 2e-2)],
+    ids=["kernel", "formula", "half"],
+)
+def test_follows_uer_step_for_step(dtype, decay, tolerance):
+    """20 steps, the first two of them warm-up: at learning rate 0 and at half of it. A decay of 1000 has one step that
+    the fused kernel cannot express, rate * decay = 1."""
+    rng = np.random.default_rng(3)
+    rates = learning_rates(LRScheduleSection(type="linear", learning_rate=1e-3, warmup_ratio=0.1), STEPS)
+    expected_rates = [1e-3 * (s / 2 if s < 2 else (STEPS - s) / (STEPS - 2)) for s in range(STEPS)]
+    np.testing.assert_allclose(rates, expected_rates, rtol=1e-12)
+    weights = {name: rng.normal(size=shape).astype(np.float16).astype(np.float64) for name, shape in SHAPES.items()}
+    start = [value.copy() for value in weights.values()]
+    ours = [Parameter(Tensor(value, dtype), name=name) for name, value in weights.items()]
+    optimizer = build_optimizer(OptimizerSection(**UER, weight_decay=decay), ours, LearningRateTable(rates))
+    assert (optimizer.kernel is None) == (dtype == ms.float16 or decay == 1000.0)
+    moments = {name: (np.zeros(shape), np.zeros(shape)) for name, shape in SHAPES.items()}
+    for step in range(STEPS):
+        gradients = {name: rng.normal(size=shape).astype(np.float16) for name, shape in SHAPES.items()}
+        optimizer(tuple(Tensor(gradient, dtype) for gradient in gradients.values()))
+        for mine, (name, gradient), before in zip(ours, gradients.items(), start, strict=True):
+            own_decay = decay if gradient.ndim > 1 else 0.0
+            gradient = gradient.astype(np.float64)
+            weights[name], *moments[name] = uer_adamw(weights[name], *moments[name], gradient, rates[step], own_decay)
+            np.testing.assert_allclose(mine.asnumpy(), weights[name], rtol=0, atol=tolerance, err_msg=name)
+            assert step > 0 or (mine.asnumpy() == before).all(), "the first step is at learning rate 0"
+
+
+def test_one_step_of_uer_from_known_values():
+    weight = Parameter(Tensor([[1.0, -2.0]], ms.float32), name="w")
+    section = OptimizerSection(**UER, weight_decay=0.01)
+    build_optimizer(section, [weight], LearningRateTable(np.full(1, 1e-3)))((Tensor([[0.1, 0.2]], ms.float32),))
+    np.testing.assert_allclose(weight.asnumpy(), [[0.99682875, -2.00314175]], rtol=0, atol=2e-7)
+
+
+def test_what_is_decayed_is_what_uer_decays():
+    """UER-py goes by names: all but those that hold bias, gamma or beta."""
+    from mindgpt import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(num_layers=1, hidden_size=8, num_heads=2, vocab_size=11, seq_length=4))
+    for parameter in model.trainable_params():
+        exempt = any(part in parameter.name for part in ("bias", "gamma", "beta"))
+        assert is_decayed(parameter) != exempt, parameter.name
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -131,7 +189,11 @@ def batch(value):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("settings", [{"type": "adafactor", "beta1": 0.5}, {"type": "lion"}, {"type": "sgd"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"type": "adafactor", "beta1": 0.5}, {"type": "lion"}, {"type": "sgd"}, {"correct_bias": False}],
+    ids=str,
+)
 def test_a_non_finite_step_changes_nothing_and_the_run_goes_on(settings, accumulation):
     model = Quadratic()
     optimizer = build_optimizer(

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Sentiment of Chinese reviews on two cores, from nothing: a small GPT-2 first learns the language of the reviews, then to
+# tell the bad ones from the good ones. docs/chinese_gpt2.md has the result.
+#   bash examples/gpt2_chinese/chnsenticorp.sh DATA_DIR OUT_DIR
+# DATA_DIR holds chnsenticorp.train4k.tsv and chnsenticorp.dev.tsv with the columns label and text_a. What is in OUT_DIR
+# from an earlier run is replaced.
+set -euo pipefail
+[ $# -eq 2 ] || { echo "usage: bash $0 DATA_DIR OUT_DIR" >&2; exit 2; }
+source "$(dirname "$0")/small_model.sh"
+data=$(absolute "$1") out=$(absolute "$2")
+for part in train4k dev; do
+    [ -f "$data/chnsenticorp.$part.tsv" ] || refuse "there is no file $data/chnsenticorp.$part.tsv"
+done
+mkdir -p "$out"
+make_environment ""
+cd "$repo"
+began=$SECONDS
+
+step "1/4 the texts of the training rows, a vocabulary learnt from them, and the data"
+tail -n +2 "$data/chnsenticorp.train4k.tsv" | cut -f2 > "$out/texts.txt"
+run tools/train_tokenizer.py --kind wordpiece --input_file "$out/texts.txt" --vocab_size 6000 \
+    --output_dir "$out/tokenizer" --overwrite
+run tools/dataset_preprocess/text_to_mindrecord.py --input_file "$out/texts.txt" --document_per line --packing full \
+    --max_length 129 --tokenizer_type "$out/tokenizer" --output_file "$out/data/texts.mindrecord" --overwrite
+for part in train4k dev; do
+    run tools/dataset_preprocess/gpt2/txtcls_dataset_to_mindrecord.py --dataset_name chnsenticorp \
+        --input_file "$data/chnsenticorp.$part.tsv" --output_file "$out/data/$part.mindrecord" --max_length 128 \
+        --tokenizer_type "$out/tokenizer" --overwrite
+done
+options=("${small[@]}" "model.model_config.vocab_size=$(grep -c '' "$out/tokenizer/vocab.txt")"
+    model.model_config.bos_token_id=2 model.model_config.eos_token_id=3) # [CLS] and [SEP] as learnt
+
+step "2/4 the language model"
+run run_mindformer.py --config configs/gpt2_chinese/pretrain_gpt2_chinese_distil_seq128_fp16.yaml \
+    --train_dataset_dir "$out/data/texts.mindrecord" --epochs 15 --output_dir "$out/language_model" \
+    --options "${options[@]}" lr_schedule.learning_rate=1.0e-3
+
+step "3/4 the classifier, from the language model's weights"
+run run_mindformer.py --config configs/gpt2_chinese/finetune_gpt2_chinese_distil_txtcls_fp16.yaml \
+    --load_checkpoint "$out/language_model/checkpoint" --train_dataset_dir "$out/data/train4k.mindrecord" \
+    --eval_dataset_dir "$out/data/dev.mindrecord" --do_eval True --epochs 4 --output_dir "$out/classifier" \
+    --options "${options[@]}" lr_schedule.learning_rate=5.0e-4 model.model_config.hidden_dropout_rate=0.2
+
+step "4/4 what it says of two reviews"
+run run_mindformer.py --config configs/gpt2_chinese/finetune_gpt2_chinese_distil_txtcls_fp16.yaml --run_mode predict \
+    --load_checkpoint "$out/classifier/checkpoint" --tokenizer "$out/tokenizer" --output_dir "$out/classifier" \
+    --predict_data "房间很干净，服务员也很热情，下次还会住这里。" "机器太热，风扇声音很大，后悔买了。" \
+    --options "${options[@]}"
+
+printf '\n== done in %d s; the accuracy is the last line ACC above\n' $((SECONDS - began))
