@@ -23,10 +23,14 @@ from mindgpt.checkpoints.gpt2_names import are_mindformers, hint, mindformers_pr
 from mindgpt.checkpoints.gpt2_views import MindFormersView
 from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
+from mindgpt.checkpoints.other_models import other_model, refuse_other_model
 from mindgpt.checkpoints.run_folder import rank_folders
 from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint
 from mindgpt.checkpoints.skip_rules import skip_rule
 from mindgpt.checkpoints.tensor_source import TensorSource, cast
+from mindgpt.checkpoints.uer_config import FoundConfig, config_of_uer
+from mindgpt.checkpoints.uer_names import are_uer
+from mindgpt.checkpoints.uer_views import UERView
 from mindgpt.config.errors import UserError
 from mindgpt.runtime.alignment import aligned
 
@@ -70,10 +74,15 @@ class CheckpointWeights:
 
 
 class Naming(NamedTuple):
-    """How weights that are named in some way are recognised, and the view of them under our names."""
+    """How weights that are named in some way are recognised, and the view of them under our names.
+
+    Attributes:
+        config: the config of that view, for weights whose config is not in our form or Hugging Face's.
+    """
 
     matches: Callable[[TensorSource], bool]
     view: Callable[[TensorSource], TensorSource]
+    config: Callable[[TensorSource], FoundConfig] | None = None
 
 
 def _is_ours(source: TensorSource) -> bool:
@@ -82,6 +91,8 @@ def _is_ours(source: TensorSource) -> bool:
 
 NAMINGS = {  # the first that matches is used; what none knows is reported as no GPT-2 by the last
     "checkpoint": Naming(_is_ours, CheckpointWeights),
+    "other model": Naming(lambda source: other_model(source.entries) is not None, refuse_other_model),
+    "uer": Naming(lambda source: are_uer(source.entries), UERView, config_of_uer),
     "hugging_face": Naming(lambda source: True, MindFormersView),
 }
 
@@ -100,17 +111,20 @@ class Weights:
         config: the config that lies with them, or None.
         source: `.path`, `.entries` (name -> shape, dtype), `.skipped` (name -> rule), `.read(name)`.
         notes: sentences for the user about what was skipped or unexpected.
+        assumed: settings of the config that no file says; others may be right.
     """
 
     kind: str
     config: GPT2Config | None
-    source: MindFormersView | CheckpointWeights
+    source: MindFormersView | CheckpointWeights | UERView
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weights:
     """Open a Hugging Face folder or file, our folder (`config.json` and `model.ckpt`), a `.ckpt` beside its config,
-    safetensors under MindFormers' names, or the sharded folder `checkpoint` of a parallel run.
+    safetensors under MindFormers' names, the sharded folder `checkpoint` of a parallel run, a `.bin` of UER-py or
+    TencentPretrain, or a folder of DeepSpeed's.
 
     The config of `x.ckpt` is `x.config.json` or else `config.json` in its folder; that of a Hugging Face file is
     `config.json` in its folder; that of shards lies beside rank 0's.
@@ -130,6 +144,9 @@ def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weight
     kind = naming_of(stored)
     source = NAMINGS[kind].view(stored)
     config, notes = None, [*getattr(source, "notes", ())]
+    if config_of := NAMINGS[kind].config:
+        found = config_of(source)
+        return Weights(kind, found.config, source, (*notes, *found.notes), found.assumed)
     if file := config_beside(source.path):
         config, config_notes = read_config(file)
         notes += config_notes
