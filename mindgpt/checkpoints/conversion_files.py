@@ -86,7 +86,8 @@ def copy_tokenizer(source: Path, target: Path, vocabulary: Path | None = None) -
 
     `vocabulary`: becomes vocab.txt, whatever its name and place.
     """
-    files = {name: source / name for name in TOKENIZER_FILES if (source / name).is_file()}
+    names = dict.fromkeys((*TOKENIZER_FILES, VOCABULARY))
+    files = {name: source / name for name in names if (source / name).is_file()}
     if vocabulary is not None:
         files[VOCABULARY] = vocabulary
     for name, file in files.items():

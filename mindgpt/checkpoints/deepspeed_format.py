@@ -1,9 +1,11 @@
 """DeepSpeed's checkpoints, read as they are: ZeRO 1, 2 and 3, and the files of tensor-parallel ranks.
 
-    <folder>/latest                                                 text: the tag, a folder beside it
-    <folder>/<tag>/mp_rank_00_model_states.pt                       of a tensor-parallel rank, without ZeRO or with ZeRO 1, 2
-    <folder>/<tag>/zero_pp_rank_<r>_mp_rank_00_model_states.pt      ZeRO 3, of each data-parallel rank
-    <folder>/<tag>/[bf16_]zero_pp_rank_<r>_mp_rank_00_optim_states.pt     the float32 weights are in these
+    <folder>/latest                                                     text: the tag, a folder beside it
+    <folder>/<tag>/mp_rank_00_model_states.pt                           without ZeRO, and with ZeRO 1 and 2
+    <folder>/<tag>/zero_pp_rank_<r>_mp_rank_00_model_states.pt          ZeRO 3, of each data-parallel rank
+    <folder>/<tag>/[bf16_]zero_pp_rank_<r>_mp_rank_00_optim_states.pt   the float32 weights are in these
+
+`mp_rank` is the tensor-parallel rank.
 
 ZeRO 1 and 2: all parameters of a group are one run of numbers, padded and divided among the ranks. ZeRO 3: each
 parameter by itself is divided, in equal parts, the last one padded; the parts follow each other in each rank's file.
@@ -163,7 +165,7 @@ class ZeROShards:
             if length < offset or math.ceil(offset / multiple) != math.ceil(length / multiple):
                 raise UserError(
                     f"{self.path}: parameter group {number} has {offset:,} numbers by its shapes, and the "
-                    f"files of the {self.world} ranks hold {length:,}. The files do not belong together, or are damaged."
+                    f"files of {self.world} ranks hold {length:,}. They do not belong together, or are damaged."
                 )
 
     def _place_divided_parameters(self) -> None:

@@ -1,15 +1,15 @@
 """Conversion of layer norms between the arithmetic of UER-py and the standard one.
 
 UER-py and TencentPretrain divide by the unbiased standard deviation, GPT-2 by the biased one, which is
-sqrt((H - 1) / H) times it, for H values. Weights of one are used with the arithmetic of the other in three ways, which the
-config records as `layer_norm_conversion`:
+sqrt((H - 1) / H) times it, for H values. There are three ways to use weights of one with the other, and the config
+records which was taken as `layer_norm_conversion`:
 
     uer     Nothing changes: the model computes with UER-py's arithmetic, eps 1e-6.
-    copy    gamma as it is, the standard arithmetic, eps 1e-5. So do UER-py's own converters; the published Hugging Face
-            folders were made by them. Outputs of a norm are larger than UER-py's by 0.07 % at H = 768.
-    folded  gamma * sqrt((H - 1) / H), the standard arithmetic, eps 1e-7: what the model computes stays the same, but for
-            the two epsilons. UER-py's is added to the deviation, the standard one to the variance. With 1e-7 a norm
-            differs by less than 4e-5, relatively, for inputs whose deviation is above 0.02, the smallest of a new model.
+    copy    gamma as it is, the standard arithmetic, eps 1e-5. So do UER-py's own converters, which made the published
+            Hugging Face folders. Outputs of a norm are larger than UER-py's by 0.07 % at H = 768.
+    folded  gamma * sqrt((H - 1) / H), the standard arithmetic, eps 1e-7. What the model computes stays the same, but
+            for the epsilons: UER-py's is added to the deviation, the standard one to the variance. With 1e-7 a norm
+            differs by less than 3e-5, relatively, for inputs of deviation 0.028 (a new model's embeddings) and more.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Opens PyTorch files that hold Python objects besides tensors, such as DeepSpeed's, without running their code.
 
 A pickle names functions and classes, and calls them with arguments: that is how a stranger's file could run a program.
-Here only the few names get through that rebuild tensors. Any other name becomes an inert class, which keeps the arguments
-that it is called with and does nothing else.
+Here only the few names get through that rebuild tensors. Any other name becomes an inert class, which keeps the
+arguments that it is called with and does nothing else.
 """
 
 import pickle

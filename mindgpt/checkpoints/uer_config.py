@@ -1,4 +1,4 @@
-"""The config of a model of UER-py or TencentPretrain, from their JSON, the weights and vocab.txt; and their JSON of ours.
+"""The config of a model of UER-py or TencentPretrain, from their JSON, the weights and vocab.txt; and their JSON.
 
 Their JSON does not give the size of the vocabulary, and before August 2021 it had eight keys only; flags of the command
 line gave the rest. Sources: `models/gpt2/*.json` and `opts.py` of both.
@@ -237,8 +237,8 @@ def _vocabulary_of(view: UERView, named: Path | None) -> Path | None:
     if count != view.sizes["V"]:
         way_out = "Name the vocabulary it was trained with: --vocab" if named else "Put its own beside it, or name it"
         raise UserError(
-            f"{file}: has {count} tokens, and {view.path} has {view.sizes['V']}. {way_out}; with another one, ids would "
-            "mean other tokens."
+            f"{file}: has {count} tokens, and {view.path} has {view.sizes['V']}. {way_out}; with another one, ids "
+            "would mean other tokens."
         )
     return file
 

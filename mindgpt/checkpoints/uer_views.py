@@ -122,8 +122,8 @@ def _by_todays_name(stored_names: Iterable[str], path: Path) -> dict[str, str]:
     plain = without_prefix(stored_names)
     if factor := next((name for name, inside in plain.items() if LORA_FACTOR.fullmatch(inside)), None):
         raise UserError(
-            f"{path}: holds factors of a LoRA of TencentPretrain ({factor}), not a model. Name the model it was trained "
-            "on as the weights, and this file with --adapter."
+            f"{path}: holds factors of a LoRA of TencentPretrain ({factor}), not a model. Name the model it was "
+            "trained on as the weights, and this file with --adapter."
         )
     names = todays_names()
     found: dict[str, str] = {}

@@ -11,8 +11,8 @@ Any direction, UER-py's .bin and DeepSpeed's folder to a .ckpt, a Hugging Face f
     python mindgpt/models/gpt2/convert_weight.py --input_path gpt2.ckpt --target_format uer --output_path back.bin
 
 What the source is follows from its files, and the target from its name: a .ckpt, else Hugging Face's. UER-py computes
-another layer norm than GPT-2. --layer_norm uer keeps its arithmetic (the default for a .ckpt); copy takes gamma as it is
-and the standard arithmetic (as UER-py's own converters; the default for Hugging Face); folded takes the standard
+another layer norm than GPT-2. --layer_norm uer keeps its arithmetic (the default for a .ckpt); copy takes gamma as it
+is and the standard arithmetic (as UER-py's own converters; the default for Hugging Face); folded takes the standard
 arithmetic with gamma scaled so that the outputs stay the same.
 
 `mindgpt/checkpoints/conversion.py` does the work; the program lies where MindFormers has it.
@@ -88,8 +88,8 @@ def _paths(given: argparse.Namespace) -> tuple[Path, Path]:
     if all(old) and not any(new):
         if given.target_format is not None and (given.target_format == "mindspore") == given.reversed:
             raise UserError(
-                f"--target_format {given.target_format}: --mindspore_path is the {'source' if given.reversed else 'target'} "
-                "here. Use --input_path and --output_path for any direction, or --reversed."
+                f"--target_format {given.target_format}: --mindspore_path is what is "
+                f"{'read' if given.reversed else 'written'} here. Use --reversed, or --input_path and --output_path."
             )
         return old[::-1] if given.reversed else old
     if all(new) and not any(old):
