@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
-from mindgpt.checkpoints.gpt2_views import HuggingFaceView, MindFormersView
+from mindgpt.checkpoints.gpt2_names import HEAD
+from mindgpt.checkpoints.gpt2_views import HuggingFaceView, MindFormersView, UntiedHead, agree_on_head
 from mindgpt.checkpoints.locations import SAFETENSORS_NAME, config_beside, find_weights, own_config
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.checkpoints.safetensors_format import write_safetensors
@@ -25,7 +26,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.io.files import atomic_write, make_folder, open_to_read, write_json
 from mindgpt.tokenizers.loading import TOKENIZER_FILES
 
-View = MindFormersView | HuggingFaceView
+View = MindFormersView | UntiedHead | HuggingFaceView
 
 
 def convert_to_mindspore(
@@ -53,9 +54,9 @@ def convert_to_mindspore(
             f"{into_ckpt}--reversed makes a Hugging Face folder of it."
         )
     view = MindFormersView(stored)
-    for note in view.notes:
+    found, view, more = agree_on_head(_find_config(view.path, config), view)
+    for note in (*view.notes, *more):
         print(f"note: {note}")
-    found = _find_config(view, config)
     _check_sizes(view, found, layers)
     write_checkpoint(mindspore_path, _with_progress(view, dtype, mindspore_path))
     for rule, count in sorted(Counter(view.skipped.values()).items()):
@@ -92,8 +93,8 @@ def convert_to_hugging_face(
         raise UserError(
             f"--mindspore_path {mindspore_path}: holds Hugging Face's weights already, {weights.source.path}."
         )
-    view = HuggingFaceView(weights.source)
-    found = _find_config(view, config)
+    found, source, _ = agree_on_head(_find_config(weights.source.path, config), weights.source)
+    view = HuggingFaceView(source)
     _check_sizes(view, found, layers)
     items = _with_progress(view, dtype, torch_path)
     if torch_path.suffix in TORCH_SUFFIXES and not torch_path.is_dir():
@@ -113,9 +114,9 @@ def convert_to_hugging_face(
         _copy_tokenizer(view.path.parent, torch_path)
 
 
-def _find_config(view: View, given: str | None) -> GPT2Config | None:
+def _find_config(weights: Path, given: str | None) -> GPT2Config | None:
     """The config `given` on the command line, or the one beside the weights, or None."""
-    chosen = given or config_beside(view.path)
+    chosen = given or config_beside(weights)
     if not chosen:
         return None
     config, notes = read_config(chosen)
@@ -140,6 +141,9 @@ def _check_sizes(view: View, config: GPT2Config | None, layers: int | None) -> N
         "max_position_embeddings": (config.max_position_embeddings, sizes["P"]),
         "num_labels": (config.num_labels, sizes.get("C", config.num_labels)),  # in a classifier only
     }
+    if "C" not in sizes:  # a classifier has no output head
+        tied = view.entries.keys().isdisjoint((HEAD.hf_name, *HEAD.mf_names))
+        pairs["tie_word_embeddings"] = (config.tie_word_embeddings, tied)
     wrong = [f"{key} is {named}, the weights have {held}" for key, (named, held) in pairs.items() if named != held]
     if wrong:
         raise UserError(

@@ -121,7 +121,7 @@ def build_model(config: RunConfig, weights_follow: bool = False) -> tuple[Pretra
         say("weights: random, training from scratch")
     else:
         parameters = lora.parameters_of_base(model) if lora else model
-        report = load_weights(parameters, weights, may_be_missing=model.may_be_new if config.trains else ())
+        report = load_weights(parameters, weights, model.may_be_new if config.trains else (), model.leaves_out)
         say(f"weights: {report}{' (new, and random)' if report.not_in_file else ''}")
     if lora is not None:
         lora.load_adapter(model)
