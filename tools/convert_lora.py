@@ -3,7 +3,7 @@
     python tools/convert_lora.py --mindspore_path output/checkpoint --peft_dir peft/
     python tools/convert_lora.py --reversed --peft_dir peft/ --mindspore_path adapter.ckpt --config gpt2-hf/
     python tools/convert_lora.py --mindspore_path output/checkpoint --tencentpretrain_path lora.bin
-    python tools/convert_lora.py --reversed --tencentpretrain_path lora.bin --lora_alpha 16 --mindspore_path adapter.ckpt
+    python tools/convert_lora.py --reversed --tencentpretrain_path lora.bin --lora_alpha 16 --mindspore_path x.ckpt
 
 A run takes a PEFT folder or a file of TencentPretrain as it is (--adapter peft/), so --reversed is for those who want a
 file of MindFormers' names. --mindspore_path takes a file of TencentPretrain, too, to make a PEFT folder of it.

@@ -26,7 +26,8 @@ from mindgpt.checkpoints.conversion_files import (
 from mindgpt.checkpoints.deepspeed_format import is_deepspeed
 from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
-from mindgpt.checkpoints.gpt2_views import HuggingFaceView
+from mindgpt.checkpoints.gpt2_names import HEAD, SCORE
+from mindgpt.checkpoints.gpt2_views import HuggingFaceView, agree_on_head
 from mindgpt.checkpoints.layer_norm_conversion import NormChange, with_norms
 from mindgpt.checkpoints.locations import SAFETENSORS_NAME, config_beside, find_weights
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
@@ -34,6 +35,7 @@ from mindgpt.checkpoints.safetensors_format import write_safetensors
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, tensors
 from mindgpt.checkpoints.torch_format import TORCH_SUFFIXES, import_torch, is_torch_file, write_torch
 from mindgpt.checkpoints.uer_config import config_of_uer, uer_json
+from mindgpt.checkpoints.uer_names import HEAD as UER_HEAD
 from mindgpt.checkpoints.uer_views import ToUERView
 from mindgpt.checkpoints.weights import NAMINGS, naming_of
 from mindgpt.config.errors import UserError
@@ -215,8 +217,8 @@ def convert_to_uer(source: Path, target: Path, options: ConversionOptions | None
     config, path = opened.config, opened.source.path
     if config is None:
         raise UserError(f"{path}: no {CONFIG_FILE} beside it, which UER-py's config is made of. Pass --config.")
-    if "score.weight" in opened.source.entries:
-        raise UserError(f"{path}: is a classifier, and UER-py's language models have no place for score.weight.")
+    if SCORE.mf_names[0] in opened.source.entries:
+        raise UserError(f"{path}: is a classifier, and UER-py's language models have no classification head.")
     content, notes = uer_json(config, path)
     change = layer_norm_conversion.to_uer(config, options.layer_norm)
     view = ToUERView(with_norms(opened.source, change))
@@ -252,7 +254,8 @@ def _open(path: Path, options: ConversionOptions) -> _Opened:
         raise UserError("--num_heads is for weights of UER-py; of others, config.json or --config tells it.")
     chosen = options.config or config_beside(view.path)
     config, of_config = read_config(chosen) if chosen else (None, [])
-    return _Opened(kind, view, config, notes + of_config, options.vocabulary)
+    config, view, of_head = agree_on_head(config, view)
+    return _Opened(kind, view, config, [*notes, *of_config, *of_head], options.vocabulary)
 
 
 def _norm_change(config: GPT2Config | None, wanted: str | None, path: Path, decide) -> NormChange:
@@ -286,6 +289,9 @@ def _check_sizes(
         "max_position_embeddings": (config.max_position_embeddings, sizes["P"]),
         "num_labels": (config.num_labels, sizes.get("C", config.num_labels)),  # in a classifier only
     }
+    if "C" not in sizes:  # a classifier has no output head
+        tied = view.entries.keys().isdisjoint((HEAD.hf_name, *HEAD.mf_names, *UER_HEAD.names))
+        pairs["tie_word_embeddings"] = (config.tie_word_embeddings, tied)
     wrong = [f"{key} is {named}, the weights have {held}" for key, (named, held) in pairs.items() if named != held]
     if wrong:
         raise UserError(

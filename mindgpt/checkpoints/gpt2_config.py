@@ -39,6 +39,7 @@ _TO_HUGGING_FACE = {
     "num_layers": "n_layer",
     "num_heads": "n_head",
     "layernorm_epsilon": "layer_norm_epsilon",
+    "tie_word_embeddings": "tie_word_embeddings",
     "initializer_range": "initializer_range",
     "embedding_dropout_rate": "embd_pdrop",
     "hidden_dropout_rate": "resid_pdrop",
@@ -72,7 +73,6 @@ _HUGGING_FACE_EOS = 50256  # transformers writes it as bos and eos for a vocabul
 
 _REQUIRED_VALUES = {
     "model_type": "gpt2",
-    "tie_word_embeddings": True,
     "add_cross_attention": False,
     "is_encoder_decoder": False,
     "pruned_heads": {},
@@ -213,9 +213,10 @@ class GPT2Config(GPT2Section):
         return self.hidden_size // self.num_heads
 
     def num_parameters(self) -> int:
-        """Number of parameters of the language model; the tied output head counts once."""
+        """Number of parameters of the language model; a tied output head counts once."""
         hidden, ffn = self.hidden_size, self.ffn_hidden_size
-        embeddings = (self.vocab_size + self.max_position_embeddings) * hidden
+        tables = self.vocab_size * (1 if self.tie_word_embeddings else 2)
+        embeddings = (tables + self.max_position_embeddings) * hidden
         attention = 4 * (hidden * hidden + hidden)
         feed_forward = hidden * ffn + ffn + ffn * hidden + hidden
         layernorm = 2 * hidden

@@ -20,9 +20,9 @@ import numpy as np
 from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.tensor_source import TensorSource
 from mindgpt.config.errors import UserError
+from mindgpt.config.model_sections import UER_EPSILON
 
 CONVERSIONS = ("uer", "copy", "folded")
-UER_EPSILON = 1e-6
 _ARITHMETIC = {  # of each conversion: the settings of a config
     "uer": {"layer_norm": "uer", "layernorm_epsilon": UER_EPSILON},
     "copy": {"layer_norm": "standard", "layernorm_epsilon": 1e-5},

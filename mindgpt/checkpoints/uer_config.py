@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
-from mindgpt.checkpoints.layer_norm_conversion import UER_EPSILON
 from mindgpt.checkpoints.locations import own_config
 from mindgpt.checkpoints.uer_views import UERView
 from mindgpt.config.errors import UserError
+from mindgpt.config.model_sections import UER_EPSILON
 from mindgpt.config.section import shown
 from mindgpt.io.files import read_json
 
@@ -87,9 +87,8 @@ def config_of_uer(
         "layer_norm_conversion": "uer",
         "layernorm_epsilon": UER_EPSILON,
         "prompt_special_tokens": "bos",
+        "tie_word_embeddings": not view.untied,
     }
-    if view.untied:
-        settings["tie_word_embeddings"] = False
     settings |= {} if vocabulary is None else _special_ids(vocabulary)
     file = _config_file(view, given)
     content = None if file is None else read_json(file)
@@ -201,7 +200,7 @@ def uer_json(config: GPT2Config, path: Path) -> tuple[dict[str, Any], list[str]]
         "dropout": config.hidden_dropout_rate,
         "data_processor": "lm",
         **{key: allowed[0] for key, allowed in _OF_GPT2.items()},
-        "tie_weights": getattr(config, "tie_word_embeddings", True),
+        "tie_weights": config.tie_word_embeddings,
     }
     return content, notes
 

@@ -19,7 +19,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from mindgpt.checkpoints.gpt2_names import SymbolicShape
+from mindgpt.checkpoints.gpt2_names import EMBEDDINGS, SymbolicShape
+from mindgpt.checkpoints.gpt2_names import HEAD as OUR_HEAD
 
 
 class UERRow(NamedTuple):
@@ -44,14 +45,14 @@ class UERRow(NamedTuple):
 TOKENS = UERRow(
     ("embedding.word.embedding.weight", "embedding.word_embedding.weight"),
     ("V", "H"),
-    "backbone.embedding.word_embedding.embedding_table",
+    EMBEDDINGS[0].mf_names[0],
 )
 POSITIONS = UERRow(
     ("embedding.pos.embedding.weight", "embedding.position_embedding.weight"),
     ("P", "H"),
-    "backbone.embedding.position_embedding.embedding_table",
+    EMBEDDINGS[1].mf_names[0],
 )
-HEAD = UERRow(("target.lm.output_layer.weight", "target.output_layer.weight"), ("V", "H"), "head.weight")
+HEAD = UERRow(("target.lm.output_layer.weight", "target.output_layer.weight"), ("V", "H"), OUR_HEAD.mf_names[0])
 
 _LINEAR = {  # UER-py's layer -> ours, [out, in] there, whether ours is [in, out]
     "self_attn.linear_layers.0": ("attention.dense1", ("H", "H"), False),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindgpt.checkpoints.gpt2_names import MF_LAYER
+from mindgpt.checkpoints.gpt2_names import MF_LAYER, TIED_HEAD
 from mindgpt.checkpoints.gpt2_views import check_entries, concrete_shape, count_layers
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
 from mindgpt.checkpoints.uer_names import (
@@ -68,7 +68,7 @@ class UERView:
             first, second = (self._source.read(name).view(np.uint8) for name in (head, tokens))
             if np.array_equal(first, second):
                 del self._stored[HEAD.name]
-                self.skipped[head] = "output head, tied to the token embedding"
+                self.skipped[head] = TIED_HEAD
                 return False
         self.notes.append(
             f"{self.path}: {head} differs from {tokens}: it was trained without tie_weights. The output head is kept "

@@ -20,14 +20,14 @@ import numpy as np
 from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.gpt2_config import GPT2Config, read_config
 from mindgpt.checkpoints.gpt2_names import are_mindformers, hint, mindformers_prefix
-from mindgpt.checkpoints.gpt2_views import MindFormersView
+from mindgpt.checkpoints.gpt2_views import MindFormersView, UntiedHead, agree_on_head
 from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.checkpoints.other_models import other_model, refuse_other_model
 from mindgpt.checkpoints.run_folder import rank_folders
 from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint
 from mindgpt.checkpoints.skip_rules import skip_rule
-from mindgpt.checkpoints.tensor_source import TensorSource, cast
+from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, cast
 from mindgpt.checkpoints.uer_config import FoundConfig, config_of_uer
 from mindgpt.checkpoints.uer_names import are_uer
 from mindgpt.checkpoints.uer_views import UERView
@@ -116,7 +116,7 @@ class Weights:
 
     kind: str
     config: GPT2Config | None
-    source: MindFormersView | CheckpointWeights | UERView
+    source: MindFormersView | CheckpointWeights | UntiedHead | UERView
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
 
@@ -150,7 +150,8 @@ def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weight
     if file := config_beside(source.path):
         config, config_notes = read_config(file)
         notes += config_notes
-    return Weights(kind, config, source, tuple(notes))
+    agreed = agree_on_head(config, source)
+    return Weights(kind, agreed.config, agreed.source, (*notes, *agreed.notes))
 
 
 @dataclass
@@ -174,7 +175,10 @@ class LoadReport:
 
 
 def load_weights(
-    model: "nn.Cell | Mapping[str, Parameter]", weights: Weights | TensorSource, may_be_missing: Iterable[str] = ()
+    model: "nn.Cell | Mapping[str, Parameter]",
+    weights: Weights | TensorSource,
+    may_be_missing: Iterable[str] = (),
+    left_out: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Set the parameters of `model` from `weights`, cast to the dtypes of the model.
 
@@ -185,6 +189,8 @@ def load_weights(
         weights: from `open_weights`, or any source under our names.
         may_be_missing: regular expressions (`re.search`) of parameters that keep their value if the file lacks them,
             such as LoRA factors or a new classification head.
+        left_out: names in the file that the model has no use for, such as a language model's head, and why each is
+            skipped.
 
     Raises:
         UserError: names or shapes do not fit; all are listed, with both shapes. Or the values of a tensor overflow in
@@ -195,14 +201,18 @@ def load_weights(
     source = weights.source if isinstance(weights, Weights) else weights
     parameters = dict(model) if isinstance(model, Mapping) else model.parameters_dict()
     allowed = [re.compile(pattern) for pattern in may_be_missing]
-    report = LoadReport(source.path, skipped=dict(getattr(source, "skipped", {})))
+    left_out = {
+        name: why for name, why in (left_out or {}).items() if name in source.entries and name not in parameters
+    }
+    report = LoadReport(source.path, skipped=dict(getattr(source, "skipped", {})) | left_out)
     report.not_in_file = [
         name for name in parameters if name not in source.entries and any(pattern.search(name) for pattern in allowed)
     ]
-    _check_match(parameters, source, report)
-    for name in source.entries:
+    entries = {name: entry for name, entry in source.entries.items() if name not in left_out}
+    _check_match(parameters, entries, report)
+    for name in entries:
         parameter = parameters[name]
-        held, wanted = source.entries[name].dtype, dtype_name(parameter)
+        held, wanted = entries[name].dtype, dtype_name(parameter)
         array = source.read(name)
         if wanted == "bfloat16":  # NumPy has no such type
             value = Tensor.from_numpy(cast(array, "float32", f"{source.path}: {name}")).astype(parameter.dtype)
@@ -215,22 +225,22 @@ def load_weights(
     return report
 
 
-def _check_match(parameters: "Mapping[str, Parameter]", source: TensorSource, report: LoadReport) -> None:
+def _check_match(parameters: "Mapping[str, Parameter]", entries: Mapping[str, TensorInfo], report: LoadReport) -> None:
     problems = [
         f"missing in the file: {name} {list(parameter.shape)}"
         for name, parameter in parameters.items()
-        if name not in source.entries and name not in report.not_in_file
+        if name not in entries and name not in report.not_in_file
     ]
-    left_over = [name for name in source.entries if name not in parameters]
-    problems += [f"left over in the file: {name} {list(source.entries[name].shape)}" for name in left_over]
+    left_over = [name for name in entries if name not in parameters]
+    problems += [f"left over in the file: {name} {list(entries[name].shape)}" for name in left_over]
     problems += [
         f"wrong shape: {name} is {list(info.shape)} in the file and {list(parameters[name].shape)} in the model"
-        for name, info in source.entries.items()
+        for name, info in entries.items()
         if name in parameters and info.shape != tuple(parameters[name].shape)
     ]
     if problems:
         lines = "\n  ".join(problems)
-        raise UserError(f"{source.path}: does not fit the model, and nothing was loaded:\n  {lines}{hint(left_over)}")
+        raise UserError(f"{report.path}: does not fit the model, and nothing was loaded:\n  {lines}{hint(left_over)}")
 
 
 def dtype_name(tensor: "Tensor") -> str:

@@ -1,4 +1,4 @@
-"""Opens a trained LoRA adapter, from a PEFT folder, a `.ckpt` of trained parameters or a LoRA file of TencentPretrain, and
+"""Opens a trained LoRA adapter, a PEFT folder, a `.ckpt` of trained parameters or a LoRA file of TencentPretrain, and
 resolves its settings."""
 
 from collections.abc import Mapping

@@ -131,9 +131,7 @@ def import_adapter(source: Path, target: Path, base_config: Path | None, alpha: 
     arrays = {name: opened.source.read(name) for name in opened.source.entries}
     metadata = _with_alpha(opened.settings, arrays, alpha)
     if not metadata:
-        raise UserError(
-            f"{source}: does not say what lora_alpha was. Give --lora_alpha (TencentPretrain's default: 16)."
-        )
+        raise UserError(f"{source}: does not say what lora_alpha was. Give --lora_alpha (16 is TencentPretrain's).")
     write_checkpoint(target, arrays.items())
     print(f"wrote {target}: {sum(map(is_factor, arrays)) // 2} LoRA updates of rank {metadata['lora_rank']}")
     if config is None:
@@ -143,7 +141,7 @@ def import_adapter(source: Path, target: Path, base_config: Path | None, alpha: 
 
 
 def _trained(source: Path, alpha: float | None) -> tuple[PetSection | None, dict[str, np.ndarray]]:
-    """The settings of a LoRA, None if they are unknown, and what was trained: factors, biases, a classification head."""
+    """The settings of a LoRA, None if they are unknown, and what was trained: factors, biases, a classifier's head."""
     if source.is_file() and is_torch_file(source):
         opened = open_adapter(source)
         arrays = {name: opened.source.read(name) for name in opened.source.entries}

@@ -121,7 +121,7 @@ def build_model(config: RunConfig, weights_follow: bool = False) -> tuple[Pretra
         say("weights: random, training from scratch")
     else:
         parameters = lora.parameters_of_base(model) if lora else model
-        report = load_weights(parameters, weights, may_be_missing=model.may_be_new if config.trains else ())
+        report = load_weights(parameters, weights, model.may_be_new if config.trains else (), model.leaves_out)
         say(f"weights: {report}{' (new, and random)' if report.not_in_file else ''}")
     if lora is not None:
         lora.load_adapter(model)
@@ -285,9 +285,9 @@ def _check_same_network(config: GPT2Section, weights: Weights) -> None:
     differences = [
         f"{name} is {getattr(weights.config, name)!r} there and {getattr(config, name)!r} in the YAML"
         for name in _SAME_SHAPES
-        if getattr(weights.config, name) != getattr(config, name)
+        if getattr(weights.config, name) != getattr(config, name) and name not in weights.assumed
     ]
-    if weights.config.num_heads != config.num_heads:
+    if weights.config.num_heads != config.num_heads and "num_heads" not in weights.assumed:
         raise UserError(
             f"{path}: the config.json beside the weights describes another network: {'; '.join(differences)}. "
             "Correct model.model_config."

@@ -206,7 +206,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, zipped):
     assert_holds(file, state())
     assert not written.exists()
     with open(file, "wb") as output:
-        pickle.dump(Malicious(written), output)
+        pickle.dump(Malicious(written), output, protocol=2)
     with pytest.raises(UserError, match="where DeepSpeed writes a dict|damaged or cut short"):
         open_source(file)
     assert not written.exists()

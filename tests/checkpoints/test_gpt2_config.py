@@ -104,7 +104,7 @@ def test_config_saved_by_transformers(tmp_path):
     ("change", "words"),
     [
         ({"model_type": "bert"}, "model_type: must be 'gpt2', not 'bert'"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings: must be True, not False"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings: must be True or False, not 'no'"),
         ({"add_cross_attention": True}, "add_cross_attention: must be False, not True"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: the weights are quantised"),
         ({"n_head": 5}, "n_embd: 24 must be divisible by num_heads, which is 5"),

@@ -99,7 +99,7 @@ class GPT2Model(nn.Cell):
 
 
 class GPT2LMHeadModel(PretrainedCell):
-    """GPT-2 as a language model; the head is the token embedding.
+    """GPT-2 as a language model; the head is the token embedding, unless the config unties the two.
 
     In training mode (`set_train(True)`) it returns the loss, otherwise the logits.
     """
@@ -108,7 +108,7 @@ class GPT2LMHeadModel(PretrainedCell):
         super().__init__()
         self.config = config
         self.backbone = GPT2Model(config)
-        self.head = LMHead(precision_of(config))
+        self.head = LMHead(config, precision_of(config))
         self.next_tokens = NextTokens()
         self.cross_entropy = CrossEntropy()
         self.hidden_size = config.hidden_size

@@ -1,5 +1,6 @@
 """What the networks with a head have in common: they come from a folder of weights, and go into one."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,9 @@ class PretrainedCell(nn.Cell):
 
     may_be_new: ClassVar[tuple[str, ...]] = ()
     """The parameters that pretrained weights may lack, as regular expressions; see `load_weights`."""
+
+    leaves_out: ClassVar[Mapping[str, str]] = {}
+    """The names of pretrained weights that this network has no use for, each with what it is; see `load_weights`."""
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, resize_embeddings: bool = False, **changes):
@@ -52,14 +56,14 @@ class PretrainedCell(nn.Cell):
             say(f"note: {note}")
         config, weights = fit_to(weights, changes, resize_embeddings)
         model = cls(config)
-        new = load_weights(model, weights, may_be_missing=cls.may_be_new).not_in_file
+        new = load_weights(model, weights, cls.may_be_new, cls.leaves_out).not_in_file
         if new:
             say(f"{path}: {', '.join(new)} is not there: it is new, and random until it is trained")
         model.set_train(False)
         return model
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """How many values the parameters hold, all of them or those that are trained; the tied head counts once.
+        """How many values the parameters hold, all of them or those that are trained; a tied head counts once.
 
         `exclude_embeddings` leaves out the tables of tokens and positions.
         """
