@@ -34,6 +34,7 @@ _LAYER = re.compile(r"backbone\.blocks\.(\d+)\.")
 _SAME_SHAPES = (  # settings that change the network but no shape, so that strict loading cannot see a difference
     "num_heads",
     "hidden_act",
+    "layer_norm",
     "layernorm_epsilon",
     "scale_attn_weights",
     "scale_attn_by_inverse_layer_idx",
