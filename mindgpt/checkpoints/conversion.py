@@ -139,8 +139,7 @@ def convert_to_mindspore(source: Path, target: Path, options: ConversionOptions 
     _say(opened.notes, change)
     scaled = with_norms(view, change)
     write_checkpoint(target, _with_progress(scaled, options.dtype, target))
-    for rule, count in sorted(Counter(view.skipped.values()).items()):
-        print(f"skipped: {count} x {rule}")
+    _say_skipped(opened)
     print(f"wrote {target}: {_summary(scaled, view.sizes, options.dtype)}")
     if config is not None:
         config = config.replaced(change.settings)
@@ -180,6 +179,7 @@ def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptio
         import_torch(target)
         _say(opened.notes, change)
         write_torch(target, items)
+        _say_skipped(opened)
         print(f"wrote {target}: {_summary(view, view.sizes, options.dtype)}")
         return
     to_folder = target.suffix != ".safetensors" or target.is_dir()
@@ -189,6 +189,7 @@ def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptio
     file = target / SAFETENSORS_NAME if to_folder else target
     entries = {name: TensorInfo(info.shape, options.dtype) for name, info in view.entries.items()}
     write_safetensors(file, entries, items)
+    _say_skipped(opened)
     print(f"wrote {file}: {_summary(view, view.sizes, options.dtype)}")
     if to_folder:
         if config.layer_norm == "uer":
@@ -304,6 +305,13 @@ def _say(notes: list[str], change: NormChange) -> None:
     """Print the notes, once everything is checked."""
     for note in [*notes, *([change.note] if change.note else [])]:
         print(f"note: {note}")
+
+
+def _say_skipped(opened: _Opened) -> None:
+    """Print what was left out. Of a checkpoint that is much, and all of it is training's."""
+    if opened.kind != "checkpoint":
+        for rule, count in sorted(Counter(opened.source.skipped.values()).items()):
+            print(f"skipped: {count} x {rule}")
 
 
 def _with_progress(source: TensorSource, dtype: str, target: Path) -> Iterator[tuple[str, np.ndarray]]:

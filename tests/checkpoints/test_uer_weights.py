@@ -12,7 +12,9 @@ import transformers
 from mindgpt import GPT2LMHeadModel
 from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
+from mindgpt.config.loader import load_config
 from mindgpt.models.gpt2 import convert_weight
+from mindgpt.tasks.model_setup import build_model
 from tests.checkpoints.uer_models import GENERATIONS, JSON, H, L, P, V, logits, state, write_model
 
 IDS = torch.randint(V, (2, P), generator=torch.Generator().manual_seed(1))
@@ -354,3 +356,48 @@ def test_reversed_with_a_target_format(tmp_path):
     assert_same(tmp_path / "y.bin", state())
     assert json.loads((tmp_path / "y.config.json").read_text()) == JSON  # config.json is that of x.ckpt
     assert open_weights(tmp_path / "y.bin").config == open_weights(tmp_path / "x.ckpt").config
+
+
+def test_output_of_zero_to_fp32_that_is_a_folder(tmp_path):
+    """DeepSpeed since 0.15.3: the card's `zero_to_fp32.py DIR model.bin` makes a folder model.bin."""
+    folder = tmp_path / "model.bin"
+    folder.mkdir()
+    torch.save(state(), folder / "pytorch_model.bin")
+    convert(folder, tmp_path / "x.ckpt", "--vocab", write_model(tmp_path / "a", state()).parent, "--num_heads", 3)
+    config = open_weights(tmp_path / "x.ckpt").config
+    assert (config.num_heads, config.eos_token_id) == (3, 3)
+    assert (tmp_path / "vocab.txt").read_bytes() == (tmp_path / "a" / "vocab.txt").read_bytes()
+
+
+def test_a_hugging_face_config_beside_uers_weights(tmp_path, copied):
+    """It gives heads and activation; the arithmetic is that of the weights."""
+    file = write_model(tmp_path, state(), json.loads((copied / "config.json").read_text()))
+    config = open_weights(file).config
+    assert (config.num_heads, config.layer_norm, config.layer_norm_conversion) == (3, "uer", "uer")
+    assert config.layernorm_epsilon == 1e-6
+    other = json.loads((copied / "config.json").read_text()) | {"n_layer": 12}
+    message = refused(tmp_path, write_model(tmp_path, state(), other), tmp_path / "x.ckpt")
+    assert "num_layers is 12, the weights have 2" in message
+
+
+def test_heads_of_published_sizes_follow_from_the_width(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    wide = {
+        name: torch.randn([{H: 128}.get(size, size) for size in tensor.shape], generator=generator)
+        for name, tensor in state(head="missing").items()
+    }
+    weights = open_weights(write_model(tmp_path, wide, None))
+    assert weights.config.num_heads == 2 and weights.assumed == ("num_heads", "hidden_act")
+    assert "2 heads are assumed, of 64 values" in weights.notes[0]
+
+
+def test_a_run_takes_the_file_and_its_own_number_of_heads(tmp_path, unfused):
+    file = write_model(tmp_path, state(), None, vocabulary=False)
+    (tmp_path / "run.yaml").write_text("model: {model_config: {hidden_size: 12, num_layers: 2, num_heads: 3}}")
+    sizes = {"ffn_hidden_size": 20, "vocab_size": V, "max_position_embeddings": P, "layer_norm": "uer"}
+    values = {"run_mode": "finetune", "load_checkpoint": str(file)}
+    values |= {f"model.model_config.{key}": value for key, value in sizes.items()}
+    model, config = build_model(load_config(tmp_path / "run.yaml", values)[0])
+    assert config.model.config.layernorm_epsilon == 1e-6
+    ours = model.set_train(False)(ms.Tensor(IDS.numpy(), ms.int32)).asnumpy()
+    np.testing.assert_allclose(ours, logits(state(), IDS).numpy(), rtol=0, atol=2e-5)
