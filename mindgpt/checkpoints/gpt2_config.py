@@ -69,6 +69,7 @@ _CONVERTED_SEPARATELY = {
 }
 """Fields that config.json holds in another form, or that describe a run rather than the network."""
 
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _HUGGING_FACE_EOS = 50256  # transformers writes it as bos and eos for a vocabulary of any size
 
 _REQUIRED_VALUES = {
@@ -111,7 +112,7 @@ generation_config.json (`generation_from_hf`), and ours under `mindgpt`."""
 
 _WHOLE_NUMBERS = {
     *("n_positions", "n_ctx", "n_embd", "n_layer", "n_head", "n_inner", "vocab_size"),
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *_TOKEN_IDS,
 }
 _HUGGING_FACE_KEYS = {
     *_TO_HUGGING_FACE.values(),
@@ -354,7 +355,8 @@ def _drop_impossible(settings: dict[str, Any]) -> Iterator[str]:
         del settings["initializer_range"]
         yield "initializer_range 0 would make all weights equal, and is left out"
     vocab_size = settings.get("vocab_size")
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    yield from _drop_default_ids(settings, vocab_size)
+    for key in _TOKEN_IDS:
         token = settings.get(key)
         if token == []:
             del settings[key]
@@ -366,10 +368,23 @@ def _drop_impossible(settings: dict[str, Any]) -> Iterator[str]:
         del settings[key]
         if usable:
             settings[key] = usable
-        if token != _HUGGING_FACE_EOS:  # which transformers writes for a vocabulary of any size
-            instead = "; padding is with the end-of-text token" if key == "pad_token_id" else ""
-            left = f"; {usable} is used" if usable else ""
-            yield f"{key} {shown(token)} is no id of the {vocab_size} tokens, and left out{instead}{left}"
+        instead = "; padding is with the end-of-text token" if key == "pad_token_id" else ""
+        left = f"; {usable} is used" if usable else ""
+        yield f"{key} {shown(token)} is no id of the {vocab_size} tokens, and left out{instead}{left}"
+
+
+def _drop_default_ids(settings: dict[str, Any], vocab_size: Any) -> Iterator[str]:
+    """Remove `_HUGGING_FACE_EOS` where it is no id of the vocabulary; yields a sentence if it is removed."""
+    if _may_be_id(_HUGGING_FACE_EOS, vocab_size):
+        return
+    dropped = [key for key in _TOKEN_IDS if settings.get(key) == _HUGGING_FACE_EOS]
+    for key in dropped:
+        del settings[key]
+    if dropped:
+        yield (
+            f"{' and '.join(dropped)} {_HUGGING_FACE_EOS}, transformers' default, is no id of the {vocab_size} tokens, "
+            "and left out; the tokenizer's is used"
+        )
 
 
 def _may_be_id(token: Any, vocab_size: Any) -> bool:
@@ -400,10 +415,7 @@ def generation_from_hf(config_file: Path, vocab_size: Any) -> tuple[dict[str, An
         del asked["top_k"]
     if asked.get("num_beams", 1) == 1:  # they have no effect then, and are refused as user settings
         asked = {key: value for key, value in asked.items() if key not in ("length_penalty", "early_stopping")}
-    for key in ("eos_token_id", "pad_token_id"):
-        if asked.get(key) == _HUGGING_FACE_EOS and isinstance(vocab_size, int) and vocab_size <= _HUGGING_FACE_EOS:
-            del asked[key]
-    notes = []
+    notes = [f"{file}: {note}" for note in _drop_default_ids(asked, vocab_size)]
     for key, value in asked.items():
         kept = _usable_ids(value, vocab_size)
         if kept != value and kept:

@@ -30,9 +30,13 @@ class LMHead(nn.Cell):
         self.cast = ops.Cast()
         self.compute = precision.compute
 
+    def table(self, embedding_table: Parameter) -> Parameter:
+        """The matrix of the product, (V, H)."""
+        return embedding_table if self.weight is None else self.weight
+
     def construct(self, x: Tensor, embedding_table: Tensor) -> Tensor:
         """x: (rows, H); embedding_table: (V, H) -> (rows, V) float32"""
-        table = embedding_table if self.weight is None else self.weight
+        table = self.table(embedding_table)
         logits = self.matmul(self.cast(x, self.compute), self.cast(table, self.compute))
         return self.cast(logits, ms.float32)
 
