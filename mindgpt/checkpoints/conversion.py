@@ -250,6 +250,11 @@ def _open(path: Path, options: ConversionOptions) -> _Opened:
     notes = [*getattr(view, "notes", ())] if kind != "checkpoint" else []
     if kind == "uer":
         found = config_of_uer(view, options.config, options.vocabulary, options.num_heads)
+        if found.config is None:
+            raise UserError(
+                f"{view.path}: weights do not tell the number of heads, and no config lies with them. Pass "
+                "--num_heads, or --config with UER-py's JSON."
+            )
         return _Opened(kind, view, found.config, notes + found.notes, found.vocabulary)
     if options.num_heads is not None:
         raise UserError("--num_heads is for weights of UER-py; of others, config.json or --config tells it.")

@@ -49,7 +49,7 @@ class FoundConfig(NamedTuple):
     """The config of weights.
 
     Attributes:
-        config: None if the number of heads is unknown.
+        config: None if the number of heads is unknown: then `without_heads` has all the rest.
         notes: sentences for the user.
         assumed: settings that neither the weights nor a file say.
         vocabulary: the file that was read, or None.
@@ -59,6 +59,7 @@ class FoundConfig(NamedTuple):
     notes: list[str]
     assumed: tuple[str, ...] = ()
     vocabulary: Path | None = None
+    without_heads: GPT2Config | None = None
 
 
 def config_of_uer(
@@ -104,7 +105,8 @@ def config_of_uer(
     else:
         heads = num_heads or (view.sizes["H"] // HEAD_SIZE if view.sizes["H"] % HEAD_SIZE == 0 else None)
         if heads is None:
-            return FoundConfig(None, notes, vocabulary=vocabulary)
+            rest = GPT2Config(**settings, num_heads=1)
+            return FoundConfig(None, notes, ("hidden_act",), vocabulary, without_heads=rest)
         settings["num_heads"] = heads
         assumed = ("hidden_act",) if num_heads else ("num_heads", "hidden_act")
         how = "" if num_heads else f" {heads} heads are assumed, of {HEAD_SIZE} values as in all published sizes;"

@@ -112,6 +112,7 @@ class Weights:
         source: `.path`, `.entries` (name -> shape, dtype), `.skipped` (name -> rule), `.read(name)`.
         notes: sentences for the user about what was skipped or unexpected.
         assumed: settings of the config that no file says; others may be right.
+        without_heads: the config, if only the number of heads is unknown; `config` is None then.
     """
 
     kind: str
@@ -119,6 +120,7 @@ class Weights:
     source: MindFormersView | CheckpointWeights | UntiedHead | UERView
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    without_heads: GPT2Config | None = None
 
 
 def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weights:
@@ -146,7 +148,7 @@ def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weight
     config, notes = None, [*getattr(source, "notes", ())]
     if config_of := NAMINGS[kind].config:
         found = config_of(source)
-        return Weights(kind, found.config, source, (*notes, *found.notes), found.assumed)
+        return Weights(kind, found.config, source, (*notes, *found.notes), found.assumed, found.without_heads)
     if file := config_beside(source.path):
         config, config_notes = read_config(file)
         notes += config_notes

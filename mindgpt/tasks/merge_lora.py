@@ -68,6 +68,8 @@ def merge(
         opened = open_adapter(_newest(adapter) if not is_peft_folder(adapter) else adapter)
         factors, metadata = opened.source, opened.settings
     check_factors(factors)
+    if weights.without_heads is not None:
+        raise UserError(f"{weights.source.path}: its number of heads is unknown. Put its config.json beside it.")
     chosen = _scaling(factors, metadata, scaling, alpha)
     target = folder / "rank_0" / f"{prefix}0.ckpt"
     _check_target(target, weights.source.path, factors.path)

@@ -151,7 +151,7 @@ def resolve_with_weights(config: RunConfig, weights: Weights | None) -> tuple[Ru
     """
     if weights is not None:
         untied = UNTIED_HEAD in weights.source.entries if TOKENS in weights.source.entries else None
-        config = _with_network_of(config, weights.config, weights.source.path, untied)
+        config = _with_network_of(config, weights.config or weights.without_heads, weights.source.path, untied)
         _check_same_network(config.model.config, weights)
         config = config.replaced({"model.config.label_names": _label_names(config.model.config, weights)})
     lora = plan_lora(config, weights, adapter_path(config))
@@ -323,13 +323,13 @@ def _with_network_of(config: RunConfig, found: GPT2Config | None, path: Path, un
     if found is not None and found.layer_norm != section.layer_norm:
         if named & {"layer_norm", "layer_norm_conversion"}:
             raise UserError(
-                f"{path}: its config.json says layer_norm {found.layer_norm!r}, the YAML {section.layer_norm!r}: the "
+                f"{path}: its config says layer_norm {found.layer_norm!r}, the YAML {section.layer_norm!r}: the "
                 "same weights would be another network. Correct model.model_config.layer_norm, or convert the weights."
             )
         changes["layer_norm"] = found.layer_norm
         if "layernorm_epsilon" not in named:
             changes["layernorm_epsilon"] = found.layernorm_epsilon
-        say(f"layer_norm: {found.layer_norm}, as the config.json beside {path} says")
+        say(f"layer_norm: {found.layer_norm}, as the config of {path} says")
     if found is not None and "layer_norm_conversion" not in named:
         changes["layer_norm_conversion"] = found.layer_norm_conversion
     is_language_model = config.model.arch.type == "GPT2LMHeadModel"

@@ -29,14 +29,18 @@ def groups_of(held: State) -> list[State]:
     return [{name: tensor for name, tensor in held.items() if name not in without}, without]
 
 
-def write_zero(folder: Path, held: State, stage: int, world: int, tied: dict[str, str], tag: str = "250000") -> Path:
+def write_zero(
+    folder: Path, held: State, stage: int, world: int, tied: dict[str, str], mp_rank: int = 0, mp_world: int = 1
+) -> Path:
     """A folder as DeepSpeed's engine writes it. `tied`: shared name -> the name it is stored under."""
+    tag = "250000"
     target = folder / tag
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     (folder / "latest").write_text(tag)
     groups = groups_of({name: tensor for name, tensor in held.items() if name not in tied})
     for rank in range(world):
-        prefix = f"zero_pp_rank_{rank}_mp_rank_00"
+        of_rank = f"mp_rank_{mp_rank:02}"
+        prefix = f"zero_pp_rank_{rank}_{of_rank}"
         parts = [part_2(group, rank, world) for group in groups] if stage < 3 else [part_3(groups, rank, world)]
         key = "single_partition_of_fp32_groups" if stage < 3 else "fp32_flat_groups"
         save(target / f"{prefix}_optim_states.pt", {
@@ -51,14 +55,14 @@ def write_zero(folder: Path, held: State, stage: int, world: int, tied: dict[str
         if stage == 3 or rank == 0:
             shapes = [collections.OrderedDict((name, t.shape) for name, t in group.items()) for group in groups]
             module = {name: tensor.half() if stage < 3 else torch.empty(0) for name, tensor in held.items()}
-            save(target / f"{prefix if stage == 3 else 'mp_rank_00'}_model_states.pt", {
+            save(target / f"{prefix if stage == 3 else of_rank}_model_states.pt", {
                 "module": module,
                 "buffer_names": [],
                 "param_shapes": shapes,
                 "shared_params": tied,
                 "frozen_param_shapes": None,
                 "dp_world_size": world,
-                "mp_world_size": 1,
+                "mp_world_size": mp_world,
                 "ds_config": {"zero_optimization": {"stage": stage}},
                 "loss_scaler": DynamicLossScaler(),
             })  # fmt: skip

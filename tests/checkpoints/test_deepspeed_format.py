@@ -112,13 +112,19 @@ def test_the_module_of_a_file_by_itself_is_float16(tmp_path):
 AXES = {"linear_layers": 0, "linear_1": 0, "word": 0, "output_layer": 0, "final_linear.weight": 1, "linear_2.weight": 1}
 
 
+def shard(held, rank, ranks):
+    """What a tensor-parallel rank holds."""
+    part = {}
+    for name, tensor in held.items():
+        axis = next((axis for pattern, axis in AXES.items() if pattern in name), None)
+        part[name] = tensor.clone() if axis is None else tensor.chunk(ranks, axis)[rank].clone()
+    return part
+
+
 def write_tensor_parallel(folder, held, ranks):
     folder.mkdir()
     for rank in range(ranks):
-        module = {}
-        for name, tensor in held.items():
-            axis = next((axis for part, axis in AXES.items() if part in name), None)
-            module[name] = tensor.clone() if axis is None else tensor.chunk(ranks, axis)[rank].clone()
+        module = shard(held, rank, ranks)
         save(folder / f"mp_rank_{rank:02}_model_states.pt", {"module": module, "mp_world_size": ranks})
     return folder
 
@@ -132,6 +138,13 @@ def test_tensor_parallel_ranks(tmp_path):
     (folder / "mp_rank_01_model_states.pt").unlink()
     with pytest.raises(UserError, match="2 tensor-parallel ranks.*of rank 1 is missing"):
         open_source(folder)
+
+
+def test_tensor_parallel_ranks_with_zero(tmp_path):
+    held = {name: tensor for name, tensor in state(vocabulary=V + 1).items() if name != HEAD}
+    for rank in range(2):
+        write_zero(tmp_path / "out", shard(held, rank, 2), 2, 2, {}, rank, 2)
+    assert_holds(tmp_path / "out", held)
 
 
 def remove(name):

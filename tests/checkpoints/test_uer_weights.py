@@ -10,6 +10,9 @@ import torch
 import transformers
 
 from mindgpt import GPT2LMHeadModel
+from mindgpt.checkpoints.tensor_source import TensorInfo
+from mindgpt.checkpoints.uer_config import config_of_uer
+from mindgpt.checkpoints.uer_views import UERView
 from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
@@ -242,6 +245,10 @@ def test_configs_of_other_models(tmp_path, change, says):
 def test_the_number_of_heads_is_asked_for(tmp_path):
     file = write_model(tmp_path, state(), None)
     assert open_weights(file).config is None  # 12 / 64 is no number of heads
+    assert "Pass --num_heads" in refused(tmp_path, file, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"from_pretrained\(.*num_heads=\.\.\.\)"):
+        GPT2LMHeadModel.from_pretrained(file)
+    assert GPT2LMHeadModel.from_pretrained(file, num_heads=3).config.num_heads == 3
     convert(file, tmp_path / "x.ckpt", "--num_heads", 3)
     assert open_weights(tmp_path / "x.ckpt").config.num_heads == 3
 
@@ -380,6 +387,41 @@ def test_a_hugging_face_config_beside_uers_weights(tmp_path, copied):
     assert "num_layers is 12, the weights have 2" in message
 
 
+class Shapes:
+    """A source of the published sizes, none of whose tensors is read."""
+
+    def __init__(self, path, layers, hidden, positions=1024, vocabulary=21128):
+        self.path = path
+        sizes = {V: vocabulary, P: positions, H: hidden, 20: 4 * hidden}
+        self.entries = {}
+        for name, tensor in state(head="missing").items():
+            info = TensorInfo(tuple(sizes[size] for size in tensor.shape), "float32")
+            for layer in range(layers) if name.startswith("encoder.transformer.0.") else ():
+                self.entries[name.replace(".0.", f".{layer}.", 1)] = info
+            if "encoder.transformer." not in name:
+                self.entries[name] = info
+
+
+@pytest.mark.parametrize(
+    ("file", "layers", "hidden", "heads", "parameters"),
+    [
+        ("distil_config.json", 6, 768, 12, 59_541_504),
+        ("config.json", 12, 768, 12, 102_068_736),
+        ("medium_config.json", 24, 1024, 16, 324_995_072),
+        ("large_config.json", 36, 1280, 20, 736_744_960),
+        ("xlarge_config.json", 48, 1600, 25, 1_511_004_800),
+    ],
+)
+def test_the_five_published_sizes(tmp_path, shared_data, file, layers, hidden, heads, parameters):
+    view = UERView(Shapes(tmp_path / "model.bin", layers, hidden))
+    vocabulary = shared_data / "zh" / "google_zh_vocab.txt"
+    found = config_of_uer(view, str(shared_data / "uer" / file), vocabulary)
+    assert (found.config.num_heads, found.config.num_parameters()) == (heads, parameters)
+    assert (found.config.bos_token_id, found.config.eos_token_id, found.config.pad_token_id) == (101, 102, 0)
+    assert found.notes == []
+    assert config_of_uer(view).config.num_heads == heads  # from the width alone
+
+
 def test_heads_of_published_sizes_follow_from_the_width(tmp_path):
     generator = torch.Generator().manual_seed(1)
     wide = {
@@ -394,10 +436,10 @@ def test_heads_of_published_sizes_follow_from_the_width(tmp_path):
 def test_a_run_takes_the_file_and_its_own_number_of_heads(tmp_path, unfused):
     file = write_model(tmp_path, state(), None, vocabulary=False)
     (tmp_path / "run.yaml").write_text("model: {model_config: {hidden_size: 12, num_layers: 2, num_heads: 3}}")
-    sizes = {"ffn_hidden_size": 20, "vocab_size": V, "max_position_embeddings": P, "layer_norm": "uer"}
-    values = {"run_mode": "finetune", "load_checkpoint": str(file)}
+    sizes = {"ffn_hidden_size": 20, "vocab_size": V, "max_position_embeddings": P}
+    values = {"run_mode": "predict", "load_checkpoint": str(file)}
     values |= {f"model.model_config.{key}": value for key, value in sizes.items()}
     model, config = build_model(load_config(tmp_path / "run.yaml", values)[0])
-    assert config.model.config.layernorm_epsilon == 1e-6
+    assert (config.model.config.layer_norm, config.model.config.layernorm_epsilon) == ("uer", 1e-6)
     ours = model.set_train(False)(ms.Tensor(IDS.numpy(), ms.int32)).asnumpy()
     np.testing.assert_allclose(ours, logits(state(), IDS).numpy(), rtol=0, atol=2e-5)

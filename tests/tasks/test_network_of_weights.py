@@ -43,7 +43,7 @@ def build(weights, toy):
 def test_a_yaml_that_names_neither_takes_those_of_the_weights(build, weights, capsys):
     model, config = build("uer")
     said = capsys.readouterr().out
-    assert "layer_norm: uer, as the config.json beside" in said
+    assert "layer_norm: uer, as the config of" in said
     assert "has an output head of its own (head.weight)" in said
     section = config.model.config
     assert (section.layer_norm, section.layer_norm_conversion, section.layernorm_epsilon) == ("uer", "uer", 1e-6)

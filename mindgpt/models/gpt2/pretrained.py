@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from mindspore import nn
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.locations import CHECKPOINT_NAME, find_weights, preset_of
 from mindgpt.checkpoints.resizing import fit_to
 from mindgpt.checkpoints.weights import load_weights, open_weights, save_checkpoint
@@ -31,8 +32,8 @@ class PretrainedCell(nn.Cell):
 
         Args:
             path: a Hugging Face folder or file, a folder of `save_pretrained`, a `.ckpt` beside its config.json, the
-                folder `checkpoint` of a run (the newest is used), or the name of a model that MindFormers downloaded
-                ("gpt2").
+                folder `checkpoint` of a run (the newest is used), a `.bin` of UER-py or TencentPretrain, a folder of
+                DeepSpeed's, or the name of a model that MindFormers downloaded ("gpt2").
             resize_embeddings: let `changes` ask for more or fewer positions and for more tokens;
                 `checkpoints/resizing.py` tells what the new rows are.
             changes: settings of the config to replace, such as `compute_dtype="float16"`.
@@ -45,6 +46,13 @@ class PretrainedCell(nn.Cell):
         if weights.config is None and (preset := preset_of(path)):
             say(f"{path}: no config.json lies with the weights; the preset {path} is used")
             weights = replace(weights, config=preset)
+        if weights.config is None and weights.without_heads is not None:
+            if "num_heads" not in {GPT2Config.other_names.get(key, key) for key in changes}:
+                raise UserError(
+                    f"{path}: weights do not tell the number of heads, and no config lies with them. Say it: "
+                    f"{cls.__name__}.from_pretrained({str(path)!r}, num_heads=...)"
+                )
+            weights = replace(weights, config=weights.without_heads)
         if weights.config is None:
             raise UserError(
                 f"{path}: there is no config.json beside the weights, so the network is unknown. Put one there, or "
