@@ -1,134 +1,289 @@
-"""Conversion of GPT-2 weights between Hugging Face's files and MindSpore's `.ckpt` with the names of MindFormers 1.5.
+"""Conversion of GPT-2 weights between Hugging Face's files, MindSpore's `.ckpt` with the names of MindFormers 1.5, and
+the files of UER-py and TencentPretrain.
 
 Everything is checked before anything is written. The file of weights is written whole or not at all, and replaces an
-earlier one, as MindFormers did. float32 weights are preserved bit for bit.
+earlier one, as MindFormers did. float32 weights are preserved bit for bit, but for the gammas of folded layer norms.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from mindgpt.checkpoints import layer_norm_conversion
+from mindgpt.checkpoints.conversion_files import (
+    check_folder,
+    copy_tokenizer,
+    write_bert_settings,
+    write_config,
+    write_config_beside,
+    write_uer_config_beside,
+)
+from mindgpt.checkpoints.deepspeed_format import is_deepspeed
 from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
-from mindgpt.checkpoints.gpt2_views import HuggingFaceView, MindFormersView
-from mindgpt.checkpoints.locations import SAFETENSORS_NAME, config_beside, find_weights, own_config
+from mindgpt.checkpoints.gpt2_names import HEAD, SCORE
+from mindgpt.checkpoints.gpt2_views import HuggingFaceView, agree_on_head
+from mindgpt.checkpoints.layer_norm_conversion import NormChange, with_norms
+from mindgpt.checkpoints.locations import SAFETENSORS_NAME, config_beside, find_weights
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.checkpoints.safetensors_format import write_safetensors
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, tensors
-from mindgpt.checkpoints.torch_format import TORCH_SUFFIXES, import_torch, write_torch
-from mindgpt.checkpoints.weights import naming_of, open_weights
+from mindgpt.checkpoints.torch_format import TORCH_SUFFIXES, import_torch, is_torch_file, write_torch
+from mindgpt.checkpoints.uer_config import config_of_uer, uer_json
+from mindgpt.checkpoints.uer_names import HEAD as UER_HEAD
+from mindgpt.checkpoints.uer_views import ToUERView
+from mindgpt.checkpoints.weights import NAMINGS, naming_of
 from mindgpt.config.errors import UserError
-from mindgpt.io.files import atomic_write, make_folder, open_to_read, write_json
-from mindgpt.tokenizers.loading import TOKENIZER_FILES
 
-View = MindFormersView | HuggingFaceView
+SOURCE_FORMATS = ("auto", "huggingface", "uer", "tencentpretrain", "deepspeed", "mindformers")
+TARGET_FORMATS = ("mindspore", "huggingface", "uer", "tencentpretrain")
+_NAMING_OF_FORMAT = {
+    "huggingface": "hugging_face",
+    "uer": "uer",
+    "tencentpretrain": "uer",
+    "deepspeed": "uer",
+    "mindformers": "checkpoint",
+}
 
 
-def convert_to_mindspore(
-    torch_path: Path, mindspore_path: Path, layers: int | None = None, dtype: str = "float32", config: str | None = None
-) -> None:
-    """Write the Hugging Face weights at `torch_path` to the file `mindspore_path`, with config and tokenizer beside it.
+@dataclass(frozen=True)
+class ConversionOptions:
+    """What the command line says about a conversion, besides the paths.
+
+    Attributes:
+        layers: the expected number of layers; None accepts any.
+        dtype: of the weights written, "float32" or "float16".
+        config: a preset, config file or folder to use in place of the config that lies with the weights.
+        vocabulary: the vocab.txt of UER-py's weights; None: the one beside them.
+        num_heads: the number of heads, for UER-py's weights without config.
+        layer_norm: a key of `layer_norm_conversion.CONVERSIONS`, or None for the target's default.
+        source_format: one of `SOURCE_FORMATS`.
+    """
+
+    layers: int | None = None
+    dtype: str = "float32"
+    config: str | None = None
+    vocabulary: Path | None = None
+    num_heads: int | None = None
+    layer_norm: str | None = None
+    source_format: str = "auto"
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Weights to convert, under our names.
+
+    Attributes:
+        kind: a key of `NAMINGS`.
+        source: the view under our names.
+        config: or None.
+        notes: for the user.
+        vocabulary: a vocab.txt to copy, or None.
+    """
+
+    kind: str
+    source: TensorSource
+    config: GPT2Config | None
+    notes: list[str]
+    vocabulary: Path | None = None
+
+
+def convert(source: Path, target: Path, target_format: str | None, options: ConversionOptions) -> None:
+    """Write the weights at `source` to `target`. Raises UserError as the functions below.
 
     Args:
-        torch_path: folder, `.safetensors`, `.bin`, `.pt`, `.pth` or `*.index.json`.
-        mindspore_path: a file name that ends in `.ckpt`.
-        layers: the expected number of layers; None accepts any.
-        dtype: "float32" or "float16".
-        config: a preset, config file or folder to use in place of the `config.json` that lies with the weights.
+        source: as in these functions.
+        target: likewise.
+        target_format: one of `TARGET_FORMATS`; None: "mindspore" for a name that ends in .ckpt, else "huggingface".
+        options: see `ConversionOptions`.
+    """
+    target_format = target_format or ("mindspore" if target.suffix == ".ckpt" else "huggingface")
+    if target_format == "mindspore":
+        convert_to_mindspore(source, target, options)
+    elif target_format == "huggingface":
+        convert_to_hugging_face(source, target, options)
+    else:
+        convert_to_uer(source, target, options)
+
+
+def convert_to_mindspore(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
+    """Write weights of Hugging Face or UER-py to the file `target`, with config and tokenizer beside it.
+
+    Args:
+        source: folder, `.safetensors`, `.bin`, `.pt`, `.pth` or `*.index.json`; or a folder of DeepSpeed.
+        target: a file name that ends in `.ckpt`.
+        options: see `ConversionOptions`.
 
     Raises:
         UserError: something is wrong with the weights, the config or a path. Nothing is written in that case.
     """
-    if mindspore_path.suffix != ".ckpt":
-        raise UserError(f"--mindspore_path {mindspore_path}: the name of a MindSpore checkpoint ends in .ckpt.")
-    stored = open_source(torch_path)
-    if naming_of(stored) != "hugging_face":
-        into_ckpt = "" if stored.path.suffix == ".ckpt" else "mindspore.safetensors_to_ckpt makes a .ckpt of it, and "
+    options = options or ConversionOptions()
+    if target.suffix != ".ckpt":
+        raise UserError(f"--mindspore_path {target}: the name of a MindSpore checkpoint ends in .ckpt.")
+    opened = _open(source, options)
+    if opened.kind == "checkpoint":
+        path = opened.source.path
+        into_ckpt = "" if path.suffix == ".ckpt" else "mindspore.safetensors_to_ckpt makes a .ckpt of it, and "
         raise UserError(
-            f"{stored.path}: has MindFormers' names already. A run takes it as it is (--load_checkpoint); "
+            f"{path}: has MindFormers' names already. A run takes it as it is (--load_checkpoint); "
             f"{into_ckpt}--reversed makes a Hugging Face folder of it."
         )
-    view = MindFormersView(stored)
-    for note in view.notes:
-        print(f"note: {note}")
-    found = _find_config(view, config)
-    _check_sizes(view, found, layers)
-    write_checkpoint(mindspore_path, _with_progress(view, dtype, mindspore_path))
-    for rule, count in sorted(Counter(view.skipped.values()).items()):
-        print(f"skipped: {count} x {rule}")
-    print(f"wrote {mindspore_path}: {_summary(view, dtype)}")
-    if found is not None:
-        _write_config_beside(mindspore_path, found, view)
-    elif taken := config_beside(mindspore_path):
-        print(f"note: no {CONFIG_FILE} lies with {torch_path}; {taken} will be read as the config of the new file")
+    view, config = opened.source, opened.config
+    _check_sizes(view, view.sizes, config, options)
+    change = _norm_change(config, options.layer_norm, view.path, layer_norm_conversion.to_model)
+    _say(opened.notes, change)
+    scaled = with_norms(view, change)
+    write_checkpoint(target, _with_progress(scaled, options.dtype, target))
+    _say_skipped(opened)
+    print(f"wrote {target}: {_summary(scaled, view.sizes, options.dtype)}")
+    if config is not None:
+        config = config.replaced(change.settings)
+        write_config_beside(target, config, config.to_hf_dict(_architecture(view.sizes)))
+    elif taken := config_beside(target):
+        print(f"note: no {CONFIG_FILE} lies with {source}; {taken} will be read as the config of the new file")
     else:
-        print(
-            f"note: no {CONFIG_FILE} lies with {torch_path}, and weights do not tell the number of heads: pass --config"
-        )
-    _copy_tokenizer(view.path.parent, mindspore_path.parent)
+        print(f"note: no {CONFIG_FILE} lies with {source}, and weights do not tell the number of heads: pass --config")
+    copy_tokenizer(view.path.parent, target.parent, opened.vocabulary)
 
 
-def convert_to_hugging_face(
-    mindspore_path: Path, torch_path: Path, layers: int | None = None, dtype: str = "float32", config: str | None = None
-) -> None:
-    """Write the checkpoint `mindspore_path` so that `transformers.GPT2LMHeadModel.from_pretrained(folder)` opens it.
+def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
+    """Write weights of ours or UER-py so that `transformers.GPT2LMHeadModel.from_pretrained(folder)` opens them.
 
     Args:
-        mindspore_path: a `.ckpt`, MindFormers' safetensors, our folder, or a run's folder `checkpoint`, of which the
-            newest is taken.
-        torch_path: a folder, which gets `model.safetensors`, `config.json` and the tokenizer; or a single file whose
+        source: a `.ckpt`, MindFormers' safetensors, our folder, or a run's folder `checkpoint`, of which the newest is
+            taken; or weights of UER-py as in `convert_to_mindspore`.
+        target: a folder, which gets `model.safetensors`, `config.json` and the tokenizer; or a single file whose
             name ends in `.safetensors`, `.bin`, `.pt` or `.pth`.
-        layers, dtype, config: as in `convert_to_mindspore`.
+        options: see `ConversionOptions`.
 
     Raises:
         UserError: as in `convert_to_mindspore`; also if a folder is to be written and no config is found.
     """
-    weights = open_weights(find_weights(mindspore_path))
-    if weights.kind != "checkpoint":
-        raise UserError(
-            f"--mindspore_path {mindspore_path}: holds Hugging Face's weights already, {weights.source.path}."
-        )
-    view = HuggingFaceView(weights.source)
-    found = _find_config(view, config)
-    _check_sizes(view, found, layers)
-    items = _with_progress(view, dtype, torch_path)
-    if torch_path.suffix in TORCH_SUFFIXES and not torch_path.is_dir():
-        import_torch(torch_path)
-        write_torch(torch_path, items)
-        print(f"wrote {torch_path}: {_summary(view, dtype)}")
+    options = options or ConversionOptions()
+    opened = _open(find_weights(source), options)
+    if opened.kind == "hugging_face":
+        raise UserError(f"--mindspore_path {source}: holds Hugging Face's weights already, {opened.source.path}.")
+    config, path = opened.config, opened.source.path
+    wanted = options.layer_norm or ("copy" if config is not None and config.layer_norm == "uer" else None)
+    change = _norm_change(config, wanted, path, layer_norm_conversion.to_model)
+    view = HuggingFaceView(with_norms(opened.source, change))
+    _check_sizes(view, view.sizes, config, options)
+    config = config and config.replaced(change.settings)
+    items = _with_progress(view, options.dtype, target)
+    if target.suffix in TORCH_SUFFIXES and not target.is_dir():
+        import_torch(target)
+        _say(opened.notes, change)
+        write_torch(target, items)
+        _say_skipped(opened)
+        print(f"wrote {target}: {_summary(view, view.sizes, options.dtype)}")
         return
-    to_folder = torch_path.suffix != ".safetensors" or torch_path.is_dir()
+    to_folder = target.suffix != ".safetensors" or target.is_dir()
     if to_folder:
-        _check_folder(torch_path, view.path, found)
-    target = torch_path / SAFETENSORS_NAME if to_folder else torch_path
-    entries = {name: TensorInfo(info.shape, dtype) for name, info in view.entries.items()}
-    write_safetensors(target, entries, items)
-    print(f"wrote {target}: {_summary(view, dtype)}")
+        check_folder(target, path, config)
+    _say(opened.notes, change)
+    file = target / SAFETENSORS_NAME if to_folder else target
+    entries = {name: TensorInfo(info.shape, options.dtype) for name, info in view.entries.items()}
+    write_safetensors(file, entries, items)
+    _say_skipped(opened)
+    print(f"wrote {file}: {_summary(view, view.sizes, options.dtype)}")
     if to_folder:
-        _write_config(torch_path / CONFIG_FILE, found, view)
-        _copy_tokenizer(view.path.parent, torch_path)
+        if config.layer_norm == "uer":
+            print("note: transformers computes standard layer norms; only mindgpt obeys layer_norm 'uer' in the config")
+        write_config(target / CONFIG_FILE, config.to_hf_dict(_architecture(view.sizes)))
+        copy_tokenizer(path.parent, target, opened.vocabulary)
+        write_bert_settings(target)
 
 
-def _find_config(view: View, given: str | None) -> GPT2Config | None:
-    """The config `given` on the command line, or the one beside the weights, or None."""
-    chosen = given or config_beside(view.path)
-    if not chosen:
-        return None
-    config, notes = read_config(chosen)
-    for note in notes:
-        print(f"note: {note}")
-    return config
+def convert_to_uer(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
+    """Write a `.bin` that UER-py and TencentPretrain load, with their config and the vocabulary beside it.
+
+    Args:
+        source: weights of any format that mindgpt opens.
+        target: a file name that ends in `.bin`, `.pt` or `.pth`.
+        options: see `ConversionOptions`.
+
+    Raises:
+        UserError: as in `convert_to_mindspore`; also if no config is found, or UER-py has no such network.
+    """
+    options = options or ConversionOptions()
+    if not is_torch_file(target) or target.is_dir():
+        raise UserError(f"{target}: the name of a file of UER-py ends in .bin. Name a file, which is not a folder.")
+    import_torch(target)
+    opened = _open(find_weights(source), options)
+    config, path = opened.config, opened.source.path
+    if config is None:
+        raise UserError(f"{path}: no {CONFIG_FILE} beside it, which UER-py's config is made of. Pass --config.")
+    if SCORE.mf_names[0] in opened.source.entries:
+        raise UserError(f"{path}: is a classifier, and UER-py's language models have no classification head.")
+    content, notes = uer_json(config, path)
+    change = layer_norm_conversion.to_uer(config, options.layer_norm)
+    view = ToUERView(with_norms(opened.source, change))
+    _check_sizes(view, view.sizes, config, options)
+    _say([*opened.notes, *notes], change)
+    write_torch(target, _with_progress(view, options.dtype, target), view.tied)
+    print(f"wrote {target}: {_summary(view, view.sizes, options.dtype)}")
+    write_uer_config_beside(target, content)
+    copy_tokenizer(path.parent, target.parent, opened.vocabulary)
 
 
-def _check_sizes(view: View, config: GPT2Config | None, layers: int | None) -> None:
-    sizes = view.sizes
-    if layers is not None and layers != sizes["L"]:
+def _open(path: Path, options: ConversionOptions) -> _Opened:
+    """The weights at a path under our names, with their config.
+
+    Raises:
+        UserError: they cannot be opened, or are of another format than the options say.
+    """
+    stored = open_source(path)
+    kind = naming_of(stored)
+    wanted = options.source_format
+    if wanted != "auto" and (
+        kind not in (_NAMING_OF_FORMAT[wanted], "other model") or (wanted == "deepspeed" and not is_deepspeed(path))
+    ):
+        named = {"uer": "UER-py's or TencentPretrain's", "hugging_face": "Hugging Face's", "checkpoint": "MindFormers'"}
+        found = f"its weights have {named[kind]} names" if kind != _NAMING_OF_FORMAT[wanted] else "is no such folder"
+        raise UserError(f"{path}: --source_format {wanted}: {found}. Leave the flag out, or name another file.")
+    view = NAMINGS[kind].view(stored)
+    notes = [*getattr(view, "notes", ())] if kind != "checkpoint" else []
+    if kind == "uer":
+        found = config_of_uer(view, options.config, options.vocabulary, options.num_heads)
+        if found.config is None:
+            raise UserError(
+                f"{view.path}: weights do not tell the number of heads, and no config lies with them. Pass "
+                "--num_heads, or --config with UER-py's JSON."
+            )
+        return _Opened(kind, view, found.config, notes + found.notes, found.vocabulary)
+    if options.num_heads is not None:
+        raise UserError("--num_heads is for weights of UER-py; of others, config.json or --config tells it.")
+    chosen = options.config or config_beside(view.path)
+    config, of_config = read_config(chosen) if chosen else (None, [])
+    config, view, of_head = agree_on_head(config, view)
+    return _Opened(kind, view, config, [*notes, *of_config, *of_head], options.vocabulary)
+
+
+def _norm_change(config: GPT2Config | None, wanted: str | None, path: Path, decide) -> NormChange:
+    """What the conversion does to layer norms.
+
+    Raises:
+        UserError: a conversion is asked for, and there is no config to record it in.
+    """
+    if config is not None:
+        return decide(config, wanted)
+    if wanted is not None:
+        raise UserError(f"{path}: --layer_norm is recorded in the config, and there is none. Pass --config.")
+    return NormChange({}, 1, "")
+
+
+def _check_sizes(
+    view: TensorSource, sizes: dict[str, int], config: GPT2Config | None, options: ConversionOptions
+) -> None:
+    if options.layers is not None and options.layers != sizes["L"]:
         raise UserError(
-            f"--layers {layers}: {view.path} has {sizes['L']} layers. Leave the flag out, or give the right file."
+            f"--layers {options.layers}: {view.path} has {sizes['L']} layers. Leave the flag out, or give the right "
+            "file."
         )
     if config is None:
         return
@@ -140,12 +295,28 @@ def _check_sizes(view: View, config: GPT2Config | None, layers: int | None) -> N
         "max_position_embeddings": (config.max_position_embeddings, sizes["P"]),
         "num_labels": (config.num_labels, sizes.get("C", config.num_labels)),  # in a classifier only
     }
+    if "C" not in sizes:  # a classifier has no output head
+        tied = view.entries.keys().isdisjoint((HEAD.hf_name, *HEAD.mf_names, *UER_HEAD.names))
+        pairs["tie_word_embeddings"] = (config.tie_word_embeddings, tied)
     wrong = [f"{key} is {named}, the weights have {held}" for key, (named, held) in pairs.items() if named != held]
     if wrong:
         raise UserError(
             f"{view.path}: the config does not describe these weights: {'; '.join(wrong)}. "
             "Correct it, or pass another with --config."
         )
+
+
+def _say(notes: list[str], change: NormChange) -> None:
+    """Print the notes, once everything is checked."""
+    for note in [*notes, *([change.note] if change.note else [])]:
+        print(f"note: {note}")
+
+
+def _say_skipped(opened: _Opened) -> None:
+    """Print what was left out. Of a checkpoint that is much, and all of it is training's."""
+    if opened.kind != "checkpoint":
+        for rule, count in sorted(Counter(opened.source.skipped.values()).items()):
+            print(f"skipped: {count} x {rule}")
 
 
 def _with_progress(source: TensorSource, dtype: str, target: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -157,69 +328,12 @@ def _with_progress(source: TensorSource, dtype: str, target: Path) -> Iterator[t
             bar.update(array.nbytes)
 
 
-def _summary(view: View, dtype: str) -> str:
+def _summary(view: TensorSource, sizes: dict[str, int], dtype: str) -> str:
     count = sum(TensorInfo(info.shape, "int8").nbytes for info in view.entries.values())
     stored = {info.dtype for info in view.entries.values()}
     was = f" (was {', '.join(sorted(stored))})" if stored != {dtype} else ""
-    return f"{len(view.entries)} tensors, {count:,} parameters, {view.sizes['L']} layers, {dtype}{was}"
+    return f"{len(view.entries)} tensors, {count:,} parameters, {sizes['L']} layers, {dtype}{was}"
 
 
-def _same_config(file: Path, config: GPT2Config) -> bool:
-    try:
-        return GPT2Config.from_pretrained(file) == config
-    except UserError:
-        return False
-
-
-def _write_config_beside(checkpoint: Path, config: GPT2Config, view: MindFormersView) -> None:
-    """Write `config` to `config.json` beside `checkpoint`, or to `x.config.json` if another model has that name."""
-    shared, own = checkpoint.with_name(CONFIG_FILE), own_config(checkpoint)
-    if own.exists() or (shared.exists() and not _same_config(shared, config)):
-        _write_config(own, config, view)
-        if shared.exists():
-            print(f"note: {shared} is left as it was; {own.name} takes precedence for {checkpoint.name}")
-    elif not shared.exists():
-        _write_config(shared, config, view)
-
-
-def _write_config(file: Path, config: GPT2Config, view: View) -> None:
-    architecture = "GPT2ForSequenceClassification" if "C" in view.sizes else "GPT2LMHeadModel"
-    write_json(file, config.to_hf_dict(architecture))
-    print(f"wrote {file}")
-
-
-def _check_folder(folder: Path, checkpoint: Path, config: GPT2Config | None) -> None:
-    """Raise a UserError for a folder that a whole model cannot be written to."""
-    if config is None:
-        raise UserError(
-            f"{checkpoint}: no {CONFIG_FILE} beside it, and the number of heads does not follow from weights. Pass "
-            "--config with a config file, a folder or a preset (gpt2, gpt2_medium, gpt2_large, gpt2_xl, gpt2_13b); or "
-            "name a single file, such as model.safetensors, for --torch_path."
-        )
-    if folder.is_file():
-        raise UserError(
-            f"--torch_path {folder}: is a file. Name a folder, or a file that ends in .safetensors or .bin."
-        )
-    existing = folder / CONFIG_FILE
-    if existing.exists() and not _same_config(existing, config):
-        raise UserError(
-            f"{existing}: is the config of another model. Choose another folder for --torch_path, or remove it."
-        )
-    make_folder(folder)
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy tokenizer files that the target lacks; those that differ are left alone and reported."""
-    if source.resolve() == target.resolve():
-        return
-    for name in TOKENIZER_FILES:
-        if not (source / name).is_file():
-            continue
-        with open_to_read(source / name) as file:
-            content = file.read()
-        if not (target / name).exists():
-            with atomic_write(target / name) as file:
-                file.write(content)
-            print(f"wrote {target / name}")
-        elif (target / name).read_bytes() != content:
-            print(f"note: {target / name} differs from {source / name} and was left alone")
+def _architecture(sizes: dict[str, int]) -> str:
+    return "GPT2ForSequenceClassification" if "C" in sizes else "GPT2LMHeadModel"

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from mindgpt.checkpoints.deepspeed_format import is_deepspeed, open_deepspeed
 from mindgpt.checkpoints.indexed_format import IndexedFiles, is_index
-from mindgpt.checkpoints.locations import weights_in
+from mindgpt.checkpoints.locations import holds_weights, weights_in
 from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.checkpoints.safetensors_format import SafetensorsFile
 from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint, holds_shards, refuse_shard
@@ -23,6 +24,7 @@ class WeightFormat(NamedTuple):
 
 FORMATS = {  # the first that matches is used
     "sharded checkpoint": WeightFormat(holds_shards, ShardedCheckpoint),
+    "deepspeed": WeightFormat(lambda path: is_deepspeed(path) and not holds_weights(path), open_deepspeed),
     "folder": WeightFormat(Path.is_dir, lambda folder: open_source(weights_in(folder))),
     "index": WeightFormat(is_index, lambda path: IndexedFiles(path, open_source)),
     "safetensors": WeightFormat(lambda path: path.suffix == ".safetensors", SafetensorsFile),

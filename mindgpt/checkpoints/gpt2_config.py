@@ -39,6 +39,7 @@ _TO_HUGGING_FACE = {
     "num_layers": "n_layer",
     "num_heads": "n_head",
     "layernorm_epsilon": "layer_norm_epsilon",
+    "tie_word_embeddings": "tie_word_embeddings",
     "initializer_range": "initializer_range",
     "embedding_dropout_rate": "embd_pdrop",
     "hidden_dropout_rate": "resid_pdrop",
@@ -68,11 +69,11 @@ _CONVERTED_SEPARATELY = {
 }
 """Fields that config.json holds in another form, or that describe a run rather than the network."""
 
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _HUGGING_FACE_EOS = 50256  # transformers writes it as bos and eos for a vocabulary of any size
 
 _REQUIRED_VALUES = {
     "model_type": "gpt2",
-    "tie_word_embeddings": True,
     "add_cross_attention": False,
     "is_encoder_decoder": False,
     "pruned_heads": {},
@@ -111,7 +112,7 @@ generation_config.json (`generation_from_hf`), and ours under `mindgpt`."""
 
 _WHOLE_NUMBERS = {
     *("n_positions", "n_ctx", "n_embd", "n_layer", "n_head", "n_inner", "vocab_size"),
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *_TOKEN_IDS,
 }
 _HUGGING_FACE_KEYS = {
     *_TO_HUGGING_FACE.values(),
@@ -213,9 +214,10 @@ class GPT2Config(GPT2Section):
         return self.hidden_size // self.num_heads
 
     def num_parameters(self) -> int:
-        """Number of parameters of the language model; the tied output head counts once."""
+        """Number of parameters of the language model; a tied output head counts once."""
         hidden, ffn = self.hidden_size, self.ffn_hidden_size
-        embeddings = (self.vocab_size + self.max_position_embeddings) * hidden
+        tables = self.vocab_size * (1 if self.tie_word_embeddings else 2)
+        embeddings = (tables + self.max_position_embeddings) * hidden
         attention = 4 * (hidden * hidden + hidden)
         feed_forward = hidden * ffn + ffn + ffn * hidden + hidden
         layernorm = 2 * hidden
@@ -353,7 +355,8 @@ def _drop_impossible(settings: dict[str, Any]) -> Iterator[str]:
         del settings["initializer_range"]
         yield "initializer_range 0 would make all weights equal, and is left out"
     vocab_size = settings.get("vocab_size")
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    yield from _drop_default_ids(settings, vocab_size)
+    for key in _TOKEN_IDS:
         token = settings.get(key)
         if token == []:
             del settings[key]
@@ -365,10 +368,23 @@ def _drop_impossible(settings: dict[str, Any]) -> Iterator[str]:
         del settings[key]
         if usable:
             settings[key] = usable
-        if token != _HUGGING_FACE_EOS:  # which transformers writes for a vocabulary of any size
-            instead = "; padding is with the end-of-text token" if key == "pad_token_id" else ""
-            left = f"; {usable} is used" if usable else ""
-            yield f"{key} {shown(token)} is no id of the {vocab_size} tokens, and left out{instead}{left}"
+        instead = "; padding is with the end-of-text token" if key == "pad_token_id" else ""
+        left = f"; {usable} is used" if usable else ""
+        yield f"{key} {shown(token)} is no id of the {vocab_size} tokens, and left out{instead}{left}"
+
+
+def _drop_default_ids(settings: dict[str, Any], vocab_size: Any) -> Iterator[str]:
+    """Remove `_HUGGING_FACE_EOS` where it is no id of the vocabulary; yields a sentence if it is removed."""
+    if _may_be_id(_HUGGING_FACE_EOS, vocab_size):
+        return
+    dropped = [key for key in _TOKEN_IDS if settings.get(key) == _HUGGING_FACE_EOS]
+    for key in dropped:
+        del settings[key]
+    if dropped:
+        yield (
+            f"{' and '.join(dropped)} {_HUGGING_FACE_EOS}, transformers' default, is no id of the {vocab_size} tokens, "
+            "and left out; the tokenizer's is used"
+        )
 
 
 def _may_be_id(token: Any, vocab_size: Any) -> bool:
@@ -399,10 +415,7 @@ def generation_from_hf(config_file: Path, vocab_size: Any) -> tuple[dict[str, An
         del asked["top_k"]
     if asked.get("num_beams", 1) == 1:  # they have no effect then, and are refused as user settings
         asked = {key: value for key, value in asked.items() if key not in ("length_penalty", "early_stopping")}
-    for key in ("eos_token_id", "pad_token_id"):
-        if asked.get(key) == _HUGGING_FACE_EOS and isinstance(vocab_size, int) and vocab_size <= _HUGGING_FACE_EOS:
-            del asked[key]
-    notes = []
+    notes = [f"{file}: {note}" for note in _drop_default_ids(asked, vocab_size)]
     for key, value in asked.items():
         kept = _usable_ids(value, vocab_size)
         if kept != value and kept:

@@ -63,11 +63,15 @@ FINAL_NORM = (
     Row("ln_f.weight", ("H",), ("backbone.layernorm.gamma",), ("H",)),
     Row("ln_f.bias", ("H",), ("backbone.layernorm.beta",), ("H",)),
 )
-SCORE = Row("score.weight", ("C", "H"), ("score.weight",), ("C", "H"))  # the classification head; never prefixed
+HEAD = Row("lm_head.weight", ("V", "H"), ("head.weight",), ("V", "H"))  # an untied output head
+SCORE = Row("score.weight", ("C", "H"), ("score.weight",), ("C", "H"))  # the classification head
+UNPREFIXED = (HEAD, SCORE)
 
-HF_PREFIX = "transformer."
-HF_HEAD = "lm_head.weight"
+HF_PREFIX = "transformer."  # of all rows but those
+HF_HEAD = HEAD.hf_name
 HF_EMBEDDING = EMBEDDINGS[0].hf_name
+MF_EMBEDDING = EMBEDDINGS[0].mf_names[0]
+TIED_HEAD = "output head, tied to the token embedding"  # the rule by which views skip a head that equals it
 # Causal masks, which older transformers saved along with the weights. They are constants.
 HF_MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 HF_LAYER = re.compile(r"h\.(\d{1,4})\.")
@@ -75,14 +79,16 @@ _MINDFORMERS = re.compile(r"(?P<prefix>(?:\w+\.)*?)backbone\.(?:embedding|blocks
 MF_LAYER = re.compile(r"backbone\.blocks\.(\d{1,4})\.")
 
 
-def table(num_layers: int, classifies: bool) -> list[Row]:
-    """All tensors of a GPT-2 in the model's order, with the classification head if it `classifies`."""
+def table(num_layers: int, classifies: bool, untied: bool = False) -> list[Row]:
+    """All tensors of a GPT-2 in the model's order, with the classification head if it `classifies`, and the output head
+    if that is `untied` from the token embedding."""
     layers = []
     for i in range(num_layers):
         for row in LAYER:
             mf_names = tuple(f"backbone.blocks.{i}.{name}" for name in row.mf_names)
             layers.append(row._replace(hf_name=f"h.{i}.{row.hf_name}", mf_names=mf_names))
-    return [*EMBEDDINGS, *layers, *FINAL_NORM, *([SCORE] if classifies else [])]
+    heads = [*([HEAD] if untied else []), *([SCORE] if classifies else [])]
+    return [*EMBEDDINGS, *layers, *FINAL_NORM, *heads]
 
 
 def mindformers_prefix(names: Iterable[str]) -> str | None:

@@ -4,17 +4,23 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.gpt2_names import (
+    HEAD,
     HF_EMBEDDING,
     HF_HEAD,
     HF_LAYER,
     HF_MASK_BUFFER,
     HF_PREFIX,
+    MF_EMBEDDING,
     MF_LAYER,
     SCORE,
+    TIED_HEAD,
+    UNPREFIXED,
     SymbolicShape,
     hint,
     table,
@@ -35,8 +41,8 @@ class MindFormersView:
     """Hugging Face weights under MindFormers' names, as a `TensorSource`.
 
     The prefix `transformer.` is optional, and all names may have another prefix before it. Mask buffers are skipped.
-    `lm_head.weight` must equal `wte.weight` bit for bit and is skipped; if `wte.weight` is missing, `lm_head.weight` is
-    used as the embedding.
+    A `lm_head.weight` that equals `wte.weight` bit for bit is the tied head, and skipped; any other is an untied head.
+    If `wte.weight` is missing, `lm_head.weight` is used as the embedding.
 
     Attributes:
         path, entries: as in `TensorSource`; the names are in the model's order.
@@ -52,12 +58,11 @@ class MindFormersView:
         self.path = source.path
         self._source = source
         self.notes: list[str] = list(getattr(source, "notes", ()))
-        self._head: str | None = None  # the stored name of the output head, if there is one besides the embedding
         self._stored, self.skipped = self._plain_names(source.entries)
+        self._leave_out_tied_head()
         held = {name: source.entries[stored] for name, stored in self._stored.items()}
-        rows = table(count_layers(held, HF_LAYER), classifies=SCORE.hf_name in held)
+        rows = table(count_layers(held, HF_LAYER), SCORE.hf_name in held, untied=HF_HEAD in held)
         self.sizes = check_entries(held, {row.hf_name: row.hf_shape for row in rows}, self.path, HF_LAYER)
-        self._check_head()
         self._place = {name: (row, part) for row in rows for part, name in enumerate(row.mf_names)}
         self.entries = {
             name: TensorInfo(concrete_shape(row.mf_shape, self.sizes), held[row.hf_name].dtype)
@@ -87,41 +92,84 @@ class MindFormersView:
         for stored, name in plain.items():
             if HF_MASK_BUFFER.fullmatch(name):
                 skipped[stored] = "causal-mask buffer"
-            elif name == HF_HEAD:
-                self._head = stored
             elif name in weights:
                 raise UserError(f"{self.path}: holds both {weights[name]} and {stored}, which name the same weight.")
             else:
                 weights[name] = stored
-        if self._head and HF_EMBEDDING not in weights:
-            weights[HF_EMBEDDING], self._head = self._head, None
+        return weights, skipped
+
+    def _leave_out_tied_head(self) -> None:
+        """Skip the output head if it is the token embedding, or take it for the one that is missing."""
+        if HF_HEAD not in self._stored:
+            return
+        head = self._stored[HF_HEAD]
+        if HF_EMBEDDING not in self._stored:
+            self._stored = {HF_EMBEDDING if name == HF_HEAD else name: stored for name, stored in self._stored.items()}
             self.notes.append(
                 f"{self.path}: {HF_EMBEDDING} is missing; {HF_HEAD} is used instead, since GPT-2 ties the two"
             )
-        if self._head:
-            skipped[self._head] = "output head, tied to the token embedding"
-        return weights, skipped
+        elif self._are_equal(head, self._stored[HF_EMBEDDING]):
+            del self._stored[HF_HEAD]
+            self.skipped[head] = TIED_HEAD
 
-    def _check_head(self) -> None:
-        if self._head is None:
-            return
-        embedding = self._stored[HF_EMBEDDING]
-        head_info, embedding_info = self._source.entries[self._head], self._source.entries[embedding]
-        if head_info == embedding_info:
-            head, embedding_array = self._source.read(self._head), self._source.read(embedding)
-            if np.array_equal(head.view(np.uint8), embedding_array.view(np.uint8)):
-                return
-        raise UserError(
-            f"{self.path}: {self._head} {list(head_info.shape)} {head_info.dtype} differs from {embedding} "
-            f"{list(embedding_info.shape)} {embedding_info.dtype}: an untied output head. GPT-2 uses one matrix for "
-            "both and has no place for a second."
+    def _are_equal(self, first: str, second: str) -> bool:
+        """Whether two stored tensors are the same, bit for bit."""
+        if self._source.entries[first] != self._source.entries[second]:
+            return False
+        values = (self._source.read(name).reshape(-1).view(np.uint8) for name in (first, second))
+        return np.array_equal(*values)
+
+
+class UntiedHead:
+    """Weights whose output head equals the token embedding, and was skipped, with that head, as a `TensorSource`: for a
+    config that unties the two.
+
+    Attributes:
+        path, entries, skipped, notes, sizes: those of `source`, the weights under our names.
+    """
+
+    def __init__(self, source: TensorSource):
+        self.path, self._source = source.path, source
+        self.entries = {**source.entries, HEAD.mf_names[0]: source.entries[MF_EMBEDDING]}
+        self.skipped = {name: rule for name, rule in source.skipped.items() if rule != TIED_HEAD}
+        self.notes, self.sizes = getattr(source, "notes", ()), getattr(source, "sizes", {})
+
+    def read(self, name: str) -> np.ndarray:
+        """See `TensorSource.read`."""
+        return self._source.read(MF_EMBEDDING if name == HEAD.mf_names[0] else name)
+
+
+class Agreed(NamedTuple):
+    """A config and weights under our names, both with an untied output head or neither; and notes for the person."""
+
+    config: GPT2Config | None
+    source: TensorSource
+    notes: list[str]
+
+
+def agree_on_head(config: GPT2Config | None, source: TensorSource) -> Agreed:
+    """Make a config, or None, and its weights agree.
+
+    Weights with an untied head untie the config's, with a note. A head that was skipped for being equal to the token
+    embedding is kept if the config unties the two. Weights without any head are left to strict loading.
+    """
+    untied = config is not None and not config.tie_word_embeddings
+    if HEAD.mf_names[0] in source.entries:
+        note = (
+            f"{source.path}: the output head differs from the token embedding, though no config says so: it is untied, "
+            "and kept as a weight of its own (tie_word_embeddings: False)"
         )
+        config = config and config.replaced({"tie_word_embeddings": False})
+        return Agreed(config, source, [] if untied else [note])
+    if untied and TIED_HEAD in getattr(source, "skipped", {}).values():
+        return Agreed(config, UntiedHead(source), [])
+    return Agreed(config, source, [])
 
 
 class HuggingFaceView:
     """MindFormers weights under the names of Hugging Face's `GPT2LMHeadModel` (or classifier), as a `TensorSource`.
 
-    `source` must hold weights only. As in files of transformers, the tied `lm_head.weight` is left out.
+    `source` must hold weights only. As in files of transformers, a tied `lm_head.weight` is left out.
 
     Attributes:
         path, entries, sizes: as in `MindFormersView`.
@@ -133,10 +181,11 @@ class HuggingFaceView:
     def __init__(self, source: TensorSource):
         self.path = source.path
         self._source = source
-        rows = table(count_layers(source.entries, MF_LAYER), classifies=SCORE.mf_names[0] in source.entries)
+        classifies, untied = (row.mf_names[0] in source.entries for row in (SCORE, HEAD))
+        rows = table(count_layers(source.entries, MF_LAYER), classifies, untied)
         shapes = {name: row.mf_shape for row in rows for name in row.mf_names}
         self.sizes = check_entries(source.entries, shapes, self.path, MF_LAYER)
-        self._rows = {row.hf_name if row is SCORE else HF_PREFIX + row.hf_name: row for row in rows}
+        self._rows = {row.hf_name if row in UNPREFIXED else HF_PREFIX + row.hf_name: row for row in rows}
         self.entries = {
             name: TensorInfo(concrete_shape(row.hf_shape, self.sizes), source.entries[row.mf_names[0]].dtype)
             for name, row in self._rows.items()

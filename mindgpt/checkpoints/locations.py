@@ -6,18 +6,20 @@ from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, PRESETS, GPT2Config
 from mindgpt.checkpoints.indexed_format import NAME_MAP
 from mindgpt.checkpoints.run_folder import checkpoint_files, checkpoints_in, files_of_last_run
 from mindgpt.checkpoints.sharded_checkpoint import holds_shards
+from mindgpt.checkpoints.torch_format import is_torch_file
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import DOWNLOADS
 from mindgpt.runtime.ranks import say
 
 CHECKPOINT_NAME = "model.ckpt"
 SAFETENSORS_NAME = "model.safetensors"
-HUGGING_FACE_NAMES = (  # in the order in which transformers looks for them
+HUGGING_FACE_NAMES = (  # in the order in which transformers looks for its own
     SAFETENSORS_NAME,
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     NAME_MAP,
+    "tencentpretrain_model.bin.index.json",  # of TencentPretrain's convert_model_into_blocks.py
 )
 _HUB_CACHE = ("blobs", "refs", "snapshots")
 
@@ -30,13 +32,22 @@ def weights_in(folder: Path) -> Path:
     """
     found, checkpoint = _hugging_face_weights(folder), folder / CHECKPOINT_NAME
     if found is None and not checkpoint.exists():
-        others = [file.name for file in checkpoint_files(folder)]
+        of_torch = sorted(file for file in folder.iterdir() if file.is_file() and is_torch_file(file))
+        if len(of_torch) == 1:
+            return of_torch[0]
+        others = [file.name for file in (*checkpoint_files(folder), *of_torch)]
         hint = f" Found {', '.join(others)}: name the file you mean." if others else ""
         names = ", ".join((*HUGGING_FACE_NAMES, CHECKPOINT_NAME))
         raise UserError(f"{folder}: no weights in this folder. Looked for {names}.{hint}")
     if found is not None and checkpoint.exists():
         raise UserError(f"{folder}: holds both {found.name} and {CHECKPOINT_NAME}. Name the file you mean.")
     return found or checkpoint
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a path is a folder with a whole model, of Hugging Face or ours."""
+    names = (*HUGGING_FACE_NAMES, CHECKPOINT_NAME)
+    return path.is_dir() and any((path / name).exists() for name in names)
 
 
 def _hugging_face_weights(folder: Path) -> Path | None:

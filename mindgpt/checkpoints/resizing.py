@@ -6,7 +6,7 @@
 - More tokens: the old rows, and new ones that are the mean of the old plus a little noise. The table is the output head
   too: rows near zero would get logits near 0, far above GPT-2's usual logits, and nearly all of the probability. With
   the mean, a new token is as likely as an average one (Hewitt 2021, "Initializing New Word Embeddings for Pretrained
-  Language Models"; transformers does the same).
+  Language Models"; transformers does the same). An untied head gets new rows in the same way.
 - Fewer tokens: refused. The highest ids would lose their rows, among them GPT-2's end-of-text token.
 """
 
@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.gpt2_names import HEAD, MF_EMBEDDING
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
 from mindgpt.checkpoints.weights import Weights
 from mindgpt.config.errors import UserError
 
-TOKENS = "backbone.embedding.word_embedding.embedding_table"
+TOKENS = MF_EMBEDDING
 POSITIONS = "backbone.embedding.position_embedding.embedding_table"
+UNTIED_HEAD = HEAD.mf_names[0]
 _SIZES = ("seq_length", "max_position_embeddings", "vocab_size")
 _NOISE = 0.01  # times the standard deviation of a column of the old rows
 
@@ -32,12 +34,12 @@ class ResizedEmbeddings:
     """A `TensorSource` with the embedding tables of another one resized.
 
     Attributes:
-        path, entries, skipped: the source's, but for the shapes of the two tables.
+        path, entries, skipped: the source's, but for the shapes of the tables.
         changes: what was resized, one sentence a table; empty if nothing was.
 
     Args:
         source: weights under our names.
-        positions, tokens: new numbers of rows of the two tables.
+        positions, tokens: new numbers of rows of the tables; those of tokens are one, or with an untied head two.
         seed: of the noise in the rows of new tokens.
 
     Raises:
@@ -50,11 +52,11 @@ class ResizedEmbeddings:
         self.skipped: Mapping[str, str] = getattr(source, "skipped", {})
         self.entries = dict(source.entries)
         self.changes: list[str] = []
-        for name, rows in ((POSITIONS, positions), (TOKENS, tokens)):
+        for name, rows in ((POSITIONS, positions), (TOKENS, tokens), (UNTIED_HEAD, tokens)):
             info = source.entries.get(name)
             if info is None or len(info.shape) != 2 or info.shape[0] == rows:  # loading reports a wrong shape
                 continue
-            if name == TOKENS and rows < info.shape[0]:
+            if name != POSITIONS and rows < info.shape[0]:
                 raise UserError(
                     f"{self.path}: its vocabulary of {info.shape[0]} tokens cannot be cut to {rows}: the tokens from "
                     f"id {rows} on would be lost. Set vocab_size to {info.shape[0]}; ids that no text uses do no harm."
@@ -67,7 +69,7 @@ class ResizedEmbeddings:
         array, shape = self._source.read(name), self.entries[name].shape
         if array.shape == shape:
             return array
-        return _more_tokens(array, shape[0], self._seed) if name == TOKENS else _other_positions(array, shape[0])
+        return _other_positions(array, shape[0]) if name == POSITIONS else _more_tokens(array, shape[0], self._seed)
 
 
 def fit_to(weights: Weights, changes: Mapping[str, Any], resize: bool) -> tuple[GPT2Config, Weights]:
@@ -114,6 +116,8 @@ def resized(weights: Weights, config: GPT2Config, seed: int = 0) -> tuple[Weight
 
 
 def _change(name: str, old: int, new: int) -> str:
+    if name == UNTIED_HEAD:
+        return f"untied output head: from {old} to {new} rows, as the vocabulary"
     if name == TOKENS:
         return f"vocabulary: from {old} to {new} tokens; new rows are the mean of the old ones with a little noise"
     how = f"the first {new} rows" if new < old else "new rows are copies of the old ones, from the first on"

@@ -14,6 +14,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.io.files import atomic_write
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+_TORCH_NAME = re.compile(r".+\.(bin|pt|pth)(-\d+)?")  # UER-py appends the step: model.bin-100000
 _MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\n")  # a zip archive; before PyTorch 1.6 a pickle
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")  # of Lightning, nanoGPT, DeepSpeed and others
 _OPTIMIZER_KEY = re.compile(r"(^|_)opt(im|imizer|imizers)?(_|$)")
@@ -22,7 +23,7 @@ _OPTIMIZER_KEY = re.compile(r"(^|_)opt(im|imizer|imizers)?(_|$)")
 def is_torch_file(path: Path) -> bool:
     """Whether PyTorch wrote a file: by its suffix or, for `.ckpt`, which MindSpore and Lightning both use, by its first
     bytes."""
-    if path.suffix in TORCH_SUFFIXES:
+    if _TORCH_NAME.fullmatch(path.name):
         return True
     if path.suffix != ".ckpt" or not path.is_file():
         return False
@@ -46,16 +47,12 @@ class TorchFile:
         self._torch = import_torch(path)
         self._tensors = self._load()
         self.entries = {
-            name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in self._tensors.items()
+            name: TensorInfo(tuple(tensor.shape), dtype_of(tensor)) for name, tensor in self._tensors.items()
         }
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
-        tensor = self._tensors[name].detach()
-        if tensor.dtype == self._torch.bfloat16:
-            tensor = tensor.float()
-        return np.array(tensor.numpy(), order="C")
+        return as_array(self._tensors[name])
 
     def _load(self) -> Mapping[str, Any]:
         try:
@@ -109,10 +106,29 @@ class TorchFile:
         )
 
 
-def write_torch(path: str | Path, items: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write `items` as a state dict with `torch.save`; the file appears when it is whole. Holds all tensors at once."""
+def as_array(tensor: Any) -> np.ndarray:
+    """A PyTorch tensor as a new array; bfloat16 as float32."""
+    tensor = tensor.detach()
+    if dtype_of(tensor) == "bfloat16":
+        tensor = tensor.float()
+    return np.array(tensor.numpy(), order="C")
+
+
+def dtype_of(tensor: Any) -> str:
+    """NumPy's name of a PyTorch tensor's dtype."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def write_torch(
+    path: str | Path, items: Iterable[tuple[str, np.ndarray]], tied: Mapping[str, str] | None = None
+) -> None:
+    """Write `items` as a state dict with `torch.save`; the file appears when it is whole. Holds all tensors at once.
+
+    `tied`: further names -> the names of the tensors that they share.
+    """
     torch = import_torch(path)
     state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in items}
+    state |= {name: state[other] for name, other in (tied or {}).items()}
     with atomic_write(path, "wb") as file:
         torch.save(state, file)
 

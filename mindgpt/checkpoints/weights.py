@@ -20,13 +20,17 @@ import numpy as np
 from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.gpt2_config import GPT2Config, read_config
 from mindgpt.checkpoints.gpt2_names import are_mindformers, hint, mindformers_prefix
-from mindgpt.checkpoints.gpt2_views import MindFormersView
+from mindgpt.checkpoints.gpt2_views import MindFormersView, UntiedHead, agree_on_head
 from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
+from mindgpt.checkpoints.other_models import other_model, refuse_other_model
 from mindgpt.checkpoints.run_folder import rank_folders
 from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint
 from mindgpt.checkpoints.skip_rules import skip_rule
-from mindgpt.checkpoints.tensor_source import TensorSource, cast
+from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, cast
+from mindgpt.checkpoints.uer_config import FoundConfig, config_of_uer
+from mindgpt.checkpoints.uer_names import are_uer
+from mindgpt.checkpoints.uer_views import UERView
 from mindgpt.config.errors import UserError
 from mindgpt.runtime.alignment import aligned
 
@@ -70,10 +74,15 @@ class CheckpointWeights:
 
 
 class Naming(NamedTuple):
-    """How weights that are named in some way are recognised, and the view of them under our names."""
+    """How weights that are named in some way are recognised, and the view of them under our names.
+
+    Attributes:
+        config: the config of that view, for weights whose config is not in our form or Hugging Face's.
+    """
 
     matches: Callable[[TensorSource], bool]
     view: Callable[[TensorSource], TensorSource]
+    config: Callable[[TensorSource], FoundConfig] | None = None
 
 
 def _is_ours(source: TensorSource) -> bool:
@@ -82,6 +91,8 @@ def _is_ours(source: TensorSource) -> bool:
 
 NAMINGS = {  # the first that matches is used; what none knows is reported as no GPT-2 by the last
     "checkpoint": Naming(_is_ours, CheckpointWeights),
+    "other model": Naming(lambda source: other_model(source.entries) is not None, refuse_other_model),
+    "uer": Naming(lambda source: are_uer(source.entries), UERView, config_of_uer),
     "hugging_face": Naming(lambda source: True, MindFormersView),
 }
 
@@ -100,17 +111,22 @@ class Weights:
         config: the config that lies with them, or None.
         source: `.path`, `.entries` (name -> shape, dtype), `.skipped` (name -> rule), `.read(name)`.
         notes: sentences for the user about what was skipped or unexpected.
+        assumed: settings of the config that no file says; others may be right.
+        without_heads: the config, if only the number of heads is unknown; `config` is None then.
     """
 
     kind: str
     config: GPT2Config | None
-    source: MindFormersView | CheckpointWeights
+    source: MindFormersView | CheckpointWeights | UntiedHead | UERView
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    without_heads: GPT2Config | None = None
 
 
 def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weights:
     """Open a Hugging Face folder or file, our folder (`config.json` and `model.ckpt`), a `.ckpt` beside its config,
-    safetensors under MindFormers' names, or the sharded folder `checkpoint` of a parallel run.
+    safetensors under MindFormers' names, the sharded folder `checkpoint` of a parallel run, a `.bin` of UER-py or
+    TencentPretrain, or a folder of DeepSpeed's.
 
     The config of `x.ckpt` is `x.config.json` or else `config.json` in its folder; that of a Hugging Face file is
     `config.json` in its folder; that of shards lies beside rank 0's.
@@ -130,10 +146,14 @@ def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weight
     kind = naming_of(stored)
     source = NAMINGS[kind].view(stored)
     config, notes = None, [*getattr(source, "notes", ())]
+    if config_of := NAMINGS[kind].config:
+        found = config_of(source)
+        return Weights(kind, found.config, source, (*notes, *found.notes), found.assumed, found.without_heads)
     if file := config_beside(source.path):
         config, config_notes = read_config(file)
         notes += config_notes
-    return Weights(kind, config, source, tuple(notes))
+    agreed = agree_on_head(config, source)
+    return Weights(kind, agreed.config, agreed.source, (*notes, *agreed.notes))
 
 
 @dataclass
@@ -157,7 +177,10 @@ class LoadReport:
 
 
 def load_weights(
-    model: "nn.Cell | Mapping[str, Parameter]", weights: Weights | TensorSource, may_be_missing: Iterable[str] = ()
+    model: "nn.Cell | Mapping[str, Parameter]",
+    weights: Weights | TensorSource,
+    may_be_missing: Iterable[str] = (),
+    left_out: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Set the parameters of `model` from `weights`, cast to the dtypes of the model.
 
@@ -168,6 +191,8 @@ def load_weights(
         weights: from `open_weights`, or any source under our names.
         may_be_missing: regular expressions (`re.search`) of parameters that keep their value if the file lacks them,
             such as LoRA factors or a new classification head.
+        left_out: names in the file that the model has no use for, such as a language model's head, and why each is
+            skipped.
 
     Raises:
         UserError: names or shapes do not fit; all are listed, with both shapes. Or the values of a tensor overflow in
@@ -178,14 +203,18 @@ def load_weights(
     source = weights.source if isinstance(weights, Weights) else weights
     parameters = dict(model) if isinstance(model, Mapping) else model.parameters_dict()
     allowed = [re.compile(pattern) for pattern in may_be_missing]
-    report = LoadReport(source.path, skipped=dict(getattr(source, "skipped", {})))
+    left_out = {
+        name: why for name, why in (left_out or {}).items() if name in source.entries and name not in parameters
+    }
+    report = LoadReport(source.path, skipped=dict(getattr(source, "skipped", {})) | left_out)
     report.not_in_file = [
         name for name in parameters if name not in source.entries and any(pattern.search(name) for pattern in allowed)
     ]
-    _check_match(parameters, source, report)
-    for name in source.entries:
+    entries = {name: entry for name, entry in source.entries.items() if name not in left_out}
+    _check_match(parameters, entries, report)
+    for name in entries:
         parameter = parameters[name]
-        held, wanted = source.entries[name].dtype, dtype_name(parameter)
+        held, wanted = entries[name].dtype, dtype_name(parameter)
         array = source.read(name)
         if wanted == "bfloat16":  # NumPy has no such type
             value = Tensor.from_numpy(cast(array, "float32", f"{source.path}: {name}")).astype(parameter.dtype)
@@ -198,22 +227,22 @@ def load_weights(
     return report
 
 
-def _check_match(parameters: "Mapping[str, Parameter]", source: TensorSource, report: LoadReport) -> None:
+def _check_match(parameters: "Mapping[str, Parameter]", entries: Mapping[str, TensorInfo], report: LoadReport) -> None:
     problems = [
         f"missing in the file: {name} {list(parameter.shape)}"
         for name, parameter in parameters.items()
-        if name not in source.entries and name not in report.not_in_file
+        if name not in entries and name not in report.not_in_file
     ]
-    left_over = [name for name in source.entries if name not in parameters]
-    problems += [f"left over in the file: {name} {list(source.entries[name].shape)}" for name in left_over]
+    left_over = [name for name in entries if name not in parameters]
+    problems += [f"left over in the file: {name} {list(entries[name].shape)}" for name in left_over]
     problems += [
         f"wrong shape: {name} is {list(info.shape)} in the file and {list(parameters[name].shape)} in the model"
-        for name, info in source.entries.items()
+        for name, info in entries.items()
         if name in parameters and info.shape != tuple(parameters[name].shape)
     ]
     if problems:
         lines = "\n  ".join(problems)
-        raise UserError(f"{source.path}: does not fit the model, and nothing was loaded:\n  {lines}{hint(left_over)}")
+        raise UserError(f"{report.path}: does not fit the model, and nothing was loaded:\n  {lines}{hint(left_over)}")
 
 
 def dtype_name(tensor: "Tensor") -> str:

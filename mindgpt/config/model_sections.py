@@ -106,6 +106,13 @@ class PetSection(Section):
         return value
 
 
+UER_EPSILON = 1e-6
+"""The eps of a layer norm in UER-py and TencentPretrain (`layers/layer_norm.py`)."""
+
+LAYER_NORM_OF_CONVERSION = {"uer": "uer", "copy": "standard", "folded": "standard"}
+"""The `layer_norm` that weights have after each `layer_norm_conversion`."""
+
+
 class GPT2Section(GenerationSection):
     """`model.model_config`: everything about a GPT-2 network, under MindFormers' names or Hugging Face's.
 
@@ -117,9 +124,12 @@ class GPT2Section(GenerationSection):
     classifier's labels, in the order of their numbers.
 
     `layer_norm` is the arithmetic of all layer norms: "standard" (Ba et al. 2016), or "uer", that of UER-py and
-    TencentPretrain, gamma (x - mean) / (unbiased standard deviation + eps) + beta. `layer_norm_conversion` records how
-    weights of these two were converted: "uer" keeps their arithmetic; "copy" has the standard one with gamma unchanged,
-    as their own converters write it; "folded" the standard one with gamma * sqrt((H - 1) / H), which is nearest to it.
+    TencentPretrain, gamma (x - mean) / (unbiased standard deviation + eps) + beta, whose eps is 1e-6 unless it is
+    given. `layer_norm_conversion` records how weights of these two were converted: "uer" keeps their arithmetic; "copy"
+    has the standard one with gamma unchanged, as their own converters write it; "folded" the standard one with
+    gamma * sqrt((H - 1) / H), which is nearest to it.
+
+    `tie_word_embeddings`: whether the output head is the token embedding (Press & Wolf 2017) or has its own weights.
 
     `prompt_special_tokens`: the special tokens around a prompt: "bos" (the first token alone), "all" (whatever the
     tokenizer puts around a text) or "none"; None: "bos" for a WordPiece tokenizer, else "all".
@@ -142,6 +152,7 @@ class GPT2Section(GenerationSection):
     layer_norm: Literal["standard", "uer"] = "standard"
     layer_norm_conversion: Literal["uer", "copy", "folded"] | None = None
     layernorm_epsilon: Positive = 1e-5
+    tie_word_embeddings: bool = True
     initializer_range: Positive = 0.02
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
@@ -181,7 +192,6 @@ class GPT2Section(GenerationSection):
         "return_dict_in_generate": only(False, reason=KNOWN_ELSEWHERE["return_dict_in_generate"]),
         "output_scores": only(False, reason=KNOWN_ELSEWHERE["output_scores"]),
         "output_logits": only(False, reason=KNOWN_ELSEWHERE["output_logits"]),
-        "tie_word_embeddings": only(True, reason="the head is the token embedding"),
         "is_encoder_decoder": only(False, reason="GPT-2 is a decoder"),
         "is_sample_acceleration": ANY_VALUE,
         "name_or_path": ANY_VALUE,
@@ -241,6 +251,8 @@ class GPT2Section(GenerationSection):
             self.fill(expand_ratio=ratio, ffn_hidden_size=ratio * self.hidden_size)
         elif self.ffn_hidden_size % self.hidden_size == 0:
             self.fill(expand_ratio=self.ffn_hidden_size // self.hidden_size)
+        if self.layer_norm == "uer" and "layernorm_epsilon" not in self.model_fields_set:
+            self.fill(layernorm_epsilon=UER_EPSILON)
 
     def unused_keys(self, run: Run) -> dict[str, list[str]]:
         predicts_text = run.config.run_mode == "predict" and run.config.trainer.type == "CausalLanguageModelingTrainer"
@@ -259,6 +271,7 @@ class GPT2Section(GenerationSection):
             width = self.expand_ratio * self.hidden_size
             if width != self.ffn_hidden_size:
                 yield "ffn_hidden_size", f"{self.ffn_hidden_size} is not expand_ratio x hidden_size = {width}; give one"
+        yield from self._problems_of_layer_norm()
         names = self.label_names
         if names is not None and (len(names) != self.num_labels or len(set(names)) != len(names)):
             yield "label_names", f"must be {self.num_labels} different names, as many as num_labels; not {names}"
@@ -268,6 +281,14 @@ class GPT2Section(GenerationSection):
             token = getattr(self, name)
             if token is not None and token >= self.vocab_size:
                 yield name, f"{token} is outside the vocabulary, whose size (vocab_size) is {self.vocab_size}"
+
+    def _problems_of_layer_norm(self) -> Iterator[tuple[str, str]]:
+        conversion = self.layer_norm_conversion
+        needed = LAYER_NORM_OF_CONVERSION.get(conversion, self.layer_norm)
+        if needed != self.layer_norm:
+            yield "layer_norm_conversion", f"'{conversion}' makes layer_norm '{needed}', which is '{self.layer_norm}'"
+        if self.layer_norm == "uer" and self.hidden_size == 1:
+            yield "hidden_size", "must be at least 2: one value has no unbiased standard deviation (layer_norm 'uer')"
 
 
 class ArchSection(Section):

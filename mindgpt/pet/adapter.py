@@ -1,4 +1,5 @@
-"""Opens a trained LoRA adapter, from a PEFT folder or a `.ckpt` of trained parameters, and resolves its settings."""
+"""Opens a trained LoRA adapter, a PEFT folder, a `.ckpt` of trained parameters or a LoRA file of TencentPretrain, and
+resolves its settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.sharded_checkpoint import holds_shards
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
+from mindgpt.checkpoints.torch_format import is_torch_file
 from mindgpt.checkpoints.weights import CheckpointWeights
 from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import PetSection
 from mindgpt.pet.names import FACTOR_A, SCORE, check_pairs, is_factor, linears_with_factors
 from mindgpt.pet.peft_folder import is_peft_folder, read_peft
+from mindgpt.pet.tencentpretrain_lora import read_tencentpretrain_lora
 
 
 class Arrays:
@@ -46,7 +49,8 @@ class Adapter:
 
 
 def open_adapter(path: Path) -> Adapter:
-    """Open a PEFT folder, a `.ckpt` with only the trained parameters of a LoRA, or a sharded checkpoint of them.
+    """Open a PEFT folder, a `.ckpt` with only the trained parameters of a LoRA, a sharded checkpoint of them, or a LoRA
+    file of TencentPretrain.
 
     Raises:
         UserError: there is none, it is broken, or it is another kind of file.
@@ -54,10 +58,13 @@ def open_adapter(path: Path) -> Adapter:
     if is_peft_folder(path):
         settings, arrays = read_peft(path)
         return Adapter(Arrays(path, arrays), settings)
+    if path.is_file() and is_torch_file(path):
+        settings, arrays = read_tencentpretrain_lora(path)
+        return Adapter(Arrays(path, arrays), settings)
     if path.suffix != ".ckpt" and not holds_shards(path):
         raise UserError(
-            f"{path}: not an adapter. Name a PEFT folder (with adapter_config.json), or a .ckpt or folder "
-            "checkpoint_trainable of a run with save_trainable_params: True."
+            f"{path}: not an adapter. Name a PEFT folder (with adapter_config.json), a .ckpt or folder "
+            "checkpoint_trainable of a run with save_trainable_params: True, or a LoRA .bin of TencentPretrain."
         )
     source = CheckpointWeights(open_source(path))
     check_factors(source)

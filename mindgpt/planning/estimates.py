@@ -21,6 +21,7 @@ _VALUES_PER_MASK_BYTE = 8  # a bit for each value, where the paper has a byte
 # Tensors of the feed-forward width that the activation keeps for its backward pass as gpt2_modules.Activation writes it
 # out; a fused kernel, as the paper has it, keeps 1.
 _KEPT_BY_ACTIVATION = {"gelu": 6, "gelu_erf": 3, "fast_gelu": 2, "silu": 2, "relu": 1}
+_KEPT_BY_LAYER_NORM = {"standard": 1, "uer": 2}  # tensors of the hidden size: the input; centred and normalised values
 _FLASH_STATISTICS = 2 * 8 * 4  # bytes a head and token: maximum and sum of the softmax, 8 float32 each
 
 
@@ -59,7 +60,7 @@ def kept_by_block(config: RunConfig) -> int:
     t, rows = grid.model_parallel, config.runner_config.batch_size * network.seq_length
     values = rows * network.hidden_size
     compute, norm = BYTES[network.compute_dtype], BYTES[network.layernorm_compute_type]
-    norms = values * 2 * norm
+    norms = values * 2 * norm * _KEPT_BY_LAYER_NORM[network.layer_norm]
     if config.parallel_config.use_seq_parallel:
         norms //= t
     inputs_of_columns = values * 2 * compute  # of query, key and value together; of the feed-forward layer
@@ -114,7 +115,8 @@ def activations_of_stage(config: RunConfig, stage: int, blocks: int) -> int:
     if stage == 0 and network.embedding_dropout_rate:
         total += micro_batches * rows * network.hidden_size // _VALUES_PER_MASK_BYTE
     if last:
-        norm_bytes = BYTES[network.layernorm_compute_type] + BYTES[network.compute_dtype]
+        norm_bytes = _KEPT_BY_LAYER_NORM[network.layer_norm] * BYTES[network.layernorm_compute_type]
+        norm_bytes += BYTES[network.compute_dtype]
         total += interleaved * rows * network.hidden_size * norm_bytes
         if config.trainer.type == "CausalLanguageModelingTrainer":
             classes = network.vocab_size // (grid.model_parallel if shards_vocabulary(config) else 1)

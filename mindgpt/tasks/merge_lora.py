@@ -1,4 +1,4 @@
-"""Merges LoRA into base weights, and converts it to PEFT and back."""
+"""Merges LoRA into base weights, and converts it to PEFT or TencentPretrain and back."""
 
 import json
 import math
@@ -15,6 +15,7 @@ from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.checkpoints.run_folder import rank_folders
 from mindgpt.checkpoints.sharded_checkpoint import holds_shards
 from mindgpt.checkpoints.tensor_source import TensorSource
+from mindgpt.checkpoints.torch_format import is_torch_file
 from mindgpt.checkpoints.weights import Weights, open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
@@ -22,8 +23,9 @@ from mindgpt.config.model_sections import PetSection
 from mindgpt.io.files import atomic_write, read_json
 from mindgpt.pet.adapter import check_factors, open_adapter, rank_of, settings_beside
 from mindgpt.pet.merge import MergedWeights
-from mindgpt.pet.names import SCORE, is_factor
-from mindgpt.pet.peft_folder import is_peft_folder, read_peft, write_peft
+from mindgpt.pet.names import FACTOR_A, SCORE, is_factor, linears_with_factors, pattern_of
+from mindgpt.pet.peft_folder import is_peft_folder, write_peft
+from mindgpt.pet.tencentpretrain_lora import write_tencentpretrain_lora
 
 LAST_NORM = "backbone.layernorm.gamma"  # any weight that LoRA leaves frozen
 RUN_CONFIGS = ("finetune_config.yaml", "train_config.yaml")
@@ -45,7 +47,7 @@ def merge(
             weights, a Hugging Face folder among them.
         folder: of the result; not the source's.
         prefix: of the file's name.
-        adapter: a PEFT folder, or a `.ckpt` of trained parameters.
+        adapter: a PEFT folder, a `.ckpt` of trained parameters, or a LoRA file of TencentPretrain.
         scaling: what multiplies B A; None: `alpha` by the rank, or what lies with the checkpoint or its run.
         alpha: see `scaling`.
         strategy: strategy files of a sharded source; None: the folder `strategy` beside the source.
@@ -66,6 +68,8 @@ def merge(
         opened = open_adapter(_newest(adapter) if not is_peft_folder(adapter) else adapter)
         factors, metadata = opened.source, opened.settings
     check_factors(factors)
+    if weights.without_heads is not None:
+        raise UserError(f"{weights.source.path}: its number of heads is unknown. Put its config.json beside it.")
     chosen = _scaling(factors, metadata, scaling, alpha)
     target = folder / "rank_0" / f"{prefix}0.ckpt"
     _check_target(target, weights.source.path, factors.path)
@@ -78,42 +82,104 @@ def merge(
     return target
 
 
-def export_peft(source: Path, folder: Path) -> None:
-    """Write the LoRA in a checkpoint or adapter `.ckpt` as a PEFT folder. Raises UserError as `merge` does."""
-    weights = _open(source, None)
-    check_factors(weights.source)
-    settings = _settings(weights.source, settings_beside(weights.source.path))
+def export_peft(source: Path, folder: Path, alpha: float | None = None) -> None:
+    """Write the LoRA in a checkpoint or adapter as a PEFT folder. Raises UserError as `merge` does.
+
+    Args:
+        source: a LoRA checkpoint, or an adapter: a `.ckpt`, or a LoRA file of TencentPretrain.
+        folder: of PEFT.
+        alpha: what lora_alpha was; None: as it lies with the source.
+    """
+    settings, arrays = _trained(source, alpha)
     if settings is None:
-        raise UserError(_no_scaling(weights.source.path) + " Put its config.json, with pet_config, beside it.")
-    trained = {name for name in weights.source.entries if is_factor(name) or name == SCORE}
-    if settings.bias != "none":
-        trained |= {name for name in weights.source.entries if name.endswith(".bias")}
-    arrays = {name: weights.source.read(name) for name in weights.source.entries if name in trained}
+        raise UserError(_no_scaling(source) + " Put its config.json, with pet_config, beside it, or give --lora_alpha.")
     write_peft(folder, settings, arrays)
     print(f"wrote {folder}: {sum(map(is_factor, arrays)) // 2} LoRA updates of rank {settings.lora_rank}")
 
 
-def import_peft(folder: Path, target: Path, base_config: Path | None) -> None:
-    """Write a PEFT folder as an adapter `.ckpt`.
+def export_tencentpretrain(source: Path, file: Path) -> None:
+    """Write the LoRA in a checkpoint or adapter as a LoRA file of TencentPretrain, and say what lora_alpha was.
+
+    Raises:
+        UserError: as `merge` does; or the LoRA has more than factors of query and value, or rsLoRA's scaling.
+    """
+    if not is_torch_file(file):
+        raise UserError(f"--tencentpretrain_path: {file} must be the name of a file that ends in .bin.")
+    settings, arrays = _trained(source, None)
+    write_tencentpretrain_lora(file, arrays)
+    print(f"wrote {file}: {len(arrays) // 2} LoRA updates")
+    if settings is not None:
+        alpha = settings.scaling * settings.lora_rank
+        print(f"TencentPretrain needs --lora_r {settings.lora_rank} --lora_alpha {alpha:g} for it")
+
+
+def import_adapter(source: Path, target: Path, base_config: Path | None, alpha: float | None = None) -> None:
+    """Write a PEFT folder or a LoRA file of TencentPretrain as an adapter `.ckpt`.
 
     Args:
-        folder: of PEFT.
+        source: the folder or file.
         target: a name that ends in `.ckpt`.
         base_config: the config of the model it belongs to, to be written beside it with the LoRA's settings; None:
             the settings are printed for the YAML.
+        alpha: what lora_alpha was, which a file of TencentPretrain does not say.
 
     Raises:
-        UserError: the folder or the config is missing or broken, or something else than an adapter is at `target`.
+        UserError: source or config is missing or broken, lora_alpha is not known, or something else than an adapter is
+            at `target`.
     """
     _check_adapter_target(target)
     config = None if base_config is None else GPT2Config.from_pretrained(base_config)
-    metadata, arrays = read_peft(folder)
+    opened = open_adapter(source)
+    arrays = {name: opened.source.read(name) for name in opened.source.entries}
+    metadata = _with_alpha(opened.settings, arrays, alpha)
+    if not metadata:
+        raise UserError(f"{source}: does not say what lora_alpha was. Give --lora_alpha (16 is TencentPretrain's).")
     write_checkpoint(target, arrays.items())
     print(f"wrote {target}: {sum(map(is_factor, arrays)) // 2} LoRA updates of rank {metadata['lora_rank']}")
     if config is None:
         print(f"model.model_config.pet_config for it: {metadata}")
         return
     _write_config(target, config.replaced({"pet_config": PetSection(**metadata)}), SCORE in arrays)
+
+
+def _trained(source: Path, alpha: float | None) -> tuple[PetSection | None, dict[str, np.ndarray]]:
+    """The settings of a LoRA, None if they are unknown, and what was trained: factors, biases, a classifier's head."""
+    if source.is_file() and is_torch_file(source):
+        opened = open_adapter(source)
+        arrays = {name: opened.source.read(name) for name in opened.source.entries}
+        metadata = _with_alpha(opened.settings, arrays, alpha)
+        return PetSection(**metadata) if metadata else None, arrays
+    weights = _open(source, None)
+    check_factors(weights.source)
+    settings = _settings(weights.source, settings_beside(weights.source.path))
+    trained = {name for name in weights.source.entries if is_factor(name) or name == SCORE}
+    if settings is not None and settings.bias != "none":
+        trained |= {name for name in weights.source.entries if name.endswith(".bias")}
+    arrays = {name: weights.source.read(name) for name in weights.source.entries if name in trained}
+    if settings is None and alpha is not None:
+        settings = PetSection(**_with_alpha({}, arrays, alpha))
+    elif alpha is not None and settings.lora_alpha != alpha:
+        raise UserError(f"--lora_alpha {alpha:g}: the config of {source} says {settings.lora_alpha:g}.")
+    return settings, arrays
+
+
+def _with_alpha(settings: dict[str, Any], arrays: dict[str, np.ndarray], alpha: float | None) -> dict[str, Any]:
+    """Settings of `PetSection`; if there are none, those of the factors and `alpha`; {} if that is unknown, too.
+
+    Raises:
+        UserError: the settings say another alpha.
+    """
+    if alpha is None:
+        return settings
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise UserError(f"--lora_alpha must be a positive number, not {alpha:g}.")
+    if settings:
+        if settings["lora_alpha"] != alpha:
+            raise UserError(f"--lora_alpha {alpha:g}: what lies with the adapter says {settings['lora_alpha']:g}.")
+        return settings
+    linears = linears_with_factors(arrays)
+    rank = len(arrays[f"{linears[0]}.{FACTOR_A}"])
+    return {"lora_rank": rank, "lora_alpha": alpha, "target_modules": pattern_of(linears)}
 
 
 def _check_adapter_target(target: Path) -> None:

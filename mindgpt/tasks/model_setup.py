@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mindspore import Parameter, nn
 
-from mindgpt.checkpoints.gpt2_config import GPT2Config
-from mindgpt.checkpoints.resizing import POSITIONS, TOKENS, resized
+from mindgpt.checkpoints.gpt2_config import GPT2Config, read_config
+from mindgpt.checkpoints.locations import config_beside
+from mindgpt.checkpoints.resizing import POSITIONS, TOKENS, UNTIED_HEAD, resized
 from mindgpt.checkpoints.weights import Weights, load_weights, open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import GPT2Section, PetSection
@@ -34,6 +35,7 @@ _LAYER = re.compile(r"backbone\.blocks\.(\d+)\.")
 _SAME_SHAPES = (  # settings that change the network but no shape, so that strict loading cannot see a difference
     "num_heads",
     "hidden_act",
+    "layer_norm",
     "layernorm_epsilon",
     "scale_attn_weights",
     "scale_attn_by_inverse_layer_idx",
@@ -84,13 +86,14 @@ def say_if_kernels_are_missing() -> None:
         say(f"on CPU, MindSpore's own operators are used, which takes longer than mindgpt's kernels would: {reason}")
 
 
-def build_model(config: RunConfig, weights_follow: bool = False) -> tuple[PretrainedCell, RunConfig]:
+def build_model(config: RunConfig, weights_follow: Path | None = None) -> tuple[PretrainedCell, RunConfig]:
     """The network of the section `model`, with weights if the configuration names any; in training modes a classifier
     may start from a language model's.
 
     Args:
         config: of the run.
-        weights_follow: build it without weights, which a resumed run restores afterwards.
+        weights_follow: build it without weights, which a resumed run restores afterwards from this checkpoint of a
+            rank's shards.
 
     Returns:
         The model, and the configuration resolved with the weights.
@@ -104,6 +107,9 @@ def build_model(config: RunConfig, weights_follow: bool = False) -> tuple[Pretra
         say(f"note: {note}")
     if config.resize_embeddings:
         weights = _resized(config, weights)
+    if weights_follow and (file := config_beside(weights_follow)):
+        found = read_config(file)[0]
+        config = _with_network_of(config, found, weights_follow, untied=not found.tie_word_embeddings)
     config, lora = resolve_with_weights(config, weights)
     section = config.model.config
     if lora is not None:  # the path of an adapter says nothing about the network
@@ -121,7 +127,7 @@ def build_model(config: RunConfig, weights_follow: bool = False) -> tuple[Pretra
         say("weights: random, training from scratch")
     else:
         parameters = lora.parameters_of_base(model) if lora else model
-        report = load_weights(parameters, weights, may_be_missing=model.may_be_new if config.trains else ())
+        report = load_weights(parameters, weights, model.may_be_new if config.trains else (), model.leaves_out)
         say(f"weights: {report}{' (new, and random)' if report.not_in_file else ''}")
     if lora is not None:
         lora.load_adapter(model)
@@ -137,12 +143,15 @@ def resolve_with_weights(config: RunConfig, weights: Weights | None) -> tuple[Ru
         weights: what it starts from, or None.
 
     Returns:
-        The configuration with the label names and LoRA settings that count, and what to do about LoRA.
+        The configuration with the layer norm, output head, label names and LoRA settings that count, and what to do
+        about LoRA.
 
     Raises:
         UserError: weights or adapter do not fit the configuration or each other.
     """
     if weights is not None:
+        untied = UNTIED_HEAD in weights.source.entries if TOKENS in weights.source.entries else None
+        config = _with_network_of(config, weights.config or weights.without_heads, weights.source.path, untied)
         _check_same_network(config.model.config, weights)
         config = config.replaced({"model.config.label_names": _label_names(config.model.config, weights)})
     lora = plan_lora(config, weights, adapter_path(config))
@@ -285,15 +294,55 @@ def _check_same_network(config: GPT2Section, weights: Weights) -> None:
     differences = [
         f"{name} is {getattr(weights.config, name)!r} there and {getattr(config, name)!r} in the YAML"
         for name in _SAME_SHAPES
-        if getattr(weights.config, name) != getattr(config, name)
+        if getattr(weights.config, name) != getattr(config, name) and name not in weights.assumed
     ]
-    if weights.config.num_heads != config.num_heads:
+    if weights.config.num_heads != config.num_heads and "num_heads" not in weights.assumed:
         raise UserError(
             f"{path}: the config.json beside the weights describes another network: {'; '.join(differences)}. "
             "Correct model.model_config."
         )
     if differences:
         say(f"note: the config.json beside {path} differs: {'; '.join(differences)}. The YAML is obeyed.")
+
+
+def _with_network_of(config: RunConfig, found: GPT2Config | None, path: Path, untied: bool | None) -> RunConfig:
+    """The configuration with the arithmetic of layer norms and the kind of output head of its weights; says what was
+    taken from there. Neither changes the shape of another weight, so a YAML need not name them.
+
+    Args:
+        config: of the run.
+        found: the config that lies with the weights, or None.
+        path: of the weights.
+        untied: whether they have an untied output head; None: they have no head to compare.
+
+    Raises:
+        UserError: the YAML names another.
+    """
+    section, changes = config.model.config, {}
+    named = section.model_fields_set
+    if found is not None and found.layer_norm != section.layer_norm:
+        if named & {"layer_norm", "layer_norm_conversion"}:
+            raise UserError(
+                f"{path}: its config says layer_norm {found.layer_norm!r}, the YAML {section.layer_norm!r}: the "
+                "same weights would be another network. Correct model.model_config.layer_norm, or convert the weights."
+            )
+        changes["layer_norm"] = found.layer_norm
+        if "layernorm_epsilon" not in named:
+            changes["layernorm_epsilon"] = found.layernorm_epsilon
+        say(f"layer_norm: {found.layer_norm}, as the config of {path} says")
+    if found is not None and "layer_norm_conversion" not in named:
+        changes["layer_norm_conversion"] = found.layer_norm_conversion
+    is_language_model = config.model.arch.type == "GPT2LMHeadModel"
+    if is_language_model and untied is not None and untied == section.tie_word_embeddings:
+        head = "an output head of its own (head.weight)" if untied else "the token embedding as its output head"
+        if "tie_word_embeddings" in named:
+            raise UserError(
+                f"{path} has {head}, and the YAML says tie_word_embeddings: {section.tie_word_embeddings}. Correct "
+                "model.model_config.tie_word_embeddings, or take it out."
+            )
+        changes["tie_word_embeddings"] = not untied
+        say(f"tie_word_embeddings: {not untied}: {path} has {head}")
+    return config.replaced({f"model.config.{name}": value for name, value in changes.items()})
 
 
 def _label_names(config: GPT2Section, weights: Weights) -> list[str] | None:

@@ -65,7 +65,7 @@ def train(config: RunConfig) -> None:
         say(f"nothing to resume: {point.path} is of step {point.step}, and the run has {progress.total_steps}")
         return
     learning_rates = learning_rates_of_run(config.lr_schedule, config.optimizer, progress.total_steps)
-    model, resolved = build_model(_starting_from(config, point), weights_follow=point is not None and sharded)
+    model, resolved = build_model(_starting_from(config, point), point.path if point and sharded else None)
     config = config.replaced({"model": resolved.model})
     step, layout = build_step(config, model, learning_rates, padding=len(dataset.get_col_names()) > 1)
     callbacks = RunCallbacks(config, progress, model, evaluator, _tokens_per_step(config, dataset), plan)

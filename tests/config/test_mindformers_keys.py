@@ -361,7 +361,6 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "return_dict_in_generate": (False, Refused(True, "mindgpt.generation.score")),
         "output_scores": (False, Refused(True, "mindgpt.generation.score")),
         "output_logits": (False, Refused(True, "mindgpt.generation.score")),
-        "tie_word_embeddings": (True, Refused(False, "the head is the token embedding")),
         "is_encoder_decoder": (False, Refused(True, "GPT-2 is a decoder")),
         "is_sample_acceleration": (False, None),
         "name_or_path": ("gpt2", None),

@@ -16,7 +16,7 @@ from mindgpt.config.loader import load_config
 from mindgpt.config.model_sections import PetSection
 from mindgpt.pet.names import FACTOR_A, FACTOR_B
 from mindgpt.pet.peft_folder import write_peft
-from mindgpt.tasks.merge_lora import import_peft, merge
+from mindgpt.tasks.merge_lora import import_adapter, merge
 from mindgpt.tasks.model_setup import build_model
 
 PET = {
@@ -262,16 +262,16 @@ def test_importing_from_peft_writes_over_nothing_but_an_adapter(tmp_path):
     factors = {f"{layer}.{FACTOR_A}": np.ones((2, 8), np.float32), f"{layer}.{FACTOR_B}": np.ones((32, 2), np.float32)}
     write_peft(tmp_path / "peft", PetSection(lora_rank=2), factors)
     with pytest.raises(UserError, match="nowhere"):
-        import_peft(tmp_path / "peft", target, tmp_path / "nowhere")
+        import_adapter(tmp_path / "peft", target, tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"--mindspore_path: \S*adapter must be the name of a file that ends in \.ckpt"):
-        import_peft(tmp_path / "peft", tmp_path / "adapter", None)
+        import_adapter(tmp_path / "peft", tmp_path / "adapter", None)
     assert [file.name for file in tmp_path.iterdir()] == ["peft"]
     base = tmp_path / "base.ckpt"
     write_checkpoint(base, [("backbone.layernorm.gamma", np.ones(8, np.float32))])
     before = base.read_bytes()
     with pytest.raises(UserError, match="would write over what is no adapter"):
-        import_peft(tmp_path / "peft", base, None)
+        import_adapter(tmp_path / "peft", base, None)
     assert base.read_bytes() == before
     for _ in range(2):  # an adapter may be written anew
-        import_peft(tmp_path / "peft", target, None)
+        import_adapter(tmp_path / "peft", target, None)
     assert set(CheckpointFile(target).entries) == set(factors)

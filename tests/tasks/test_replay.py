@@ -70,6 +70,11 @@ CASES = {  # parallel_config, settings of both runs, settings of the sharded one
     ),
     "accumulation": ({"vocab_emb_dp": False}, ACCUMULATION, {}),
     "interleaved": ({"vocab_emb_dp": False}, ACCUMULATION, INTERLEAVED),
+    "uer": (
+        {"vocab_emb_dp": False, "use_seq_parallel": False},
+        {"model": {"model_config": {"layer_norm": "uer", "tie_word_embeddings": False}}},
+        {},
+    ),
 }
 SLOW = [name for name in CASES if name != "vocabulary"]
 

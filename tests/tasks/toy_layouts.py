@@ -36,7 +36,9 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "accumulate": (1, 2),
     "interleave": (1, 2),
     "task": ("language model", "LoRA", "classification"),
+    "network": ("gpt2", "uer"),
 }
+_NETWORK = {"gpt2": {}, "uer": {"layer_norm": "uer", "tie_word_embeddings": False}}
 _RECOMPUTE = {
     "none": {},
     "full": {"recompute": True},
@@ -53,7 +55,7 @@ def settings_of(case: Case, **network: Any) -> dict[str, Any]:
     """The YAML of a case. network: in place of the toy's sizes."""
     sizes = {
         "num_layers": LAYERS, "hidden_size": HIDDEN, "num_heads": HEADS, "vocab_size": VOCAB, "seq_length": TOKENS,
-        "compute_dtype": "float16", "use_flash_attention": case["flash"], **network,
+        "compute_dtype": "float16", "use_flash_attention": case["flash"], **_NETWORK[case["network"]], **network,
     }  # fmt: skip
     classifies = case["task"] == "classification"
     if case["task"] == "LoRA":
@@ -120,8 +122,12 @@ def part_of_weights(case: Case, stage: int) -> dict[str, int]:
         weights |= {f"backbone.layernorm.{name}": (HIDDEN, 1) for name in ("gamma", "beta")}
         if case["task"] == "classification":
             weights["score.weight"] = (LABELS * HIDDEN, 1)
+        elif case["network"] == "uer":
+            weights["head.weight"] = (VOCAB * HIDDEN, VOCAB // classes_of(case))
     parts = {name: _sharded(case, size, parts) for name, (size, parts) in weights.items()}
-    if first and case["task"] == "LoRA" and case["pp"] > 1:  # frozen and lent to the last stage: not shared out
+    if (
+        first and is_tied(case) and case["task"] == "LoRA" and case["pp"] > 1
+    ):  # frozen and lent to the last stage: not shared out
         parts[table.format("word")] = classes_of(case) * HIDDEN
     return parts
 
@@ -182,6 +188,11 @@ def masks_of_step(case: Case, stage: int) -> int:
     of_block = 3 + (6 if case["task"] == "LoRA" else 0)
     parts = (case["accumulate"] if case["pp"] == 1 else 1) * case["interleave"] if cards_of(case) > 1 else 1
     return LAYERS // case["pp"] * of_block + (parts if stage == 0 else 0)
+
+
+def is_tied(case: Case) -> bool:
+    """Whether the token embedding is the head."""
+    return case["task"] != "classification" and case["network"] == "gpt2"
 
 
 def classes_of(case: Case) -> int:

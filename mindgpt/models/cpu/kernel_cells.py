@@ -17,6 +17,7 @@ from mindgpt.models.cpu.kernel_layers import (
 )
 from mindgpt.models.cpu.operators import align
 from mindgpt.models.gpt2.gpt2_cache import InferenceCell, InferenceCells, KeyValueCache
+from mindgpt.models.gpt2.gpt2_heads import LMHead
 
 
 class AlignedCache(KeyValueCache):
@@ -55,9 +56,9 @@ class KernelModel(InferenceCell):
 class KernelDecode(KernelModel):
     """See `Decode`."""
 
-    def __init__(self, backbone: nn.Cell, _head: nn.Cell, cache: KeyValueCache):
+    def __init__(self, backbone: nn.Cell, head: LMHead, cache: KeyValueCache):
         super().__init__(backbone, cache, kernels.attention_of_next_tokens(), len(backbone.blocks))
-        self.head = KernelHead(backbone)
+        self.head = KernelHead(backbone, head)
         self.rows = Tensor([cache.batch], ms.int32)
 
     def construct(self, input_ids: Tensor, positions: Tensor) -> Tensor:
@@ -87,11 +88,11 @@ class KernelPrefill(KernelModel):
 class KernelLastLogits(InferenceCell):
     """See `LastLogits`."""
 
-    def __init__(self, backbone: nn.Cell, _head: nn.Cell, cache: KeyValueCache):
+    def __init__(self, backbone: nn.Cell, head: LMHead, cache: KeyValueCache):
         super().__init__()
         self.keys, self.values = cache.keys[-1], cache.values[-1]
         self.block = KernelBlock(backbone.blocks[-1], kernels.attention_of_tokens(), ("dense1",))
-        self.head = KernelHead(backbone)
+        self.head = KernelHead(backbone, head)
         self.gather = ops.Gather()
 
     def last_block(self, x: Tensor, slots: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
@@ -107,9 +108,9 @@ class KernelLastLogits(InferenceCell):
 class KernelTargetLogProbs(KernelLastLogits):
     """See `TargetLogProbs`."""
 
-    def __init__(self, backbone: nn.Cell, head: nn.Cell, cache: KeyValueCache):
+    def __init__(self, backbone: nn.Cell, head: LMHead, cache: KeyValueCache):
         super().__init__(backbone, head, cache)
-        self.losses = KernelTargetLosses(backbone)
+        self.losses = KernelTargetLosses(backbone, head)
         self.neg = ops.Neg()
 
     def construct(self, x: Tensor, slots: Tensor, positions: Tensor, rows: Tensor, targets: Tensor) -> Tensor:

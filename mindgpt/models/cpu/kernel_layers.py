@@ -12,8 +12,13 @@ from mindspore import Tensor, nn, ops
 
 from mindgpt.models.cpu import kernels
 from mindgpt.models.cpu.operators import TransposedMatMul
-from mindgpt.models.gpt2.gpt2_heads import NextTokens
-from mindgpt.models.gpt2.gpt2_modules import Block, Linear, PlainAttention
+from mindgpt.models.gpt2.gpt2_heads import LMHead, NextTokens
+from mindgpt.models.gpt2.gpt2_modules import Block, LayerNorm, Linear, PlainAttention, UnbiasedLayerNorm
+
+
+def divisor(norm: LayerNorm) -> Tensor:
+    """What the kernels have to know about a layer norm besides gamma and beta."""
+    return kernels.number(norm.eps, isinstance(norm.layer_norm, UnbiasedLayerNorm))
 
 
 class KernelEmbedding(nn.Cell):
@@ -41,7 +46,7 @@ class KernelAttention(nn.Cell):
 
     def __init__(self, block: Block, attend: ops.Custom, names: Sequence[str] = ("dense1", "dense2", "dense3")):
         super().__init__(auto_prefix=False)
-        self.norm, self.eps = block.layernorm1, kernels.number(block.layernorm1.eps)
+        self.norm, self.divisor = block.layernorm1, divisor(block.layernorm1)
         self.linears = nn.CellList([getattr(block.attention, name) for name in names], auto_prefix=False)
         self.scale = (kernels.number(block.attention.attend.scale),) if "dense1" in names else ()
         self.attend = attend
@@ -51,7 +56,7 @@ class KernelAttention(nn.Cell):
         weights = ()
         for linear in self.linears:
             weights += (linear.weight, linear.bias)
-        return self.attend(x, self.norm.gamma, self.norm.beta, self.eps, *weights, *self.scale, *rest)
+        return self.attend(x, self.norm.gamma, self.norm.beta, self.divisor, *weights, *self.scale, *rest)
 
 
 class KernelBlock(nn.Cell):
@@ -61,7 +66,7 @@ class KernelBlock(nn.Cell):
         super().__init__(auto_prefix=False)
         self.attention = KernelAttention(block, attend, names)
         self.projection = block.attention.projection
-        self.norm, self.eps = block.layernorm2, kernels.number(block.layernorm2.eps)
+        self.norm, self.divisor = block.layernorm2, divisor(block.layernorm2)
         self.mapping, self.contraction = block.output.mapping, block.output.projection
         self.activation = Tensor([kernels.ACTIVATIONS.index(block.output.activation.kind)], ms.int32)
         self.finish = kernels.post_attention()
@@ -69,39 +74,38 @@ class KernelBlock(nn.Cell):
     def construct(self, x: Tensor, *rest: Tensor) -> Tensor:
         """x: (M, H); what the attention's kernel takes after projections and scale, the last of it `rows` -> (M, H)"""
         context = self.attention(x, *rest)
-        norm = (self.norm.gamma, self.norm.beta, self.eps)
+        norm = (self.norm.gamma, self.norm.beta, self.divisor)
         first = (self.mapping.weight, self.mapping.bias, self.activation)
         second = (self.contraction.weight, self.contraction.bias)
         return self.finish(context, self.projection.weight, self.projection.bias, x, *norm, *first, *second, rest[-1])
 
 
 class KernelHead(nn.Cell):
-    """What follows the last block: layer norm, and logits by the token embedding."""
+    """What follows the last block: layer norm, and logits by the token embedding or an untied head."""
 
-    def __init__(self, backbone: nn.Cell):
+    def __init__(self, backbone: nn.Cell, head: LMHead):
         super().__init__(auto_prefix=False)
-        self.norm, self.eps = backbone.layernorm, kernels.number(backbone.layernorm.eps)
-        self.word_embedding = backbone.embedding.word_embedding
+        self.norm, self.divisor = backbone.layernorm, divisor(backbone.layernorm)
+        self.table = head.table(backbone.embedding.word_embedding.embedding_table)
         self.logits = kernels.logits()
 
     def construct(self, x: Tensor, rows: Tensor) -> Tensor:
         """(M, H) -> (M, V)"""
-        return self.logits(x, self.norm.gamma, self.norm.beta, self.eps, self.word_embedding.embedding_table, rows)
+        return self.logits(x, self.norm.gamma, self.norm.beta, self.divisor, self.table, rows)
 
 
 class KernelTargetLosses(nn.Cell):
     """What follows the last block, to the cross-entropy: logits are never all in memory."""
 
-    def __init__(self, backbone: nn.Cell):
+    def __init__(self, backbone: nn.Cell, head: LMHead):
         super().__init__(auto_prefix=False)
-        self.norm, self.eps = backbone.layernorm, kernels.number(backbone.layernorm.eps)
-        self.word_embedding = backbone.embedding.word_embedding
+        self.norm, self.divisor = backbone.layernorm, divisor(backbone.layernorm)
+        self.table = head.table(backbone.embedding.word_embedding.embedding_table)
         self.losses = kernels.target_losses()
 
     def construct(self, x: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """x: (M, H); targets: (M,) int32 in [0, V) -> (M,): -log P of each"""
-        table = self.word_embedding.embedding_table
-        return self.losses(x, self.norm.gamma, self.norm.beta, self.eps, table, targets, rows)
+        return self.losses(x, self.norm.gamma, self.norm.beta, self.divisor, self.table, targets, rows)
 
 
 class KernelLosses(nn.Cell):
@@ -118,7 +122,7 @@ class KernelLosses(nn.Cell):
         self.embed = KernelEmbedding(backbone)
         attend = kernels.attention_of_rows()
         self.blocks = nn.CellList([KernelBlock(block, attend) for block in backbone.blocks], auto_prefix=False)
-        self.losses = KernelTargetLosses(backbone)
+        self.losses = KernelTargetLosses(backbone, network.head)
         self.heads = Tensor([backbone.config.num_heads], ms.int32)
         self.max_positions = backbone.max_positions
         self.mul = ops.Mul()
@@ -150,7 +154,7 @@ class KernelLosses(nn.Cell):
 
 
 def kernels_fit(backbone: nn.Cell) -> bool:
-    """Whether these cells can stand in for those of a `GPT2Model`: today's variant, weights in float32, and no other
+    """Whether these cells can stand in for those of a `GPT2Model`: the block of GPT-2, weights in float32, and no other
     layers in the place of its own (LoRA, tensor parallelism)."""
     if any(weight.dtype != ms.float32 for weight in backbone.get_parameters()):
         return False

@@ -45,11 +45,13 @@ struct Rows {
   int64_t M, K;
 };
 
-// Layer normalisation of one row: eps inside the root, biased variance.
-void normalise(const float *x, const float *gamma, const float *beta, float eps, int64_t H, float *y) {
+// Layer normalisation of one row. divisor: eps, and whether it is added to the unbiased standard deviation (UER-py)
+// rather than inside the root of the biased variance.
+void normalise(const float *x, const float *gamma, const float *beta, const float *divisor, int64_t H, float *y) {
   const float mean = sum(x, H, [](auto value) { return value; }) / H;
-  const float variance = sum(x, H, [=](auto value) { return (value - mean) * (value - mean); }) / H;
-  const float per_deviation = 1.0f / std::sqrt(variance + eps);
+  const float squares = sum(x, H, [=](auto value) { return (value - mean) * (value - mean); }), eps = divisor[0];
+  const bool outside = divisor[1] != 0;
+  const float per_deviation = 1.0f / (outside ? std::sqrt(squares / (H - 1)) + eps : std::sqrt(squares / H + eps));
   for (int64_t i = 0; i < H; ++i) y[i] = (x[i] - mean) * per_deviation * gamma[i] + beta[i];
 }
 
@@ -62,12 +64,12 @@ void by_rows(int64_t M, const OfRow &of_row) {
   });
 }
 
-// Layer norm of rows, by the gamma (K,), beta (K,) and eps (1,) that are number `first` of the arrays and those after
-// it.
+// Layer norm of rows, by the gamma (K,), beta (K,) and divisor (2,) that are number `first` of the arrays and those
+// after it.
 Rows normed(Rows in, const Arrays &a, int first) {
   float *y = room_for<0>(in.M * in.K);
   by_rows(in.M, [&](int64_t m) {
-    normalise(in.x + m * in.K, a[first], a[first + 1], *a[first + 2], in.K, y + m * in.K);
+    normalise(in.x + m * in.K, a[first], a[first + 1], a[first + 2], in.K, y + m * in.K);
   });
   return {y, in.M, in.K};
 }
@@ -111,7 +113,7 @@ struct Projections {
 };
 
 // What attention needs of x, and where its other arrays are: norm(x) w^T + b for one w (H, K) and b (H,) or more, which
-// follow x (M, K), gamma, beta and eps. The first array is then the one after those.
+// follow x (M, K), gamma, beta and divisor. The first array is then the one after those.
 Projections project(Arrays &a, int count, int rows) {
   const Rows in = normed({a[0], a.rows(rows), a.size(0, 1)}, a, 1);
   const int64_t N = a.size(4, 0);
@@ -178,8 +180,8 @@ KERNEL(CopyRow) {
   *static_cast<int32_t *>(a.data[2 * arrays + 2]) = slots;
 }
 
-// "Projections" below are x (M, H), gamma, beta (H,) and eps (1,) of its layer norm, and then w (H, H) and b (H,) of
-// queries, keys and values, in this order, or of those that are named.
+// "Projections" below are x (M, H), gamma, beta (H,) and divisor (2,) of its layer norm, and then w (H, H) and b (H,)
+// of queries, keys and values, in this order, or of those that are named.
 
 // One more token of each text: projections, scale (1,), keys and values (B*N*C, D), positions (B, 1) int32, rows ->
 // context (B, H). Here N is the number of heads. Key and value are written to the text's position in its cache, and the
@@ -261,7 +263,7 @@ KERNEL(AttentionOfRows) {
 }
 
 // What a block does after its attention: context (M, H); the output projection's w (H, H) and b (H,); the block's
-// input (M, H); gamma, beta (H,) and eps (1,) of the second layer norm; w (H, F) and b (F,), the activation's number
+// input (M, H); gamma, beta (H,), divisor (2,) of the second layer norm; w (H, F) and b (F,), the activation's number
 // (1,) int32, w (F, H) and b (H,) of the feed-forward layer; rows -> (M, H)
 KERNEL(PostAttention) {
   const int64_t M = a.rows(12), H = a.size(1, 1), F = a.size(7, 1);
@@ -275,7 +277,7 @@ KERNEL(PostAttention) {
   in_out_product({wide, M, F}, a[10], a[11], x, H, a[13], nothing);
 }
 
-// x (M, K), gamma, beta (K,) and eps (1,) of its layer norm, w (V, K), rows -> norm(x) w^T (M, V)
+// x (M, K), gamma, beta (K,) and divisor (2,) of its layer norm, w (V, K), rows -> norm(x) w^T (M, V)
 KERNEL(Logits) {
   const Rows in = normed({a[0], a.rows(5), a.size(0, 1)}, a, 1);
   const int64_t N = a.size(4, 0);
@@ -286,8 +288,9 @@ KERNEL(Logits) {
   });
 }
 
-// x (M, K), gamma, beta (K,) and eps (1,) of its layer norm, w (V, K), targets (M,) int32, rows -> -log softmax(norm(x)
-// w^T)[target] (M,). The logits are made and used a tile of the vocabulary at a time: they are never all in memory.
+// x (M, K), gamma, beta (K,) and divisor (2,) of its layer norm, w (V, K), targets (M,) int32, rows -> -log
+// softmax(norm(x) w^T)[target] (M,). The logits are made and used a tile of the vocabulary at a time: they are never all
+// in memory.
 KERNEL(TargetLosses) {
   constexpr int64_t WIDTH = 6 * PANEL;
   const Rows in = normed({a[0], a.rows(6), a.size(0, 1)}, a, 1);

@@ -124,7 +124,8 @@ def compile_kernels(command: list[str], target: Path) -> None:
 
 # Shape letters: M rows, H hidden, F feed-forward width, V vocabulary; B texts, T tokens. All arrays are float32 but for
 # ids, positions, counts and the last input of every kernel but `copy_row`: rows (1,) int32, how many to work on. Other
-# rows come out undefined. "Norm" stands for gamma (H,), beta (H,) and eps (1,) of a layer norm; "projections" for
+# rows come out undefined. "Norm" stands for gamma (H,), beta (H,) and divisor (2,) of a layer norm: eps, and 0 if it is
+# inside the root of the biased variance, 1 if it is added to the unbiased standard deviation; "projections" for
 # x (M, H), its norm, and w (H, H) and b (H,) of queries, keys and values, in this order, or of those that are named,
 # where q is norm(x) w^T + b, and so on.
 

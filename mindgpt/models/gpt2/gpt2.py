@@ -18,8 +18,8 @@ from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead, NextTokens
 from mindgpt.models.gpt2.gpt2_modules import (
     AttentionMask,
     GPT2Embedding,
-    LayerNorm,
     block_class,
+    new_layer_norm,
     use_flash_kernel,
 )
 from mindgpt.models.gpt2.pretrained import PretrainedCell
@@ -43,9 +43,7 @@ class GPT2Model(nn.Cell):
         self.attention_mask = AttentionMask(precision, use_flash_kernel(config))
         block = block_class(config.variant)
         self.blocks = nn.CellList([block(config, precision, layer) for layer in range(config.num_layers)])
-        self.layernorm = None
-        if config.final_norm:
-            self.layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, precision, block.layer_norm)
+        self.layernorm = new_layer_norm(config, precision) if config.final_norm else None
         self.hidden_dtype = precision.layernorm if config.final_norm else precision.compute
         self.hidden_size = config.hidden_size
         self.max_positions = positions
@@ -99,7 +97,7 @@ class GPT2Model(nn.Cell):
 
 
 class GPT2LMHeadModel(PretrainedCell):
-    """GPT-2 as a language model; the head is the token embedding.
+    """GPT-2 as a language model; the head is the token embedding, unless the config unties the two.
 
     In training mode (`set_train(True)`) it returns the loss, otherwise the logits.
     """
@@ -108,7 +106,7 @@ class GPT2LMHeadModel(PretrainedCell):
         super().__init__()
         self.config = config
         self.backbone = GPT2Model(config)
-        self.head = LMHead(precision_of(config))
+        self.head = LMHead(config, precision_of(config))
         self.next_tokens = NextTokens()
         self.cross_entropy = CrossEntropy()
         self.hidden_size = config.hidden_size

@@ -4,6 +4,7 @@ Shape letters: B batch, T tokens, H hidden, C classes.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import mindspore as ms
 import numpy as np
@@ -11,6 +12,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.gpt2_names import HEAD
 from mindgpt.config.errors import UserError
 from mindgpt.data.blocks import IGNORED_LABEL
 from mindgpt.models.gpt2.gpt2 import GPT2Model
@@ -54,6 +56,7 @@ class GPT2ForSequenceClassification(PretrainedCell):
     """
 
     may_be_new = (r"^score\.weight$",)
+    leaves_out: ClassVar = {HEAD.mf_names[0]: "output head of a language model"}
 
     def __init__(self, config: GPT2Config, class_weights: Sequence[float] | None = None):
         super().__init__()

@@ -5,24 +5,39 @@ As in `gpt2_modules.py`, every operator is an attribute of its cell, so that `gp
 """
 
 import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.data.blocks import IGNORED_LABEL
+from mindgpt.models.random_weights import NormalWeights
 from mindgpt.runtime.precision import Precision
 
 
 class LMHead(nn.Cell):
-    """Logits by the token embedding itself (Press & Wolf 2017); no bias, no weights of its own."""
+    """Logits, without a bias: by the token embedding itself (Press & Wolf 2017), which is passed in every call, or by
+    `weight`, (V, H), if the config unties the two."""
 
-    def __init__(self, precision: Precision):
+    def __init__(self, config: GPT2Config, precision: Precision):
         super().__init__()
+        self.weight = None
+        if not config.tie_word_embeddings:
+            values = initializer(
+                NormalWeights(config.initializer_range), (config.vocab_size, config.hidden_size), precision.param
+            )
+            self.weight = Parameter(values, name="weight")
         self.matmul = ops.MatMul(transpose_b=True)
         self.cast = ops.Cast()
         self.compute = precision.compute
 
+    def table(self, embedding_table: Parameter) -> Parameter:
+        """The matrix of the product, (V, H)."""
+        return embedding_table if self.weight is None else self.weight
+
     def construct(self, x: Tensor, embedding_table: Tensor) -> Tensor:
         """x: (rows, H); embedding_table: (V, H) -> (rows, V) float32"""
-        logits = self.matmul(self.cast(x, self.compute), self.cast(embedding_table, self.compute))
+        table = self.table(embedding_table)
+        logits = self.matmul(self.cast(x, self.compute), self.cast(table, self.compute))
         return self.cast(logits, ms.float32)
 
 

@@ -63,6 +63,60 @@ def layer_norm(eps: float) -> ops.LayerNorm:
     return ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
 
+class UnbiasedLayerNorm(nn.Cell):
+    """gamma (x - mean) / (standard deviation + eps) + beta over the last axis, with the unbiased standard deviation.
+
+    It is the layer norm of UER-py and TencentPretrain (`layers/layer_norm.py`), called and sharded like the operator of
+    `layer_norm`. It computes in float32, as that does inside. Where all values of a row are equal, the gradient of the
+    standard deviation is 0 here, not NaN.
+    """
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.sum = ops.ReduceSum(keep_dims=True)  # graph-kernel fusion on CPU takes up a sum, but no mean
+        self.square, self.sqrt = ops.Square(), ops.Sqrt()
+        self.sub, self.div = ops.Sub(), ops.RealDiv()  # by one number a row
+        self.mul, self.add = ops.Mul(), ops.Add()  # by gamma, beta
+        self.mul_one, self.add_one = ops.Mul(), ops.Add()  # by one number
+        self.cast, self.cast_vector = ops.Cast(), ops.Cast()
+        self.eps = eps
+
+    def shard(self, strategy: tuple[tuple[int, ...], ...]) -> None:
+        """As `ops.LayerNorm.shard`: the shards of x, gamma and beta; a row of x is never sharded."""
+        x, vector, _ = strategy
+        column = (*x[:-1], 1)
+        for operator in (self.sum, self.square, self.cast):
+            operator.shard((x,))
+        self.sqrt.shard((column,))
+        self.cast_vector.shard((vector,))
+        for operator in (self.mul_one, self.add_one):
+            operator.shard((column, ()))
+        for operator in (self.sub, self.div):
+            operator.shard((x, column))
+        for operator in (self.mul, self.add):
+            operator.shard((x, vector))
+
+    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+        """x: (..., H); gamma, beta: (H,) -> the normalised x, of the same shape and dtype"""
+        dtype = x.dtype
+        if dtype != ms.float32:
+            x = self.cast(x, ms.float32)
+            gamma, beta = self.cast_vector(gamma, ms.float32), self.cast_vector(beta, ms.float32)
+        width = x.shape[-1]
+        centred = self.sub(x, self.mul_one(self.sum(x, -1), 1 / width))
+        variance = self.mul_one(self.sum(self.square(centred), -1), 1 / (width - 1))  # (..., 1)
+        deviation = self.sqrt(self.add_one(variance, _ABOVE_ZERO))
+        y = self.div(centred, self.add_one(deviation, self.eps))
+        y = self.add(self.mul(y, gamma), beta)
+        return (y if dtype == ms.float32 else self.cast(y, dtype),)
+
+
+_ABOVE_ZERO = 1e-30  # far below any variance that is not 0, but its root can be divided by
+
+LAYER_NORMS: dict[str, Callable[[float], Any]] = {"standard": layer_norm, "uer": UnbiasedLayerNorm}
+"""The values of `GPT2Config.layer_norm`: eps -> the arithmetic."""
+
+
 class LayerNorm(nn.Cell):
     """A layer norm and its parameters.
 
@@ -70,7 +124,7 @@ class LayerNorm(nn.Cell):
         size: H.
         eps: keeps the divisor above zero.
         precision: `layernorm` is the dtype of the parameters and of the computation.
-        arithmetic: eps -> an operator such as that of `layer_norm`, or a cell that is called and sharded like it.
+        arithmetic: one of `LAYER_NORMS`, or another that is called and sharded like them.
     """
 
     def __init__(self, size: int, eps: float, precision: Precision, arithmetic: Callable[[float], Any] = layer_norm):
@@ -282,17 +336,17 @@ class FeedForward(nn.Cell):
 class Block(nn.Cell):
     """A pre-norm transformer block: x += Attention(LN1 x); x += FeedForward(LN2 x).
 
-    A variant of GPT-2 is a subclass with another order in `construct`, or another `layer_norm`; see `BLOCKS`.
+    A variant of GPT-2 is a subclass with another order in `construct`, or a `layer_norm` of its own, which takes the
+    place of the config's; see `BLOCKS`.
     """
 
-    layer_norm = staticmethod(layer_norm)
+    layer_norm: Callable[[float], Any] | None = None
 
     def __init__(self, config: GPT2Config, precision: Precision, layer: int):
         super().__init__()
-        norm = (config.hidden_size, config.layernorm_epsilon, precision, self.layer_norm)
-        self.layernorm1 = LayerNorm(*norm)
+        self.layernorm1 = new_layer_norm(config, precision)
         self.attention = Attention(config, precision, layer)
-        self.layernorm2 = LayerNorm(*norm)
+        self.layernorm2 = new_layer_norm(config, precision)
         self.output = FeedForward(config, precision)
         self.dropout1 = dropout(config.hidden_dropout_rate)
         self.dropout2 = dropout(config.hidden_dropout_rate)
@@ -307,6 +361,12 @@ class Block(nn.Cell):
 
 BLOCKS: dict[str, type[Block]] = {"gpt2": Block}
 """The values of `GPT2Config.variant`."""
+
+
+def new_layer_norm(config: GPT2Config, precision: Precision) -> LayerNorm:
+    """A layer norm of the variant's arithmetic, or else the config's."""
+    arithmetic = BLOCKS[config.variant].layer_norm or LAYER_NORMS[config.layer_norm]
+    return LayerNorm(config.hidden_size, config.layernorm_epsilon, precision, arithmetic)
 
 
 def block_class(variant: str) -> type[Block]:
@@ -347,10 +407,7 @@ class GPT2Embedding(nn.Cell):
         hidden, std = config.hidden_size, config.initializer_range
         self.word_embedding = Embedding(config.vocab_size, hidden, precision, std)
         self.position_embedding = Embedding(config.max_position_embeddings, hidden, precision, std)
-        self.layernorm = None
-        if config.embedding_norm:
-            arithmetic = BLOCKS[config.variant].layer_norm
-            self.layernorm = LayerNorm(hidden, config.layernorm_epsilon, precision, arithmetic)
+        self.layernorm = new_layer_norm(config, precision) if config.embedding_norm else None
         self.dropout = dropout(config.embedding_dropout_rate)
         self.add = ops.Add()
         self.cast = ops.Cast()

@@ -5,7 +5,7 @@ sharded over data_parallel, and heads and widths over model_parallel, as in Mega
 3): query, key, value and `mapping` by columns, `projection` by rows, so that a block costs two AllReduce forward and
 two backward. With sequence parallelism (Korthikanti et al. 2022, section 4.2) layer norm, dropout and residual are
 sharded by rows over both, and each AllReduce becomes a ReduceScatter and an AllGather. Stages hold consecutive blocks;
-the token embedding is on the first and, as the head, on the last.
+the token embedding is on the first and, unless the head is untied, as the head on the last.
 
 The strategies are those of MindSpore's semi-automatic parallelism: one tuple for each input, and in it for each
 dimension the number of shards.
@@ -102,8 +102,8 @@ def stage_of_blocks(num_layers: int, stages: int) -> list[int]:
 def parameters_of_stage(model: nn.Cell, stages: int, stage: int) -> list[Parameter]:
     """The trained parameters that a pipeline stage holds and updates; each is of one stage.
 
-    The token embedding is the first stage's. MindSpore sends it to the last stage in every step, where it is the head,
-    and its gradient back (see `has_tied_copy`).
+    The token embedding is the first stage's. Unless the head is untied, MindSpore sends it to the last stage in every
+    step, where it is the head, and its gradient back (see `has_tied_copy`).
     """
     backbone: GPT2Model = model.backbone
     cells = [backbone.embedding] if stage == 0 else []
@@ -111,17 +111,20 @@ def parameters_of_stage(model: nn.Cell, stages: int, stage: int) -> list[Paramet
     cells += [block for block, its_stage in zip(backbone.blocks, of_blocks, strict=True) if its_stage == stage]
     if stage == stages - 1:
         cells += [] if backbone.layernorm is None else [backbone.layernorm]
-        cells += [] if isinstance(model, GPT2LMHeadModel) else [model.score]
+        cells += [model.head if isinstance(model, GPT2LMHeadModel) else model.score]
     held = {id(parameter) for cell in cells for parameter in cell.get_parameters()}
     return [parameter for parameter in model.trainable_params() if id(parameter) in held]
 
 
 def has_tied_copy(model: nn.Cell, stages: int, stage: int, parameter: Parameter) -> bool:
     """Whether this stage has a tied copy of a parameter of another stage, and computes a part of its gradient."""
-    is_head = (
-        isinstance(model, GPT2LMHeadModel) and parameter is model.backbone.embedding.word_embedding.embedding_table
-    )
+    is_head = is_tied(model) and parameter is model.backbone.embedding.word_embedding.embedding_table
     return is_head and stage == stages - 1 > 0
+
+
+def is_tied(model: nn.Cell) -> bool:
+    """Whether a model's head is its token embedding."""
+    return isinstance(model, GPT2LMHeadModel) and model.head.weight is None
 
 
 def _set_stages(model: nn.Cell, stages: int) -> None:
@@ -131,15 +134,14 @@ def _set_stages(model: nn.Cell, stages: int) -> None:
         block.pipeline_stage = stage
     if backbone.layernorm is not None:
         backbone.layernorm.pipeline_stage = stages - 1
-    if isinstance(model, GPT2LMHeadModel):
-        model.head.pipeline_stage = stages - 1
+    head = model.head if isinstance(model, GPT2LMHeadModel) else model.score
+    head.pipeline_stage = stages - 1
+    if is_tied(model):
         table = backbone.embedding.word_embedding.embedding_table
         for stage in (0, stages - 1):
             table.add_pipeline_stage(stage)
         if not table.requires_grad:  # LoRA's: MindSpore 2.10 sends a shard of it and does not gather on arrival
             table.parallel_optimizer = False
-    else:
-        model.score.pipeline_stage = stages - 1
 
 
 def _shard_mask(cell: AttentionMask, layout: Layout) -> None:

@@ -1,11 +1,13 @@
 """What the networks with a head have in common: they come from a folder of weights, and go into one."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mindspore import nn
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.locations import CHECKPOINT_NAME, find_weights, preset_of
 from mindgpt.checkpoints.resizing import fit_to
 from mindgpt.checkpoints.weights import load_weights, open_weights, save_checkpoint
@@ -20,6 +22,9 @@ class PretrainedCell(nn.Cell):
     may_be_new: ClassVar[tuple[str, ...]] = ()
     """The parameters that pretrained weights may lack, as regular expressions; see `load_weights`."""
 
+    leaves_out: ClassVar[Mapping[str, str]] = {}
+    """The names of pretrained weights that this network has no use for, each with what it is; see `load_weights`."""
+
     @classmethod
     def from_pretrained(cls, path: str | Path, *, resize_embeddings: bool = False, **changes):
         """Build a model and load its weights, strictly. A classifier takes the weights of a language model too: its
@@ -27,8 +32,8 @@ class PretrainedCell(nn.Cell):
 
         Args:
             path: a Hugging Face folder or file, a folder of `save_pretrained`, a `.ckpt` beside its config.json, the
-                folder `checkpoint` of a run (the newest is used), or the name of a model that MindFormers downloaded
-                ("gpt2").
+                folder `checkpoint` of a run (the newest is used), a `.bin` of UER-py or TencentPretrain, a folder of
+                DeepSpeed's, or the name of a model that MindFormers downloaded ("gpt2").
             resize_embeddings: let `changes` ask for more or fewer positions and for more tokens;
                 `checkpoints/resizing.py` tells what the new rows are.
             changes: settings of the config to replace, such as `compute_dtype="float16"`.
@@ -41,6 +46,13 @@ class PretrainedCell(nn.Cell):
         if weights.config is None and (preset := preset_of(path)):
             say(f"{path}: no config.json lies with the weights; the preset {path} is used")
             weights = replace(weights, config=preset)
+        if weights.config is None and weights.without_heads is not None:
+            if "num_heads" not in {GPT2Config.other_names.get(key, key) for key in changes}:
+                raise UserError(
+                    f"{path}: weights do not tell the number of heads, and no config lies with them. Say it: "
+                    f"{cls.__name__}.from_pretrained({str(path)!r}, num_heads=...)"
+                )
+            weights = replace(weights, config=weights.without_heads)
         if weights.config is None:
             raise UserError(
                 f"{path}: there is no config.json beside the weights, so the network is unknown. Put one there, or "
@@ -52,14 +64,14 @@ class PretrainedCell(nn.Cell):
             say(f"note: {note}")
         config, weights = fit_to(weights, changes, resize_embeddings)
         model = cls(config)
-        new = load_weights(model, weights, may_be_missing=cls.may_be_new).not_in_file
+        new = load_weights(model, weights, cls.may_be_new, cls.leaves_out).not_in_file
         if new:
             say(f"{path}: {', '.join(new)} is not there: it is new, and random until it is trained")
         model.set_train(False)
         return model
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """How many values the parameters hold, all of them or those that are trained; the tied head counts once.
+        """How many values the parameters hold, all of them or those that are trained; a tied head counts once.
 
         `exclude_embeddings` leaves out the tables of tokens and positions.
         """

@@ -17,7 +17,8 @@ needs_compiler = pytest.mark.skipif(
 OPTIONS = {"native": kernels.for_this_processor(), "avx2": "-march=haswell", "sse2": "-march=x86-64"}
 for_all_processors = pytest.mark.parametrize("option", OPTIONS if platform.machine() == "x86_64" else ["native"])
 ROW_COUNTS = (1, 2, 3, 7, 8, 9, 17, 40, 600)
-EPS = np.array([1e-5], np.float32)
+EPS = np.array([1e-5, 0], np.float32)
+UER_EPS = np.array([1e-6, 1], np.float32)
 
 
 class Libraries:
@@ -61,6 +62,11 @@ def count(rows):
 def layer_norm(x, gamma, beta):
     x = x.astype(float)
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * gamma + beta
+
+
+def uer_layer_norm(x, gamma, beta):
+    x = x.astype(float)
+    return (x - x.mean(-1, keepdims=True)) / (x.std(-1, ddof=1, keepdims=True) + 1e-6) * gamma + beta
 
 
 def softmax(x):

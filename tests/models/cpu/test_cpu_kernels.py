@@ -17,12 +17,14 @@ from tests.models.cpu.kernel_calls import (
     COMPILER,
     EPS,
     ROW_COUNTS,
+    UER_EPS,
     count,
     for_all_processors,
     launch,
     layer_norm,
     needs_compiler,
     randoms,
+    uer_layer_norm,
 )
 
 pytestmark = needs_compiler
@@ -62,10 +64,10 @@ def activated(library, kind, x):
     return post_attention(library, [none[:2], none, none[0], none[:2], *rest], rows=1)[0]
 
 
-def logits(library, x, gamma, beta, w):
+def logits(library, x, gamma, beta, w, divisor=EPS):
     rows = len(x)
     y = np.full((rows + 1, len(w)), 7, np.float32)
-    launch(library, "Logits", [one_more_row(x), gamma, beta, EPS, w, count(rows)], [y])
+    launch(library, "Logits", [one_more_row(x), gamma, beta, divisor, w, count(rows)], [y])
     assert (y[rows] == 7).all()
     return y[:rows]
 
@@ -156,14 +158,21 @@ def test_a_number_that_is_none_stays_one(libraries, kind):
     assert np.isnan(activated(libraries(), kind, np.full(5, np.nan, np.float32))).all()
 
 
+@pytest.mark.parametrize(("norm", "divisor"), [(layer_norm, EPS), (uer_layer_norm, UER_EPS)], ids=["standard", "uer"])
 @pytest.mark.parametrize("width", [16, 50, 768])
-def test_layer_norm(libraries, width):
+def test_layer_norm(libraries, width, norm, divisor):
     """Times one, it is what comes out."""
     x, gamma, beta = randoms(3, (20, width), (width,), (width,))
     x = x * 5 + 30
     for rows in (1, 5, 19):
-        y = logits(libraries(), x[:rows], gamma, beta, np.eye(width, dtype=np.float32))
-        np.testing.assert_allclose(y, layer_norm(x[:rows], gamma, beta), atol=5e-5)
+        y = logits(libraries(), x[:rows], gamma, beta, np.eye(width, dtype=np.float32), divisor)
+        np.testing.assert_allclose(y, norm(x[:rows], gamma, beta), atol=5e-5)
+
+
+def test_a_row_of_equal_values_is_beta(libraries):
+    x, gamma, beta = np.full((1, 16), 3, np.float32), *randoms(4, (16,), (16,))
+    y = logits(libraries(), x, gamma, beta, np.eye(16, dtype=np.float32), UER_EPS)
+    np.testing.assert_allclose(y[0], beta, rtol=1e-6)
 
 
 def test_embedding(libraries):

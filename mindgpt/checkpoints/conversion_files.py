@@ -1,0 +1,111 @@
+"""The files that a conversion writes beside the weights: config and tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config
+from mindgpt.checkpoints.locations import own_config
+from mindgpt.checkpoints.uer_config import VOCABULARY
+from mindgpt.config.errors import UserError
+from mindgpt.io.files import atomic_write, make_folder, open_to_read, read_json, write_json
+from mindgpt.tokenizers.loading import TOKENIZER_FILES
+
+TOKENIZER_SETTINGS = "tokenizer_config.json"
+_OTHER_VOCABULARIES = ("vocab.json", "tokenizer.json", "merges.txt")
+_BERT_TOKENIZER = {
+    "tokenizer_class": "BertTokenizer",
+    "do_lower_case": True,  # as UER-py does unless it is told otherwise
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+
+
+def write_config(file: Path, content: dict[str, Any]) -> None:
+    """Write a config file, and say so."""
+    write_json(file, content)
+    print(f"wrote {file}")
+
+
+def write_config_beside(weights: Path, config: GPT2Config, content: dict[str, Any]) -> None:
+    """Write `config` to `config.json` beside `weights`, or to `x.config.json` if another model has that name.
+
+    `content`: of the file.
+    """
+    shared, own = weights.with_name(CONFIG_FILE), own_config(weights)
+    if own.exists() or (shared.exists() and not holds_config(shared, config)):
+        write_config(own, content)
+        if shared.exists():
+            print(f"note: {shared} is left as it was; {own.name} takes precedence for {weights.name}")
+    elif not shared.exists():
+        write_config(shared, content)
+
+
+def write_uer_config_beside(weights: Path, content: dict[str, Any]) -> None:
+    """Write a config in UER-py's form, as `write_config_beside` does."""
+    shared, own = weights.with_name(CONFIG_FILE), own_config(weights)
+    taken = shared.exists() and read_json(shared) != content
+    if own.exists() or taken:
+        write_config(own, content)
+    elif not shared.exists():
+        write_config(shared, content)
+
+
+def holds_config(file: Path, config: GPT2Config) -> bool:
+    """Whether a file is the config `config`."""
+    try:
+        return GPT2Config.from_pretrained(file) == config
+    except UserError:
+        return False
+
+
+def check_folder(folder: Path, weights: Path, config: GPT2Config | None) -> None:
+    """Raise a UserError for a folder that a whole model cannot be written to; else make it."""
+    if config is None:
+        raise UserError(
+            f"{weights}: no {CONFIG_FILE} beside it, and the number of heads does not follow from weights. Pass "
+            "--config with a config file, a folder or a preset (gpt2, gpt2_medium, gpt2_large, gpt2_xl, gpt2_13b); or "
+            "name a single file, such as model.safetensors, for --torch_path."
+        )
+    if folder.is_file():
+        raise UserError(
+            f"--torch_path {folder}: is a file. Name a folder, or a file that ends in .safetensors or .bin."
+        )
+    existing = folder / CONFIG_FILE
+    if existing.exists() and not holds_config(existing, config):
+        raise UserError(
+            f"{existing}: is the config of another model. Choose another folder for --torch_path, or remove it."
+        )
+    make_folder(folder)
+
+
+def copy_tokenizer(source: Path, target: Path, vocabulary: Path | None = None) -> None:
+    """Copy tokenizer files that the folder `target` lacks; those that differ are left alone and reported.
+
+    `vocabulary`: becomes vocab.txt, whatever its name and place.
+    """
+    names = dict.fromkeys((*TOKENIZER_FILES, VOCABULARY))
+    files = {name: source / name for name in names if (source / name).is_file()}
+    if vocabulary is not None:
+        files[VOCABULARY] = vocabulary
+    for name, file in files.items():
+        if file.resolve() == (target / name).resolve():
+            continue
+        with open_to_read(file) as opened:
+            content = opened.read()
+        if not (target / name).exists():
+            with atomic_write(target / name) as opened:
+                opened.write(content)
+            print(f"wrote {target / name}")
+        elif (target / name).read_bytes() != content:
+            print(f"note: {target / name} differs from {file} and was left alone")
+
+
+def write_bert_settings(folder: Path) -> None:
+    """Write the tokenizer_config.json that lets transformers open a folder's vocab.txt as `BertTokenizer`, unless the
+    folder has settings, or another vocabulary."""
+    others = any((folder / name).exists() for name in (TOKENIZER_SETTINGS, *_OTHER_VOCABULARIES))
+    if (folder / VOCABULARY).is_file() and not others:
+        write_config(folder / TOKENIZER_SETTINGS, _BERT_TOKENIZER)

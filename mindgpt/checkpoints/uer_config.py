@@ -1,0 +1,280 @@
+"""The config of a model of UER-py or TencentPretrain, from their JSON, the weights and vocab.txt; and their JSON.
+
+Their JSON does not give the size of the vocabulary, and before August 2021 it had eight keys only; flags of the command
+line gave the rest. Sources: `models/gpt2/*.json` and `opts.py` of both.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
+from mindgpt.checkpoints.locations import own_config
+from mindgpt.checkpoints.uer_views import UERView
+from mindgpt.config.errors import UserError
+from mindgpt.config.model_sections import UER_EPSILON
+from mindgpt.config.section import shown
+from mindgpt.io.files import read_json
+
+VOCABULARY = "vocab.txt"
+HEAD_SIZE = 64  # of all five published sizes
+
+_ACTIVATIONS = {"gelu": "gelu_erf", "gelu_fast": "gelu", "relu": "relu", "silu": "silu"}
+_OF_GPT2 = {  # the values that make a GPT-2; the first is written
+    "embedding": (["word", "pos"], "word_pos"),
+    "remove_embedding_layernorm": (True,),
+    "encoder": ("transformer",),
+    "mask": ("causal",),
+    "layernorm_positioning": ("pre",),
+    "target": (["lm"], "lm"),
+}
+_OTHERS = {  # that must have this value, which is also their default
+    "decoder": None,
+    "feed_forward": "dense",
+    "layernorm": "normal",
+    **dict.fromkeys(
+        [
+            "relative_position_embedding", "rotary_position_embedding", "alibi_position_embedding",
+            "factorized_embedding_parameterization", "parameter_sharing", "has_residual_attention",
+            "has_lmtarget_bias", "remove_transformer_bias", "remove_attention_scale", "layer_number_scale",
+        ],
+        False,
+    ),
+}  # fmt: skip
+_SIZES = {"layers_num": "L", "hidden_size": "H", "emb_size": "H", "feedforward_size": "F", "max_seq_length": "P"}
+_SPECIAL_TOKENS = {"bos_token_id": "[CLS]", "eos_token_id": "[SEP]", "pad_token_id": "[PAD]"}
+
+
+class FoundConfig(NamedTuple):
+    """The config of weights.
+
+    Attributes:
+        config: None if the number of heads is unknown: then `without_heads` has all the rest.
+        notes: sentences for the user.
+        assumed: settings that neither the weights nor a file say.
+        vocabulary: the file that was read, or None.
+    """
+
+    config: GPT2Config | None
+    notes: list[str]
+    assumed: tuple[str, ...] = ()
+    vocabulary: Path | None = None
+    without_heads: GPT2Config | None = None
+
+
+def config_of_uer(
+    view: UERView, given: str | None = None, vocabulary: Path | None = None, num_heads: int | None = None
+) -> FoundConfig:
+    """The config of weights of UER-py.
+
+    Args:
+        view: the weights.
+        given: a preset, or a config file or folder, in UER-py's form or ours; None: `<name>.config.json` or
+            `config.json` beside the weights; without one, the sizes are those of the weights.
+        vocabulary: a vocab.txt, or a folder that holds one; None: the one beside the weights, if there is one.
+        num_heads: the number of heads, for weights without config.
+
+    Raises:
+        UserError: the config or the vocabulary is broken, or not of these weights, or makes another network.
+    """
+    vocabulary = _vocabulary_of(view, vocabulary)
+    settings = {
+        "vocab_size": view.sizes["V"],
+        "num_layers": view.sizes["L"],
+        "hidden_size": view.sizes["H"],
+        "ffn_hidden_size": view.sizes["F"],
+        "max_position_embeddings": view.sizes["P"],
+        "layer_norm": "uer",
+        "layer_norm_conversion": "uer",
+        "layernorm_epsilon": UER_EPSILON,
+        "prompt_special_tokens": "bos",
+        "tie_word_embeddings": not view.untied,
+    }
+    settings |= {} if vocabulary is None else _special_ids(vocabulary)
+    file = _config_file(view, given)
+    content = None if file is None else read_json(file)
+    notes: list[str] = []
+    if content is None and given is not None or content is not None and not is_uer_json(content):
+        return _in_our_form(given or str(file), settings, view, num_heads, vocabulary)
+    assumed: tuple[str, ...] = ()
+    if content is not None:
+        from_json, notes = settings_of_json(content, view.sizes, str(file))
+        settings |= from_json
+        if num_heads not in (None, settings["num_heads"]):
+            raise UserError(f"--num_heads {num_heads}: {file} says {settings['num_heads']}. Leave the flag out.")
+    else:
+        heads = num_heads or (view.sizes["H"] // HEAD_SIZE if view.sizes["H"] % HEAD_SIZE == 0 else None)
+        if heads is None:
+            rest = GPT2Config(**settings, num_heads=1)
+            return FoundConfig(None, notes, ("hidden_act",), vocabulary, without_heads=rest)
+        settings["num_heads"] = heads
+        assumed = ("hidden_act",) if num_heads else ("num_heads", "hidden_act")
+        how = "" if num_heads else f" {heads} heads are assumed, of {HEAD_SIZE} values as in all published sizes;"
+        notes.append(
+            f"{view.path}: no config lies with it. The sizes are those of the weights;{how} the activation is taken to "
+            "be gelu_fast. A config.json of UER-py beside it, or --config, says otherwise"
+        )
+    return FoundConfig(GPT2Config(**settings), notes, assumed, vocabulary)
+
+
+def is_uer_json(content: Any) -> bool:
+    """Whether the content of a config file is in the form of UER-py and TencentPretrain."""
+    return isinstance(content, dict) and bool({"layers_num", "heads_num", "feedforward_size"} & content.keys())
+
+
+def settings_of_json(
+    content: Mapping[str, Any], sizes: Mapping[str, int], where: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The settings of `GPT2Config` in a JSON of UER-py, and notes for the user.
+
+    Args:
+        content: of the file.
+        sizes: of the weights: "L", "H", "F", "P".
+        where: names the file in messages.
+
+    Raises:
+        UserError: it describes other weights or another network; all problems are listed.
+    """
+    problems = [
+        f"{key} is {shown(content[key])}, the weights have {sizes[letter]}"
+        for key, letter in _SIZES.items()
+        if key in content and content[key] != sizes[letter]
+    ]
+    problems += [
+        f"{key} is {shown(content[key])}, a GPT-2 has {shown(allowed[0])}"
+        for key, allowed in _OF_GPT2.items()
+        if key in content and content[key] not in allowed
+    ]
+    problems += [
+        f"{key} is {shown(content[key])}, which makes another network than GPT-2"
+        for key, value in _OTHERS.items()
+        if content.get(key, value) not in (value, None)
+    ]
+    heads, activation = content.get("heads_num"), content.get("hidden_act", "gelu_fast")
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or sizes["H"] % heads:
+        problems.append(f"heads_num is {shown(heads)}, and must be a number that divides {sizes['H']}")
+    elif content.get("attention_head_size", sizes["H"] // heads) != sizes["H"] // heads:
+        problems.append(f"attention_head_size is not hidden_size / heads_num = {sizes['H'] // heads}")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        problems.append(f"hidden_act is {shown(activation)}, and must be one of {', '.join(_ACTIVATIONS)}")
+    if problems:
+        raise UserError(f"{where}: is not the config of these weights:\n  " + "\n  ".join(problems))
+    dropout = content.get("dropout", 0.1)
+    settings = {
+        "num_heads": heads,
+        "hidden_act": _ACTIVATIONS[activation],
+        "layernorm_epsilon": content.get("layernorm_eps", UER_EPSILON),
+        **dict.fromkeys(("embedding_dropout_rate", "hidden_dropout_rate", "attention_dropout_rate"), dropout),
+    }
+    absent = [key for key in _OF_GPT2 if key not in content]
+    note = f"{where}: does not say {', '.join(absent)}, as flags of the command line did; a GPT-2's are taken"
+    return settings, [note] if absent else []
+
+
+def uer_json(config: GPT2Config, path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The content of UER-py's config file for a model, and notes for the user.
+
+    Args:
+        config: of the model.
+        path: of the weights, for messages.
+
+    Raises:
+        UserError: UER-py does not compute such a model.
+    """
+    activation = next((theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.hidden_act), None)
+    problems = [] if activation else [f"hidden_act {config.hidden_act}"]
+    problems += [] if config.scale_attn_weights else ["scale_attn_weights False"]
+    problems += ["scale_attn_by_inverse_layer_idx True"] if config.scale_attn_by_inverse_layer_idx else []
+    if problems:
+        raise UserError(f"{path}: UER-py does not compute such a model: {', '.join(problems)}.")
+    rates = {config.embedding_dropout_rate, config.hidden_dropout_rate, config.attention_dropout_rate}
+    notes = []
+    if len(rates) > 1:
+        notes.append(f"UER-py has one dropout rate; {config.hidden_dropout_rate:g} is written, that of hidden layers")
+    content = {
+        "emb_size": config.hidden_size,
+        "feedforward_size": config.ffn_hidden_size,
+        "hidden_size": config.hidden_size,
+        "hidden_act": activation,
+        "heads_num": config.num_heads,
+        "layers_num": config.num_layers,
+        "max_seq_length": config.max_position_embeddings,
+        "dropout": config.hidden_dropout_rate,
+        "data_processor": "lm",
+        **{key: allowed[0] for key, allowed in _OF_GPT2.items()},
+        "tie_weights": config.tie_word_embeddings,
+    }
+    return content, notes
+
+
+def read_vocabulary(file: Path) -> list[str]:
+    """The tokens of a vocab.txt: the token with id n is line n. U+2028 is a token, not the end of a line.
+
+    Raises:
+        UserError: it is missing, or no text.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{file}: there is no such file. Name the vocab.txt of the model.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as the vocabulary: {error}.") from None
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _vocabulary_of(view: UERView, named: Path | None) -> Path | None:
+    """The vocabulary of the weights, if it is named or lies beside them.
+
+    Raises:
+        UserError: it has another number of tokens than the weights.
+    """
+    file = named / VOCABULARY if named is not None and named.is_dir() else named
+    if file is None:
+        file = view.path.with_name(VOCABULARY)
+        if not file.is_file():
+            return None
+    count = len(read_vocabulary(file))
+    if count != view.sizes["V"]:
+        way_out = "Name the vocabulary it was trained with: --vocab" if named else "Put its own beside it, or name it"
+        raise UserError(
+            f"{file}: has {count} tokens, and {view.path} has {view.sizes['V']}. {way_out}; with another one, ids "
+            "would mean other tokens."
+        )
+    return file
+
+
+def _special_ids(vocabulary: Path) -> dict[str, int]:
+    tokens = read_vocabulary(vocabulary)
+    return {key: tokens.index(token) for key, token in _SPECIAL_TOKENS.items() if token in tokens}
+
+
+def _config_file(view: UERView, given: str | None) -> Path | None:
+    """The config file that is given or lies beside the weights; None: none, or a preset is given."""
+    if given is not None:
+        path = Path(given)
+        return path / CONFIG_FILE if path.is_dir() else path if path.is_file() else None
+    candidates = (own_config(view.path), view.path.with_name(CONFIG_FILE))
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _in_our_form(
+    named: str, settings: Mapping[str, Any], view: UERView, num_heads: int | None, vocabulary: Path | None
+) -> FoundConfig:
+    """The config of a preset or a file of ours or Hugging Face's, with the sizes checked and UER-py's arithmetic."""
+    config, notes = read_config(named)
+    pairs = ("vocab_size", "num_layers", "hidden_size", "ffn_hidden_size", "max_position_embeddings")
+    wrong = [
+        f"{key} is {getattr(config, key)}, the weights have {settings[key]}"
+        for key in pairs
+        if getattr(config, key) != settings[key]
+    ]
+    if num_heads not in (None, config.num_heads):
+        wrong.append(f"num_heads is {config.num_heads}, and --num_heads {num_heads}")
+    if wrong:
+        raise UserError(
+            f"{view.path}: the config {named} does not describe these weights: {'; '.join(wrong)}. Correct it, or pass "
+            "another with --config."
+        )
+    ids = {key: settings.get(key, getattr(config, key)) for key in _SPECIAL_TOKENS}
+    return FoundConfig(config.replaced({**settings, **ids}), notes, vocabulary=vocabulary)

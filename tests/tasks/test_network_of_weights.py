@@ -1,0 +1,73 @@
+"""Layer norm and output head of a run: of the YAML if it names them, and of the weights, never silently another."""
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.config import UserError, load_config
+from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
+from mindgpt.models.gpt2.gpt2_modules import UnbiasedLayerNorm
+from mindgpt.tasks.model_setup import build_model
+
+pytestmark = pytest.mark.usefixtures("cpu")
+
+KEY = "model.model_config."
+
+
+@pytest.fixture(scope="module")
+def weights(cpu, tmp_path_factory):
+    """Folders of toy weights, by their layer norm and whether the head is tied."""
+    folder = tmp_path_factory.mktemp("weights")
+    for layer_norm, tied in (("uer", False), ("standard", True)):
+        sizes = {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "vocab_size": 300, "seq_length": 32}
+        config = GPT2Config(**sizes, layer_norm=layer_norm, layer_norm_conversion="uer" if layer_norm == "uer" else "copy",
+                            tie_word_embeddings=tied)  # fmt: skip
+        GPT2LMHeadModel(config).save_pretrained(folder / layer_norm)
+    return folder
+
+
+@pytest.fixture
+def build(weights, toy):
+    """Build the model of a run from weights, with values of the YAML's section `model_config`."""
+
+    def build(named, mode="eval", **values):
+        overrides = {KEY + key: value for key, value in values.items()}
+        return build_model(
+            load_config(toy.yaml, {"run_mode": mode, "load_checkpoint": str(weights / named), **overrides})[0]
+        )
+
+    return build
+
+
+def test_a_yaml_that_names_neither_takes_those_of_the_weights(build, weights, capsys):
+    model, config = build("uer")
+    said = capsys.readouterr().out
+    assert "layer_norm: uer, as the config of" in said
+    assert "has an output head of its own (head.weight)" in said
+    section = config.model.config
+    assert (section.layer_norm, section.layer_norm_conversion, section.layernorm_epsilon) == ("uer", "uer", 1e-6)
+    assert section.tie_word_embeddings is False
+    assert isinstance(model.backbone.layernorm.layer_norm, UnbiasedLayerNorm) and model.head.weight is not None
+    ids = Tensor(np.arange(12, dtype=np.int32)[None])
+    expected = GPT2LMHeadModel.from_pretrained(weights / "uer")(ids).asnumpy()
+    np.testing.assert_array_equal(model.set_train(False)(ids).asnumpy(), expected)
+
+    _, config = build("standard")
+    assert "layer_norm" not in capsys.readouterr().out
+    assert (config.model.config.layer_norm, config.model.config.layer_norm_conversion) == ("standard", "copy")
+
+
+@pytest.mark.parametrize(
+    ("named", "values", "words"),
+    [
+        ("uer", {"layer_norm": "standard"}, "says layer_norm 'uer', the YAML 'standard'"),
+        ("uer", {"layer_norm_conversion": "copy"}, "says layer_norm 'uer', the YAML 'standard'"),
+        ("standard", {"layer_norm": "uer"}, "says layer_norm 'standard', the YAML 'uer'"),
+        ("uer", {"tie_word_embeddings": True}, r"output head of its own \(head.weight\), and the YAML says"),
+        ("standard", {"tie_word_embeddings": False}, "token embedding as its output head, and the YAML says"),
+    ],
+)
+def test_a_yaml_that_names_another_is_refused(build, named, values, words):
+    with pytest.raises(UserError, match=words):
+        build(named, **values)
