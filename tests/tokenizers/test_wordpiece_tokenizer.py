@@ -366,6 +366,15 @@ def test_settings_are_obeyed_or_refused(tmp_path, config, message):
         load_tokenizer(folder)
 
 
+def test_special_tokens_that_the_files_name_are_in_the_vocabulary(tmp_path):
+    """A new one would have an id that the model does not have."""
+    config = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    folder = write_vocab(tmp_path / "t", [token for token in TOY if token != "[CLS]"], tokenizer_config=config)
+    with pytest.raises(UserError, match=r"vocab.txt: \[CLS\] not in the vocabulary of 21 tokens"):
+        load_tokenizer(folder)
+    assert load_tokenizer(folder, bos_token="[NEW]").encode("a") == [21, 14, 2]
+
+
 def test_settings_files_as_transformers_reads_them(tmp_path):
     transformers = pytest.importorskip("transformers")
     tokens = [*TOY, "<s>", "</s>", "é", "e", "天气", "Hello"]
