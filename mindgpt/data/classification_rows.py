@@ -1,6 +1,8 @@
 """Writes labelled texts as MindRecord rows for classification: tokens without padding, and the label's index.
 
-A row is as long as its text; `data/buckets.py` pads rows when it reads them.
+A row is as long as its text; `data/buckets.py` pads rows when it reads them. It has the special tokens that the
+tokenizer puts around a text (`[CLS] text [SEP]`, with a second text `[CLS] text [SEP] text [SEP]`). Without such tokens
+a second text follows the first after a space.
 """
 
 import os
@@ -13,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.blocks import batches, vocabulary_metadata
+from mindgpt.data.blocks import vocabulary_metadata
+from mindgpt.data.document_tokens import UnknownTokens, batches, document_format
 from mindgpt.data.json_values import BadRecordHandler
 from mindgpt.data.labelled_text import (
     FileLayout,
@@ -46,6 +49,7 @@ class RowsSummary:
     empty: int = 0
     seconds: float = 0.0
     files: list[str] = field(default_factory=list)
+    unknown: str | None = None  # that much of the text is unknown to the vocabulary
 
     def __str__(self) -> str:
         total = sum(self.rows.values())
@@ -65,6 +69,8 @@ class RowsSummary:
             )
         if self.empty:
             yield f"{self.empty} rows had an empty text and were left out"
+        if self.unknown:
+            yield self.unknown
         missing = [name for number, name in enumerate(self.label_names) if not self.rows[number]]
         if missing:
             yield f"no row has the label {', '.join(map(repr, missing))}"
@@ -107,7 +113,7 @@ def write_classification(
     on_bad = bad or refuse_with_hint
     # Labels are found in a separate pass, whose bad rows are not counted.
     names = layout.label_names or label_names_in(file, layout, skip_empty, BadRecords() if bad else on_bad)
-    summary = RowsSummary(names, max_length)
+    summary, unknown = RowsSummary(names, max_length), UnknownTokens(tokenizer)
     metadata = {
         "recipe": RECIPE,
         "max_length": max_length,
@@ -120,11 +126,13 @@ def write_classification(
     ) as writer:
         numbered = _numbered(examples, layout, file, skip_empty, summary, on_bad)
         for batch in batches(numbered, lambda row: len(row[0].text)):
-            writer.write(_rows(batch, tokenizer, file, summary))
+            writer.write(_rows(batch, tokenizer, file, summary, unknown))
+        unknown.check()
         if not summary.rows and bad and bad.count:
             raise UserError(f"{file}: no row is left to write: {bad}")
         if not summary.rows:
             raise no_rows(file, summary.empty)
+    summary.unknown = unknown.warning()
     summary.files = [str(path) for path in writer.files]
     summary.seconds = time.monotonic() - started
     return summary
@@ -178,19 +186,24 @@ def _numbered(
 
 
 def _rows(
-    numbered: Sequence[tuple[LabelledText, int]], tokenizer: BaseTokenizer, file: PathLike, summary: RowsSummary
+    numbered: Sequence[tuple[LabelledText, int]],
+    tokenizer: BaseTokenizer,
+    file: PathLike,
+    summary: RowsSummary,
+    unknown: UnknownTokens,
 ) -> dict[str, list[np.ndarray]]:
     """int32 arrays of one dimension: the ids of a text, as many ones, and its label."""
     batch, numbers = [example for example, _ in numbered], [number for _, number in numbered]
-    rows = tokenizer.encode_batch([example.text for example in batch], add_special_tokens=True)
+    rows = _encoded(batch, tokenizer)
     for example, row in zip(batch, rows, strict=True):
         if not row:
             raise UserError(f"{file}:{example.line}: the tokenizer makes no token of this text.")
+    unknown.add(rows, special=len(tokenizer.build_inputs_with_special_tokens([])))
     summary.longest = max(summary.longest, *map(len, rows))
     too_long = [place for place, row in enumerate(rows) if len(row) > summary.max_length]
     summary.truncated += len(too_long)
     for place in too_long:  # again, so that an end-of-text token that the tokenizer adds stays at the end
-        rows[place] = tokenizer.encode_batch([batch[place].text], summary.max_length, add_special_tokens=True)[0]
+        rows[place] = _encoded([batch[place]], tokenizer, summary.max_length)[0]
     ids = [np.asarray(row, np.int32) for row in rows]
     summary.rows.update(numbers)
     summary.tokens += sum(map(len, ids))
@@ -199,3 +212,18 @@ def _rows(
         "attention_mask": [np.ones_like(row) for row in ids],
         "labels": [np.array([number], np.int32) for number in numbers],
     }
+
+
+def _encoded(
+    examples: Sequence[LabelledText], tokenizer: BaseTokenizer, max_length: int | None = None
+) -> list[list[int]]:
+    """The ids of each text, or pair of texts, truncated to `max_length` if given."""
+    if document_format(tokenizer).special_tokens != "around":
+        texts = [f"{example.text} {example.pair}".strip() for example in examples]
+        return tokenizer.encode_batch(texts, max_length, add_special_tokens=True)
+    rows = tokenizer.encode_batch([example.text for example in examples], max_length, add_special_tokens=True)
+    for place, example in enumerate(examples):
+        if example.pair:
+            limits = {} if max_length is None else {"truncation": True, "max_length": max_length}
+            rows[place] = tokenizer.encode(example.text, example.pair, **limits)
+    return rows

@@ -36,9 +36,9 @@ _MUCH_PADDING = 0.5
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     formats = "; ".join(f"{name}: {layout.keys}" for name, layout in FORMATS.items())
     parser = CheckedParser(
-        description="Instruction data to MindRecord. An example is a prompt, its response and <|endoftext|>; labels "
-        "are -100 at the prompt and at padding, so that only the response and its end are learned. A row of src_tgt "
-        "without tgt_txt is learned as a whole."
+        description="Instruction data to MindRecord. An example is a prompt, its response and <|endoftext|> (with "
+        "WordPiece: [CLS], prompt, response, [SEP]); labels are -100 at the prompt and at padding, so that only the "
+        "response and its end are learned. A row of src_tgt without tgt_txt is learned as a whole."
     )
     parser.add_argument(
         "--input_file",
@@ -115,6 +115,8 @@ def warn_of_losses(summary: ExamplesSummary, examples: ExampleReader, bad: BadRe
         warn(f"{summary.dropped} example(s) dropped as too long for {length} tokens")
     if examples.empty.count:
         warn(f"{examples.empty.count} record(s) with an empty response left out: {examples.empty.first}")
+    if summary.warning:
+        warn(summary.warning)
     if bad and bad.count:
         warn(bad)
     if examples.unused:

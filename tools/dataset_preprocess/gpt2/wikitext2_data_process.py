@@ -18,7 +18,7 @@ from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
 from mindgpt.data.text import kind_of, mindformers_pieces, wikitext_pieces
-from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
+from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder, warn
 from mindgpt.io.files import check_readable
 from mindgpt.tokenizers.loading import load_tokenizer
 
@@ -26,7 +26,8 @@ from mindgpt.tokenizers.loading import load_tokenizer
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
         description="Tokenised WikiText to MindRecord. Each article is one document, detokenised, headings kept, and "
-        "<|endoftext|> follows it; the last block is padded (attention_mask 0)."
+        "<|endoftext|> follows it ([CLS] and [SEP] stand around it for WordPiece); the last block is padded "
+        "(attention_mask 0)."
     )
     parser.add_argument(
         "--input_file", type=path_argument, required=True, help="wiki.train.tokens, wiki.valid.tokens, ..."
@@ -65,13 +66,15 @@ def main(argv: list[str] | None = None) -> None:
         arguments.output_file,
         max_length=arguments.max_length,
         recipe="wikitext-mindformers" if compat else "wikitext",
-        separate=not compat,
+        special_tokens="none" if compat else None,
         keep_tail=not compat,
         columns=arguments.data_columns,
         num_splits=arguments.num_splits,
         overwrite=arguments.overwrite,
         total_bytes=os.path.getsize(file),
     )
+    if summary.warning:
+        warn(summary.warning)
     print(summary)
 
 
