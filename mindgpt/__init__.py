@@ -24,6 +24,7 @@ _HOME = {
     "GPT2Tokenizer": "mindgpt.tokenizers.gpt2_tokenizer",
     "GPT2TokenizerFast": "mindgpt.tokenizers.gpt2_tokenizer",
     "UserError": "mindgpt.config.errors",
+    "WordPieceTokenizer": "mindgpt.tokenizers.wordpiece_tokenizer",
     "load_tokenizer": "mindgpt.tokenizers.loading",
     "pipeline": "mindgpt.generation.pipeline",
 }
@@ -35,6 +36,7 @@ __all__ = [
     "GPT2Tokenizer",
     "GPT2TokenizerFast",
     "UserError",
+    "WordPieceTokenizer",
     "__version__",
     "load_tokenizer",
     "pipeline",
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
     from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
     from mindgpt.tokenizers.loading import load_tokenizer
+    from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 
 def __getattr__(name: str) -> Any:

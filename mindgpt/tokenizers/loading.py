@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
 from mindgpt.io.files import DOWNLOADS
-from mindgpt.tokenizers import byte_level_bpe
+from mindgpt.tokenizers import byte_level_bpe, wordpiece_files
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tokenizers.settings_files import SETTINGS_FILES
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 
 class TokenizerKind(NamedTuple):
@@ -31,6 +32,12 @@ class TokenizerKind(NamedTuple):
 
 
 KINDS = {  # the first that matches is used
+    "WordPiece": TokenizerKind(
+        wordpiece_files.holds_wordpiece,
+        WordPieceTokenizer.from_pretrained,
+        wordpiece_files.FILES,
+        wordpiece_files.WANTED,
+    ),
     "byte-level BPE": TokenizerKind(
         byte_level_bpe.holds_byte_level_bpe, GPT2Tokenizer.from_pretrained, byte_level_bpe.FILES, byte_level_bpe.WANTED
     ),
