@@ -17,7 +17,9 @@ TEXTS = ["a b c d e f", "g h a", "b", "c d e f g h", "h g f e d c b a h g f e d 
 
 def rows_of(path):
     dataset = build_dataset(path, batch_size=1, drop_remainder=False)
-    return [[column[0].tolist() for column in row] for row in dataset.create_tuple_iterator(1, output_numpy=True)]
+    return [
+        [column[0].tolist() for column in row] for row in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    ]
 
 
 def windows_of(tokenizer, length=5):
