@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.document_tokens import SpecialTokens, TokenPiece, UnknownTokens, document_format, tokenised
-from mindgpt.data.mindrecord import MindRecordWriter
+from mindgpt.data.mindrecord import MindRecordWriter, page_bytes_for
 from mindgpt.data.packing import Packing, Rows, joined_rows, separate_rows
 from mindgpt.data.text import Piece
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
+_BYTES_PER_TOKEN = 3  # of a text, about
 IGNORED_LABEL = -100  # what cross-entropy skips, by Hugging Face's and PyTorch's convention
 
 
@@ -82,7 +83,7 @@ def write_blocks(
             `IGNORED_LABEL` where the mask is 0.
         num_splits: number of MindRecord files to distribute the blocks over, in turn.
         overwrite: replace existing files.
-        total_bytes: size of the UTF-8 text, for the progress bar.
+        total_bytes: size of the UTF-8 text, for the progress bar, and for less memory with a long text.
         show_progress: show a progress bar, if standard error is a terminal.
 
     Raises:
@@ -112,6 +113,7 @@ def write_blocks(
             columns=columns,
             num_splits=num_splits,
             overwrite=overwrite,
+            text_bytes=total_bytes,
         )
     summary.warning = unknown.warning()
     return summary
@@ -132,6 +134,7 @@ def write_rows(
     columns: Iterable[str],
     num_splits: int,
     overwrite: bool,
+    text_bytes: int | None = None,
 ) -> None:
     """Write rows of token ids as MindRecord.
 
@@ -144,6 +147,7 @@ def write_rows(
         summary: counts the rows, their padding and the time.
         metadata: of the files; `padding_target` is added to it.
         padding_target, columns, num_splits, overwrite: as of `write_blocks`.
+        text_bytes: size of the text, by which the size of the files' pages is chosen.
 
     Raises:
         UserError: a column is unknown, or files cannot be written.
@@ -154,8 +158,14 @@ def write_rows(
     if unknown or not columns:
         raise UserError(f"data_columns may be {', '.join(COLUMNS)}; got {', '.join(unknown) or 'none'}.")
     metadata = metadata | ({"padding_target": True} if padding_target else {})
+    page_bytes = None
+    if text_bytes is not None:
+        token_bytes = 4 * len(columns)
+        page_bytes = page_bytes_for(
+            text_bytes // _BYTES_PER_TOKEN * token_bytes // max(num_splits, 1), metadata["block_length"] * token_bytes
+        )
     with MindRecordWriter(
-        output_file, columns, num_splits=num_splits, overwrite=overwrite, metadata=metadata
+        output_file, columns, num_splits=num_splits, overwrite=overwrite, metadata=metadata, page_bytes=page_bytes
     ) as writer:
         for ids, lengths in batches_of_rows:
             mask = (np.arange(ids.shape[1]) < (lengths + padding_target)[:, None]).astype(np.int32)

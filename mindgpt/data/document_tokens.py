@@ -10,7 +10,7 @@ from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 SpecialTokens = Literal["around", "end", "none"]
 SPECIAL_TOKENS: tuple[SpecialTokens, ...] = ("around", "end", "none")
-BATCH_CHARACTERS = 1 << 20  # text tokenised at a time
+BATCH_CHARACTERS = 1 << 18  # text tokenised at a time
 BATCH_PIECES = 4096
 Text = TypeVar("Text")
 

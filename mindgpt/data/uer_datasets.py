@@ -96,6 +96,7 @@ def write_uer_datasets(
             columns=columns,
             num_splits=num_splits,
             overwrite=overwrite,
+            text_bytes=total_bytes,
         )
     return summary
 

@@ -1,6 +1,7 @@
 """A small tokenizer, trained here."""
 
 import importlib.util
+import sys
 
 import pytest
 
@@ -38,10 +39,11 @@ def wordpiece(wordpiece_dir):
 
 
 @pytest.fixture
-def text_tool(repo):
+def text_tool(repo, monkeypatch):
     """The `main` of text_to_mindrecord.py, in this process."""
     file = repo / "tools/dataset_preprocess/text_to_mindrecord.py"
     spec = importlib.util.spec_from_file_location("text_to_mindrecord", file)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     spec.loader.exec_module(module)
     return lambda *words: module.main(list(map(str, words)))
