@@ -138,19 +138,33 @@ class DatasetTaskSection(Section):
     type: Literal["CausalLanguageModelDataset", "TextClassificationDataset"] | None = None
 
 
+_TOKENIZERS = {
+    "GPT2Tokenizer": "GPT2Tokenizer",
+    "GPT2TokenizerFast": "GPT2Tokenizer",
+    "WordPieceTokenizer": "WordPieceTokenizer",
+    "BertTokenizer": "WordPieceTokenizer",
+    "BertTokenizerFast": "WordPieceTokenizer",
+}
+
+
 class TokenizerSection(Section):
     """`processor.tokenizer`. `path` is a tokenizer folder; instead, its files may be named.
 
-    These are either `vocab_file` and `merges_file` together, or `tokenizer_file` alone.
+    These are either `vocab_file` and `merges_file` together, or `tokenizer_file` alone, or for WordPiece the
+    `vocab_file` vocab.txt alone. The files of a folder say what kind it is; `type` does not need to.
+
+    Attributes:
+        rules, do_lower_case: of WordPiece; see `WordPieceTokenizer`. None: as the files say. rules "uer": the ids of
+            UER-py's tokenizer.
     """
 
-    type: Annotated[str, one_of({"GPT2Tokenizer": "GPT2Tokenizer", "GPT2TokenizerFast": "GPT2Tokenizer"})] = (
-        "GPT2Tokenizer"
-    )
+    type: Annotated[str, one_of(_TOKENIZERS)] = "GPT2Tokenizer"
     path: PathText = ""
     vocab_file: PathText = ""
     merges_file: PathText = ""
     tokenizer_file: PathText = ""
+    rules: Literal["transformers", "uer"] | None = None
+    do_lower_case: bool | None = None
     unk_token: str = "<|endoftext|>"
     bos_token: str = "<|endoftext|>"
     eos_token: str = "<|endoftext|>"
@@ -172,11 +186,26 @@ class TokenizerSection(Section):
     }
 
     def complete(self) -> None:
-        if bool(self.vocab_file) != bool(self.merges_file):
+        word_piece = self.type == "WordPieceTokenizer"
+        if word_piece and self.merges_file:
+            refuse([("merges_file", "is of GPT2Tokenizer; WordPieceTokenizer has a vocab_file alone")])
+        whole = word_piece or self.vocab_file.endswith(".txt")  # one token a line; a byte-level vocabulary is JSON
+        if bool(self.vocab_file) != bool(self.merges_file) and not (self.vocab_file and whole):
             given, wanted = ("vocab_file", "merges_file") if self.vocab_file else ("merges_file", "vocab_file")
             refuse([(given, f"needs {wanted} beside it")])
         sources = [key for key in ("path", "vocab_file", "tokenizer_file") if getattr(self, key)]
         refuse((key, f"and {sources[0]} both name a tokenizer; keep one of the two") for key in sources[1:])
+
+    @property
+    def one_file(self) -> str:
+        """The file that is a whole tokenizer, or ""."""
+        return self.tokenizer_file or (self.vocab_file if not self.merges_file else "")
+
+    @property
+    def wordpiece_settings(self) -> dict[str, Any]:
+        """The arguments of `WordPieceTokenizer` that are given."""
+        given = {"rules": self.rules, "do_lower_case": self.do_lower_case}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class ProcessorSection(Section):

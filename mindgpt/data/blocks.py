@@ -15,11 +15,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.document_tokens import SpecialTokens, TokenPiece, UnknownTokens, document_format, tokenised
+from mindgpt.data.document_tokens import SpecialTokens, TokenPiece, document_format, tokenised
 from mindgpt.data.mindrecord import MindRecordWriter, page_bytes_for
 from mindgpt.data.packing import Packing, Rows, joined_rows, separate_rows
 from mindgpt.data.text import Piece
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.unknown_tokens import UnknownTokens
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 _BYTES_PER_TOKEN = 3  # of a text, about
@@ -28,7 +29,7 @@ IGNORED_LABEL = -100  # what cross-entropy skips, by Hugging Face's and PyTorch'
 
 @dataclass
 class BlocksSummary:
-    """Counts of what was read and written; `warning` says if much of the text was unknown to the vocabulary."""
+    """Counts of what was read and written."""
 
     documents: int = 0
     blank_documents: int = 0
@@ -38,7 +39,6 @@ class BlocksSummary:
     dropped: int = 0
     seconds: float = 0.0
     files: list[str] = field(default_factory=list)
-    warning: str | None = None
 
     def __str__(self) -> str:
         blank = f" ({self.blank_documents} blank ones left out)" if self.blank_documents else ""
@@ -115,7 +115,6 @@ def write_blocks(
             overwrite=overwrite,
             text_bytes=total_bytes,
         )
-    summary.warning = unknown.warning()
     return summary
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.blocks import vocabulary_metadata
-from mindgpt.data.document_tokens import UnknownTokens, batches, document_format
+from mindgpt.data.document_tokens import batches
 from mindgpt.data.json_values import BadRecordHandler
 from mindgpt.data.labelled_text import (
     FileLayout,
@@ -31,6 +31,7 @@ from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.data.records import BadRecords, refuse_with_hint
 from mindgpt.io.files import PathLike, read_lines
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.unknown_tokens import UnknownTokens
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 RECIPE = "classification"
@@ -49,7 +50,6 @@ class RowsSummary:
     empty: int = 0
     seconds: float = 0.0
     files: list[str] = field(default_factory=list)
-    unknown: str | None = None  # that much of the text is unknown to the vocabulary
 
     def __str__(self) -> str:
         total = sum(self.rows.values())
@@ -69,8 +69,6 @@ class RowsSummary:
             )
         if self.empty:
             yield f"{self.empty} rows had an empty text and were left out"
-        if self.unknown:
-            yield self.unknown
         missing = [name for number, name in enumerate(self.label_names) if not self.rows[number]]
         if missing:
             yield f"no row has the label {', '.join(map(repr, missing))}"
@@ -104,8 +102,8 @@ def write_classification(
         show_progress: show a progress bar, if standard error is a terminal.
 
     Raises:
-        UserError: a row is bad (with file and line) or its label unknown, there are no rows, or a file cannot be
-            written.
+        UserError: a row is bad (with file and line) or its label unknown, there are no rows, the vocabulary knows
+            nothing of the texts, or a file cannot be written.
     """
     started = time.monotonic()
     if max_length < 1:
@@ -127,12 +125,11 @@ def write_classification(
         numbered = _numbered(examples, layout, file, skip_empty, summary, on_bad)
         for batch in batches(numbered, lambda row: len(row[0].text)):
             writer.write(_rows(batch, tokenizer, file, summary, unknown))
-        unknown.check()
         if not summary.rows and bad and bad.count:
             raise UserError(f"{file}: no row is left to write: {bad}")
         if not summary.rows:
             raise no_rows(file, summary.empty)
-    summary.unknown = unknown.warning()
+        unknown.check()
     summary.files = [str(path) for path in writer.files]
     summary.seconds = time.monotonic() - started
     return summary
@@ -195,10 +192,11 @@ def _rows(
     """int32 arrays of one dimension: the ids of a text, as many ones, and its label."""
     batch, numbers = [example for example, _ in numbered], [number for _, number in numbered]
     rows = _encoded(batch, tokenizer)
+    unknown.add((f"{example.text} {example.pair}".strip() for example in batch), rows)
+    around = tokenizer.num_special_tokens_to_add()
     for example, row in zip(batch, rows, strict=True):
-        if not row:
+        if len(row) <= around:
             raise UserError(f"{file}:{example.line}: the tokenizer makes no token of this text.")
-    unknown.add(rows, special=len(tokenizer.build_inputs_with_special_tokens([])))
     summary.longest = max(summary.longest, *map(len, rows))
     too_long = [place for place, row in enumerate(rows) if len(row) > summary.max_length]
     summary.truncated += len(too_long)
@@ -218,7 +216,7 @@ def _encoded(
     examples: Sequence[LabelledText], tokenizer: BaseTokenizer, max_length: int | None = None
 ) -> list[list[int]]:
     """The ids of each text, or pair of texts, truncated to `max_length` if given."""
-    if document_format(tokenizer).special_tokens != "around":
+    if not tokenizer.document_start:  # nothing would tell the two texts apart
         texts = [f"{example.text} {example.pair}".strip() for example in examples]
         return tokenizer.encode_batch(texts, max_length, add_special_tokens=True)
     rows = tokenizer.encode_batch([example.text for example in examples], max_length, add_special_tokens=True)

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.blocks import COLUMNS, IGNORED_LABEL, check_max_length, metadata_of
-from mindgpt.data.document_tokens import DocumentFormat, UnknownTokens, batches, document_format
+from mindgpt.data.document_tokens import DocumentFormat, batches, document_format
 from mindgpt.data.instructions import Instruction
 from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.data.packing import BATCH_BLOCKS
 from mindgpt.io.files import PathLike
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.unknown_tokens import UnknownTokens
 
 _OPEN_ROWS = 64  # rows that a packed example may go into; more would hardly reduce padding
 
@@ -50,7 +51,6 @@ class ExamplesSummary:
     dropped: int = 0
     seconds: float = 0.0
     files: list[str] = field(default_factory=list)
-    warning: str | None = None  # that much of the text is unknown to the vocabulary
 
     @property
     def padding(self) -> float:
@@ -92,7 +92,8 @@ def write_examples(
         num_splits, overwrite, show_progress: as in `mindgpt.data.blocks.write_blocks`.
 
     Raises:
-        UserError: no example is left, a value is not allowed, or files cannot be read or written.
+        UserError: no example is left, the vocabulary knows nothing of the texts, a value is not allowed, or files
+            cannot be read or written.
     """
     started = time.monotonic()
     check_max_length(max_length)
@@ -113,9 +114,8 @@ def write_examples(
                 held = []
         if held:
             writer.write(_arrays(held, layout.padding, summary))
-        unknown.check()
         _check_anything_written(summary, num_splits)
-    summary.warning = unknown.warning()
+        unknown.check()
     summary.files = [str(file) for file in writer.files]
     summary.seconds = time.monotonic() - started
     return summary
@@ -149,7 +149,7 @@ def _tokenised(
     for batch in batches(examples, lambda example: len(example.prompt) + len(example.response)):
         texts = [example.prompt for example in batch] + [example.response for example in batch]
         ids = tokenizer.encode_batch(texts, add_special_tokens=False)
-        unknown.add(ids)
+        unknown.add(texts, ids)
         for given, response in zip(ids[: len(batch)], ids[len(batch) :], strict=True):
             prompt = layout.begin + given
             whole = len(prompt) + len(response) + len(layout.end) <= max_length

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -21,13 +21,14 @@ from mindgpt.io.files import DOWNLOADS, read_lines
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.weights_files import weights_path
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer
+from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer, tokenizer_kind, tokenizer_path
 from mindgpt.tokenizers.special_tokens import END_OF_TEXT, SPECIAL_TOKEN_NAMES
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.wordpiece_files import read_wordpiece_file
+from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 BATCH_SIZE = 8
 _KEYS = ("prompt", "text")
-_FILES = ("vocab_file", "merges_file", "tokenizer_file")
 
 
 class Prompt(NamedTuple):
@@ -133,11 +134,39 @@ def find_tokenizer(config: RunConfig) -> BaseTokenizer:
         UserError: there is none.
     """
     section = config.processor.tokenizer
-    if section.tokenizer_file or section.vocab_file:
-        names = {name: value for name in _FILES if (value := getattr(section, name))}
-        return _with_special_tokens(lambda **tokens: GPT2Tokenizer(**names, **tokens), section)
+    if section.merges_file:
+        return _with_special_tokens(
+            lambda **tokens: GPT2Tokenizer(section.vocab_file, section.merges_file, **tokens), section
+        )
+    if section.one_file:
+        file = Path(section.one_file)
+        settings = _checked_settings(section, file)
+        if tokenizer_kind(file) == "WordPiece":
+            files = read_wordpiece_file(file)
+            return _with_special_tokens(lambda **tokens: WordPieceTokenizer(files=files, **settings, **tokens), section)
+        return _with_special_tokens(lambda **tokens: GPT2Tokenizer(tokenizer_file=file, **tokens), section)
     folder = section.path or _folder_with_tokenizer(config)
-    return _with_special_tokens(lambda **tokens: load_tokenizer(folder, **tokens), section)
+    settings = _checked_settings(section, Path(folder))
+    tokenizer = _with_special_tokens(lambda **tokens: load_tokenizer(folder, **settings, **tokens), section)
+    if not section.path:
+        say(f"tokenizer: {folder} ({tokenizer})")
+    return tokenizer
+
+
+def _checked_settings(section: TokenizerSection, path: Path) -> dict[str, Any]:
+    """The section's arguments of `WordPieceTokenizer`.
+
+    Raises:
+        UserError: there are some, or the type asks for it, and the files are of another kind.
+    """
+    settings, kind = section.wordpiece_settings, tokenizer_kind(tokenizer_path(path))
+    named = [*(["type"] if section.type == "WordPieceTokenizer" else []), *settings]
+    if named and kind not in ("WordPiece", None):
+        raise UserError(
+            f"processor.tokenizer.{named[0]}: is for a WordPiece tokenizer, and {path} holds {kind}. Remove the key, "
+            "or name the folder of a vocab.txt."
+        )
+    return settings
 
 
 def _folder_with_tokenizer(config: RunConfig) -> Path:
@@ -145,10 +174,9 @@ def _folder_with_tokenizer(config: RunConfig) -> Path:
     folders = [DOWNLOADS] if weights is None else [weights if weights.is_dir() else weights.parent, DOWNLOADS]
     for folder in folders:
         if holds_tokenizer(folder):
-            say(f"tokenizer: {folder}")
             return folder
     raise UserError(
-        f"no tokenizer: name its folder with --tokenizer DIR. Looked for tokenizer.json or vocab.json "
+        f"no tokenizer: name its folder with --tokenizer DIR. Looked for tokenizer.json, vocab.json or vocab.txt "
         f"in {' and '.join(map(str, folders))}."
     )
 

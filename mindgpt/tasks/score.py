@@ -16,7 +16,7 @@ from mindgpt.io.files import atomic_write
 from mindgpt.runtime.ranks import say
 from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.prompts import Prompt, find_tokenizer, read_prompts
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 _SHOWN = 60  # characters of a text on the console
 
@@ -82,7 +82,7 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
         say(f"\n{len(scored)} text(s): {output}")
 
 
-def _encoded(tokenizer: GPT2Tokenizer, texts: list[Prompt], context_length: int) -> list[list[int]]:
+def _encoded(tokenizer: BaseTokenizer, texts: list[Prompt], context_length: int) -> list[list[int]]:
     rows = tokenizer.encode_batch([text.text for text in texts])
     for text, ids in zip(texts, rows, strict=True):
         if len(ids) > context_length + 1:
@@ -99,7 +99,7 @@ def _line(log_probability: float, tokens: int, perplexity: float | None, text: s
     return f"{log_probability:12.4f} {tokens:7} {value:>12}  {shown}"
 
 
-def _write(output: str, tokenizer: GPT2Tokenizer, scored: list[ScoredText], per_token: bool) -> None:
+def _write(output: str, tokenizer: BaseTokenizer, scored: list[ScoredText], per_token: bool) -> None:
     with atomic_write(Path(output), "w") as file:
         for text in scored:
             record = {

@@ -54,7 +54,6 @@ def test_chnsenticorp_against_transformers(write, shared_data, tmp_path):
     assert summary.truncated == sum(ids[-1] == SEP and len(bert(text)["input_ids"]) > 128 for ids, (_, text) in zip(
         expected, lines, strict=True
     ))  # fmt: skip
-    assert summary.unknown is None
 
 
 PAIRS = "text_b\tlabel\ttext_a\nc d\t1\ta b\n\t0\te\n"
@@ -93,14 +92,6 @@ def test_a_table_without_labels_is_refused(write, wordpiece):
         write(wordpiece, "text_a\na\n", "uer")
     with pytest.raises(UserError, match=r"in.tsv:2: the label 'neutral' is none of 'negative', 'positive', 0 to 1"):
         write(wordpiece, "label\ttext_a\nneutral\ta\n", "chnsenticorp")
-
-
-def test_unknown_texts(write, wordpiece, tmp_path):
-    with pytest.raises(UserError, match=r"All 4 tokens of the text are \[UNK\]"):
-        write(wordpiece, "label\ttext_a\n0\tx y\n1\ty x\n", "uer")
-    assert not (tmp_path / "x.mindrecord").exists()
-    _, summary = write(wordpiece, "label\ttext_a\n0\ta y\n1\tx a\n", "uer")
-    assert any(warning.startswith("50% of the text's tokens are [UNK]") for warning in summary.warnings())
 
 
 # ---- instructions ----------------------------------------------------------------------------------------------------

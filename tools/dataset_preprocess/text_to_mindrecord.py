@@ -24,9 +24,8 @@ from mindgpt.config.arguments import CheckedParser
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import COLUMNS, BlocksSummary, use_cores, write_blocks
 from mindgpt.data.document_tokens import SPECIAL_TOKENS
-from mindgpt.data.tool_arguments import TextFiles, add_output_arguments, add_text_arguments, tokenizer_folder, warn
+from mindgpt.data.tool_arguments import TextFiles, add_output_arguments, add_text_arguments, open_tokenizer
 from mindgpt.data.uer_datasets import SUFFIX, write_uer_datasets
-from mindgpt.tokenizers.loading import load_tokenizer
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 DEFAULT_LENGTH = 1025
@@ -87,11 +86,9 @@ def main(argv: list[str] | None = None) -> None:
     use_cores(arguments.num_workers)
     texts = TextFiles(arguments, {SUFFIX: UER})
     check_combination(arguments, texts)
-    tokenizer = load_tokenizer(tokenizer_folder(arguments.tokenizer_type))
+    tokenizer = open_tokenizer(arguments.tokenizer_type)
     write = write_datasets if UER in texts.kinds else write_texts
     summary = write(arguments, texts, tokenizer)
-    if summary.warning:
-        warn(summary.warning)
     print(summary)
 
 
