@@ -1,6 +1,8 @@
 """Writes labelled texts as MindRecord rows for classification: tokens without padding, and the label's index.
 
-A row is as long as its text; `data/buckets.py` pads rows when it reads them.
+A row is as long as its text; `data/buckets.py` pads rows when it reads them. It has the special tokens that the
+tokenizer puts around a text (`[CLS] text [SEP]`, with a second text `[CLS] text [SEP] text [SEP]`). Without such tokens
+a second text follows the first after a space.
 """
 
 import os
@@ -13,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.blocks import batches, vocabulary_metadata
+from mindgpt.data.blocks import vocabulary_metadata
+from mindgpt.data.document_tokens import batches
 from mindgpt.data.json_values import BadRecordHandler
 from mindgpt.data.labelled_text import (
     FileLayout,
@@ -188,8 +191,8 @@ def _rows(
 ) -> dict[str, list[np.ndarray]]:
     """int32 arrays of one dimension: the ids of a text, as many ones, and its label."""
     batch, numbers = [example for example, _ in numbered], [number for _, number in numbered]
-    rows = tokenizer.encode_batch([example.text for example in batch], add_special_tokens=True)
-    unknown.add((example.text for example in batch), rows)
+    rows = _encoded(batch, tokenizer)
+    unknown.add((f"{example.text} {example.pair}".strip() for example in batch), rows)
     around = tokenizer.num_special_tokens_to_add()
     for example, row in zip(batch, rows, strict=True):
         if len(row) <= around:
@@ -198,7 +201,7 @@ def _rows(
     too_long = [place for place, row in enumerate(rows) if len(row) > summary.max_length]
     summary.truncated += len(too_long)
     for place in too_long:  # again, so that an end-of-text token that the tokenizer adds stays at the end
-        rows[place] = tokenizer.encode_batch([batch[place].text], summary.max_length, add_special_tokens=True)[0]
+        rows[place] = _encoded([batch[place]], tokenizer, summary.max_length)[0]
     ids = [np.asarray(row, np.int32) for row in rows]
     summary.rows.update(numbers)
     summary.tokens += sum(map(len, ids))
@@ -207,3 +210,18 @@ def _rows(
         "attention_mask": [np.ones_like(row) for row in ids],
         "labels": [np.array([number], np.int32) for number in numbers],
     }
+
+
+def _encoded(
+    examples: Sequence[LabelledText], tokenizer: BaseTokenizer, max_length: int | None = None
+) -> list[list[int]]:
+    """The ids of each text, or pair of texts, truncated to `max_length` if given."""
+    if not tokenizer.document_start:  # nothing would tell the two texts apart
+        texts = [f"{example.text} {example.pair}".strip() for example in examples]
+        return tokenizer.encode_batch(texts, max_length, add_special_tokens=True)
+    rows = tokenizer.encode_batch([example.text for example in examples], max_length, add_special_tokens=True)
+    for place, example in enumerate(examples):
+        if example.pair:
+            limits = {} if max_length is None else {"truncation": True, "max_length": max_length}
+            rows[place] = tokenizer.encode(example.text, example.pair, **limits)
+    return rows

@@ -1,7 +1,8 @@
 """Writes instruction data as MindRecord rows of equal length with labels.
 
 A row's `labels` are its ids at response tokens, and `IGNORED_LABEL` at prompts and padding. The end-of-text token after
-a response has a label, so that the model learns when to stop.
+a response has a label, so that the model learns when to stop. With a WordPiece tokenizer an example is
+`[CLS] prompt response [SEP]`: `[CLS]` belongs to the prompt, and `[SEP]` ends the response.
 
 Rows may be packed with as many whole examples as fit. Packed examples are not masked from each other: a token attends
 to the examples before it in its row, and positions continue, as in pretraining blocks. The loss is over the same
@@ -17,16 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.blocks import (
-    BATCH_BLOCKS,
-    COLUMNS,
-    IGNORED_LABEL,
-    batches,
-    check_max_length,
-    metadata_of,
-)
+from mindgpt.data.blocks import COLUMNS, IGNORED_LABEL, check_max_length, metadata_of
+from mindgpt.data.document_tokens import DocumentFormat, batches, document_format
 from mindgpt.data.instructions import Instruction
 from mindgpt.data.mindrecord import MindRecordWriter
+from mindgpt.data.packing import BATCH_BLOCKS
 from mindgpt.io.files import PathLike
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 from mindgpt.tokenizers.unknown_tokens import UnknownTokens
@@ -104,20 +100,20 @@ def write_examples(
     summary = ExamplesSummary(row_length=max_length)
     recipe = "instructions, packed" if pack else "instructions"
     metadata = metadata_of(tokenizer, recipe, max_length)
-    unknown = UnknownTokens(tokenizer)
+    layout, unknown = document_format(tokenizer), UnknownTokens(tokenizer)
     with (
         tqdm(examples, unit=" examples", desc="tokenising", disable=None if show_progress else True) as progress,
         MindRecordWriter(output_file, COLUMNS, num_splits=num_splits, overwrite=overwrite, metadata=metadata) as writer,
     ):
-        rows = _tokenised(progress, tokenizer, max_length, too_long, summary, unknown)
+        rows = _tokenised(progress, tokenizer, layout, max_length, too_long, summary, unknown)
         held: list[Tokens] = []
         for row in _packed(rows, max_length) if pack else rows:
             held.append(row)
             if len(held) == BATCH_BLOCKS:
-                writer.write(_arrays(held, tokenizer.eos_token_id, summary))
+                writer.write(_arrays(held, layout.padding, summary))
                 held = []
         if held:
-            writer.write(_arrays(held, tokenizer.eos_token_id, summary))
+            writer.write(_arrays(held, layout.padding, summary))
         _check_anything_written(summary, num_splits)
         unknown.check()
     summary.files = [str(file) for file in writer.files]
@@ -140,6 +136,7 @@ def _check_anything_written(summary: ExamplesSummary, num_splits: int) -> None:
 def _tokenised(
     examples: Iterable[Instruction],
     tokenizer: BaseTokenizer,
+    layout: DocumentFormat,
     max_length: int,
     too_long: str,
     summary: ExamplesSummary,
@@ -153,16 +150,16 @@ def _tokenised(
         texts = [example.prompt for example in batch] + [example.response for example in batch]
         ids = tokenizer.encode_batch(texts, add_special_tokens=False)
         unknown.add(texts, ids)
-        for prompt, response in zip(ids[: len(batch)], ids[len(batch) :], strict=True):
-            plain, prompt = not prompt, tokenizer.document_start + prompt
-            whole = len(prompt) + len(response) + 1 <= max_length
+        for given, response in zip(ids[: len(batch)], ids[len(batch) :], strict=True):
+            prompt = layout.begin + given
+            whole = len(prompt) + len(response) + len(layout.end) <= max_length
             if not whole and (too_long == "drop" or len(prompt) >= max_length):
                 summary.dropped += 1
                 continue
             summary.examples += 1
-            summary.continued += plain
+            summary.continued += not given
             summary.truncated += not whole
-            response = [*response, tokenizer.eos_token_id] if whole else response[: max_length - len(prompt)]
+            response = response + layout.end if whole else response[: max_length - len(prompt)]
             yield Tokens(prompt + response, [IGNORED_LABEL] * len(prompt) + response)
 
 

@@ -15,11 +15,13 @@ _LONGEST_NUMBER = 640  # digits; the smallest limit that Python can be set to
 
 
 class LabelledText(NamedTuple):
-    """A text and its label, stripped of surrounding space; `line` is the first line of the row, from 1."""
+    """A text and its label, stripped of surrounding space; `line` is the first line of the row, from 1. `pair` is a
+    second text, or ""."""
 
     text: str
     label: str
     line: int
+    pair: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class FileLayout:
         label_column: likewise.
         label_names: the names of the labels, by index; None: the labels in the file.
         first_label: the number of the first label in the file.
+        pair_column: column of a second text, if the file has it; not joined with the first.
     """
 
     kind: Literal["csv", "tsv", "json"]
@@ -41,6 +44,7 @@ class FileLayout:
     label_column: str = "label"
     label_names: tuple[str, ...] | None = None
     first_label: int = 0
+    pair_column: str | None = None
 
 
 # Files as they are published. Columns of files with a header may be in any order.
@@ -49,6 +53,8 @@ FILE_LAYOUTS = {
     "cola": FileLayout("tsv", False, ("4",), "2", ("unacceptable", "acceptable")),
     "ag_news": FileLayout("csv", False, ("2", "3"), "1", ("World", "Sports", "Business", "Sci/Tech"), first_label=1),
     "imdb": FileLayout("csv", True, ("review",), "sentiment", ("negative", "positive")),
+    "chnsenticorp": FileLayout("tsv", True, ("text_a",), "label", ("negative", "positive")),
+    "uer": FileLayout("tsv", True, ("text_a",), "label", pair_column="text_b"),  # UER-py's and TencentPretrain's
     "csv": FileLayout("csv"),
     "tsv": FileLayout("tsv"),
     "json": FileLayout("json"),
@@ -78,6 +84,8 @@ def file_layout(
     }
     if header is not None and layout.kind == "json":
         raise UserError(f"--header has no meaning for {dataset_name}: every object names its keys.")
+    if text_columns:
+        layout = replace(layout, pair_column=None)
     layout = replace(layout, **{key: value for key, value in changes.items() if value is not None})
     if layout.kind != "json" and not layout.header:
         for column in (*layout.text_columns, layout.label_column):
@@ -109,10 +117,11 @@ def read_examples(file: PathLike, layout: FileLayout, on_bad: BadRecordHandler =
         try:
             texts = [_field(fields, column, file, line) for column in layout.text_columns]
             label = _field(fields, layout.label_column, file, line)
+            pair = _field(fields, layout.pair_column, file, line) if layout.pair_column in fields else ""
         except UserError as error:
             on_bad(error)
             continue
-        yield LabelledText(" ".join(texts).strip(), label.strip(), line)
+        yield LabelledText(" ".join(texts).strip(), label.strip(), line, pair.strip())
 
 
 def label_names_in(

@@ -137,8 +137,8 @@ def document_pieces(
 
     Args:
         file: the file.
-        document_per: for text files. "file": the whole file is one document. "line": each line that is not blank is
-            one, without its newline.
+        document_per: for text files. "file": the whole file is one document. "line": each line is one, without its
+            newline; blank ones, too.
         field: for JSON and tables: the key or column that holds the text.
         kind: of the file; None: see `kind_of`.
         on_bad: gets the error of a record without text; raises it, or lets the record be skipped.
@@ -150,7 +150,7 @@ def document_pieces(
     if kind != "text":
         documents = ([text] for text in _texts(file, kind, field, on_bad))
     elif document_per == "line":
-        documents = ([line] for line in read_lines(file) if line.strip())
+        documents = ([line] for line in read_lines(file))
     else:
         documents = [read_chunks(file)]
     for chunks in documents:

@@ -3,8 +3,9 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from mindgpt.config.arguments import path_argument
 from mindgpt.config.errors import UserError
@@ -53,8 +54,14 @@ def add_output_arguments(
     parser.add_argument("--num_workers", type=int, help="cores to tokenise on (default: all)")
 
 
-def add_text_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the input files, which `TextFiles` reads."""
+def add_text_arguments(parser: argparse.ArgumentParser, *other_kinds: str, other_help: str = "") -> None:
+    """Add the arguments of the input files, which `TextFiles` reads.
+
+    Args:
+        parser: to add them to.
+        other_kinds: values of --read_as that the program itself reads.
+        other_help: what they mean.
+    """
     parser.add_argument(
         "--input_file",
         type=path_argument,
@@ -68,9 +75,10 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--read_as",
-        choices=["text", "json", "csv", "tsv"],
+        choices=["text", "json", "csv", "tsv", *other_kinds],
         help="what all files hold. json: a list of texts or objects, or one a line; csv, tsv: a table with a header; "
-        "text: the file as it stands (default: by the suffix, and JSON where there is none and it begins as JSON does)",
+        f"text: the file as it stands{other_help} (default: by the suffix, and JSON where there is none and it begins "
+        "as JSON does)",
     )
     add_skip_bad(parser)
 
@@ -108,23 +116,31 @@ def warn(message: object) -> None:
 class TextFiles:
     """The files that the arguments of `add_text_arguments` name, and the documents in them.
 
+    Args:
+        arguments: the program's.
+        other_suffixes: suffix -> kind, of files that the program itself reads.
+
     Attributes:
         files: the files.
+        kinds: of each file, what it holds.
         bad: counts skipped records; None: bad records are errors.
 
     Raises:
         UserError: as `input_files` and `kind_of`, before any text is read.
     """
 
-    def __init__(self, arguments: argparse.Namespace):
+    def __init__(self, arguments: argparse.Namespace, other_suffixes: Mapping[str, str] = MappingProxyType({})):
         self.files = input_files(arguments.input_file)
         self.bad = bad_records(arguments)
-        self._kinds = [kind_of(file, arguments.read_as) for file in self.files]
+        read_as = arguments.read_as
+        self.kinds = [
+            (not read_as and other_suffixes.get(file.suffix.lower())) or kind_of(file, read_as) for file in self.files
+        ]
         self._field = arguments.field
 
     def pieces(self, document_per: str = "file", *, warns: bool = True) -> Iterator[Piece]:
         """The documents, as in `document_pieces`; at the end, a warning if bad records were skipped."""
-        for file, kind in zip(self.files, self._kinds, strict=True):
+        for file, kind in zip(self.files, self.kinds, strict=True):
             yield from document_pieces(file, document_per, self._field, kind, self.bad or refuse_with_hint)
         if warns and self.bad and self.bad.count:
             warn(self.bad)

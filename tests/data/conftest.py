@@ -1,8 +1,12 @@
 """A small tokenizer, trained here."""
 
+import importlib.util
+import sys
+
 import pytest
 
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import load_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +21,29 @@ def tokenizer_dir(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def wordpiece_dir(tmp_path_factory):
+    """A vocab.txt with the special ids of BERT's Chinese vocabulary, then letters and a few Chinese characters."""
+    folder = tmp_path_factory.mktemp("wordpiece")
+    special = ["[PAD]", *(f"[unused{number}]" for number in range(1, 100)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*"abcdefgh", "good", "bad", *"唐诗春眠不觉晓處聞啼鳥，。", "##x"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *words]) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wordpiece(wordpiece_dir):
+    return load_tokenizer(wordpiece_dir)
+
+
+@pytest.fixture
+def text_tool(repo, monkeypatch):
+    """The `main` of text_to_mindrecord.py, in this process."""
+    file = repo / "tools/dataset_preprocess/text_to_mindrecord.py"
+    spec = importlib.util.spec_from_file_location("text_to_mindrecord", file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec.loader.exec_module(module)
+    return lambda *words: module.main(list(map(str, words)))

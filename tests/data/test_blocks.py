@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.data import blocks
+from mindgpt.data import blocks, document_tokens, packing
 from mindgpt.data.blocks import write_blocks
 from mindgpt.data.dataset import build_dataset, inspect
 from mindgpt.data.text import Piece, split_document
@@ -24,8 +24,8 @@ def whole(*texts):
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """Many batches even from little text."""
-    monkeypatch.setattr(blocks, "BATCH_CHARACTERS", 40)
-    monkeypatch.setattr(blocks, "BATCH_BLOCKS", 3)
+    monkeypatch.setattr(document_tokens, "BATCH_CHARACTERS", 40)
+    monkeypatch.setattr(packing, "BATCH_BLOCKS", 3)
 
 
 def test_expected_blocks(tokenizer, tmp_path):
@@ -68,7 +68,12 @@ def test_a_tail_is_padded_or_dropped(tokenizer, tmp_path, length):
     text = "the lazy dog jumps over the quick brown fox " * 5
     stream = tokenizer.encode(text)
     kept = write_blocks(
-        split_document([text]), tokenizer, tmp_path / "a.mindrecord", max_length=length, recipe="t", separate=False
+        split_document([text]),
+        tokenizer,
+        tmp_path / "a.mindrecord",
+        max_length=length,
+        recipe="t",
+        special_tokens="none",
     )
     dropped = write_blocks(
         split_document([text]),
@@ -76,7 +81,7 @@ def test_a_tail_is_padded_or_dropped(tokenizer, tmp_path, length):
         tmp_path / "b.mindrecord",
         max_length=length,
         recipe="t",
-        separate=False,
+        special_tokens="none",
         keep_tail=False,
     )
     full = len(stream) // length

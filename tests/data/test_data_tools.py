@@ -111,7 +111,7 @@ def test_text_of_all_kinds_in_splits(run, tokenizer, tokenizer_dir, tmp_path):
 
     status, output, errors = run(TEXT, *arguments[:-4], "--overwrite", "--document_per", "line")
     assert (status, errors) == (0, "")
-    assert output.startswith("4 document(s), ")
+    assert output.startswith("4 document(s) (1 blank ones left out), ")
     assert sorted(os.listdir(tmp_path / "out")) == ["c.mindrecord", "c.mindrecord.db"]
 
 

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
-from mindgpt.data.mindrecord import MindRecordWriter, find_mindrecord_files, read_header, split_names
+from mindgpt.data.mindrecord import (
+    MindRecordWriter,
+    find_mindrecord_files,
+    page_bytes_for,
+    read_header,
+    split_names,
+)
 
 
 def write(path, value=1, rows=4, **arguments):
@@ -297,3 +303,33 @@ def test_header_equals_mindspores(tmp_path):
     assert (reader.len(), reader.schema()) == (read_header(path).num_rows, read_header(path).columns)
     reader.close()
     assert json.loads(json.dumps(read_header(path).metadata)) == {"set": "x.mindrecord"}
+
+
+# ---- pages ----
+
+
+def test_small_pages_hold_the_same_rows(tmp_path):
+    rows = np.arange(2000 * 129, dtype=np.int32).reshape(2000, 129)
+    with MindRecordWriter(tmp_path / "x.mindrecord", ["input_ids"], page_bytes=page_bytes_for(0, 4 * 129)) as writer:
+        for start in range(0, 2000, 250):
+            writer.write({"input_ids": rows[start : start + 250]})
+    content = (tmp_path / "x.mindrecord").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert header["page_size"] == 1 << 18
+    assert len(header["page"]) >= 4
+    assert np.array_equal(values(tmp_path), rows)
+
+
+@pytest.mark.parametrize(
+    ("total_bytes", "row_bytes", "page"),
+    [
+        (0, 1032, 1 << 18),
+        (10**10, 1032, 1 << 20),
+        (10**13, 1032, 1 << 25),
+        (0, 100_000, 1 << 19),
+        (0, 20_000_000, 40_000_000),
+    ],
+)
+def test_page_sizes(total_bytes, row_bytes, page):
+    """The least memory that leaves room for the rows and for the list of pages."""
+    assert page_bytes_for(total_bytes, row_bytes) == page

@@ -117,7 +117,7 @@ def test_text_documents(tmp_path):
     path = tmp_path / "x.txt"
     path.write_bytes(b"  one \r\n\r\n \ntwo")
     assert documents(document_pieces(path)) == ["  one \n\n \ntwo"]
-    assert documents(document_pieces(path, "line")) == ["  one ", "two"]
+    assert documents(document_pieces(path, "line")) == ["  one ", "", " ", "two"]
 
 
 def test_jsonl_documents(tmp_path):

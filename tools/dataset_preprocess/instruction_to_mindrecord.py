@@ -35,9 +35,9 @@ _MUCH_PADDING = 0.5
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     formats = "; ".join(f"{name}: {layout.keys}" for name, layout in FORMATS.items())
     parser = CheckedParser(
-        description="Instruction data to MindRecord. An example is a prompt, its response and <|endoftext|>; labels "
-        "are -100 at the prompt and at padding, so that only the response and its end are learned. A row of src_tgt "
-        "without tgt_txt is learned as a whole."
+        description="Instruction data to MindRecord. An example is a prompt, its response and <|endoftext|> (with "
+        "WordPiece: [CLS], prompt, response, [SEP]); labels are -100 at the prompt and at padding, so that only the "
+        "response and its end are learned. A row of src_tgt without tgt_txt is learned as a whole."
     )
     parser.add_argument(
         "--input_file",

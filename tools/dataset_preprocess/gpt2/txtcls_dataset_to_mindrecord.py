@@ -33,9 +33,10 @@ from mindgpt.io.files import check_readable
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
         description="Labelled texts to MindRecord: a row holds the tokens of a text, without padding, and the number "
-        "of its label. sst_2, cola, ag_news and imdb are read as published; anything else as csv "
-        "(fields in quotes where they need it), tsv (a quote is a character like any other), json or jsonl (a list of "
-        "objects, or an object a line)."
+        "of its label. sst_2, cola, ag_news, imdb and chnsenticorp are read as published, uer as UER-py reads it (a "
+        "TSV with the columns label, text_a and perhaps text_b); anything else as csv (fields in quotes where they "
+        "need it), tsv (a quote is a character like any other), json or jsonl (a list of objects, or an object a "
+        "line)."
     )
     add = parser.add_argument
     add("--dataset_name", required=True, choices=list(FILE_LAYOUTS), help="which data set, or which kind of file")

@@ -25,7 +25,8 @@ from mindgpt.io.files import check_readable
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
         description="Tokenised WikiText to MindRecord. Each article is one document, detokenised, headings kept, and "
-        "<|endoftext|> follows it; the last block is padded (attention_mask 0)."
+        "<|endoftext|> follows it ([CLS] and [SEP] stand around it for WordPiece); the last block is padded "
+        "(attention_mask 0)."
     )
     parser.add_argument(
         "--input_file", type=path_argument, required=True, help="wiki.train.tokens, wiki.valid.tokens, ..."
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.output_file,
         max_length=arguments.max_length,
         recipe="wikitext-mindformers" if compat else "wikitext",
-        separate=not compat,
+        special_tokens="none" if compat else None,
         keep_tail=not compat,
         columns=arguments.data_columns,
         num_splits=arguments.num_splits,
