@@ -23,6 +23,7 @@ _HOME = {
     "GPT2ForSequenceClassification": "mindgpt.models.gpt2.gpt2_classifier",
     "GPT2Tokenizer": "mindgpt.tokenizers.gpt2_tokenizer",
     "GPT2TokenizerFast": "mindgpt.tokenizers.gpt2_tokenizer",
+    "SentencePieceTokenizer": "mindgpt.tokenizers.sentencepiece_tokenizer",
     "UserError": "mindgpt.config.errors",
     "load_tokenizer": "mindgpt.tokenizers.loading",
     "pipeline": "mindgpt.generation.pipeline",
@@ -34,6 +35,7 @@ __all__ = [
     "GPT2Model",
     "GPT2Tokenizer",
     "GPT2TokenizerFast",
+    "SentencePieceTokenizer",
     "UserError",
     "__version__",
     "load_tokenizer",
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
     from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
     from mindgpt.tokenizers.loading import load_tokenizer
+    from mindgpt.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from mindgpt.config.paths import expanded_path
 from mindgpt.io.files import make_folder, read_lines, write_json, write_text
 from mindgpt.tokenizers.byte_level_bpe import BYTE_SYMBOLS, FILES, byte_level, read_tokenizer, read_tokenizer_files
 from mindgpt.tokenizers.special_tokens import END_OF_TEXT
-from mindgpt.tokenizers.tokenizer import BaseTokenizer, one_of
+from mindgpt.tokenizers.tokenizer import BaseTokenizer, checked_texts, one_of
 
 _BYTE_OF = {symbol: byte for byte, symbol in BYTE_SYMBOLS.items()}
 _LETTERS = (*b"abcdefghijklmnopqrstuvwxyz", *range(256))  # bytes to try; every vocabulary has one of them
@@ -111,7 +111,7 @@ class GPT2Tokenizer(BaseTokenizer):
         self, texts: Sequence[str], max_length: int | None = None, add_special_tokens: bool = True
     ) -> list[list[int]]:
         """See `BaseTokenizer`. The library spreads a batch over the cores."""
-        texts = _checked_texts(texts)
+        texts = checked_texts(texts)
         if max_length is None:
             return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
         encodings = self._backend.encode_batch(texts, add_special_tokens=False)
@@ -288,21 +288,6 @@ class GPT2Tokenizer(BaseTokenizer):
             raise UserError("There is no text to learn a vocabulary from: every input is empty.")
         backend.train_from_iterator(itertools.chain([first], pieces), trainer)
         return cls(backend=backend)
-
-
-def _checked_texts(texts: Sequence[str]) -> list[str]:
-    texts = list(texts)
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"A text to encode is a string; text {number} is a {type(text).__name__}.")
-        if not text.isascii():
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"Text {number} is not valid Unicode: half a surrogate pair at character {error.start}."
-                ) from error
-    return texts
 
 
 def _texts_of(items: Iterable[str | Path]) -> Iterator[str]:

@@ -210,7 +210,7 @@ class BaseTokenizer(abc.ABC):
         if len(texts) != len(pairs):
             raise UserError(f"text and text_pair belong together: there are {len(texts)} and {len(pairs)}.")
         firsts, seconds = (self.encode_batch(part, add_special_tokens=False) for part in (texts, pairs))
-        added = self._backend.num_special_tokens_to_add(True) if special else 0
+        added = len(self.build_inputs_with_special_tokens([], [])) if special else 0
         rows, types = [], []
         for first, second in zip(firsts, seconds, strict=True):
             if max_length is not None:
@@ -370,6 +370,22 @@ class BaseTokenizer(abc.ABC):
             return self._token_of(int(ids)) if int(ids) >= 0 else None
         left_out = set(self.all_special_ids) if skip_special_tokens else ()
         return [self.convert_ids_to_tokens(number) for number in map(int, ids) if number not in left_out]
+
+
+def checked_texts(texts: Sequence[str]) -> list[str]:
+    """The texts as a list. Raises UserError for what is no string, or no valid Unicode."""
+    texts = list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"A text to encode is a string; text {number} is a {type(text).__name__}.")
+        if not text.isascii():
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"Text {number} is not valid Unicode: half a surrogate pair at character {error.start}."
+                ) from error
+    return texts
 
 
 def one_of(name: str, value: Any, allowed: tuple) -> Any:
