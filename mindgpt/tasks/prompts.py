@@ -21,7 +21,7 @@ from mindgpt.io.files import DOWNLOADS, read_lines
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.weights_files import weights_path
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer
+from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer, named_files
 from mindgpt.tokenizers.special_tokens import END_OF_TEXT, SPECIAL_TOKEN_NAMES
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
@@ -148,8 +148,8 @@ def _folder_with_tokenizer(config: RunConfig) -> Path:
             say(f"tokenizer: {folder}")
             return folder
     raise UserError(
-        f"no tokenizer: name its folder with --tokenizer DIR. Looked for tokenizer.json or vocab.json "
-        f"in {' and '.join(map(str, folders))}."
+        f"no tokenizer: name its folder with --tokenizer DIR. Looked for {named_files()} in "
+        f"{' and '.join(map(str, folders))}."
     )
 
 

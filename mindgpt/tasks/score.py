@@ -8,15 +8,17 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
+from mindgpt.config.model_sections import GPT2Section
 from mindgpt.config.run_config import RunConfig
 from mindgpt.evaluation.perplexity import perplexity
+from mindgpt.generation.prompt_ids import prompt_ids, refuse_unknown_texts
 from mindgpt.generation.scoring import score
 from mindgpt.generation.text_generation import check_ids, check_tokenizer_fits
 from mindgpt.io.files import atomic_write
 from mindgpt.runtime.ranks import say
 from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.prompts import Prompt, find_tokenizer, read_prompts
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 _SHOWN = 60  # characters of a text on the console
 
@@ -25,7 +27,8 @@ _SHOWN = 60  # characters of a text on the console
 class ScoredText:
     """A text, its token ids, and log P(token | the tokens before it), natural logarithm, of all tokens but the first.
 
-    Nothing comes before the first token, so it has no probability; a text of one token has none at all.
+    Nothing comes before the first token, so it has no probability; a text of one token has none at all. With a special
+    token in front (`prompt_ids`) that is the first, and every token of the text has a probability.
     """
 
     text: str
@@ -51,6 +54,9 @@ class ScoredText:
 def score_texts(config: RunConfig, files: list[str], output: str | None = None, per_token: bool = False) -> None:
     """Score every text that `files` names, as `read_prompts` reads them; prints a line for each, and one for all.
 
+    A text has the special tokens around it that a prompt would have (`model.model_config.prompt_special_tokens`):
+    Chinese GPT-2's [CLS] in front; with "all" also the [SEP] behind it, whose probability is that of the text's end.
+
     Args:
         config: of `run_mode: predict`: model, weights, tokenizer.
         output: a .jsonl file for a record of each text; None: no file.
@@ -62,8 +68,9 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
     texts = read_prompts(files, called="texts")
     tokenizer = find_tokenizer(config)
     check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
-    rows = _encoded(tokenizer, texts, config.model.config.max_position_embeddings)
+    rows = _encoded(tokenizer, texts, config.model.config)
     check_ids(tokenizer, rows, [text.name for text in texts], config.model.config.vocab_size)
+    refuse_unknown_texts(tokenizer, rows, [text.name for text in texts])
     model, _ = build_model(config)
     rows_with_progress = tqdm(rows, unit=" texts", disable=None if len(rows) > 1 else True)
     scored = [
@@ -82,8 +89,10 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
         say(f"\n{len(scored)} text(s): {output}")
 
 
-def _encoded(tokenizer: GPT2Tokenizer, texts: list[Prompt], context_length: int) -> list[list[int]]:
-    rows = tokenizer.encode_batch([text.text for text in texts])
+def _encoded(tokenizer: BaseTokenizer, texts: list[Prompt], config: GPT2Section) -> list[list[int]]:
+    """The ids of each text, with the special tokens around it that a prompt has."""
+    context_length = config.max_position_embeddings
+    rows = prompt_ids(tokenizer, [text.text for text in texts], config.prompt_special_tokens)
     for text, ids in zip(texts, rows, strict=True):
         if len(ids) > context_length + 1:
             raise UserError(
@@ -99,7 +108,7 @@ def _line(log_probability: float, tokens: int, perplexity: float | None, text: s
     return f"{log_probability:12.4f} {tokens:7} {value:>12}  {shown}"
 
 
-def _write(output: str, tokenizer: GPT2Tokenizer, scored: list[ScoredText], per_token: bool) -> None:
+def _write(output: str, tokenizer: BaseTokenizer, scored: list[ScoredText], per_token: bool) -> None:
     with atomic_write(Path(output), "w") as file:
         for text in scored:
             record = {
@@ -110,8 +119,9 @@ def _write(output: str, tokenizer: GPT2Tokenizer, scored: list[ScoredText], per_
             }
             if per_token:
                 values = [None, *text.log_probabilities.tolist()]
+                parts = map(tokenizer.token_text, text.ids, [None, *text.ids])
                 record["per_token"] = [
-                    {"id": token, "text": tokenizer.decode(token), "log_probability": value}
-                    for token, value in zip(text.ids, values, strict=True)
+                    {"id": token, "text": part.decode("utf-8", "replace"), "log_probability": value}
+                    for token, part, value in zip(text.ids, parts, values, strict=True)
                 ]
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -46,6 +46,12 @@ TOKENIZER_FILES = tuple(dict.fromkeys([*(name for kind in KINDS.values() for nam
 """Names of all files that a tokenizer folder may hold."""
 
 
+def named_files() -> str:
+    """The vocabulary files by which a folder is known for a tokenizer's, for messages."""
+    names = list(dict.fromkeys(kind.files[0] for kind in KINDS.values()))
+    return " or ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
+
+
 def holds_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer of a known kind; `load_tokenizer` reports what may be wrong with it."""
     return any(kind.matches(folder) for kind in KINDS.values())

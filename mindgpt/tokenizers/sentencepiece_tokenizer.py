@@ -100,6 +100,11 @@ class SentencePieceTokenizer(BaseTokenizer):
         number = getattr(self._model, f"{role}_id")()
         return self._tokens[number] if number >= 0 else None
 
+    @property
+    def prompt_special_tokens(self) -> Literal["bos", "none"]:
+        """See `BaseTokenizer`: what goes around any text, but for the end-of-text token, as the text is to go on."""
+        return "bos" if self.add_bos_token else "none"
+
     # ---- vocabulary ----------------------------------------------------------------------------------------------
 
     def get_vocab(self) -> dict[str, int]:

@@ -41,7 +41,10 @@ class BaseTokenizer(abc.ABC):
         bos_token, eos_token, unk_token: special tokens by name.
         pad_token: None pads with `eos_token`.
         new_tokens: the special tokens that the vocabulary lacked.
+        prompt_special_tokens: what usually goes around a prompt: "all", as around any text, "bos" or "none".
     """
+
+    prompt_special_tokens: Literal["bos", "all", "none"] = "all"
 
     def __init__(self, named: dict[str, str | None], padding_side: str, model_max_length: int | None):
         vocabulary = self.get_vocab()
@@ -100,7 +103,15 @@ class BaseTokenizer(abc.ABC):
 
     @abc.abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes that a token adds to a text, possibly part of a character; b"" outside the vocabulary."""
+        """The UTF-8 bytes of a token by itself, possibly part of a character; b"" outside the vocabulary."""
+
+    def token_text(self, token_id: int, previous: int | None) -> bytes:
+        """The UTF-8 bytes that a token adds to a text after the token `previous`; None: it is the first.
+
+        Joined over the ids of a text they are the text that `decode` returns, for every kind of tokenizer. Tokens of
+        byte-level BPE hold their spaces, so there `previous` makes no difference.
+        """
+        return self.token_bytes(token_id)
 
     @property
     @abc.abstractmethod
