@@ -138,15 +138,30 @@ class DatasetTaskSection(Section):
     type: Literal["CausalLanguageModelDataset", "TextClassificationDataset"] | None = None
 
 
+TOKENIZER_TYPES = {
+    "GPT2Tokenizer": "GPT2Tokenizer",
+    "GPT2TokenizerFast": "GPT2Tokenizer",
+    "BertTokenizer": "BertTokenizer",
+    "BertTokenizerFast": "BertTokenizer",
+    "LlamaTokenizer": "LlamaTokenizer",
+    "LlamaTokenizerFast": "LlamaTokenizer",
+    "T5Tokenizer": "T5Tokenizer",
+    "T5TokenizerFast": "T5Tokenizer",
+}
+TOKENIZER_KINDS = {"BertTokenizer": "WordPiece", "LlamaTokenizer": "SentencePiece", "T5Tokenizer": "SentencePiece"}
+"""The kind of tokenizer that a `type` means; GPT2Tokenizer means any."""
+
+
 class TokenizerSection(Section):
     """`processor.tokenizer`. `path` is a tokenizer folder; instead, its files may be named.
 
-    These are either `vocab_file` and `merges_file` together, or `tokenizer_file` alone.
+    These are `vocab_file` and `merges_file` together (byte-level BPE); `vocab_file` alone, a .txt of WordPiece or a
+    .model of SentencePiece; or `tokenizer_file` alone, a tokenizer.json or one of these. Which kind of tokenizer it is
+    follows from the files. `GPT2Tokenizer` is the name in every old YAML, and stands for any; the other names of `type`
+    are those of a kind, and files of another are an error.
     """
 
-    type: Annotated[str, one_of({"GPT2Tokenizer": "GPT2Tokenizer", "GPT2TokenizerFast": "GPT2Tokenizer"})] = (
-        "GPT2Tokenizer"
-    )
+    type: Annotated[str, one_of(TOKENIZER_TYPES)] = "GPT2Tokenizer"
     path: PathText = ""
     vocab_file: PathText = ""
     merges_file: PathText = ""
@@ -172,7 +187,8 @@ class TokenizerSection(Section):
     }
 
     def complete(self) -> None:
-        if bool(self.vocab_file) != bool(self.merges_file):
+        alone = self.vocab_file.endswith((".txt", ".model"))
+        if bool(self.vocab_file) != bool(self.merges_file) and not alone:
             given, wanted = ("vocab_file", "merges_file") if self.vocab_file else ("merges_file", "vocab_file")
             refuse([(given, f"needs {wanted} beside it")])
         sources = [key for key in ("path", "vocab_file", "tokenizer_file") if getattr(self, key)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from mindgpt.config.arguments import text_or_path
-from mindgpt.config.data_sections import TokenizerSection
+from mindgpt.config.data_sections import TOKENIZER_KINDS, TokenizerSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import shown
@@ -133,11 +133,26 @@ def find_tokenizer(config: RunConfig) -> BaseTokenizer:
         UserError: there is none.
     """
     section = config.processor.tokenizer
-    if section.tokenizer_file or section.vocab_file:
-        names = {name: value for name in _FILES if (value := getattr(section, name))}
+    tokenizer = _tokenizer_of(section, config)
+    wanted = TOKENIZER_KINDS.get(section.type)
+    if wanted is not None and tokenizer.kind != wanted:
+        raise UserError(
+            f"processor.tokenizer.type: {section.type} is a {wanted} tokenizer, and the files are those of a "
+            f"{tokenizer.kind} tokenizer"
+        )
+    return tokenizer
+
+
+def _tokenizer_of(section: TokenizerSection, config: RunConfig) -> BaseTokenizer:
+    names = {name: value for name in _FILES if (value := getattr(section, name))}
+    one_file = next(iter(names.values())) if len(names) == 1 else ""
+    if one_file.endswith((".txt", ".model")):
+        path = one_file
+    elif names:
         return _with_special_tokens(lambda **tokens: GPT2Tokenizer(**names, **tokens), section)
-    folder = section.path or _folder_with_tokenizer(config)
-    return _with_special_tokens(lambda **tokens: load_tokenizer(folder, **tokens), section)
+    else:
+        path = section.path or _folder_with_tokenizer(config)
+    return _with_special_tokens(lambda **tokens: load_tokenizer(path, **tokens), section)
 
 
 def _folder_with_tokenizer(config: RunConfig) -> Path:
