@@ -25,6 +25,7 @@ _HOME = {
     "GPT2TokenizerFast": "mindgpt.tokenizers.gpt2_tokenizer",
     "SentencePieceTokenizer": "mindgpt.tokenizers.sentencepiece_tokenizer",
     "UserError": "mindgpt.config.errors",
+    "WordPieceTokenizer": "mindgpt.tokenizers.wordpiece_tokenizer",
     "load_tokenizer": "mindgpt.tokenizers.loading",
     "pipeline": "mindgpt.generation.pipeline",
 }
@@ -37,6 +38,7 @@ __all__ = [
     "GPT2TokenizerFast",
     "SentencePieceTokenizer",
     "UserError",
+    "WordPieceTokenizer",
     "__version__",
     "load_tokenizer",
     "pipeline",
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
     from mindgpt.tokenizers.loading import load_tokenizer
     from mindgpt.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+    from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -209,13 +209,14 @@ _LINE_MARKS = re.compile("(?<=\n)\ufeff+")
 
 
 @contextlib.contextmanager
-def _open_text(path: PathLike) -> Iterator[IO[str]]:
-    """Open a UTF-8 text file; line ends become LF. A `UserError` says what a file that is not text seems to be."""
+def _open_text(path: PathLike, newline: str | None = None) -> Iterator[IO[str]]:
+    """Open a UTF-8 text file; line ends become LF, unless `newline` is "". A `UserError` says what a file that is not
+    text seems to be."""
     with open_to_read(path) as file:
         if problem := not_text(path, file.peek(HEAD)[:HEAD]):
             raise UserError(problem)
         try:
-            yield io.TextIOWrapper(file, encoding="utf-8")
+            yield io.TextIOWrapper(file, encoding="utf-8", newline=newline)
         except UnicodeDecodeError as error:
             raise _not_utf8(path) from error
 
@@ -250,6 +251,16 @@ def read_chunks(path: PathLike, characters: int = 1 << 16) -> Iterator[str]:
 def read_text(path: PathLike) -> str:
     """The text of a UTF-8 file, as in `read_chunks`."""
     return "".join(read_chunks(path))
+
+
+def read_text_exactly(path: PathLike) -> str:
+    """The text of a UTF-8 file with its line ends as they are, without a leading byte order mark.
+
+    Raises:
+        UserError: as `read_lines`.
+    """
+    with _open_text(path, newline="") as file:
+        return file.read().removeprefix(_MARK)
 
 
 def read_json(path: PathLike) -> Any:

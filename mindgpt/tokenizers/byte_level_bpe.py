@@ -10,10 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import DOWNLOADS, PathLike, read_json, read_lines
+from mindgpt.tokenizers.library_tokenizer import add_known_tokens
 from mindgpt.tokenizers.settings_files import (
     SETTINGS_FILES,
     flag,
@@ -52,7 +53,7 @@ def read_tokenizer(path: PathLike) -> tuple[Tokenizer, dict[str, Any]]:
         backend = _backend_from_json(*files)
     else:
         backend = _backend_from_pair(*files, flag(config, "add_prefix_space", folder))
-    _add_tokens(backend, read_added_tokens(config, folder), folder)
+    add_known_tokens(backend, read_added_tokens(config, folder), folder)
     _warn_of_missing_bytes(backend, folder)
     return backend, read_settings(config, folder)
 
@@ -89,7 +90,7 @@ def holds_byte_level_bpe(path: Path) -> bool:
     """Whether a folder, or the folder of a settings file, holds such a tokenizer; or whether a file may be part of one.
     By the names: `read_tokenizer` reports what is wrong with the content."""
     if path.is_file() and path.name not in SETTINGS_FILES:
-        return path.suffix in (".json", ".txt", ".bpe")
+        return path.suffix in (".json", ".bpe") or path.suffix == ".txt" and "merges" in path.name
     folder = path.parent if path.is_file() else path
     return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
 
@@ -193,17 +194,6 @@ def _read_merges(path: Path, vocab: dict[str, int], vocab_file: Path) -> list[tu
                 )
         merges.append((pair[0], pair[1]))
     return merges
-
-
-def _add_tokens(backend: Tokenizer, added: dict[int, AddedToken], folder: Path) -> None:
-    """Add the tokens of the settings files in order of their ids, and check that they get those ids."""
-    for number, token in sorted(added.items()):
-        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
-        if backend.token_to_id(token.content) != number:
-            raise UserError(
-                f"{folder}: the added token {token.content!r} should have id {number} but gets "
-                f"{backend.token_to_id(token.content)}. Vocabulary and added tokens do not belong together."
-            )
 
 
 def _warn_of_missing_bytes(backend: Tokenizer, place: PathLike) -> None:

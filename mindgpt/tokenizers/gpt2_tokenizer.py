@@ -1,26 +1,26 @@
 """GPT-2's byte-level BPE tokenizer, on Hugging Face's Rust `tokenizers`."""
 
-import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
-from mindgpt.io.files import make_folder, read_lines, write_json, write_text
+from mindgpt.io.files import make_folder, write_json, write_text
 from mindgpt.tokenizers.byte_level_bpe import BYTE_SYMBOLS, FILES, byte_level, read_tokenizer, read_tokenizer_files
+from mindgpt.tokenizers.library_tokenizer import LibraryTokenizer, texts_to_learn_from
 from mindgpt.tokenizers.special_tokens import END_OF_TEXT
-from mindgpt.tokenizers.tokenizer import BaseTokenizer, checked_texts, one_of
+from mindgpt.tokenizers.tokenizer import one_of
 
 _BYTE_OF = {symbol: byte for byte, symbol in BYTE_SYMBOLS.items()}
 _LETTERS = (*b"abcdefghijklmnopqrstuvwxyz", *range(256))  # bytes to try; every vocabulary has one of them
 
 
-class GPT2Tokenizer(BaseTokenizer):
+class GPT2Tokenizer(LibraryTokenizer):
     """Text to token ids and back, with the ids of Hugging Face's `GPT2Tokenizer`.
 
     The name of a special token in a text, such as `<|endoftext|>`, is encoded as that token.
@@ -46,6 +46,7 @@ class GPT2Tokenizer(BaseTokenizer):
     """
 
     FILES = (*FILES, "tokenizer_config.json")  # that `save_pretrained` writes
+    kind = "byte-level BPE"
 
     def __init__(
         self,
@@ -71,11 +72,8 @@ class GPT2Tokenizer(BaseTokenizer):
         one_of("errors", errors, ("replace",))
         if add_prefix_space is not None and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
             backend.pre_tokenizer.add_prefix_space = add_prefix_space
-        backend.no_padding()
-        backend.no_truncation()
-        self._backend = backend
         named = {"bos_token": bos_token, "eos_token": eos_token, "unk_token": unk_token, "pad_token": pad_token}
-        super().__init__(named, padding_side, model_max_length)
+        super().__init__(backend, named, padding_side, model_max_length)
         self.add_tokens(additional_special_tokens, special_tokens=True)
         self.add_bos_token, self.add_eos_token = add_bos_token, add_eos_token
         if add_bos_token or add_eos_token:
@@ -107,21 +105,6 @@ class GPT2Tokenizer(BaseTokenizer):
 
     # ---- encoding ------------------------------------------------------------------------------------------------
 
-    def encode_batch(
-        self, texts: Sequence[str], max_length: int | None = None, add_special_tokens: bool = True
-    ) -> list[list[int]]:
-        """See `BaseTokenizer`. The library spreads a batch over the cores."""
-        texts = checked_texts(texts)
-        if max_length is None:
-            return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        room = max_length - (self._backend.num_special_tokens_to_add(False) if add_special_tokens else 0)
-        if room < 0:
-            raise UserError(f"max_length {max_length} is too short for the bos and eos tokens this tokenizer adds.")
-        for encoding in encodings:
-            encoding.truncate(room)
-        return [self._backend.post_process(e, add_special_tokens=add_special_tokens).ids for e in encodings]
-
     def _with_special_tokens(self, *texts: list[int] | None) -> Iterator[tuple[int, int, int]]:
         """See `BaseTokenizer`. The post-processor is asked by encoding a letter for each text."""
         given = [ids for ids in texts if ids is not None]
@@ -135,43 +118,7 @@ class GPT2Tokenizer(BaseTokenizer):
                 text = number
                 yield from ((own, kind, 0) for own in given[number])
 
-    # ---- vocabulary ----------------------------------------------------------------------------------------------
-
-    def get_vocab(self) -> dict[str, int]:
-        """See `BaseTokenizer`. Tokens are spelled in byte symbols (`Ġworld` for " world"), added ones as they are."""
-        return dict(sorted(self._backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1]))
-
-    @property
-    def vocab_size(self) -> int:
-        """As `len`: the highest id + 1, added tokens included."""
-        return self._vocab_size
-
-    def add_tokens(self, tokens: str | Sequence[str | AddedToken], special_tokens: bool = False) -> int:
-        """See `BaseTokenizer`. Texts are split at these tokens."""
-        tokens = [tokens] if isinstance(tokens, str) else tokens
-        before = len(self._backend.get_vocab(with_added_tokens=True))
-        known = {token.content for token in self._backend.get_added_tokens_decoder().values()}
-        added = [
-            token if isinstance(token, AddedToken) else AddedToken(token, special=special_tokens) for token in tokens
-        ]
-        added = [token for token in added if token.content not in known]
-        (self._backend.add_special_tokens if special_tokens else self._backend.add_tokens)(added)
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        self._vocab_size = max(vocabulary.values()) + 1
-        return len(vocabulary) - before
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """The special tokens, each once, those with a role first."""
-        added = self._backend.get_added_tokens_decoder()
-        others = [token.content for _, token in sorted(added.items()) if token.special]
-        return list(dict.fromkeys([*self.special_tokens_map.values(), *others]))
-
-    def _id_of(self, token: str) -> int | None:
-        return self._backend.token_to_id(token)
-
-    def _token_of(self, token_id: int) -> str | None:
-        return self._backend.id_to_token(token_id)
+    # ---- decoding ------------------------------------------------------------------------------------------------
 
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -282,23 +229,8 @@ class GPT2Tokenizer(BaseTokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=show_progress,
         )
-        pieces = (text for text in _texts_of(texts) if text)
-        first = next(pieces, None)
-        if first is None:
-            raise UserError("There is no text to learn a vocabulary from: every input is empty.")
-        backend.train_from_iterator(itertools.chain([first], pieces), trainer)
+        backend.train_from_iterator(texts_to_learn_from(texts), trainer)
         return cls(backend=backend)
-
-
-def _texts_of(items: Iterable[str | Path]) -> Iterator[str]:
-    """The texts; a file (Path) in pieces of a thousand lines."""
-    for item in items:
-        if isinstance(item, str):
-            yield item
-            continue
-        lines = read_lines(item)
-        while piece := list(itertools.islice(lines, 1000)):
-            yield "\n".join(piece) + "\n"
 
 
 def _bytes_of(token: str) -> bytes:

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
 from mindgpt.io.files import DOWNLOADS
-from mindgpt.tokenizers import byte_level_bpe, sentencepiece_files
+from mindgpt.tokenizers import byte_level_bpe, sentencepiece_files, wordpiece_files
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from mindgpt.tokenizers.settings_files import SETTINGS_FILES
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 
 class TokenizerKind(NamedTuple):
@@ -37,6 +38,12 @@ KINDS = {  # the first that matches is used
         SentencePieceTokenizer.from_pretrained,
         sentencepiece_files.FILES,
         sentencepiece_files.WANTED,
+    ),
+    "WordPiece": TokenizerKind(
+        wordpiece_files.holds_wordpiece,
+        WordPieceTokenizer.from_pretrained,
+        wordpiece_files.FILES,
+        wordpiece_files.WANTED,
     ),
     "byte-level BPE": TokenizerKind(
         byte_level_bpe.holds_byte_level_bpe, GPT2Tokenizer.from_pretrained, byte_level_bpe.FILES, byte_level_bpe.WANTED

@@ -23,6 +23,7 @@ from mindgpt.tokenizers.settings_files import (
     read_added_tokens,
     read_optional_dict,
     read_settings,
+    token_named,
 )
 
 FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
@@ -135,8 +136,7 @@ def read_sentencepiece(path: PathLike) -> tuple[Path, dict[str, Any]]:
             "SentencePiece model (it shifts them, or rewrites the text first). mindgpt has no such tokenizer."
         )
     settings = read_settings(config, folder)
-    token_map = read_optional_dict(folder / "special_tokens_map.json")
-    first, last, mask = (_named(name, config, token_map) for name in ("cls_token", "sep_token", "mask_token"))
+    first, last, mask = (token_named(name, config, folder) for name in ("cls_token", "sep_token", "mask_token"))
     bos, eos = _AROUND_TEXT.get(kind, (False, False))
     as_bert = kind not in _AROUND_TEXT and first is not None and last is not None
     if as_bert:
@@ -151,11 +151,6 @@ def read_sentencepiece(path: PathLike) -> tuple[Path, dict[str, Any]]:
     settings["additional_special_tokens"] = more
     settings["tokenizer_class"] = kind or None
     return file, settings
-
-
-def _named(name: str, config: dict[str, Any], token_map: dict[str, Any]) -> str | None:
-    value = config.get(name) or token_map.get(name)
-    return value.get("content") if isinstance(value, dict) else value
 
 
 def _added_tokens(config: dict[str, Any], folder: Path) -> dict[int, AddedToken]:

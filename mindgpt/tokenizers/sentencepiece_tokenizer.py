@@ -10,8 +10,9 @@ from tokenizers import AddedToken
 from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
 from mindgpt.io.files import atomic_write, make_folder, write_json
+from mindgpt.tokenizers.library_tokenizer import checked_texts
 from mindgpt.tokenizers.sentencepiece_files import model_source, open_model, read_model, read_sentencepiece
-from mindgpt.tokenizers.tokenizer import BaseTokenizer, checked_texts
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 _SPACE = "▁"  # U+2581, which stands for a space in a piece
 
@@ -48,6 +49,7 @@ class SentencePieceTokenizer(BaseTokenizer):
     """
 
     FILES = ("tokenizer.model", "tokenizer_config.json")  # that `save_pretrained` writes
+    kind = "SentencePiece"
 
     def __init__(
         self,
@@ -177,9 +179,9 @@ class SentencePieceTokenizer(BaseTokenizer):
             rows[number] = self._split_and_encode(texts[number])
         if not add_special_tokens:
             return rows if max_length is None else [ids[:max_length] for ids in rows]
-        room = None if max_length is None else max_length - self.add_bos_token - self.add_eos_token
+        room = None if max_length is None else max_length - self.num_special_tokens_to_add()
         if room is not None and room < 0:
-            raise UserError(f"max_length {max_length} is too short for the bos and eos tokens this tokenizer adds.")
+            raise UserError(f"max_length {max_length} is too short for the special tokens this tokenizer adds.")
         return [self.build_inputs_with_special_tokens(ids[:room]) for ids in rows]
 
     def _split_and_encode(self, text: str) -> list[int]:
@@ -211,17 +213,9 @@ class SentencePieceTokenizer(BaseTokenizer):
 
     # ---- decoding ------------------------------------------------------------------------------------------------
 
-    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        left_out = set(self.all_special_ids) if skip_special_tokens else ()
-        kept = [number for number in ids if number not in left_out]
-        return self._bytes(kept).decode("utf-8", "replace")
-
-    def _bytes(self, ids: list[int]) -> bytes:
-        return b"".join(map(self.token_text, ids, [None, *ids[:-1]]))
-
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """The text that tokens spell; bytes that are not valid UTF-8 become U+FFFD."""
-        return self._bytes(self.convert_tokens_to_ids(tokens)).decode("utf-8", "replace")
+        return self.decode(self.convert_tokens_to_ids(list(tokens)))
 
     def token_bytes(self, token_id: int) -> bytes:
         """See `BaseTokenizer`: within a text, so with the space that a piece begins with."""

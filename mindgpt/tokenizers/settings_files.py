@@ -31,9 +31,8 @@ def read_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     token_map = read_optional_dict(folder / "special_tokens_map.json")
     settings: dict[str, Any] = {}
     for name in SPECIAL_TOKEN_NAMES:
-        source, values = ("tokenizer_config.json", config) if name in config else ("special_tokens_map.json", token_map)
-        if values.get(name) is not None:
-            settings[name] = _token(values[name], f"{folder / source}: {name}").content
+        if (token := token_named(name, config, folder)) is not None:
+            settings[name] = token
     more = config.get("additional_special_tokens") or token_map.get("additional_special_tokens") or []
     place = f"{folder}: additional_special_tokens"
     if not isinstance(more, list):
@@ -49,6 +48,19 @@ def read_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(length, int) and 0 < length < 2**31:  # transformers writes 1e30 for "no limit"
         settings["model_max_length"] = length
     return settings
+
+
+def token_named(name: str, config: dict[str, Any], folder: Path) -> str | None:
+    """The token that tokenizer_config.json, or else special_tokens_map.json, gives under a name such as `cls_token`.
+
+    Raises:
+        UserError: it is not a token.
+    """
+    source, values = "tokenizer_config.json", config
+    if name not in config:
+        source = "special_tokens_map.json"
+        values = read_optional_dict(folder / source)
+    return None if values.get(name) is None else _token(values[name], f"{folder / source}: {name}").content
 
 
 def flag(config: dict[str, Any], name: str, folder: Path) -> bool:

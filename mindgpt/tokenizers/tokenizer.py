@@ -38,6 +38,7 @@ class BaseTokenizer(abc.ABC):
         model_max_length: length that `truncation=True` truncates to, for calls without `max_length`.
 
     Attributes:
+        kind: the kind of tokenizer, as messages call it.
         bos_token, eos_token, unk_token: special tokens by name.
         pad_token: None pads with `eos_token`.
         new_tokens: the special tokens that the vocabulary lacked.
@@ -45,6 +46,7 @@ class BaseTokenizer(abc.ABC):
     """
 
     prompt_special_tokens: Literal["bos", "all", "none"] = "all"
+    kind = ""
 
     def __init__(self, named: dict[str, str | None], padding_side: str, model_max_length: int | None):
         vocabulary = self.get_vocab()
@@ -77,9 +79,12 @@ class BaseTokenizer(abc.ABC):
             UserError: a text is not a string of valid Unicode, or `max_length` leaves no room beside bos and eos.
         """
 
-    @abc.abstractmethod
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        """The text of non-negative ids; those outside the vocabulary have none."""
+        """The text of non-negative ids, token by token; those outside the vocabulary have none."""
+        left_out = set(self.all_special_ids) if skip_special_tokens else ()
+        kept = [number for number in ids if number not in left_out]
+        texts = map(self.token_text, kept, [None, *kept])
+        return b"".join(texts).decode("utf-8", "replace")
 
     @abc.abstractmethod
     def _with_special_tokens(self, *texts: list[int] | None) -> Iterator[tuple[int, int, int]]:
@@ -221,7 +226,7 @@ class BaseTokenizer(abc.ABC):
         if len(texts) != len(pairs):
             raise UserError(f"text and text_pair belong together: there are {len(texts)} and {len(pairs)}.")
         firsts, seconds = (self.encode_batch(part, add_special_tokens=False) for part in (texts, pairs))
-        added = len(self.build_inputs_with_special_tokens([], [])) if special else 0
+        added = self.num_special_tokens_to_add(pair=True) if special else 0
         rows, types = [], []
         for first, second in zip(firsts, seconds, strict=True):
             if max_length is not None:
@@ -232,6 +237,10 @@ class BaseTokenizer(abc.ABC):
         return rows, types
 
     # ---- special tokens around a text ----------------------------------------------------------------------------
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many special tokens a call puts around a text, or around two."""
+        return len(self.build_inputs_with_special_tokens([], [] if pair else None))
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -262,11 +271,16 @@ class BaseTokenizer(abc.ABC):
 
     # ---- decoding ------------------------------------------------------------------------------------------------
 
-    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: Any, skip_special_tokens: bool = False, *, spaced: bool = False) -> str:
         """The text of token ids: a list, a 1-D array or tensor, or one id.
 
         Bytes that are not valid UTF-8 (part of a character) become U+FFFD. Ids outside the vocabulary, which a model
         with a padded embedding table can produce, are skipped.
+
+        Args:
+            skip_special_tokens: leave out special tokens.
+            spaced: the text that transformers gives for tokens that hold no spaces: one between any two words, of
+                Chinese too. Of no effect for byte-level BPE, whose tokens hold their spaces.
 
         Raises:
             UserError: `ids` is not a row of non-negative whole numbers.
@@ -279,14 +293,23 @@ class BaseTokenizer(abc.ABC):
                 f"decode takes one row of token ids (whole numbers from 0); got shape {array.shape}, {array.dtype}. "
                 "Use batch_decode for several rows."
             )
-        return self._decode(array.tolist(), skip_special_tokens)
+        decode = self._decode_spaced if spaced else self._decode
+        return decode(array.tolist(), skip_special_tokens)
 
-    def batch_decode(self, rows: Any, skip_special_tokens: bool = False) -> list[str]:
+    def _decode_spaced(self, ids: list[int], skip_special_tokens: bool) -> str:
+        """The text of ids as transformers gives it; the same, for most kinds."""
+        return self._decode(ids, skip_special_tokens)
+
+    def batch_decode(self, rows: Any, skip_special_tokens: bool = False, *, spaced: bool = False) -> list[str]:
         """`decode` for each row of a list of rows or of a 2-D array or tensor."""
         rows = rows.asnumpy() if hasattr(rows, "asnumpy") else rows
-        return [self.decode(row, skip_special_tokens) for row in rows]
+        return [self.decode(row, skip_special_tokens, spaced=spaced) for row in rows]
 
     # ---- vocabulary and special tokens ---------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        """The tokenizer in a few words, for programs to print: its kind and size."""
+        return f"{self.kind}, {len(self)} tokens"
 
     def __len__(self) -> int:
         """Rows that an embedding table needs: the highest id + 1, added tokens included."""
@@ -381,22 +404,6 @@ class BaseTokenizer(abc.ABC):
             return self._token_of(int(ids)) if int(ids) >= 0 else None
         left_out = set(self.all_special_ids) if skip_special_tokens else ()
         return [self.convert_ids_to_tokens(number) for number in map(int, ids) if number not in left_out]
-
-
-def checked_texts(texts: Sequence[str]) -> list[str]:
-    """The texts as a list. Raises UserError for what is no string, or no valid Unicode."""
-    texts = list(texts)
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"A text to encode is a string; text {number} is a {type(text).__name__}.")
-        if not text.isascii():
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"Text {number} is not valid Unicode: half a surrogate pair at character {error.start}."
-                ) from error
-    return texts
 
 
 def one_of(name: str, value: Any, allowed: tuple) -> Any:

@@ -206,7 +206,7 @@ def test_bad_files_and_a_missing_package(models, tmp_path, monkeypatch):
         mindgpt.load_tokenizer(folder)
     with pytest.raises(UserError, match="Text 0 is not valid Unicode"):
         SentencePieceTokenizer(model=models["t5"]).encode("a\ud800")
-    with pytest.raises(UserError, match="too short for the bos and eos tokens"):
+    with pytest.raises(UserError, match="too short for the special tokens"):
         SentencePieceTokenizer(model=models["t5"], add_eos_token=True).encode_batch(["low"], 0)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(UserError, match="the package sentencepiece is needed: pip install sentencepiece"):
