@@ -1,6 +1,7 @@
-"""Learn a byte-level BPE vocabulary, GPT-2's kind, from text files.
+"""Learn a vocabulary from text files: byte-level BPE, GPT-2's kind, or WordPiece, the kind of Chinese GPT-2 models.
 
 python tools/train_tokenizer.py --input_file corpus/ --vocab_size 8000 --output_dir my-tokenizer
+python tools/train_tokenizer.py --kind wordpiece --input_file corpus/ --vocab_size 8000 --output_dir my-tokenizer
 """
 
 import argparse
@@ -21,35 +22,57 @@ from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.tool_arguments import TextFiles, add_text_arguments
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import TOKENIZER_FILES
+from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = CheckedParser(description="Learn a byte-level BPE vocabulary with <|endoftext|> as its last token.")
+    parser = CheckedParser(
+        description="Learn a vocabulary: of byte-level BPE, with <|endoftext|> as its last token; or of WordPiece, "
+        "with [PAD], [UNK], [CLS], [SEP] and [MASK] as its first."
+    )
     add_text_arguments(parser)
-    parser.add_argument("--vocab_size", type=int, required=True, help="tokens in all, at least 257")
     parser.add_argument(
-        "--output_dir", type=path_argument, required=True, help="folder for vocab.json, merges.txt and tokenizer.json"
+        "--kind",
+        choices=["bpe", "wordpiece"],
+        default="bpe",
+        help="bpe: GPT-2's byte-level BPE (default). wordpiece: BERT's, where each Chinese character is a word",
+    )
+    parser.add_argument(
+        "--keep_case", action="store_true", help="of wordpiece: tell capitals from small letters (default: lower case)"
+    )
+    parser.add_argument("--vocab_size", type=int, required=True, help="tokens in all; of bpe, at least 257")
+    parser.add_argument(
+        "--output_dir",
+        type=path_argument,
+        required=True,
+        help="folder for vocab.json, merges.txt and tokenizer.json; of wordpiece, vocab.txt and tokenizer_config.json",
     )
     parser.add_argument("--min_frequency", type=int, default=2, help="merge pairs that occur so often (default 2)")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer in a folder that has one")
     parser.add_argument("--num_workers", type=int, help="cores to work on (default: all)")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.keep_case and arguments.kind != "wordpiece":
+        parser.error("--keep_case is for --kind wordpiece; byte-level BPE always keeps the case")
+    return arguments
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     use_cores(arguments.num_workers)
     folder = Path(arguments.output_dir)
-    existing = [name for name in GPT2Tokenizer.FILES if (folder / name).exists()]
+    existing = [name for name in TOKENIZER_FILES if (folder / name).exists()]
     if existing and not arguments.overwrite:
         raise UserError(f"{folder} holds a tokenizer already ({existing[0]}). Use --overwrite to replace it.")
-    texts = TextFiles(arguments)
-    with tqdm(
-        total=sum(map(os.path.getsize, texts.files)), unit="B", unit_scale=True, desc="reading", disable=None
-    ) as progress:
-        tokenizer = GPT2Tokenizer.train(
-            _texts(texts, progress), arguments.vocab_size, min_frequency=arguments.min_frequency
-        )
+    total = sum(map(os.path.getsize, TextFiles(arguments).files))
+    with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as progress:
+        texts = Texts(arguments, progress)
+        given = {"vocab_size": arguments.vocab_size, "min_frequency": arguments.min_frequency}
+        if arguments.kind == "wordpiece":
+            progress.total = 2 * total  # it reads the text twice
+            tokenizer = WordPieceTokenizer.train(texts, **given, do_lower_case=not arguments.keep_case)
+        else:
+            tokenizer = GPT2Tokenizer.train(texts, **given)
     tokenizer.save_pretrained(folder)
     fewer = ""
     if len(tokenizer) < arguments.vocab_size:
@@ -57,10 +80,17 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(tokenizer)} tokens{fewer} -> {folder}")
 
 
-def _texts(files: TextFiles, progress: tqdm) -> Iterator[str]:
-    for piece in files.pieces():
-        progress.update(len(piece.text.encode()))
-        yield piece.text
+class Texts:
+    """The texts of the input files, which may be read again; progress is shown."""
+
+    def __init__(self, arguments: argparse.Namespace, progress: tqdm):
+        self._arguments, self._progress, self._warns = arguments, progress, True
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in TextFiles(self._arguments).pieces(warns=self._warns):
+            self._progress.update(len(piece.text.encode()))
+            yield piece.text
+        self._warns = False  # once
 
 
 if __name__ == "__main__":

@@ -138,34 +138,39 @@ class DatasetTaskSection(Section):
     type: Literal["CausalLanguageModelDataset", "TextClassificationDataset"] | None = None
 
 
-TOKENIZER_TYPES = {
+_TOKENIZERS = {
     "GPT2Tokenizer": "GPT2Tokenizer",
     "GPT2TokenizerFast": "GPT2Tokenizer",
-    "BertTokenizer": "BertTokenizer",
-    "BertTokenizerFast": "BertTokenizer",
-    "LlamaTokenizer": "LlamaTokenizer",
-    "LlamaTokenizerFast": "LlamaTokenizer",
-    "T5Tokenizer": "T5Tokenizer",
-    "T5TokenizerFast": "T5Tokenizer",
+    "WordPieceTokenizer": "WordPieceTokenizer",
+    "BertTokenizer": "WordPieceTokenizer",
+    "BertTokenizerFast": "WordPieceTokenizer",
+    "SentencePieceTokenizer": "SentencePieceTokenizer",
+    "LlamaTokenizer": "SentencePieceTokenizer",
+    "LlamaTokenizerFast": "SentencePieceTokenizer",
+    "T5Tokenizer": "SentencePieceTokenizer",
+    "T5TokenizerFast": "SentencePieceTokenizer",
 }
-TOKENIZER_KINDS = {"BertTokenizer": "WordPiece", "LlamaTokenizer": "SentencePiece", "T5Tokenizer": "SentencePiece"}
-"""The kind of tokenizer that a `type` means; GPT2Tokenizer means any."""
 
 
 class TokenizerSection(Section):
     """`processor.tokenizer`. `path` is a tokenizer folder; instead, its files may be named.
 
-    These are `vocab_file` and `merges_file` together (byte-level BPE); `vocab_file` alone, a .txt of WordPiece or a
-    .model of SentencePiece; or `tokenizer_file` alone, a tokenizer.json or one of these. Which kind of tokenizer it is
-    follows from the files. `GPT2Tokenizer` is the name in every old YAML, and stands for any; the other names of `type`
-    are those of a kind, and files of another are an error.
+    These are either `vocab_file` and `merges_file` together, or `tokenizer_file` alone, or for WordPiece the
+    `vocab_file` vocab.txt alone, for SentencePiece the `vocab_file` tokenizer.model. The files of a folder say what
+    kind it is; `type` does not need to. `GPT2Tokenizer`, which every old YAML names, stands for any kind.
+
+    Attributes:
+        rules, do_lower_case: of WordPiece; see `WordPieceTokenizer`. None: as the files say. rules "uer": the ids of
+            UER-py's tokenizer.
     """
 
-    type: Annotated[str, one_of(TOKENIZER_TYPES)] = "GPT2Tokenizer"
+    type: Annotated[str, one_of(_TOKENIZERS)] = "GPT2Tokenizer"
     path: PathText = ""
     vocab_file: PathText = ""
     merges_file: PathText = ""
     tokenizer_file: PathText = ""
+    rules: Literal["transformers", "uer"] | None = None
+    do_lower_case: bool | None = None
     unk_token: str = "<|endoftext|>"
     bos_token: str = "<|endoftext|>"
     eos_token: str = "<|endoftext|>"
@@ -187,12 +192,26 @@ class TokenizerSection(Section):
     }
 
     def complete(self) -> None:
-        alone = self.vocab_file.endswith((".txt", ".model"))
-        if bool(self.vocab_file) != bool(self.merges_file) and not alone:
+        one_file = self.type != "GPT2Tokenizer"
+        if one_file and self.merges_file:
+            refuse([("merges_file", f"is of GPT2Tokenizer; {self.type} has a vocab_file alone")])
+        whole = one_file or self.vocab_file.endswith((".txt", ".model"))  # a byte-level vocabulary is JSON
+        if bool(self.vocab_file) != bool(self.merges_file) and not (self.vocab_file and whole):
             given, wanted = ("vocab_file", "merges_file") if self.vocab_file else ("merges_file", "vocab_file")
             refuse([(given, f"needs {wanted} beside it")])
         sources = [key for key in ("path", "vocab_file", "tokenizer_file") if getattr(self, key)]
         refuse((key, f"and {sources[0]} both name a tokenizer; keep one of the two") for key in sources[1:])
+
+    @property
+    def one_file(self) -> str:
+        """The file that is a whole tokenizer, or ""."""
+        return self.tokenizer_file or (self.vocab_file if not self.merges_file else "")
+
+    @property
+    def wordpiece_settings(self) -> dict[str, Any]:
+        """The arguments of `WordPieceTokenizer` that are given."""
+        given = {"rules": self.rules, "do_lower_case": self.do_lower_case}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class ProcessorSection(Section):

@@ -28,6 +28,7 @@ from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.data.records import BadRecords, refuse_with_hint
 from mindgpt.io.files import PathLike, read_lines
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.unknown_tokens import UnknownTokens
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 RECIPE = "classification"
@@ -98,8 +99,8 @@ def write_classification(
         show_progress: show a progress bar, if standard error is a terminal.
 
     Raises:
-        UserError: a row is bad (with file and line) or its label unknown, there are no rows, or a file cannot be
-            written.
+        UserError: a row is bad (with file and line) or its label unknown, there are no rows, the vocabulary knows
+            nothing of the texts, or a file cannot be written.
     """
     started = time.monotonic()
     if max_length < 1:
@@ -107,7 +108,7 @@ def write_classification(
     on_bad = bad or refuse_with_hint
     # Labels are found in a separate pass, whose bad rows are not counted.
     names = layout.label_names or label_names_in(file, layout, skip_empty, BadRecords() if bad else on_bad)
-    summary = RowsSummary(names, max_length)
+    summary, unknown = RowsSummary(names, max_length), UnknownTokens(tokenizer)
     metadata = {
         "recipe": RECIPE,
         "max_length": max_length,
@@ -120,11 +121,12 @@ def write_classification(
     ) as writer:
         numbered = _numbered(examples, layout, file, skip_empty, summary, on_bad)
         for batch in batches(numbered, lambda row: len(row[0].text)):
-            writer.write(_rows(batch, tokenizer, file, summary))
+            writer.write(_rows(batch, tokenizer, file, summary, unknown))
         if not summary.rows and bad and bad.count:
             raise UserError(f"{file}: no row is left to write: {bad}")
         if not summary.rows:
             raise no_rows(file, summary.empty)
+        unknown.check()
     summary.files = [str(path) for path in writer.files]
     summary.seconds = time.monotonic() - started
     return summary
@@ -178,13 +180,19 @@ def _numbered(
 
 
 def _rows(
-    numbered: Sequence[tuple[LabelledText, int]], tokenizer: BaseTokenizer, file: PathLike, summary: RowsSummary
+    numbered: Sequence[tuple[LabelledText, int]],
+    tokenizer: BaseTokenizer,
+    file: PathLike,
+    summary: RowsSummary,
+    unknown: UnknownTokens,
 ) -> dict[str, list[np.ndarray]]:
     """int32 arrays of one dimension: the ids of a text, as many ones, and its label."""
     batch, numbers = [example for example, _ in numbered], [number for _, number in numbered]
     rows = tokenizer.encode_batch([example.text for example in batch], add_special_tokens=True)
+    unknown.add((example.text for example in batch), rows)
+    around = tokenizer.num_special_tokens_to_add()
     for example, row in zip(batch, rows, strict=True):
-        if not row:
+        if len(row) <= around:
             raise UserError(f"{file}:{example.line}: the tokenizer makes no token of this text.")
     summary.longest = max(summary.longest, *map(len, rows))
     too_long = [place for place, row in enumerate(rows) if len(row) > summary.max_length]

@@ -29,6 +29,7 @@ from mindgpt.data.instructions import Instruction
 from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.io.files import PathLike
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.unknown_tokens import UnknownTokens
 
 _OPEN_ROWS = 64  # rows that a packed example may go into; more would hardly reduce padding
 
@@ -95,18 +96,20 @@ def write_examples(
         num_splits, overwrite, show_progress: as in `mindgpt.data.blocks.write_blocks`.
 
     Raises:
-        UserError: no example is left, a value is not allowed, or files cannot be read or written.
+        UserError: no example is left, the vocabulary knows nothing of the texts, a value is not allowed, or files
+            cannot be read or written.
     """
     started = time.monotonic()
     check_max_length(max_length)
     summary = ExamplesSummary(row_length=max_length)
     recipe = "instructions, packed" if pack else "instructions"
     metadata = metadata_of(tokenizer, recipe, max_length)
+    unknown = UnknownTokens(tokenizer)
     with (
         tqdm(examples, unit=" examples", desc="tokenising", disable=None if show_progress else True) as progress,
         MindRecordWriter(output_file, COLUMNS, num_splits=num_splits, overwrite=overwrite, metadata=metadata) as writer,
     ):
-        rows = _tokenised(progress, tokenizer, max_length, too_long, summary)
+        rows = _tokenised(progress, tokenizer, max_length, too_long, summary, unknown)
         held: list[Tokens] = []
         for row in _packed(rows, max_length) if pack else rows:
             held.append(row)
@@ -116,6 +119,7 @@ def write_examples(
         if held:
             writer.write(_arrays(held, tokenizer.eos_token_id, summary))
         _check_anything_written(summary, num_splits)
+        unknown.check()
     summary.files = [str(file) for file in writer.files]
     summary.seconds = time.monotonic() - started
     return summary
@@ -134,7 +138,12 @@ def _check_anything_written(summary: ExamplesSummary, num_splits: int) -> None:
 
 
 def _tokenised(
-    examples: Iterable[Instruction], tokenizer: BaseTokenizer, max_length: int, too_long: str, summary: ExamplesSummary
+    examples: Iterable[Instruction],
+    tokenizer: BaseTokenizer,
+    max_length: int,
+    too_long: str,
+    summary: ExamplesSummary,
+    unknown: UnknownTokens,
 ) -> Iterator[Tokens]:
     """The tokens of each example that fits, or was truncated to fit.
 
@@ -143,13 +152,15 @@ def _tokenised(
     for batch in batches(examples, lambda example: len(example.prompt) + len(example.response)):
         texts = [example.prompt for example in batch] + [example.response for example in batch]
         ids = tokenizer.encode_batch(texts, add_special_tokens=False)
+        unknown.add(texts, ids)
         for prompt, response in zip(ids[: len(batch)], ids[len(batch) :], strict=True):
+            plain, prompt = not prompt, tokenizer.document_start + prompt
             whole = len(prompt) + len(response) + 1 <= max_length
             if not whole and (too_long == "drop" or len(prompt) >= max_length):
                 summary.dropped += 1
                 continue
             summary.examples += 1
-            summary.continued += not prompt
+            summary.continued += plain
             summary.truncated += not whole
             response = [*response, tokenizer.eos_token_id] if whole else response[: max_length - len(prompt)]
             yield Tokens(prompt + response, [IGNORED_LABEL] * len(prompt) + response)

@@ -1,8 +1,8 @@
 """Documents from text files: plain text, JSON lists and lines, tables, and tokenised WikiText.
 
 A document is a sequence of `Piece`s, the last of which is marked, so that a large file never has to fit into memory.
-Documents are split only where GPT-2's tokenizer splits words, so tokenising piece by piece gives the ids of the whole
-document (see `split_document`).
+Documents are split only where GPT-2's tokenizer and WordPiece split words, so tokenising piece by piece gives the ids
+of the whole document (see `split_document`).
 """
 
 import glob
@@ -83,13 +83,14 @@ def _files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 # One space or newline between two other characters. GPT-2's pattern matches the space with what follows it, and the
 # newline by itself (` ?\p{L}+| ?\p{N}+|...|\s+(?!\S)|\s+`, Radford et al. 2019), so no token crosses that position.
+# WordPiece drops both.
 _SAFE_SPLIT = re.compile(r"(?<=\S)[ \n](?=\S)")
 
 
 def split_document(chunks: Iterable[str]) -> Iterator[Piece]:
     """Split a document, given in chunks of any size, into pieces of a little more than `PIECE_CHARACTERS`.
 
-    GPT-2's tokenizer gives the pieces the same ids as the document.
+    GPT-2's tokenizer and WordPiece give the pieces the same ids as the document; see `BaseTokenizer.splits_at_spaces`.
     """
     buffer, search_from = "", PIECE_CHARACTERS
     for chunk in chunks:

@@ -11,7 +11,9 @@ from mindgpt.config.errors import UserError
 from mindgpt.data.records import BadRecords, refuse_with_hint
 from mindgpt.data.text import Piece, document_pieces, input_files, kind_of
 from mindgpt.io.files import DOWNLOADS
-from mindgpt.tokenizers.loading import holds_tokenizer
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 _DEFAULT = "gpt2"  # of MindFormers' --tokenizer_type: the name of a model, whose tokenizer it downloaded
 _BLOCK_LENGTH = "tokens in a {row}: seq_length + 1 to train, seq_length to evaluate"
@@ -36,7 +38,7 @@ def add_output_arguments(
         type=path_argument,
         default=_DEFAULT,
         metavar="DIR",
-        help=f"folder with the tokenizer's files (default: {DOWNLOADS})",
+        help=f"folder with the tokenizer's files, or a vocab.txt or tokenizer.model (default: {DOWNLOADS})",
     )
     parser.add_argument(
         "--max_length",
@@ -120,12 +122,25 @@ class TextFiles:
         self._kinds = [kind_of(file, arguments.read_as) for file in self.files]
         self._field = arguments.field
 
-    def pieces(self, document_per: str = "file") -> Iterator[Piece]:
+    def pieces(self, document_per: str = "file", *, warns: bool = True) -> Iterator[Piece]:
         """The documents, as in `document_pieces`; at the end, a warning if bad records were skipped."""
         for file, kind in zip(self.files, self._kinds, strict=True):
             yield from document_pieces(file, document_per, self._field, kind, self.bad or refuse_with_hint)
-        if self.bad and self.bad.count:
+        if warns and self.bad and self.bad.count:
             warn(self.bad)
+
+
+def open_tokenizer(named: str) -> BaseTokenizer:
+    """The tokenizer that `--tokenizer_type` means; of another kind than GPT-2's, it is described in a line.
+
+    Raises:
+        UserError: there is none, or it is broken.
+    """
+    folder = tokenizer_folder(named)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.kind != GPT2Tokenizer.kind:
+        print(f"tokenizer: {folder} ({tokenizer})")
+    return tokenizer
 
 
 def tokenizer_folder(named: str) -> Path:
@@ -139,6 +154,7 @@ def tokenizer_folder(named: str) -> Path:
     if holds_tokenizer(DOWNLOADS):
         return DOWNLOADS
     raise UserError(
-        f"no tokenizer: there is no tokenizer.json or vocab.json in {DOWNLOADS} (looked from {Path.cwd()}), and "
-        "nothing is downloaded. Put them there, or name the tokenizer's folder with --tokenizer_type DIR."
+        f"no tokenizer: there is no tokenizer.json or vocab.json in {DOWNLOADS} (looked from {Path.cwd()}), nor a "
+        "vocab.txt or tokenizer.model, and nothing is downloaded. Put them there, or name the tokenizer's folder with "
+        "--tokenizer_type DIR."
     )

@@ -1,4 +1,4 @@
-"""The token ids of a prompt: which special tokens go around its text, and what they must not be."""
+"""The token ids of a prompt: which special tokens go around its text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -49,22 +49,3 @@ def last_tokens(
         around = tokenizer.build_inputs_with_special_tokens([text])
         behind = len(around) - 1 - around.index(text)
     return [row[max(len(row) - 1 - behind, 0)] for row in rows]
-
-
-def refuse_unknown_texts(tokenizer: BaseTokenizer, rows: Sequence[Sequence[int]], names: Sequence[str]) -> None:
-    """Raise `UserError` if a text, called by its name, is nothing but unknown tokens, so that nothing of it is left.
-
-    A tokenizer whose unknown token also begins or ends texts, as GPT-2's does, encodes every text.
-    """
-    unknown = tokenizer.unk_token_id
-    if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        return
-    around = set(tokenizer.all_special_ids) - {unknown}
-    for name, row in zip(names, rows, strict=True):
-        text = [number for number in row if number not in around]
-        if text and set(text) == {unknown}:
-            raise UserError(
-                f"{name} holds nothing that the vocabulary knows: it becomes {len(text)} x {tokenizer.unk_token} "
-                "(unknown). Does the tokenizer belong to this model, and does it write letters in lower case where its "
-                "vocabulary has no others (do_lower_case)?"
-            )

@@ -8,11 +8,12 @@ from typing import Literal
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
 from mindgpt.generation.engine import Generator
-from mindgpt.generation.prompt_ids import last_tokens, prompt_ids, refuse_unknown_texts
+from mindgpt.generation.prompt_ids import last_tokens, prompt_ids
 from mindgpt.generation.requests import length_limits
 from mindgpt.generation.settings import GenerationSettings
 from mindgpt.generation.streaming import StopStrings, TextStream
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.unknown_tokens import refuse_unknown
 
 OnText = Callable[[int, str], None]
 
@@ -221,7 +222,8 @@ def encode_prompts(
         if not ids:
             raise UserError(f"{name} is empty: there is nothing to continue. {tokenizer.bos_token!r} starts a text.")
     check_ids(tokenizer, encoded, names, vocab_size)
-    refuse_unknown_texts(tokenizer, encoded, names)
+    for name, prompt, ids in zip(names, prompts, encoded, strict=True):
+        refuse_unknown(tokenizer, prompt, ids, name)
     length_limits(encoded, settings, context_length, names)
     return encoded
 

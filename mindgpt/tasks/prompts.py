@@ -5,12 +5,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from mindgpt.config.arguments import text_or_path
-from mindgpt.config.data_sections import TOKENIZER_KINDS, TokenizerSection
+from mindgpt.config.data_sections import TokenizerSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import shown
@@ -21,13 +21,21 @@ from mindgpt.io.files import DOWNLOADS, read_lines
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.weights_files import weights_path
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer, named_files
+from mindgpt.tokenizers.loading import (
+    KINDS,
+    holds_tokenizer,
+    load_tokenizer,
+    named_files,
+    tokenizer_kind,
+    tokenizer_path,
+)
 from mindgpt.tokenizers.special_tokens import END_OF_TEXT, SPECIAL_TOKEN_NAMES
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.wordpiece_files import read_wordpiece_file
+from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 BATCH_SIZE = 8
 _KEYS = ("prompt", "text")
-_FILES = ("vocab_file", "merges_file", "tokenizer_file")
 
 
 class Prompt(NamedTuple):
@@ -133,26 +141,43 @@ def find_tokenizer(config: RunConfig) -> BaseTokenizer:
         UserError: there is none.
     """
     section = config.processor.tokenizer
-    tokenizer = _tokenizer_of(section, config)
-    wanted = TOKENIZER_KINDS.get(section.type)
-    if wanted is not None and tokenizer.kind != wanted:
-        raise UserError(
-            f"processor.tokenizer.type: {section.type} is a {wanted} tokenizer, and the files are those of a "
-            f"{tokenizer.kind} tokenizer"
+    if section.merges_file:
+        return _with_special_tokens(
+            lambda **tokens: GPT2Tokenizer(section.vocab_file, section.merges_file, **tokens), section
         )
+    if section.one_file:
+        file = Path(section.one_file)
+        settings = _checked_settings(section, file)
+        if tokenizer_kind(file) == "SentencePiece":
+            return _with_special_tokens(lambda **tokens: load_tokenizer(file, **tokens), section)
+        if tokenizer_kind(file) == "WordPiece":
+            files = read_wordpiece_file(file)
+            return _with_special_tokens(lambda **tokens: WordPieceTokenizer(files=files, **settings, **tokens), section)
+        return _with_special_tokens(lambda **tokens: GPT2Tokenizer(tokenizer_file=file, **tokens), section)
+    folder = section.path or _folder_with_tokenizer(config)
+    settings = _checked_settings(section, Path(folder))
+    tokenizer = _with_special_tokens(lambda **tokens: load_tokenizer(folder, **settings, **tokens), section)
+    if not section.path:
+        say(f"tokenizer: {folder} ({tokenizer})")
     return tokenizer
 
 
-def _tokenizer_of(section: TokenizerSection, config: RunConfig) -> BaseTokenizer:
-    names = {name: value for name in _FILES if (value := getattr(section, name))}
-    one_file = next(iter(names.values())) if len(names) == 1 else ""
-    if one_file.endswith((".txt", ".model")):
-        path = one_file
-    elif names:
-        return _with_special_tokens(lambda **tokens: GPT2Tokenizer(**names, **tokens), section)
-    else:
-        path = section.path or _folder_with_tokenizer(config)
-    return _with_special_tokens(lambda **tokens: load_tokenizer(path, **tokens), section)
+def _checked_settings(section: TokenizerSection, path: Path) -> dict[str, Any]:
+    """The section's arguments of `WordPieceTokenizer`.
+
+    Raises:
+        UserError: there are some, or the type names a kind, and the files are of another.
+    """
+    settings, kind = section.wordpiece_settings, tokenizer_kind(tokenizer_path(path))
+    wanted = section.type.removesuffix("Tokenizer")
+    wanted = {"type": wanted} if wanted in KINDS else {}
+    for key, name in (wanted | dict.fromkeys(settings, "WordPiece")).items():
+        if kind not in (name, None):
+            raise UserError(
+                f"processor.tokenizer.{key}: is for a {name} tokenizer, and {path} holds {kind}. Remove the key, or "
+                f"name {KINDS[name].wanted}."
+            )
+    return settings
 
 
 def _folder_with_tokenizer(config: RunConfig) -> Path:
@@ -160,7 +185,6 @@ def _folder_with_tokenizer(config: RunConfig) -> Path:
     folders = [DOWNLOADS] if weights is None else [weights if weights.is_dir() else weights.parent, DOWNLOADS]
     for folder in folders:
         if holds_tokenizer(folder):
-            say(f"tokenizer: {folder}")
             return folder
     raise UserError(
         f"no tokenizer: name its folder with --tokenizer DIR. Looked for {named_files()} in "

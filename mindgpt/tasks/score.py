@@ -11,7 +11,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import GPT2Section
 from mindgpt.config.run_config import RunConfig
 from mindgpt.evaluation.perplexity import perplexity
-from mindgpt.generation.prompt_ids import prompt_ids, refuse_unknown_texts
+from mindgpt.generation.prompt_ids import prompt_ids
 from mindgpt.generation.scoring import score
 from mindgpt.generation.text_generation import check_ids, check_tokenizer_fits
 from mindgpt.io.files import atomic_write
@@ -19,6 +19,7 @@ from mindgpt.runtime.ranks import say
 from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.prompts import Prompt, find_tokenizer, read_prompts
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.unknown_tokens import refuse_unknown
 
 _SHOWN = 60  # characters of a text on the console
 
@@ -70,7 +71,8 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
     check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
     rows = _encoded(tokenizer, texts, config.model.config)
     check_ids(tokenizer, rows, [text.name for text in texts], config.model.config.vocab_size)
-    refuse_unknown_texts(tokenizer, rows, [text.name for text in texts])
+    for text, row in zip(texts, rows, strict=True):
+        refuse_unknown(tokenizer, text.text, row, text.name)
     model, _ = build_model(config)
     rows_with_progress = tqdm(rows, unit=" texts", disable=None if len(rows) > 1 else True)
     scored = [

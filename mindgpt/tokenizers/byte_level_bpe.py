@@ -16,11 +16,14 @@ from mindgpt.config.errors import UserError
 from mindgpt.io.files import DOWNLOADS, PathLike, read_json, read_lines
 from mindgpt.tokenizers.library_tokenizer import add_known_tokens
 from mindgpt.tokenizers.settings_files import (
+    BERT_LIKE,
     SETTINGS_FILES,
     flag,
+    model_type,
     read_added_tokens,
     read_optional_dict,
     read_settings,
+    tokenizer_class,
 )
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt")
@@ -90,9 +93,15 @@ def holds_byte_level_bpe(path: Path) -> bool:
     """Whether a folder, or the folder of a settings file, holds such a tokenizer; or whether a file may be part of one.
     By the names: `read_tokenizer` reports what is wrong with the content."""
     if path.is_file() and path.name not in SETTINGS_FILES:
-        return path.suffix in (".json", ".bpe") or path.suffix == ".txt" and "merges" in path.name
+        if path.suffix == ".json":
+            return model_type(path) != "WordPiece"
+        return path.suffix == ".bpe" or path.suffix == ".txt" and "merges" in path.name
     folder = path.parent if path.is_file() else path
-    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    if (folder / "tokenizer.json").is_file():
+        return model_type(folder / "tokenizer.json") != "WordPiece"
+    if (folder / "vocab.txt").exists() and tokenizer_class(folder) in BERT_LIKE:
+        return False
+    return (folder / "vocab.json").exists()
 
 
 def _files_at(path: Path) -> tuple[Path, tuple[Path, ...]]:

@@ -39,29 +39,42 @@ KINDS = {  # the first that matches is used
         sentencepiece_files.FILES,
         sentencepiece_files.WANTED,
     ),
+    "byte-level BPE": TokenizerKind(
+        byte_level_bpe.holds_byte_level_bpe, GPT2Tokenizer.from_pretrained, byte_level_bpe.FILES, byte_level_bpe.WANTED
+    ),
     "WordPiece": TokenizerKind(
         wordpiece_files.holds_wordpiece,
         WordPieceTokenizer.from_pretrained,
         wordpiece_files.FILES,
         wordpiece_files.WANTED,
     ),
-    "byte-level BPE": TokenizerKind(
-        byte_level_bpe.holds_byte_level_bpe, GPT2Tokenizer.from_pretrained, byte_level_bpe.FILES, byte_level_bpe.WANTED
-    ),
 }
 TOKENIZER_FILES = tuple(dict.fromkeys([*(name for kind in KINDS.values() for name in kind.files), *SETTINGS_FILES]))
 """Names of all files that a tokenizer folder may hold."""
 
 
+def tokenizer_kind(path: Path) -> str | None:
+    """The kind of tokenizer at a path, a name in `KINDS`; None if it is none. `load_tokenizer` reports what may be
+    wrong with it."""
+    return next((name for name, kind in KINDS.items() if kind.matches(path)), None)
+
+
 def named_files() -> str:
-    """The vocabulary files by which a folder is known for a tokenizer's, for messages."""
-    names = list(dict.fromkeys(kind.files[0] for kind in KINDS.values()))
-    return " or ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
+    """The vocabulary files by which a tokenizer's folder is known, for messages."""
+    return "tokenizer.json, vocab.json, vocab.txt or tokenizer.model"
 
 
 def holds_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer of a known kind; `load_tokenizer` reports what may be wrong with it."""
-    return any(kind.matches(folder) for kind in KINDS.values())
+    """Whether a folder holds a tokenizer of a known kind."""
+    return tokenizer_kind(folder) is not None
+
+
+def tokenizer_path(path: str | os.PathLike[str]) -> Path:
+    """The path at which a tokenizer is looked for: MindFormers' download for the name of a model, such as gpt2."""
+    path = expanded_path(path)
+    if not path.exists() and os.sep not in str(path) and holds_tokenizer(DOWNLOADS):
+        return DOWNLOADS
+    return path
 
 
 def load_tokenizer(path: str | os.PathLike[str], **overrides: Any) -> BaseTokenizer:
@@ -74,12 +87,10 @@ def load_tokenizer(path: str | os.PathLike[str], **overrides: Any) -> BaseTokeni
     Raises:
         UserError: there is no tokenizer of a known kind, or it is broken.
     """
-    path = expanded_path(path)
-    if not path.exists() and os.sep not in str(path) and holds_tokenizer(DOWNLOADS):
-        path = DOWNLOADS  # for the name of a model, such as gpt2
-    for kind in KINDS.values():
-        if kind.matches(path):
-            return kind.open(path, **overrides)
+    path = tokenizer_path(path)
+    kind = tokenizer_kind(path)
+    if kind is not None:
+        return KINDS[kind].open(path, **overrides)
     wanted = "; or ".join(f"{kind.wanted} ({name})" for name, kind in KINDS.items())
     if not path.exists():
         raise UserError(

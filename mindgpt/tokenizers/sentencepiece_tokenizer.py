@@ -202,6 +202,11 @@ class SentencePieceTokenizer(BaseTokenizer):
         keeps_space = self._strips_spaces and text[0].isspace() and self._begins_with_space
         return (self._model if first or keeps_space else self._model_inside).encode(text)
 
+    @property
+    def document_start(self) -> list[int]:
+        """See `BaseTokenizer`."""
+        return [self.bos_token_id] if self.add_bos_token else []
+
     def _with_special_tokens(self, *texts: list[int] | None) -> Iterator[tuple[int, int, int]]:
         """See `BaseTokenizer`."""
         for kind, ids in enumerate(ids for ids in texts if ids is not None):

@@ -12,6 +12,8 @@ from mindgpt.tokenizers.special_tokens import SPECIAL_TOKEN_NAMES
 from mindgpt.tokenizers.tokenizer import SIDES, one_of
 
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+BERT_LIKE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "RetriBertTokenizer")
+"""Names that transformers gives to BERT's tokenizer."""
 
 
 def read_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -84,6 +86,32 @@ def read_added_tokens(config: dict[str, Any], folder: Path) -> dict[int, AddedTo
     for number, token in decoder.items():
         added[_token_id(number, place)] = _token(token, f"{place}.{number}")
     return added
+
+
+def model_type(file: Path) -> str | None:
+    """The kind of model in a tokenizer.json, such as "BPE"; None if it does not say, or is broken."""
+    try:
+        content = read_json(file)
+    except UserError:
+        return None
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
+        return None
+    if "type" not in model and "continuing_subword_prefix" in model and "merges" not in model:
+        return "WordPiece"  # written before the type was
+    return model.get("type")
+
+
+def tokenizer_class(folder: Path) -> str | None:
+    """The `tokenizer_class` of a folder's tokenizer_config.json or config.json, without "Fast"; None if it has none."""
+    for name in ("tokenizer_config.json", "config.json"):
+        try:
+            found = read_optional_dict(folder / name).get("tokenizer_class")
+        except UserError:
+            continue
+        if isinstance(found, str):
+            return found.removesuffix("Fast")
+    return None
 
 
 def read_optional_dict(path: Path) -> dict[str, Any]:

@@ -238,6 +238,12 @@ class BaseTokenizer(abc.ABC):
 
     # ---- special tokens around a text ----------------------------------------------------------------------------
 
+    @property
+    def document_start(self) -> list[int]:
+        """The ids before every document and prompt, as a model of this kind has learned it: `[CLS]` of WordPiece, none
+        of GPT-2."""
+        return []
+
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """How many special tokens a call puts around a text, or around two."""
         return len(self.build_inputs_with_special_tokens([], [] if pair else None))

@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from mindgpt.config.errors import UserError
-from mindgpt.io.files import PathLike, read_json, read_text_exactly
+from mindgpt.io.files import PathLike, read_text_exactly
 from mindgpt.tokenizers.settings_files import (
+    BERT_LIKE,
     SETTINGS_FILES,
+    model_type,
     read_added_tokens,
     read_optional_dict,
     read_settings,
     token_named,
+    tokenizer_class,
 )
 from mindgpt.tokenizers.tokenizer import one_of
 
@@ -25,8 +28,6 @@ PREFIX = "##"  # of a token that continues a word
 RULES = ("transformers", "uer")
 # Names that config files give to a tokenizer of this kind. GPT2Tokenizer: the model's name, taken for the tokenizer's.
 _CLASSES = ("WordPieceTokenizer", "PreTrainedTokenizer", "TokenizersBackend", "AutoTokenizer", "GPT2Tokenizer")
-_BERT_LIKE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "RetriBertTokenizer")
-_SUFFIX = "Fast"
 _AS_IN_BERT = {"do_basic_tokenize": True, "clean_text": True, "wordpieces_prefix": PREFIX}
 NAMES = {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
 MASK = "[MASK]"
@@ -61,14 +62,14 @@ def holds_wordpiece(path: Path) -> bool:
     """
     if path.is_file() and path.name not in SETTINGS_FILES:
         if path.suffix == ".json":
-            return _is_wordpiece_json(path)
+            return model_type(path) == "WordPiece"
         return path.suffix == ".txt" and "merges" not in path.name
     folder = path.parent if path.is_file() else path
     if (folder / "tokenizer.json").is_file():
-        return _is_wordpiece_json(folder / "tokenizer.json")
+        return model_type(folder / "tokenizer.json") == "WordPiece"
     if not (folder / "vocab.txt").exists():
         return False
-    return not (folder / "vocab.json").exists() or _class_of(folder) in _BERT_LIKE
+    return not (folder / "vocab.json").exists() or tokenizer_class(folder) in BERT_LIKE
 
 
 def read_wordpiece(path: Path) -> WordPieceFiles:
@@ -103,7 +104,7 @@ def read_wordpiece_file(file: Path) -> WordPieceFiles:
     """
     if file.suffix != ".json":
         return WordPieceFiles(read_vocab(file), None, {}, {}, file)
-    if not _is_wordpiece_json(file):
+    if model_type(file) != "WordPiece":
         raise UserError(f"{file}: this is not a WordPiece tokenizer, the kind that BERT has.")
     try:
         backend = Tokenizer.from_file(str(file))
@@ -157,46 +158,22 @@ def _some(items: list[str]) -> str:
     return ", ".join(items[:5]) + (", ..." if len(items) > 5 else "")
 
 
-def _is_wordpiece_json(file: Path) -> bool:
-    """Whether a tokenizer.json holds WordPiece. Another kind reports that it is broken."""
-    try:
-        content = read_json(file)
-    except UserError:
-        return False
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict):
-        return False
-    if "type" not in model:  # written before the type was
-        return "continuing_subword_prefix" in model and "merges" not in model
-    return model["type"] == "WordPiece"
-
-
-def _class_of(folder: Path) -> str | None:
-    """The `tokenizer_class` of a folder's tokenizer_config.json or config.json, without "Fast"."""
-    for name in ("tokenizer_config.json", "config.json"):
-        try:
-            found = read_optional_dict(folder / name).get("tokenizer_class")
-        except UserError:
-            continue
-        if isinstance(found, str):
-            return found.removesuffix(_SUFFIX)
-    return None
-
-
 def _check_class(name: Any, place: Path) -> None:
     """Refuse the class of another kind of tokenizer that has a vocab.txt, such as one that uses jieba first."""
-    if name is not None and str(name).removesuffix(_SUFFIX) not in (*_CLASSES, *_BERT_LIKE):
+    if name is not None and str(name).removesuffix("Fast") not in (*_CLASSES, *BERT_LIKE):
         raise UserError(
-            f"{place}: tokenizer_class is {name!r}, whose ids mindgpt does not give. If the tokenizer is BERT's, set it to "
-            "BertTokenizer."
+            f"{place}: tokenizer_class is {name!r}, whose ids mindgpt does not give. If the tokenizer is BERT's, set "
+            "it to BertTokenizer."
         )
 
 
 def _check_same(first: dict[str, int], second: dict[str, int], first_file: Path, second_file: Path) -> None:
+    first = {token.rstrip(): number for token, number in first.items()}  # as the library writes U+2028
     for token, number in second.items():
-        if first.get(token) != number:
+        found = first.get(token.rstrip())
+        if found != number:
             raise UserError(
-                f"{second_file}:{number + 1}: token {token!r} has id {number} here and {first.get(token)} in "
+                f"{second_file}:{number + 1}: token {token!r} has id {number} here and {found} in "
                 f"{first_file.name}. The files do not belong together; remove the one that is wrong."
             )
 
@@ -226,8 +203,8 @@ def _read_arguments(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     others = [word for word in words if word not in special] if isinstance(words, list) else [words]
     if others:
         raise UserError(
-            f"{place}: never_split: {json.dumps(others[0], ensure_ascii=False)} is no special token. Name words that are "
-            "tokens in additional_special_tokens."
+            f"{place}: never_split: {json.dumps(others[0], ensure_ascii=False)} is no special token. Name words that "
+            "are tokens in additional_special_tokens."
         )
     return settings
 
@@ -247,8 +224,8 @@ def special_tokens_of(files: WordPieceFiles, named: dict[str, str | None]) -> di
     if missing:
         raise UserError(
             f"{files.place}: {', '.join(missing)} not in the vocabulary of {len(files.vocab)} tokens "
-            f"({_some(list(map(repr, files.vocab)))}). A WordPiece vocabulary holds one token a line, among them [PAD], "
-            "[UNK], [CLS] and [SEP]; other names are given as unk_token, bos_token and eos_token."
+            f"({_some(list(map(repr, files.vocab)))}). A WordPiece vocabulary holds one token a line, among them "
+            "[PAD], [UNK], [CLS] and [SEP]; other names are given as unk_token, bos_token and eos_token."
         )
     if not named.get("pad_token") and tokens["pad_token"] not in known:
         tokens["pad_token"] = None

@@ -4,6 +4,7 @@ import enum
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache, lru_cache
 
@@ -74,6 +75,40 @@ def _one_of_class(*categories: str, keep: str = "", more: str = "", ranges: Iter
         else:
             runs.append([number, number])
     return "[" + "".join(rf"\x{{{a:x}}}-\x{{{b:x}}}" for a, b in (*runs, *ranges)) + "]"
+
+
+def alphabet_of(texts: Iterable[str], normalizer: normalizers.Normalizer, room: int) -> tuple[list[str], list[str]]:
+    """The characters to learn a vocabulary of: the most frequent ones, sorted.
+
+    Args:
+        normalizer: is applied to the texts.
+        room: tokens that the characters may have. One that can be inside a word has two tokens.
+
+    Returns:
+        The characters, and those of them that can continue a word.
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    alphabet, continuing = [], []
+    for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if character.isspace():
+            continue
+        inside = not _stands_alone(character)
+        if room < 1 + inside:
+            break
+        room -= 1 + inside
+        alphabet.append(character)
+        continuing += [character] * inside
+    return sorted(alphabet), sorted(continuing)
+
+
+def _stands_alone(character: str) -> bool:
+    """Whether BERT's rules make a character a word of its own."""
+    if any(first <= ord(character) <= last for first, last in _CHINESE):
+        return True
+    ascii_symbol = character.isascii() and not character.isalnum()
+    return ascii_symbol or unicodedata.category(character).startswith("P")
 
 
 # ---- spaces between tokens -------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """BERT's WordPiece tokenizer, which Chinese GPT-2 models have, on Hugging Face's Rust `tokenizers`."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from mindgpt.tokenizers.wordpiece_files import (
 from mindgpt.tokenizers.wordpiece_text import (
     LONGEST_WORD,
     Edge,
+    alphabet_of,
     bert_backend,
     edge,
     lower_final_sigma,
@@ -37,7 +40,8 @@ _NO_SPACE = (Edge.JOINED, "")
 
 
 class WordPieceTokenizer(LibraryTokenizer):
-    """Text to token ids and back, with the ids of Hugging Face's `BertTokenizer`.
+    """Text to token ids and back, with the ids of Hugging Face's `BertTokenizer`: the fast one, which is the only one
+    since transformers 5.
 
     `[CLS]` begins a text and `[SEP]` ends it: they are `bos_token` and `eos_token`, and a call puts them around a text.
     The name of a special token in a text, such as `[SEP]`, is encoded as that token.
@@ -140,6 +144,11 @@ class WordPieceTokenizer(LibraryTokenizer):
             texts = [lower_final_sigma(text) if isinstance(text, str) else text for text in texts]
         return super().encode_batch(texts, max_length, add_special_tokens)
 
+    @property
+    def document_start(self) -> list[int]:
+        """See `BaseTokenizer`."""
+        return [self.bos_token_id]
+
     def _with_special_tokens(self, *texts: list[int] | None) -> Iterator[tuple[int, int, int]]:
         """See `BaseTokenizer`: [CLS] A [SEP], and B [SEP] of type 1."""
         yield self.bos_token_id, 0, 1
@@ -194,8 +203,20 @@ class WordPieceTokenizer(LibraryTokenizer):
 
     def add_tokens(self, tokens: str | Sequence[str | AddedToken], special_tokens: bool = False) -> int:
         """See `BaseTokenizer`. Texts are split at these tokens."""
+        new = super().add_tokens(tokens, special_tokens)
         self._pieces: dict[int, _Written] = {}
-        return super().add_tokens(tokens, special_tokens)
+        # The library gives an added token as its rules spell it, with spaces around Chinese characters.
+        self._added = {number: token.content for number, token in self._backend.get_added_tokens_decoder().items()}
+        return new
+
+    def _token_of(self, token_id: int) -> str | None:
+        return self._added.get(token_id) or super()._token_of(token_id)
+
+    def vocab_hash(self) -> str:
+        """See `BaseTokenizer`. A tokenizer.json that the library has made lacks the white space at the ends of tokens
+        (U+2028), which no text is encoded to."""
+        pairs = [(token.rstrip(), number) for token, number in self.get_vocab().items() if token.rstrip()]
+        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
     @property
     def cls_token(self) -> str:
@@ -298,12 +319,13 @@ class WordPieceTokenizer(LibraryTokenizer):
     ) -> "WordPieceTokenizer":
         """Train a WordPiece vocabulary: pairs that occur most often are merged, as in byte-level BPE.
 
-        The ids are `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]`, `[MASK]`, the characters of the texts, the merges in the order
-        learned. The most frequent characters are taken if `vocab_size` has no room for all; others are unknown. The
-        vocabulary of a small text may be smaller than asked for: see `len` of the result.
+        The ids are `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]`, `[MASK]`, the characters that continue a word (`##a`), the
+        characters, the merges in the order learned. The most frequent characters are taken if `vocab_size` has no room
+        for all; others are unknown. The vocabulary of a small text may be smaller than asked for: see `len` of the
+        result.
 
         Args:
-            texts: texts (str) or files (pathlib.Path), streamed once.
+            texts: texts (str) or files (pathlib.Path), streamed twice; an iterator of texts is held in memory.
             vocab_size: number of tokens, at least 7.
             min_frequency: how often a pair must occur to be merged.
             do_lower_case: read texts in lower case, here and later.
@@ -317,11 +339,15 @@ class WordPieceTokenizer(LibraryTokenizer):
         if min_frequency < 1:
             raise UserError(f"min_frequency must be at least 1; it is {min_frequency}.")
         backend = bert_backend(models.WordPiece(unk_token=NAMES["unk_token"]), do_lower_case, None, True)
+        texts = list(texts) if isinstance(texts, Iterator) else texts
+        alphabet, continuing = alphabet_of(texts_to_learn_from(texts), backend.normalizer, vocab_size - len(special))
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size,
             min_frequency=min_frequency,
-            special_tokens=special,
-            limit_alphabet=(vocab_size - len(special)) // 2,  # a character has two tokens: with ## and without
+            # Left to itself, the library numbers characters that continue a word in an order that changes.
+            special_tokens=[*special, *(PREFIX + character for character in continuing)],
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
             show_progress=show_progress,
         )
         backend.train_from_iterator(texts_to_learn_from(texts), trainer)

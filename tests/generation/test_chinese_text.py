@@ -7,9 +7,10 @@ import pytest
 import mindgpt
 from mindgpt.config.errors import UserError
 from mindgpt.generation import GenerationSettings, TextStreamer, generate_text
-from mindgpt.generation.prompt_ids import last_tokens, prompt_ids, refuse_unknown_texts
+from mindgpt.generation.prompt_ids import last_tokens, prompt_ids
 from mindgpt.generation.streaming import StopStrings, TextStream
 from mindgpt.generation.task_settings import settings_of_task
+from mindgpt.generation.text_generation import encode_prompts
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 from tests.generation.chinese_folder import CLS, SEP, greedy, publish
@@ -213,14 +214,16 @@ def test_the_ids_of_a_prompt(small):
 
 
 def test_a_text_of_unknown_characters_only_is_refused(small, pipe, tmp_path):
-    for unknown in ("😀", "[CLS]😀 𠮷[SEP]", "[UNK]"):
-        with pytest.raises(UserError, match=r"text 1 holds nothing that the vocabulary knows: it becomes . x \[UNK\]"):
-            refuse_unknown_texts(small, prompt_ids(small, ["hello", unknown]), ["text 0", "text 1"])
-    refuse_unknown_texts(small, prompt_ids(small, ["hello 😀", ""]), ["text 0", "text 1"])
-    with pytest.raises(UserError, match="Prompt 1 holds nothing that the vocabulary knows"):
+    settings = GenerationSettings(max_new_tokens=1)
+    for around in ("bos", "all", "none"):
+        for unknown in ("😀", "[CLS]😀 𠮷[SEP]", "[UNK]"):
+            with pytest.raises(UserError, match=r"Prompt 1: the vocabulary knows nothing .* are \[UNK\]"):
+                encode_prompts(small, ["hello", unknown], settings, 14, 64, prompt_special_tokens=around)
+        encode_prompts(small, ["hello 😀"], settings, 14, 64, prompt_special_tokens=around)
+    with pytest.raises(UserError, match="Prompt 1: the vocabulary knows nothing of this text"):
         pipe([SEED_PROMPT, "😀"])
     cased = WordPieceTokenizer(pipe.tokenizer.save_vocabulary(tmp_path)[0], do_lower_case=False)
-    with pytest.raises(UserError, match="does it write letters in lower case"):
+    with pytest.raises(UserError, match="knows nothing of this text"):
         generate_text(pipe.generator, cased, ["HELLO"], GenerationSettings(max_new_tokens=1))
     byte_level = GPT2Tokenizer.train(["a rose is a rose"], 260)
-    refuse_unknown_texts(byte_level, [byte_level.encode(byte_level.eos_token)], ["text"])
+    encode_prompts(byte_level, [byte_level.eos_token], settings, len(byte_level), 64)

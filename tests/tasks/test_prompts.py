@@ -66,7 +66,8 @@ def find(repo):
 
     def find(**keys):
         yaml = repo / "configs" / "gpt2" / "pretrain_gpt2_quickstart.yaml"
-        overrides = {f"processor.tokenizer.{key}": str(value) for key, value in keys.items()}
+        values = {key: value if isinstance(value, bool) else str(value) for key, value in keys.items()}
+        overrides = {f"processor.tokenizer.{key}": value for key, value in values.items()}
         return find_tokenizer(load_config(yaml, {**overrides, "run_mode": "predict"})[0])
 
     return find
@@ -108,3 +109,52 @@ def test_end_of_text_that_every_yaml_names_is_not_added_to_a_vocabulary_with_an_
     (tmp_path / "tokenizer_config.json").unlink()
     assert find(path=tmp_path).eos_token == "fox"
     assert find(path=tmp_path, **AS_MINDFORMERS).eos_token == EOT
+
+
+# ---- a WordPiece tokenizer -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def word_piece(tmp_path):
+    """A folder with vocab.txt; ids: [UNK] 1, [CLS] 2, [SEP] 3, a 4, [ 5, sep 6, ] 7."""
+    folder = tmp_path / "wordpiece"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "[", "sep", "]"]))
+    return folder
+
+
+def test_a_vocab_txt_is_a_tokenizer_of_the_yaml(find, word_piece):
+    file = word_piece / "vocab.txt"
+    for keys in (
+        {"path": word_piece},
+        {"path": file, **AS_MINDFORMERS},
+        {"vocab_file": file},
+        {"vocab_file": file, "type": "BertTokenizer"},
+        {"path": word_piece, "type": "WordPieceTokenizer", "do_lower_case": True},
+    ):
+        found = find(**keys)
+        assert found.encode("A [SEP]") == [2, 4, 3, 3]
+        assert (found.bos_token, found.eos_token, len(found)) == ("[CLS]", "[SEP]", 8)
+    assert find(path=word_piece, rules="uer").encode("a [SEP]") == [2, 4, 5, 6, 7, 3]
+    assert find(vocab_file=file, do_lower_case=False).encode("A") == [2, 1, 3]
+
+
+def test_the_tokenizer_beside_the_weights_is_named_with_its_kind(repo, word_piece, capsys):
+    (word_piece / "model.ckpt").touch()
+    yaml = repo / "configs" / "gpt2" / "pretrain_gpt2_quickstart.yaml"
+    overrides = {"run_mode": "predict", "load_checkpoint": str(word_piece / "model.ckpt")}
+    find_tokenizer(load_config(yaml, overrides)[0])
+    assert f"tokenizer: {word_piece} (WordPiece, 8 tokens, lower case)\n" in capsys.readouterr().out
+
+
+def test_settings_of_wordpiece_with_files_of_another_kind_are_refused(find, word_piece, tmp_path):
+    GPT2Tokenizer.train(["the fox " * 9], 280).save_pretrained(tmp_path / "gpt2")
+    for keys in ({"type": "BertTokenizer"}, {"rules": "uer"}, {"do_lower_case": False}):
+        with pytest.raises(UserError, match=f"processor.tokenizer.{next(iter(keys))}: is for a WordPiece tokenizer"):
+            find(path=tmp_path / "gpt2", **keys)
+    with pytest.raises(UserError, match="merges_file: is of GPT2Tokenizer; WordPieceTokenizer has a vocab_file alone"):
+        find(type="BertTokenizer", vocab_file=word_piece / "vocab.txt", merges_file=tmp_path / "gpt2" / "merges.txt")
+    with pytest.raises(UserError, match="vocab_file: needs merges_file beside it"):
+        find(vocab_file=tmp_path / "gpt2" / "vocab.json")
+    with pytest.raises(UserError, match="rules"):
+        find(path=word_piece, rules="tencent")

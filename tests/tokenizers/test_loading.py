@@ -5,7 +5,7 @@ import pytest
 import mindgpt
 from mindgpt import GPT2Tokenizer
 from mindgpt.config.errors import UserError
-from mindgpt.tokenizers.loading import KINDS, TokenizerKind, holds_tokenizer, load_tokenizer
+from mindgpt.tokenizers.loading import KINDS, TOKENIZER_FILES, TokenizerKind, holds_tokenizer, load_tokenizer
 
 
 @pytest.fixture
@@ -27,6 +27,10 @@ def test_a_folder_without_a_known_tokenizer_is_refused_with_its_files(tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="no such folder.*nothing is downloaded"):
         load_tokenizer(tmp_path / "absent")
+
+
+def test_the_files_of_all_kinds_are_copied_with_weights():
+    assert {"vocab.json", "merges.txt", "tokenizer.json", "vocab.txt", "added_tokens.json"} <= {*TOKENIZER_FILES}
 
 
 def test_a_new_kind_is_one_entry(folder, tmp_path, monkeypatch):

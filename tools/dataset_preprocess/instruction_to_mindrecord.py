@@ -25,10 +25,9 @@ from mindgpt.data.tool_arguments import (
     add_skip_bad,
     bad_records,
     counted_in_errors,
-    tokenizer_folder,
+    open_tokenizer,
     warn,
 )
-from mindgpt.tokenizers.loading import load_tokenizer
 
 _MUCH_PADDING = 0.5
 
@@ -92,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     with counted_in_errors(bad):
         summary = write_examples(
             examples,
-            load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
+            open_tokenizer(arguments.tokenizer_type),
             arguments.output_file,
             max_length=arguments.max_length,
             pack=arguments.pack,

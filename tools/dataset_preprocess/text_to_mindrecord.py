@@ -17,8 +17,7 @@ if __name__ == "__main__":
 from mindgpt.config.arguments import CheckedParser
 from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
-from mindgpt.data.tool_arguments import TextFiles, add_output_arguments, add_text_arguments, tokenizer_folder
-from mindgpt.tokenizers.loading import load_tokenizer
+from mindgpt.data.tool_arguments import TextFiles, add_output_arguments, add_text_arguments, open_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     texts = TextFiles(arguments)
     summary = write_blocks(
         texts.pieces(arguments.document_per),
-        load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
+        open_tokenizer(arguments.tokenizer_type),
         arguments.output_file,
         max_length=arguments.max_length,
         recipe="text",

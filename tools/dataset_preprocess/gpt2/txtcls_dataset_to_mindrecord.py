@@ -24,11 +24,10 @@ from mindgpt.data.tool_arguments import (
     add_skip_bad,
     bad_records,
     counted_in_errors,
-    tokenizer_folder,
+    open_tokenizer,
     warn,
 )
 from mindgpt.io.files import check_readable
-from mindgpt.tokenizers.loading import load_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         summary = write_classification(
             arguments.input_file,
             layout,
-            load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
+            open_tokenizer(arguments.tokenizer_type),
             arguments.output_file,
             max_length=arguments.max_length,
             skip_empty=arguments.skip_empty,

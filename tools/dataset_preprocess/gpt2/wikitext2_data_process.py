@@ -18,9 +18,8 @@ from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
 from mindgpt.data.text import kind_of, mindformers_pieces, wikitext_pieces
-from mindgpt.data.tool_arguments import add_output_arguments, tokenizer_folder
+from mindgpt.data.tool_arguments import add_output_arguments, open_tokenizer
 from mindgpt.io.files import check_readable
-from mindgpt.tokenizers.loading import load_tokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -61,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     compat = arguments.compat == "mindformers"
     summary = write_blocks(
         mindformers_pieces(file) if compat else wikitext_pieces(file),
-        load_tokenizer(tokenizer_folder(arguments.tokenizer_type)),
+        open_tokenizer(arguments.tokenizer_type),
         arguments.output_file,
         max_length=arguments.max_length,
         recipe="wikitext-mindformers" if compat else "wikitext",

@@ -1,0 +1,529 @@
+"""WordPieceTokenizer against transformers' BertTokenizer, UER-py's rules, and examples computed by hand."""
+
+import json
+import logging
+import shutil
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mindgpt
+from mindgpt.config.errors import UserError
+from mindgpt.tokenizers.loading import load_tokenizer, tokenizer_kind
+from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# A character of every kind that the rules tell apart, whether it is in the vocabulary below or not.
+AWKWARD = list(
+    "\0\t\n\r\x0b\x1f\x7f\x85\xa0\xad\u0378\u200b\u200d\u2028\u2029\u3000\ue000\ufeff\ufffd \U0002b820\U000f0000"
+)
+AWKWARD += list("aAbzßéÉİıΣσςΩДдא中文豈龥𠮷가각の。，“”‘’—…·（）①℃０Ａ😀👍🏽$+<=>^`|~#'\"-_.,!?12")
+PARTS = [*AWKWARD, "[SEP]", "[MASK]", "[sep]", "[UNK", "##", "e\u0301", "ΑΣ", "ΑΣΑ", "Å", "ﬁ", "x" * 101, "x" * 201]
+any_text = st.lists(
+    st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), st.sampled_from(PARTS)), max_size=12
+).map("".join)
+
+
+def write_vocab(folder, tokens, end="\n", **settings_files):
+    """A folder with vocab.txt and the settings files of these contents."""
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_bytes(end.join([*tokens, ""]).encode())
+    for name, content in settings_files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+TOY = [*SPECIAL, "hello", "world", "##ly", "天", "气", "今", "，", ".", ",", "!", "a", "b", "1", "##2", "[", "]", "sep"]
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return WordPieceTokenizer.from_pretrained(write_vocab(tmp_path / "toy", TOY))
+
+
+@pytest.fixture(scope="module")
+def chinese_vocab(shared_data):
+    return shared_data / "zh" / "google_zh_vocab.txt"
+
+
+@pytest.fixture(scope="module")
+def chinese_folder(chinese_vocab, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chinese")
+    shutil.copy(chinese_vocab, folder / "vocab.txt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(chinese_folder):
+    return load_tokenizer(chinese_folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(chinese_folder):
+    return pytest.importorskip("transformers").BertTokenizer.from_pretrained(str(chinese_folder))
+
+
+@pytest.fixture(scope="module")
+def characters(tmp_path_factory):
+    """A vocabulary of single characters, so that no rule hides behind [UNK]: all that generated texts often hold."""
+    known = [c for c in map(chr, range(0x21, 0x3000)) if unicodedata.category(c) not in ("Cc", "Zs", "Zl", "Zp")]
+    known += [c for part in PARTS for c in part if c.strip() and c not in known and c.isprintable()]
+    known += [*"\ue000\U000f0000\U0002b820", *map(chr, range(0x3041, 0x3100)), *map(chr, range(0xFF01, 0xFF60))]
+    known = list(dict.fromkeys(c for c in known if c.strip()))
+    return write_vocab(tmp_path_factory.mktemp("characters"), [*SPECIAL, *known, *(f"##{c}" for c in known)])
+
+
+def plain(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+# ---- the same ids as transformers -----------------------------------------------------------------------------------
+
+ANCHORS = {
+    "这是很久之前的事情了": [6821, 3221, 2523, 719, 722, 1184, 4638, 752, 2658, 749],
+    "今天天气不错": [791, 1921, 1921, 3698, 679, 7231],
+    "GPT2模型 is 好的, Hello World!": [13228, 8165, 8144, 3563, 1798, 8310, 1962, 4638, 117, 8701, 8572, 106],
+    "双11，3.14": [1352, 8111, 8024, 124, 119, 8122],
+    "未知字符𠮷😀　全角": [3313, 4761, 2099, 5016, 100, 100, 1059, 6235],
+    "café naïve": [8377, 11469, 8857],
+    "[SEP]测试": [102, 3844, 6407],
+    "。，！？": [511, 8024, 8013, 8043],
+}
+
+
+def test_known_ids(ours):
+    assert {text: plain(ours, text) for text in ANCHORS} == ANCHORS
+    assert (len(ours), ours.text_vocab_size, str(ours)) == (21128, 21128, "WordPiece, 21128 tokens, lower case")
+    roles = (ours.pad_token_id, ours.unk_token_id, ours.bos_token_id, ours.eos_token_id, ours.mask_token_id)
+    assert roles == (0, 100, 101, 102, 103)
+    assert (ours.cls_token, ours.cls_token_id, ours.sep_token, ours.sep_token_id) == ("[CLS]", 101, "[SEP]", 102)
+    assert ours.encode("今天") == [101, 791, 1921, 102] == ours.build_inputs_with_special_tokens([791, 1921])
+    assert ours.document_start == [101]
+    assert ours.convert_ids_to_tokens([343, 13502, 21127]) == ["\u2028", "##\u2028", "##😎"]
+
+
+def test_real_texts_have_the_ids_of_transformers(ours, theirs, shared_data):
+    texts = (shared_data / "zh" / "cluecorpussmall_sampled.txt").read_text("utf-8").split("\n")
+    poems = json.loads((shared_data / "zh" / "poet.tang.10000.json").read_text("utf-8"))
+    texts += ["\n".join(poem["paragraphs"]) for poem in poems]
+    for part in ("train", "dev"):
+        texts += (shared_data / "sst2" / f"{part}.tsv").read_text("utf-8").split("\n")
+    assert len(texts) > 24_000
+    ids = ours.encode_batch(texts)
+    assert ids == theirs(texts)["input_ids"]
+    assert ours.batch_decode(ids[:300], True, spaced=True) == theirs.batch_decode(ids[:300], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("lower", [True, False])
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(any_text, min_size=1, max_size=3))
+def test_generated_unicode_has_the_ids_of_transformers(characters, lower, texts):
+    transformers = pytest.importorskip("transformers")
+    for flags in ({}, {"strip_accents": False}, {"tokenize_chinese_chars": False}):
+        pair = _pair(transformers, characters, do_lower_case=lower, **flags)
+        assert pair[0].encode_batch(texts) == pair[1](texts)["input_ids"]
+
+
+_pairs = {}
+
+
+def _pair(transformers, folder, **flags):
+    """Our tokenizer and theirs, made once for all generated examples."""
+    key = tuple(flags.items())
+    if key not in _pairs:
+        theirs = transformers.BertTokenizer.from_pretrained(str(folder), **flags)
+        _pairs[key] = WordPieceTokenizer.from_pretrained(folder, **flags), theirs
+    return _pairs[key]
+
+
+def test_pairs_equal_transformers(ours, theirs):
+    firsts, seconds = ["你好，世界", "ab", "c"], ["今天", "x y z", "q"]
+    for options in (
+        {},
+        {"padding": True},
+        {"padding": "max_length", "truncation": True, "max_length": 6},
+        {"truncation": "only_second", "max_length": 9},
+        {"padding": "max_length", "max_length": 20, "padding_side": "left"},
+    ):
+        expected = theirs(firsts, seconds, **options)
+        assert ours(firsts, seconds, return_token_type_ids=True, **options) == dict(expected)
+    assert ours("你好", "世界", return_token_type_ids=True).token_type_ids == [0, 0, 0, 0, 1, 1, 1]
+    assert ours.get_special_tokens_mask([5], [6]) == [1, 0, 1, 0, 1]
+    assert ours.num_special_tokens_to_add() == 2 and ours.num_special_tokens_to_add(pair=True) == 3
+    assert ours("你好世界", truncation=True, max_length=4).input_ids == [101, *plain(ours, "你好"), 102]
+    with pytest.raises(UserError, match="too short for the special tokens"):
+        ours("你好", truncation=True, max_length=1)
+
+
+def test_tokens_equal_transformers(ours, theirs):
+    text = "Unaffable 模型2, don't [MASK] ok 𠮷"
+    tokens = ours.tokenize(text)
+    assert tokens == theirs.tokenize(text)
+    assert ours.convert_tokens_to_ids(tokens) == theirs.convert_tokens_to_ids(tokens) == plain(ours, text)
+    assert set(ours.all_special_tokens) == set(theirs.all_special_tokens) == set(SPECIAL)
+    assert set(ours.all_special_ids) == set(theirs.all_special_ids)
+    assert ours.convert_tokens_to_ids("no token") == 100
+
+
+# ---- UER's rules ----------------------------------------------------------------------------------------------------
+
+
+def uer_tokens(text, vocab, lower):
+    """The tokens by UER-py's rules: Devlin et al. 2018, tokenization.py, with words of up to 200 characters."""
+
+    def is_punctuation(c):
+        return c.isascii() and c.isprintable() and not c.isalnum() or unicodedata.category(c)[0] == "P"
+
+    def is_chinese(c):
+        blocks = "4E00-9FFF 3400-4DBF 20000-2A6DF 2A700-2B73F 2B740-2B81F 2B820-2CEAF F900-FAFF 2F800-2FA1F"
+        return any(int(a, 16) <= ord(c) <= int(b, 16) for a, b in (block.split("-") for block in blocks.split()))
+
+    kept = [c for c in text if c in "\t\n\r" or unicodedata.category(c) not in ("Cc", "Cf") and c != "\ufffd"]
+    words = "".join(f" {c} " if is_chinese(c) else c for c in kept).split()
+    if lower:
+        words = [unicodedata.normalize("NFD", word.lower()) for word in words]
+        words = ["".join(c for c in word if unicodedata.category(c) != "Mn") for word in words]
+    words = " ".join("".join(f" {c} " if is_punctuation(c) else c for c in word) for word in words).split()
+    return [token for word in words for token in _pieces(word, vocab)]
+
+
+def _pieces(word, vocab):
+    pieces, start = [], 0
+    while start < len(word) <= 200:
+        ends = (end for end in range(len(word), start, -1) if "##" * (start > 0) + word[start:end] in vocab)
+        end = next(ends, None)
+        if end is None:
+            return ["[UNK]"]
+        pieces.append("##" * (start > 0) + word[start:end])
+        start = end
+    return pieces or ["[UNK]"]
+
+
+@pytest.mark.parametrize("lower", [True, False])
+@settings(max_examples=80, deadline=None)
+@given(text=any_text)
+def test_generated_unicode_by_the_rules_of_uer(characters, lower, text):
+    key = ("uer", lower)
+    if key not in _pairs:
+        _pairs[key] = WordPieceTokenizer.from_pretrained(characters, rules="uer", do_lower_case=lower)
+    assert _pairs[key].tokenize(text) == uer_tokens(text, _pairs[key].get_vocab(), lower)
+
+
+def test_what_uer_does_differently(chinese_folder, ours, tmp_path):
+    shutil.copy(chinese_folder / "vocab.txt", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"rules": "uer"}')
+    uer = load_tokenizer(tmp_path)
+    assert str(uer) == "WordPiece, 21128 tokens, lower case, UER's rules"
+    same = [text for text in ANCHORS if "[SEP]" not in text]
+    assert [plain(uer, text) for text in same] == [ANCHORS[text] for text in same]
+    assert plain(uer, "[SEP]测试") == [138, 9463, 140, 3844, 6407]
+    assert uer.encode("今天") == [101, 791, 1921, 102]  # a call puts them round a text all the same
+    assert (plain(uer, "天\ue000气"), plain(ours, "天\ue000气")) == ([1921, 100, 3698], [1921, 3698])
+    assert plain(ours, "z" * 101) == [100] == plain(uer, "z" * 201)
+    assert uer.decode(plain(uer, "z" * 101)) == "z" * 101
+    uer.save_pretrained(tmp_path / "again")
+    assert plain(load_tokenizer(tmp_path / "again"), "[SEP]测试") == [138, 9463, 140, 3844, 6407]
+    with pytest.raises(UserError, match="rules must be one of 'transformers', 'uer'; it is 'tencent'"):
+        load_tokenizer(tmp_path, rules="tencent")
+    with pytest.raises(UserError, match="tokenize_chinese_chars: False is not possible with rules: uer"):
+        load_tokenizer(tmp_path, tokenize_chinese_chars=False)
+
+
+def test_real_texts_by_the_rules_of_uer(chinese_folder, shared_data):
+    uer = load_tokenizer(chinese_folder, rules="uer")
+    vocab = uer.get_vocab()
+    texts = (shared_data / "zh" / "cluecorpussmall_sampled.txt").read_text("utf-8").split("\n")[:400]
+    assert [uer.convert_ids_to_tokens(row) for row in uer.encode_batch(texts, add_special_tokens=False)] == [
+        uer_tokens(text, vocab, lower=True) for text in texts
+    ]
+
+
+# ---- decoding -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "decoded"),
+    [
+        ("今天天气不错。", "今天天气不错。"),
+        ("GPT2模型 is 好的, Hello World!", "gpt2模型is好的, hello world!"),
+        ("双11，3.14", "双11，3.14"),
+        ("it's (not) so bad, 10:30 or 1,000 or 5%; don't", "it's (not) so bad,10:30 or 1,000 or 5%; don't"),
+        ("iphone 12 pro", "iphone 12 pro"),
+        ("price: $5 for #1 c++ state-of-the-art", "price: $5 for #1 c++ state-of-the-art"),
+        ('he said "hi" twice', 'he said " hi " twice'),
+        ("未知𠮷😀全角 𠮷 x", "未知[UNK][UNK]全角[UNK] x"),
+        ("《你好》～他说·、", "《你好》～他说·、"),
+        ("привет мир", "привет мир"),
+    ],
+)
+def test_text_of_tokens(ours, text, decoded):
+    ids = plain(ours, text)
+    assert ours.decode(ids) == decoded
+    assert ours.decode(ours.encode(text)) == f"[CLS]{decoded}[SEP]"
+    skipped = ours.decode(ours.encode(text), skip_special_tokens=True)
+    assert skipped == decoded.replace("[UNK]", "") or "[UNK]" in decoded
+    parts = [ours.token_text(token, before) for before, token in zip([None, *ids], ids, strict=False)]
+    assert b"".join(parts).decode() == decoded  # what streaming joins
+    assert all(decoded.startswith(ours.decode(ids[:count])) for count in range(len(ids)))
+
+
+def test_part_of_a_word_is_seen(ours):
+    gp, t, two = plain(ours, "GPT2")
+    assert ours.decode([gp, t, two]) == "gpt2"
+    assert ours.decode([t, two]) == "##t2"
+    assert ours.decode([101, t]) == "[CLS]##t"
+    assert (ours.token_text(t, gp), ours.token_text(t, None), ours.token_bytes(t)) == (b"t", b"##t", b"t")
+    assert ours.decode([gp, 30_000, t]) == "gp##t"  # an embedding table may be larger than the vocabulary
+    assert ours.token_bytes(30_000) == b""
+    assert ours.decode(791) == "今"
+
+
+def test_text_of_transformers_on_request(ours, theirs):
+    for text in ("GPT2模型 is 好的, Hello World!", "it's 3.14, don't", "[SEP]测试 𠮷"):
+        ids = ours.encode(text)
+        assert ours.decode(ids, spaced=True) == theirs.decode(ids)
+        assert ours.decode(ids, True, spaced=True) == theirs.decode(ids, skip_special_tokens=True)
+    assert ours.decode(plain(ours, "今天 ok"), spaced=True) == "今 天 ok"
+    assert ours.convert_tokens_to_string(["今", "天", "hello", "##s"]) == "今天hellos"
+
+
+def test_a_text_may_be_split_at_spaces(ours):
+    assert ours.splits_at_spaces
+    text = "Hello World, 今天 天气\n不错 [SEP] don't"
+    for place in (i for i, c in enumerate(text) if c in " \n"):
+        assert plain(ours, text[:place]) + plain(ours, text[place:]) == plain(ours, text)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_vocabulary_by_its_own_name(chinese_vocab, ours, tmp_path):
+    assert tokenizer_kind(chinese_vocab) == "WordPiece"
+    for tokenizer in (load_tokenizer(chinese_vocab), WordPieceTokenizer(chinese_vocab)):
+        assert tokenizer.vocab_hash() == ours.vocab_hash()
+    assert mindgpt.WordPieceTokenizer is WordPieceTokenizer
+
+
+def test_line_ends(tmp_path, toy):
+    for end in ("\r\n", "\n"):
+        folder = write_vocab(tmp_path / "t", ["\ufeff[PAD]", *TOY[1:], "\u2028", "\x85", "last "], end)
+        tokenizer = load_tokenizer(folder)
+        assert tokenizer.convert_tokens_to_ids(["[PAD]", "sep", "\u2028", "\x85", "last"]) == [0, *range(21, 25)]
+    (folder / "vocab.txt").write_bytes("\n".join(TOY).encode())  # without a last line end
+    assert load_tokenizer(folder).vocab_hash() == toy.vocab_hash()
+
+
+def test_blank_and_repeated_lines_shift_no_id(tmp_path, caplog):
+    folder = write_vocab(tmp_path / "t", [*TOY, "", "c", "天", "d", "", ""])
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.convert_tokens_to_ids(["c", "天", "d"]) == [23, 24, 25]
+    assert len(tokenizer) == 26
+    assert "line 23 is blank: these ids have no token" in caplog.text
+    assert "1 token(s) occur twice, and the last line gives the id: '天' (lines 9 and 25)" in caplog.text
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "vocab.txt: the vocabulary is empty"),
+        (["a", "b"], r"vocab.txt: \[UNK\], \[CLS\], \[SEP\] not in the vocabulary of 2 tokens \('a', 'b'\)"),
+        ([token for token in TOY if token != "[UNK]"], r"vocab.txt: \[UNK\] not in the vocabulary"),
+        ([token for token in TOY if token != "[CLS]"], r"vocab.txt: \[CLS\] not in the vocabulary"),
+        (["Copyright 2020 \ud83d".encode("utf-8", "surrogatepass")], "vocab.txt:1: not UTF-8: byte 0xed"),
+        (["[PAD]\n天\n".encode("gbk")], "vocab.txt:2: not UTF-8: .*iconv -f GB"),
+    ],
+)
+def test_a_vocabulary_that_is_none(tmp_path, tokens, message):
+    folder = tmp_path / "t"
+    folder.mkdir()
+    parts = [token if isinstance(token, bytes) else token.encode() for token in tokens]
+    (folder / "vocab.txt").write_bytes(b"\n".join([*parts, b""]))
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"do_lower_case": "true"}, "tokenizer_config.json: do_lower_case must be one of False, True; it is 'true'"),
+        ({"never_split": ["hello"]}, 'never_split: "hello" is no special token'),
+        ({"do_basic_tokenize": False}, "do_basic_tokenize: only True is supported; it is False"),
+        ({"wordpieces_prefix": "@@"}, "wordpieces_prefix: only '##' is supported"),
+        ({"tokenizer_class": "BertJapaneseTokenizer"}, "tokenizer_class is 'BertJapaneseTokenizer', whose ids"),
+        ({"add_bos_token": True}, r"add_bos_token: this kind of tokenizer puts \[CLS\] and \[SEP\]"),
+        ({"cls_token": 5}, "cls_token: should be a token"),
+        ({"unk_token": "<oov>"}, "<oov> not in the vocabulary"),
+        ({"added_tokens_decoder": {"99": {"content": "<x>"}}}, "the added token '<x>' should have id 99 but gets 22"),
+    ],
+)
+def test_settings_are_obeyed_or_refused(tmp_path, config, message):
+    folder = write_vocab(tmp_path / "t", TOY, tokenizer_config=config)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(folder)
+
+
+def test_settings_files_as_transformers_reads_them(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokens = [*TOY, "<s>", "</s>", "é", "e", "天气", "Hello"]
+    config = {"cls_token": "<s>", "sep_token": "</s>", "model_max_length": 7, "strip_accents": False}
+    config |= {"do_lower_case": False, "tokenize_chinese_chars": False, "never_split": ["[MASK]"]}
+    folder = write_vocab(tmp_path / "t", tokens, tokenizer_config=config)
+    ours, theirs = load_tokenizer(folder), transformers.BertTokenizer.from_pretrained(str(folder))
+    text = "Hello hello é e 天气 天 <s> [CLS]"
+    assert ours.encode(text) == theirs.encode(text)
+    assert (ours.bos_token, ours.eos_token, ours.model_max_length) == ("<s>", "</s>", 7)
+    special = {"cls_token": {"content": "</s>"}, "sep_token": "<s>"}
+    mapped = write_vocab(tmp_path / "u", tokens, special_tokens_map=special, added_tokens={"<new>": len(tokens)})
+    assert load_tokenizer(mapped).encode("a<new>") == [23, 15, len(tokens), 22]
+
+
+def test_lower_case_off_is_obeyed_and_its_cost_said_once(chinese_vocab, tmp_path, caplog):
+    shutil.copy(chinese_vocab, tmp_path / "vocab.txt")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    cased = load_tokenizer(tmp_path)
+    assert plain(cased, "GPT2模型 is 好的, Hello World!") == [100, 3563, 1798, 8310, 1962, 4638, 117, 100, 100, 106]
+    load_tokenizer(tmp_path)
+    said = [record.message for record in caplog.records if "do_lower_case is False" in record.message]
+    assert len(said) == 1 and "every word with one becomes [UNK]" in said[0]
+    assert str(cased).endswith("upper and lower case")
+
+
+def test_saved_files_open_here_and_in_transformers(chinese_vocab, ours, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = load_tokenizer(chinese_vocab, model_max_length=99)
+    assert tokenizer.add_tokens(["新词abc", "今"]) == 1
+    assert tokenizer.add_special_tokens({"additional_special_tokens": ["<sep2>"]}) == 1
+    (tmp_path / "tokenizer.json").write_text("{}")  # another tokenizer's, which would be read first
+    tokenizer.save_pretrained(tmp_path)
+    assert {"vocab.txt", "tokenizer_config.json", "tokenizer-1.json"} == {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "vocab.txt").read_bytes() == chinese_vocab.read_bytes()
+    text = "a新词abc今天 <sep2> Hi[MASK]"
+    again, theirs = load_tokenizer(tmp_path), transformers.BertTokenizer.from_pretrained(str(tmp_path))
+    assert again.encode(text) == theirs.encode(text) == tokenizer.encode(text)
+    assert len(again) == len(theirs) == 21130
+    assert again.vocab_hash() == tokenizer.vocab_hash() != ours.vocab_hash()
+    assert (again.model_max_length, theirs.model_max_length) == (99, 99)
+    assert again.decode(plain(again, text)) == "a新词abc今天<sep2>hi[MASK]"
+
+
+def test_files_saved_by_transformers_open_here(chinese_vocab, ours, theirs, tmp_path):
+    theirs.save_pretrained(str(tmp_path))
+    assert (tmp_path / "tokenizer.json").is_file() and not (tmp_path / "vocab.txt").exists()
+    shutil.copy(tmp_path / "tokenizer.json", tmp_path / "mine.json")
+    for name in ("", "tokenizer.json", "mine.json", "tokenizer_config.json"):
+        found = load_tokenizer(tmp_path / name)
+        assert type(found) is WordPieceTokenizer
+        assert found.encode("GPT2模型, [SEP]") == ours.encode("GPT2模型, [SEP]")
+        assert found.vocab_hash() == ours.vocab_hash()
+    shutil.copy(chinese_vocab, tmp_path / "vocab.txt")
+    assert load_tokenizer(tmp_path).vocab_hash() == ours.vocab_hash()
+    assert load_tokenizer(tmp_path, do_lower_case=False).encode("Hello") == [101, 100, 102]
+    (tmp_path / "vocab.txt").write_bytes(chinese_vocab.read_bytes().replace(b"[unused5]\n", b"\n"))
+    assert load_tokenizer(tmp_path).encode("天") == ours.encode("天")
+    (tmp_path / "vocab.txt").write_bytes(chinese_vocab.read_bytes().replace(b"[unused5]\n", b""))
+    with pytest.raises(UserError, match=r"vocab.txt:6: token '\[unused6\]' has id 5 here and 6 in tokenizer.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_json_with_rules_of_its_own(tmp_path):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    backend = Tokenizer(models.WordPiece({token: n for n, token in enumerate(TOY)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("HELLO天气 world") == [2, 1, 6, 3]  # Chinese characters are no words of their own there
+    assert not tokenizer.splits_at_spaces
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").encode("HELLO天气 world") == [2, 1, 6, 3]
+    with pytest.raises(UserError, match="the rules of this tokenizer.json are not BERT's, so do_lower_case cannot be"):
+        load_tokenizer(tmp_path, do_lower_case=False)
+
+
+def test_kinds_are_told_apart_by_their_files(tmp_path, toy):
+    gpt2 = mindgpt.GPT2Tokenizer.train(["hello hello world"], 260)
+    gpt2.save_pretrained(tmp_path / "both")
+    toy.save_vocabulary(tmp_path / "both")
+    assert tokenizer_kind(tmp_path / "both") == "byte-level BPE"
+    assert tokenizer_kind(tmp_path / "both" / "vocab.txt") == "WordPiece"
+    assert tokenizer_kind(tmp_path / "both" / "merges.txt") == "byte-level BPE"
+    (tmp_path / "both" / "tokenizer.json").unlink()
+    assert tokenizer_kind(tmp_path / "both") == "byte-level BPE"
+    (tmp_path / "both" / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizerFast"}')
+    assert type(load_tokenizer(tmp_path / "both")) is WordPieceTokenizer
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "WordPiece"}}')
+    assert tokenizer_kind(tmp_path) == "WordPiece"
+    with pytest.raises(UserError, match="tokenizer.json: not a tokenizer that can be read"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: WordPieceTokenizer(), "is read from vocab_file or from tokenizer_file"),
+        (lambda d: WordPieceTokenizer(d / "vocab.txt", tokenizer_file=d / "x.json"), "from vocab_file or from tok"),
+        (lambda d: WordPieceTokenizer(d), "is a folder; WordPieceTokenizer.from_pretrained opens it"),
+        (lambda d: WordPieceTokenizer(d / "no.txt"), "No such file: .*no.txt"),
+        (lambda d: WordPieceTokenizer(tokenizer_file=d / "x.json"), "this is not a WordPiece tokenizer"),
+    ],
+)
+def test_invalid_tokenizer_files_are_refused(tmp_path, make, message):
+    folder = write_vocab(tmp_path / "t", TOY)
+    (folder / "x.json").write_text('{"model": {"type": "BPE"}}')
+    with pytest.raises(UserError, match=message):
+        make(folder)
+
+
+def test_added_and_named_tokens(toy, tmp_path):
+    named = WordPieceTokenizer(tmp_path / "toy" / "vocab.txt", eos_token="[END]", pad_token="<pad>")
+    assert (named.eos_token_id, named.pad_token_id, named.new_tokens) == (22, 23, ["[END]", "<pad>"])
+    assert named(["a", "a b"], padding=True).input_ids == [[2, 15, 22, 23], [2, 15, 16, 22]]
+    without = [token for token in TOY if token != "[PAD]"]
+    assert load_tokenizer(write_vocab(tmp_path / "u", without)).pad_token is None
+    assert load_tokenizer(tmp_path / "u").pad_token_id == 2  # [SEP]
+    toy.add_tokens(["two words"])
+    assert not toy.splits_at_spaces
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def test_training_learns_the_expected_tokens(tmp_path):
+    texts = ["aab " * 4, "ab " * 3, "天气天气"]
+    tokenizer = WordPieceTokenizer.train(texts, 100, min_frequency=3)
+    tokens = list(tokenizer.get_vocab())
+    assert tokens[:5] == list(SPECIAL)
+    # Pairs: a-##a 4, ##a-##b 4, a-##b 3. The first of equal count is a-##a (by ids), then aa-##b; ab last.
+    assert tokens[5:] == ["##a", "##b", "a", "b", "天", "气", "##ab", "aab", "ab"]
+    assert tokenizer.tokenize("Aab ab 天气") == ["aab", "ab", "天", "气"]
+    again = WordPieceTokenizer.train(texts, 100, min_frequency=3)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert WordPieceTokenizer.train(["Ab " * 9], 30, do_lower_case=False).tokenize("Ab ab") == ["Ab", "[UNK]"]
+
+
+def test_a_small_vocabulary_keeps_the_most_frequent_characters():
+    texts = ["天" * 9 + "气" * 8 + "aa " * 4 + "今" * 7 + "地" * 6 + "，"]
+    tokenizer = WordPieceTokenizer.train(texts, 10)
+    assert list(tokenizer.get_vocab())[5:] == [
+        "##a",
+        "a",
+        "今",
+        "天",
+        "气",
+    ]  # a has two tokens: a word may go on with it
+    assert len(WordPieceTokenizer.train(texts, 100)) == 5 + 2 + 5 + 1
+    for size, texts, message in ((6, ["a"], "at least 7; it is 6"), (20, [""], "no text to learn")):
+        with pytest.raises(UserError, match=message):
+            WordPieceTokenizer.train(texts, size)
+    with pytest.raises(UserError, match="min_frequency must be at least 1"):
+        WordPieceTokenizer.train(["a"], 20, min_frequency=0)
+
+
+def test_no_warning_without_a_reason(chinese_folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        load_tokenizer(chinese_folder)
+    assert not caplog.records
