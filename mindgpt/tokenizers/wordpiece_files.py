@@ -213,14 +213,14 @@ def special_tokens_of(files: WordPieceFiles, named: dict[str, str | None]) -> di
     """The special token of each role: the named one, or BERT's. `pad_token` is None if the vocabulary lacks `[PAD]`.
 
     Raises:
-        UserError: a token is not in the vocabulary.
+        UserError: the vocabulary lacks BERT's token or one that the files name, or any token for unknown words. Others
+            that are named may be new.
     """
     known = {*files.vocab, *(token.content for token in files.added.values())}
     tokens = {role: named.get(role) or NAMES[role] for role in NAMES}
-    lacking = [role for role in ("unk_token", "bos_token", "eos_token") if not named.get(role)]
-    missing = [tokens[role] for role in lacking if tokens[role] not in known]
-    if tokens["unk_token"] not in files.vocab and tokens["unk_token"] not in missing:
-        missing.append(tokens["unk_token"])
+    own = [role for role in ("bos_token", "eos_token") if named.get(role) in (None, files.settings.get(role))]
+    missing = [tokens["unk_token"]] if tokens["unk_token"] not in files.vocab else []
+    missing += [tokens[role] for role in own if tokens[role] not in known]
     if missing:
         raise UserError(
             f"{files.place}: {', '.join(missing)} not in the vocabulary of {len(files.vocab)} tokens "
@@ -249,9 +249,10 @@ def resolve_flags(
     said = [name for name, value in given.items() if value is not None]
     normalizer = None if files.backend is None else files.backend.normalizer
     if rules == "uer":
-        others = [name for name in said if name != "do_lower_case"]
-        if others and given[others[0]] is not (lower_case is not False if others[0] == "strip_accents" else True):
-            raise UserError(f"{files.place}: {others[0]}: {given[others[0]]} is not possible with rules: uer.")
+        fixed = {"strip_accents": lower_case is not False, "tokenize_chinese_chars": True}
+        other = next((name for name in fixed if name in said and given[name] != fixed[name]), None)
+        if other:
+            raise UserError(f"{files.place}: {other}: {given[other]} is not possible with rules: uer.")
     elif files.backend is not None and not _is_bert(files.backend):
         if said:
             raise UserError(

@@ -6,6 +6,7 @@ import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
+from mindgpt.generation.text_generation import check_tokenizer_fits
 from mindgpt.tasks.prompts import find_tokenizer, read_prompts
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 
@@ -137,6 +138,14 @@ def test_a_vocab_txt_is_a_tokenizer_of_the_yaml(find, word_piece):
         assert (found.bos_token, found.eos_token, len(found)) == ("[CLS]", "[SEP]", 8)
     assert find(path=word_piece, rules="uer").encode("a [SEP]") == [2, 4, 5, 6, 7, 3]
     assert find(vocab_file=file, do_lower_case=False).encode("A") == [2, 1, 3]
+
+
+def test_a_vocabulary_of_another_size_is_refused(find, word_piece):
+    tokenizer = find(path=word_piece)
+    check_tokenizer_fits(tokenizer, 8)
+    for size in (7, 21128):
+        with pytest.raises(UserError, match=f"The tokenizer has 8 tokens, the model's vocab_size is {size}"):
+            check_tokenizer_fits(tokenizer, size)
 
 
 def test_the_tokenizer_beside_the_weights_is_named_with_its_kind(repo, word_piece, capsys):
