@@ -24,8 +24,9 @@ def encode_texts(
         UserError: a text is empty, or holds a token that the model, of `vocab_size` tokens, does not have.
     """
     rows = tokenizer.encode_batch(texts)
+    around = tokenizer.num_special_tokens_to_add()
     for number, row in enumerate(rows):
-        if not row:
+        if len(row) <= around:
             raise UserError(f"Text {number} is empty: there is nothing to label.")
     too_long = [number for number, row in enumerate(rows) if len(row) > longest]
     for number in too_long:

@@ -7,6 +7,7 @@ import pytest
 import mindgpt
 from mindgpt.config.errors import UserError
 from mindgpt.generation import GenerationSettings, TextStreamer, generate_text
+from mindgpt.generation.labels import encode_texts
 from mindgpt.generation.prompt_ids import last_tokens, prompt_ids
 from mindgpt.generation.streaming import StopStrings, TextStream
 from mindgpt.generation.task_settings import settings_of_task
@@ -193,6 +194,13 @@ def test_streams_and_stop_strings_of_a_model(pipe, prompts):
     ] == next(
         free[:n] for n in range(1, NEW + 1) if stop in pipe.tokenizer.decode([ids[-1], *free[:n]])[len("hello") :]
     )
+
+
+def test_texts_to_label_have_both_special_tokens_and_are_not_empty(small):
+    hello, cls, sep = TOKENS.index("hello"), small.bos_token_id, small.eos_token_id
+    assert encode_texts(small, ["hello", "hello hello"], 3, 14) == ([[cls, hello, sep], [cls, hello, sep]], [1])
+    with pytest.raises(UserError, match="Text 1 is empty: there is nothing to label"):
+        encode_texts(small, ["hello", ""], 3, 14)
 
 
 # ---- prompts that say nothing ----------------------------------------------------------------------------------------
