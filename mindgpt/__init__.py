@@ -23,6 +23,7 @@ _HOME = {
     "GPT2ForSequenceClassification": "mindgpt.models.gpt2.gpt2_classifier",
     "GPT2Tokenizer": "mindgpt.tokenizers.gpt2_tokenizer",
     "GPT2TokenizerFast": "mindgpt.tokenizers.gpt2_tokenizer",
+    "SentencePieceTokenizer": "mindgpt.tokenizers.sentencepiece_tokenizer",
     "UserError": "mindgpt.config.errors",
     "WordPieceTokenizer": "mindgpt.tokenizers.wordpiece_tokenizer",
     "load_tokenizer": "mindgpt.tokenizers.loading",
@@ -35,6 +36,7 @@ __all__ = [
     "GPT2Model",
     "GPT2Tokenizer",
     "GPT2TokenizerFast",
+    "SentencePieceTokenizer",
     "UserError",
     "WordPieceTokenizer",
     "__version__",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
     from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
     from mindgpt.tokenizers.loading import load_tokenizer
+    from mindgpt.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
     from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 

@@ -144,6 +144,11 @@ _TOKENIZERS = {
     "WordPieceTokenizer": "WordPieceTokenizer",
     "BertTokenizer": "WordPieceTokenizer",
     "BertTokenizerFast": "WordPieceTokenizer",
+    "SentencePieceTokenizer": "SentencePieceTokenizer",
+    "LlamaTokenizer": "SentencePieceTokenizer",
+    "LlamaTokenizerFast": "SentencePieceTokenizer",
+    "T5Tokenizer": "SentencePieceTokenizer",
+    "T5TokenizerFast": "SentencePieceTokenizer",
 }
 
 
@@ -151,7 +156,8 @@ class TokenizerSection(Section):
     """`processor.tokenizer`. `path` is a tokenizer folder; instead, its files may be named.
 
     These are either `vocab_file` and `merges_file` together, or `tokenizer_file` alone, or for WordPiece the
-    `vocab_file` vocab.txt alone. The files of a folder say what kind it is; `type` does not need to.
+    `vocab_file` vocab.txt alone, for SentencePiece the `vocab_file` tokenizer.model. The files of a folder say what
+    kind it is; `type` does not need to. `GPT2Tokenizer`, which every old YAML names, stands for any kind.
 
     Attributes:
         rules, do_lower_case: of WordPiece; see `WordPieceTokenizer`. None: as the files say. rules "uer": the ids of
@@ -186,10 +192,10 @@ class TokenizerSection(Section):
     }
 
     def complete(self) -> None:
-        word_piece = self.type == "WordPieceTokenizer"
-        if word_piece and self.merges_file:
-            refuse([("merges_file", "is of GPT2Tokenizer; WordPieceTokenizer has a vocab_file alone")])
-        whole = word_piece or self.vocab_file.endswith(".txt")  # one token a line; a byte-level vocabulary is JSON
+        one_file = self.type != "GPT2Tokenizer"
+        if one_file and self.merges_file:
+            refuse([("merges_file", f"is of GPT2Tokenizer; {self.type} has a vocab_file alone")])
+        whole = one_file or self.vocab_file.endswith((".txt", ".model"))  # a byte-level vocabulary is JSON
         if bool(self.vocab_file) != bool(self.merges_file) and not (self.vocab_file and whole):
             given, wanted = ("vocab_file", "merges_file") if self.vocab_file else ("merges_file", "vocab_file")
             refuse([(given, f"needs {wanted} beside it")])

@@ -39,7 +39,7 @@ def add_output_arguments(
         type=path_argument,
         default=_DEFAULT,
         metavar="DIR",
-        help=f"folder with the tokenizer's files, or a vocab.txt (default: {DOWNLOADS})",
+        help=f"folder with the tokenizer's files, or a vocab.txt or tokenizer.model (default: {DOWNLOADS})",
     )
     parser.add_argument(
         "--max_length",
@@ -171,6 +171,6 @@ def tokenizer_folder(named: str) -> Path:
         return DOWNLOADS
     raise UserError(
         f"no tokenizer: there is no tokenizer.json or vocab.json in {DOWNLOADS} (looked from {Path.cwd()}), nor a "
-        "vocab.txt, and nothing is downloaded. Put them there, or name the tokenizer's folder with "
+        "vocab.txt or tokenizer.model, and nothing is downloaded. Put them there, or name the tokenizer's folder with "
         "--tokenizer_type DIR."
     )

@@ -15,7 +15,6 @@ from mindgpt.generation.settings import GenerationSettings, warn_without_effect,
 from mindgpt.generation.streaming import StopStrings, TextStreamer
 from mindgpt.generation.text_generation import stop_check
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tokenizers.loading import load_tokenizer
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
@@ -37,7 +36,7 @@ def generate_ids(
     input_ids: Tensor | np.ndarray | Sequence | None = None,
     attention_mask: Tensor | np.ndarray | Sequence | None = None,
     streamer: Streamer | None = None,
-    tokenizer: GPT2Tokenizer | str | Path | None = None,
+    tokenizer: BaseTokenizer | str | Path | None = None,
     pad_token_id: int | None = None,
     /,
     **settings: Any,
@@ -52,7 +51,9 @@ def generate_ids(
     prompts = [row[span].tolist() for row, span in zip(rows, spans, strict=True)]
     stop = None
     if settings.stop_strings:
-        stop = stop_check(StopStrings(settings.stop_strings), _tokenizer_for_stop_strings(tokenizer))
+        copies = settings.num_return_sequences if settings.num_beams == 1 else 1
+        last = [prompt[-1] for prompt in prompts if prompt for _ in range(copies)]
+        stop = stop_check(StopStrings(settings.stop_strings), _tokenizer_for_stop_strings(tokenizer), last)
     warn_without_effect(settings, depth=3)
     if streamer is None:
         new = generate(model, prompts, settings, stop=stop)
@@ -101,15 +102,15 @@ def _streamed(
         streamer.end()
 
 
-def _tokenizer_for_stop_strings(tokenizer: Any) -> GPT2Tokenizer:
+def _tokenizer_for_stop_strings(tokenizer: Any) -> BaseTokenizer:
     if tokenizer is None:
         raise UserError("generation: stop_strings: give the tokenizer=, too: they are texts, and these are ids")
     if isinstance(tokenizer, (str, Path)):
         return load_tokenizer(tokenizer)
     if not isinstance(tokenizer, BaseTokenizer):
         raise UserError(
-            f"tokenizer: must be a mindgpt.GPT2Tokenizer or its folder, not a {type(tokenizer).__name__}; "
-            "load_tokenizer opens what others have saved"
+            f"tokenizer: must be a tokenizer of mindgpt's or its folder, not a {type(tokenizer).__name__}; "
+            "mindgpt.load_tokenizer opens what others have saved"
         )
     return tokenizer
 

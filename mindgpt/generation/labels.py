@@ -10,13 +10,13 @@ from mindgpt.data.buckets import BucketPlan, LabelledRows, batches_of_epoch, buc
 from mindgpt.generation.engine import evaluating, graph_mode
 from mindgpt.generation.text_generation import check_batch_size, check_ids
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 LENGTHS = 4  # to pad to; each is a graph to compile
 
 
 def encode_texts(
-    tokenizer: GPT2Tokenizer, texts: Sequence[str], longest: int, vocab_size: int
+    tokenizer: BaseTokenizer, texts: Sequence[str], longest: int, vocab_size: int
 ) -> tuple[list[list[int]], list[int]]:
     """The ids of each text, cut at `longest` tokens; and the numbers of those that were cut.
 
@@ -24,8 +24,9 @@ def encode_texts(
         UserError: a text is empty, or holds a token that the model, of `vocab_size` tokens, does not have.
     """
     rows = tokenizer.encode_batch(texts)
+    around = tokenizer.num_special_tokens_to_add()
     for number, row in enumerate(rows):
-        if not row:
+        if len(row) <= around:
             raise UserError(f"Text {number} is empty: there is nothing to label.")
     too_long = [number for number, row in enumerate(rows) if len(row) > longest]
     for number in too_long:

@@ -8,14 +8,16 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
-from mindgpt.checkpoints.locations import find_weights
+from mindgpt.checkpoints.locations import config_beside, find_weights
 from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
 from mindgpt.config.section import nearest, shown
 from mindgpt.generation.engine import generator_of
 from mindgpt.generation.labels import encode_texts, label_probabilities
+from mindgpt.generation.prompt_ids import checked_prompt_special_tokens
 from mindgpt.generation.settings import GenerationSettings, warn_without_effect, way_out
+from mindgpt.generation.task_settings import settings_of_task
 from mindgpt.generation.text_generation import (
     check_batch_size,
     check_tokenizer_fits,
@@ -26,8 +28,8 @@ from mindgpt.generation.text_generation import (
 )
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer
+from mindgpt.runtime.ranks import say
+from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer, named_files
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 BATCH_SIZE = 8
@@ -35,14 +37,16 @@ _SCORE = "score.weight"
 
 
 class TextGenerationPipeline:
-    """Continues texts; see `pipeline`. `settings` are those of every call that does not say otherwise."""
+    """Continues texts; see `pipeline`. `settings` and `prompt_special_tokens` are those of every call that does not say
+    otherwise."""
 
     def __init__(
         self,
         model: GPT2LMHeadModel,
-        tokenizer: GPT2Tokenizer,
+        tokenizer: BaseTokenizer,
         batch_size: int = BATCH_SIZE,
         return_full_text: bool = True,
+        prompt_special_tokens: str | None = None,
         **settings: Any,
     ):
         check_batch_size(batch_size)
@@ -50,6 +54,7 @@ class TextGenerationPipeline:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.return_full_text = _true_or_false("return_full_text", return_full_text)
+        self.prompt_special_tokens = checked_prompt_special_tokens(prompt_special_tokens)
         self.settings = GenerationSettings.from_config(model.config, **settings)
         self.generator = generator_of(model)
 
@@ -59,6 +64,7 @@ class TextGenerationPipeline:
         *,
         batch_size: int | None = None,
         return_full_text: bool | None = None,
+        prompt_special_tokens: str | None = None,
         **settings: Any,
     ) -> list[dict[str, str]] | list[list[dict[str, str]]]:
         """Continue a text, or each text of a list.
@@ -66,6 +72,9 @@ class TextGenerationPipeline:
         Args:
             batch_size: texts to run at once at most; it changes no text.
             return_full_text: the prompt with what follows; False: what follows alone.
+            prompt_special_tokens: the special tokens around each prompt: "bos" (the first of them, in front), "all"
+                (whatever the tokenizer puts around a text) or "none"; None: as the model's config says, else "bos" for
+                WordPiece and "all" for byte-level BPE. They are no part of the text.
             settings: of this call.
 
         Returns:
@@ -80,13 +89,14 @@ class TextGenerationPipeline:
         if return_full_text is not None:
             full = _true_or_false("return_full_text", return_full_text)
         warn_without_effect(asked, depth=2)
-        done = generate_text(self.generator, self.tokenizer, _texts(texts), asked, size)
+        around = checked_prompt_special_tokens(prompt_special_tokens) or self.prompt_special_tokens
+        done = generate_text(self.generator, self.tokenizer, _texts(texts), asked, size, prompt_special_tokens=around)
         results = [{"generated_text": (one.prompt if full else "") + one.text} for one in done]
         copies = asked.num_return_sequences
         grouped = [results[start : start + copies] for start in range(0, len(results), copies)]
         return grouped[0] if isinstance(texts, str) else grouped
 
-    def stream(self, text: str, **settings: Any) -> Iterator[str]:
+    def stream(self, text: str, *, prompt_special_tokens: str | None = None, **settings: Any) -> Iterator[str]:
         """What follows a text, piece by piece as it is generated; see `mindgpt.generation.stream_text`.
 
         Raises:
@@ -103,9 +113,12 @@ class TextGenerationPipeline:
         config = self.model.config
         ends = with_eos(asked, self.tokenizer)
         ends.check_vocabulary(config.vocab_size)
-        encode_prompts(self.tokenizer, [text], ends, config.vocab_size, config.max_position_embeddings)
+        around = checked_prompt_special_tokens(prompt_special_tokens) or self.prompt_special_tokens
+        around = around or config.prompt_special_tokens
+        sizes = config.vocab_size, config.max_position_embeddings
+        encode_prompts(self.tokenizer, [text], ends, *sizes, prompt_special_tokens=around)
         warn_without_effect(asked, depth=2)
-        return stream_text(self.generator, self.tokenizer, text, asked)
+        return stream_text(self.generator, self.tokenizer, text, asked, around)
 
 
 class TextClassificationPipeline:
@@ -114,7 +127,7 @@ class TextClassificationPipeline:
     def __init__(
         self,
         model: GPT2ForSequenceClassification,
-        tokenizer: GPT2Tokenizer,
+        tokenizer: BaseTokenizer,
         batch_size: int = BATCH_SIZE,
         truncation: bool = False,
         top_k: int | None | EllipsisType = ...,
@@ -182,7 +195,7 @@ _TASKS = {
 def pipeline(
     task: str,
     model: str | Path | GPT2LMHeadModel | GPT2ForSequenceClassification | None = None,
-    tokenizer: str | Path | GPT2Tokenizer | None = None,
+    tokenizer: str | Path | BaseTokenizer | None = None,
     **options: Any,
 ) -> TextGenerationPipeline | TextClassificationPipeline:
     """A function from text to text ("text-generation"), or from text to labels ("text-classification").
@@ -193,7 +206,8 @@ def pipeline(
             MindFormers downloaded; or a model.
         tokenizer: its folder, or the tokenizer; None: the one beside the weights.
         options: what every call is to have that does not say otherwise, such as `batch_size`, or for text-generation
-            `max_new_tokens`, `do_sample` and all other `GenerationSettings`.
+            `prompt_special_tokens`, `max_new_tokens`, `do_sample` and all other `GenerationSettings`. Below them are
+            those that a Hugging Face config.json names under `task_specific_params`.
 
     Raises:
         UserError: an unknown task or option; no model or tokenizer there; or task, model and tokenizer do not fit.
@@ -209,9 +223,11 @@ def pipeline(
     elif isinstance(tokenizer, (str, Path)):
         tokenizer = load_tokenizer(tokenizer)
     if not isinstance(tokenizer, BaseTokenizer):
-        raise UserError(f"pipeline: tokenizer: must be a folder or a mindgpt.GPT2Tokenizer, not {shown(tokenizer)}")
+        raise UserError(f"pipeline: tokenizer: must be a folder or a tokenizer of mindgpt's, not {shown(tokenizer)}")
     if isinstance(model, (str, Path)):
-        _check_weights(Path(model), task)
+        file = _checked_weights(Path(model), task)
+        if task == "text-generation":
+            options = _with_settings_of_task(file, task, options)
         model = wanted.from_pretrained(model)
     if not isinstance(model, wanted):
         other = next((name for name, (_, kind) in _TASKS.items() if isinstance(model, kind)), None)
@@ -221,13 +237,13 @@ def pipeline(
     return made(model, tokenizer, **options)
 
 
-def _tokenizer_beside(model: Any) -> GPT2Tokenizer:
+def _tokenizer_beside(model: Any) -> BaseTokenizer:
     if not isinstance(model, (str, Path)):
         raise UserError("pipeline: tokenizer=... is missing: a model that is no folder has none beside it")
     path = _located(model)
     folder = path if path.is_dir() else path.parent
     if not holds_tokenizer(folder):
-        raise UserError(f"pipeline: {folder} holds no tokenizer.json or vocab.json: name the folder with tokenizer=DIR")
+        raise UserError(f"pipeline: {folder} holds no tokenizer ({named_files()}): name the folder with tokenizer=DIR")
     return load_tokenizer(folder)
 
 
@@ -238,9 +254,10 @@ def _located(model: str | Path) -> Path:
         raise UserError(f"pipeline: model: {error}") from None
 
 
-def _check_weights(path: Path, task: str) -> None:
-    """Raise `UserError` if the weights are those of the other task's model."""
-    classifies = _SCORE in open_weights(_located(path)).source.entries
+def _checked_weights(path: Path, task: str) -> Path:
+    """The file or folder of the weights. Raises `UserError` if they are those of the other task's model."""
+    source = open_weights(_located(path)).source
+    classifies = _SCORE in source.entries
     if task == "text-generation" and classifies:
         raise UserError(f'{path}: these are weights of a classifier: pipeline("text-classification", ...) is for them')
     if task == "text-classification" and not classifies:
@@ -248,6 +265,18 @@ def _check_weights(path: Path, task: str) -> None:
             f"{path}: these are weights of a language model, which knows no labels. Fine-tune it to be a classifier "
             'first, or generate text: pipeline("text-generation", ...)'
         )
+    return source.path
+
+
+def _with_settings_of_task(weights: Path, task: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, and before them what the config.json beside the weights sets for this task."""
+    file = config_beside(weights)
+    settings, notes = settings_of_task(file, task) if file else ({}, [])
+    for note in notes:
+        say(f"note: {note}")
+    if options.get("max_new_tokens") is not None:  # it counts other tokens, and takes precedence
+        settings.pop("max_length", None)
+    return settings | options
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """The text of tokens as they come: whole characters only, and nothing that would have to be taken back.
 
 A token of byte-level BPE is a few bytes, often not a whole character, and several tokens may make up a stop string. So
-bytes are held back until they are a character, and until they can no longer be the beginning of a stop string.
+bytes are held back until they are a character, and until they can no longer be the beginning of a stop string. What a
+token of WordPiece or SentencePiece adds to a text depends on the token before it (`BaseTokenizer.token_text`).
 """
 
 import codecs
@@ -12,7 +13,7 @@ import numpy as np
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 
 class StopStrings:
@@ -45,30 +46,42 @@ class StopStrings:
         lengths = range(min(self._longest - 1, len(data)), 0, -1)
         return next((n for n in lengths if any(len(p) > n and p.startswith(data[-n:]) for p in self._patterns)), 0)
 
-    def end_with(self, tokenizer: GPT2Tokenizer, token_ids: Sequence[int]) -> bool:
-        """Whether the last of these tokens completes a stop string. It looks no further back than it must."""
+    def end_with(self, tokenizer: BaseTokenizer, token_ids: Sequence[int], previous: int | None = None) -> bool:
+        """Whether the last of these tokens completes a stop string. It looks no further back than it must.
+
+        Args:
+            previous: the token before the first of them.
+        """
         if not self._patterns or not token_ids:
             return False
-        data = tokenizer.token_bytes(token_ids[-1])
-        enough = len(data) + self._longest - 1
-        for token in reversed(token_ids[:-1]):
+        data = b""
+        enough = None
+        for place in range(len(token_ids) - 1, -1, -1):
+            data = tokenizer.token_text(token_ids[place], token_ids[place - 1] if place else previous) + data
+            if enough is None:
+                enough = len(data) + self._longest - 1
             if len(data) >= enough:
                 break
-            data = tokenizer.token_bytes(token) + data
         return self.find(data) is not None
 
 
 class TextStream:
     """The text of one row of tokens: what `add` and `end` return, joined, is the text, up to a stop string.
 
-    Bytes that are no UTF-8 become U+FFFD, as in `GPT2Tokenizer.decode`, once it is certain that they are none.
+    Bytes that are no UTF-8 become U+FFFD, as in `BaseTokenizer.decode`, once it is certain that they are none.
+
+    Args:
+        tokenizer: the model's own.
+        stop_strings: where the text ends.
+        previous: the token before the first, which may decide whether a space is between them; None: there is none.
 
     Attributes:
         stopped: whether a stop string was found; later tokens then give nothing.
     """
 
-    def __init__(self, tokenizer: GPT2Tokenizer, stop_strings: StopStrings | None = None):
+    def __init__(self, tokenizer: BaseTokenizer, stop_strings: StopStrings | None = None, previous: int | None = None):
         self.stopped = False
+        self._previous = previous
         self._tokenizer = tokenizer
         self._stop_strings = stop_strings or StopStrings()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -78,7 +91,8 @@ class TextStream:
         """The text that is certain now that this token has come; often "" or more than the token's own."""
         if self.stopped:
             return ""
-        self._held += self._tokenizer.token_bytes(token_id)
+        self._held += self._tokenizer.token_text(token_id, self._previous)
+        self._previous = token_id
         begin = self._stop_strings.find(self._held)
         if begin is not None:
             self.stopped = True
@@ -115,7 +129,7 @@ class TextStreamer:
 
     def __init__(
         self,
-        tokenizer: GPT2Tokenizer,
+        tokenizer: BaseTokenizer,
         skip_prompt: bool = False,
         stop_strings: Sequence[str] = (),
         on_text: Callable[[str], None] | None = None,
@@ -138,7 +152,7 @@ class TextStreamer:
         """First the prompt, (1, T) or (T,); then each new token, (1,)."""
         ids = np.asarray(token_ids).reshape(-1).tolist()
         if self._stream is None:
-            self._stream = TextStream(self._tokenizer, self._stop_strings)
+            self._stream = TextStream(self._tokenizer, self._stop_strings, ids[-1] if ids else None)
             if not self._skip_prompt:
                 self._hand_on(self._tokenizer.decode(ids, self._skip_special_tokens))
             return

@@ -8,10 +8,12 @@ from typing import Literal
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
 from mindgpt.generation.engine import Generator
+from mindgpt.generation.prompt_ids import last_tokens, prompt_ids
 from mindgpt.generation.requests import length_limits
 from mindgpt.generation.settings import GenerationSettings
 from mindgpt.generation.streaming import StopStrings, TextStream
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.unknown_tokens import refuse_unknown
 
 OnText = Callable[[int, str], None]
 
@@ -38,13 +40,14 @@ OnBatch = Callable[[list[int], list[Completion]], None]
 
 def generate_text(
     generator: Generator,
-    tokenizer: GPT2Tokenizer,
+    tokenizer: BaseTokenizer,
     prompts: Sequence[str],
     settings: GenerationSettings,
     batch_size: int = 8,
     numbers: Sequence[int] | None = None,
     on_text: OnText | None = None,
     on_batch: OnBatch | None = None,
+    prompt_special_tokens: str | None = None,
 ) -> list[Completion]:
     """Continue each prompt. Prompts of like length share a batch; neither that nor `batch_size` changes a text.
 
@@ -58,6 +61,8 @@ def generate_text(
         on_text: called as `on_text(place, piece)` with each piece of new text as soon as it is certain, where `place`
             is that of the completion in the list to be returned; the pieces, joined, are the completion's `text`.
         on_batch: called as `on_batch(places, completions)` with those that a batch has done; places as in `on_text`.
+        prompt_special_tokens: the special tokens around each prompt, as `prompt_ids` takes it; None: as the model's
+            config says.
 
     Returns:
         The completions, in the order of the prompts; with `num_return_sequences` n, n of each, one after another.
@@ -68,8 +73,7 @@ def generate_text(
     """
     check_batch_size(batch_size)
     settings = with_eos(settings, tokenizer)
-    context_length = generator.config.max_position_embeddings
-    encoded = encode_prompts(tokenizer, prompts, settings, generator.config.vocab_size, context_length)
+    encoded, last = _encoded(generator, tokenizer, prompts, settings, prompt_special_tokens)
     streams = range(len(encoded)) if numbers is None else numbers
     stop_strings = StopStrings(settings.stop_strings or ())
     copies = settings.num_return_sequences
@@ -78,25 +82,36 @@ def generate_text(
     for start in range(0, len(by_length), batch_size):
         batch = by_length[start : start + batch_size]
         places = [number * copies + copy for number in batch for copy in range(copies)]
-        writer = None if on_text is None else _Writer(tokenizer, settings, stop_strings, places, on_text)
+        before = [last[place // copies] for place in places]
+        writer = None
+        if on_text is not None:
+            writer = _Writer(
+                [TextStream(tokenizer, stop_strings, token) for token in before], settings, places, on_text
+            )
+        of_rows = before if settings.num_beams == 1 else [last[number] for number in batch]
         rows = generator.generate(
             [encoded[number] for number in batch],
             settings,
             on_token=writer,
             row_numbers=[streams[number] for number in batch],
-            stop=stop_check(stop_strings, tokenizer) if settings.stop_strings else None,
+            stop=stop_check(stop_strings, tokenizer, of_rows) if settings.stop_strings else None,
         )
         if writer is not None:
             writer.end()
-        for place, row in zip(places, rows, strict=True):
-            completions[place] = _completion(tokenizer, prompts[place // copies], row, settings, stop_strings)
+        for place, row, token in zip(places, rows, before, strict=True):
+            stream = TextStream(tokenizer, stop_strings, token)
+            completions[place] = _completion(prompts[place // copies], row, settings, stream)
         if on_batch is not None:
             on_batch(places, [completions[place] for place in places])
     return completions
 
 
 def stream_text(
-    generator: Generator, tokenizer: GPT2Tokenizer, prompt: str, settings: GenerationSettings
+    generator: Generator,
+    tokenizer: BaseTokenizer,
+    prompt: str,
+    settings: GenerationSettings,
+    prompt_special_tokens: str | None = None,
 ) -> Iterator[str]:
     """The continuation of one prompt, piece by piece as it is generated; joined, it is what `generate_text` returns.
 
@@ -109,11 +124,10 @@ def stream_text(
     if settings.num_return_sequences > 1:
         raise UserError("num_return_sequences: several texts cannot be read as one stream; ask for 1")
     settings = with_eos(settings, tokenizer)
-    context_length = generator.config.max_position_embeddings
-    encoded = encode_prompts(tokenizer, [prompt], settings, generator.config.vocab_size, context_length)
+    encoded, last = _encoded(generator, tokenizer, [prompt], settings, prompt_special_tokens)
     stop_strings = StopStrings(settings.stop_strings or ())
-    text = TextStream(tokenizer, stop_strings)
-    with closing(generator.stream(encoded, settings, stop=stop_check(stop_strings, tokenizer))) as steps:
+    text = TextStream(tokenizer, stop_strings, *last)
+    with closing(generator.stream(encoded, settings, stop=stop_check(stop_strings, tokenizer, last))) as steps:
         for ((_, token),) in steps:
             piece = "" if token in settings.eos_token_ids else text.add(token)
             if piece:
@@ -126,16 +140,9 @@ def stream_text(
 class _Writer:
     """Turns the tokens of a batch's rows into text as they come."""
 
-    def __init__(
-        self,
-        tokenizer: GPT2Tokenizer,
-        settings: GenerationSettings,
-        stop_strings: StopStrings,
-        places: Sequence[int],
-        on_text: OnText,
-    ):
+    def __init__(self, streams: list[TextStream], settings: GenerationSettings, places: Sequence[int], on_text: OnText):
         self._eos = settings.eos_token_ids
-        self._streams = [TextStream(tokenizer, stop_strings) for _ in places]
+        self._streams = streams
         self._places = places
         self._on_text = on_text
 
@@ -151,46 +158,72 @@ class _Writer:
             self._on_text(self._places[row], piece)
 
 
-def stop_check(stop_strings: StopStrings, tokenizer: GPT2Tokenizer) -> Callable[[int, Sequence[int]], bool]:
-    """The `stop` of `Generator.generate` that ends a row at a stop string."""
+def _encoded(
+    generator: Generator,
+    tokenizer: BaseTokenizer,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    prompt_special_tokens: str | None,
+) -> tuple[list[list[int]], list[int]]:
+    """The ids of each prompt, checked, and the last token of its text."""
+    config = generator.config
+    around = prompt_special_tokens or config.prompt_special_tokens
+    sizes = config.vocab_size, config.max_position_embeddings
+    encoded = encode_prompts(tokenizer, prompts, settings, *sizes, prompt_special_tokens=around)
+    return encoded, last_tokens(tokenizer, encoded, around)
 
-    def stop(_: int, new_tokens: Sequence[int]) -> bool:
-        return stop_strings.end_with(tokenizer, new_tokens)
+
+def stop_check(
+    stop_strings: StopStrings, tokenizer: BaseTokenizer, last: Sequence[int]
+) -> Callable[[int, Sequence[int]], bool]:
+    """The `stop` of `Generator.generate` that ends a row at a stop string.
+
+    Args:
+        last: the last token of the prompt of each row (in a beam search of each prompt).
+    """
+
+    def stop(row: int, new_tokens: Sequence[int]) -> bool:
+        return stop_strings.end_with(tokenizer, new_tokens, last[row])
 
     return stop
 
 
-def with_eos(settings: GenerationSettings, tokenizer: GPT2Tokenizer) -> GenerationSettings:
+def with_eos(settings: GenerationSettings, tokenizer: BaseTokenizer) -> GenerationSettings:
     """The settings, where an `eos_token_id` of None is the tokenizer's."""
     return settings if settings.eos_token_ids else settings.changed(eos_token_id=tokenizer.eos_token_id)
 
 
 def encode_prompts(
-    tokenizer: GPT2Tokenizer,
+    tokenizer: BaseTokenizer,
     prompts: Sequence[str],
     settings: GenerationSettings,
     vocab_size: int,
     context_length: int,
     names: Sequence[str] | None = None,
+    prompt_special_tokens: str | None = None,
 ) -> list[list[int]]:
     """The ids of each prompt, after making sure that all can be continued.
 
     Args:
         vocab_size, context_length: of the model (`vocab_size`, `max_position_embeddings`).
         names: what to call each prompt in messages; "Prompt 0", "Prompt 1"... if None.
+        prompt_special_tokens: see `prompt_ids`.
 
     Raises:
-        UserError: the tokenizer has more tokens than the model, or a prompt is empty or leaves no room for a token.
+        UserError: the tokenizer has more tokens than the model, or a prompt is empty, unknown to the vocabulary or
+            leaves no room for a token.
     """
     check_tokenizer_fits(tokenizer, vocab_size)
     if isinstance(prompts, str):
         raise UserError("prompts: must be a list of texts; put a single one in brackets: [prompt]")
-    encoded = tokenizer.encode_batch(prompts)
+    encoded = prompt_ids(tokenizer, prompts, prompt_special_tokens)
     names = names or [f"Prompt {number}" for number in range(len(encoded))]
     for name, ids in zip(names, encoded, strict=True):
         if not ids:
             raise UserError(f"{name} is empty: there is nothing to continue. {tokenizer.bos_token!r} starts a text.")
     check_ids(tokenizer, encoded, names, vocab_size)
+    for name, prompt, ids in zip(names, prompts, encoded, strict=True):
+        refuse_unknown(tokenizer, prompt, ids, name)
     length_limits(encoded, settings, context_length, names)
     return encoded
 
@@ -201,7 +234,7 @@ def check_batch_size(batch_size: int) -> None:
         raise UserError(f"batch_size: must be a whole number, 1 or more, not {shown(batch_size)}")
 
 
-def check_tokenizer_fits(tokenizer: GPT2Tokenizer, vocab_size: int) -> None:
+def check_tokenizer_fits(tokenizer: BaseTokenizer, vocab_size: int) -> None:
     """Raise `UserError` if the tokenizer knows ids for which the model has no embedding, or the model so many for which
     the tokenizer has no text that they are not the padding of a table.
 
@@ -224,7 +257,7 @@ def check_tokenizer_fits(tokenizer: GPT2Tokenizer, vocab_size: int) -> None:
     )
 
 
-def check_ids(tokenizer: GPT2Tokenizer, rows: Sequence[Sequence[int]], names: Sequence[str], vocab_size: int) -> None:
+def check_ids(tokenizer: BaseTokenizer, rows: Sequence[Sequence[int]], names: Sequence[str], vocab_size: int) -> None:
     """Raise `UserError` if a text, called by its name, spells a token after the model's table."""
     if len(tokenizer) <= vocab_size:
         return
@@ -237,10 +270,7 @@ def check_ids(tokenizer: GPT2Tokenizer, rows: Sequence[Sequence[int]], names: Se
             )
 
 
-def _completion(
-    tokenizer: GPT2Tokenizer, prompt: str, ids: list[int], settings: GenerationSettings, stop_strings: StopStrings
-) -> Completion:
+def _completion(prompt: str, ids: list[int], settings: GenerationSettings, stream: TextStream) -> Completion:
     ended = bool(ids) and ids[-1] in settings.eos_token_ids
-    stream = TextStream(tokenizer, stop_strings)
     text = "".join(map(stream.add, ids[:-1] if ended else ids)) + stream.end()
     return Completion(prompt, text, ids, "stop" if stream.stopped else "eos" if ended else "length")

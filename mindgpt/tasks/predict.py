@@ -17,7 +17,7 @@ from mindgpt.runtime.targets import is_simulated
 from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.prompts import BATCH_SIZE, Progress, Prompt, find_tokenizer, read_prompts
 from mindgpt.tasks.session import save_config
-from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 FILES = ("predictions.jsonl", "predictions.txt")
 
@@ -41,7 +41,8 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
     model_config = config.model.config
     settings = GenerationSettings.from_config(model_config, seed=config.seed)
     texts, names = zip(*prompts, strict=True)
-    encode_prompts(tokenizer, texts, settings, model_config.vocab_size, model_config.max_position_embeddings, names)
+    sizes = model_config.vocab_size, model_config.max_position_embeddings
+    encode_prompts(tokenizer, texts, settings, *sizes, names, model_config.prompt_special_tokens)
     model, config = build_model(config)
     generator = Generator(model)
     say_if_kernels_are_missing()
@@ -82,7 +83,7 @@ def _one_text_at_a_terminal(prompts: list[Prompt], settings: GenerationSettings)
 def _continued(
     config: RunConfig,
     generator: Generator,
-    tokenizer: GPT2Tokenizer,
+    tokenizer: BaseTokenizer,
     prompts: tuple[str, ...],
     settings: GenerationSettings,
 ) -> list[Completion]:

@@ -21,7 +21,14 @@ from mindgpt.io.files import DOWNLOADS, read_lines
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.weights_files import weights_path
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer, tokenizer_kind, tokenizer_path
+from mindgpt.tokenizers.loading import (
+    KINDS,
+    holds_tokenizer,
+    load_tokenizer,
+    named_files,
+    tokenizer_kind,
+    tokenizer_path,
+)
 from mindgpt.tokenizers.special_tokens import END_OF_TEXT, SPECIAL_TOKEN_NAMES
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 from mindgpt.tokenizers.wordpiece_files import read_wordpiece_file
@@ -141,6 +148,8 @@ def find_tokenizer(config: RunConfig) -> BaseTokenizer:
     if section.one_file:
         file = Path(section.one_file)
         settings = _checked_settings(section, file)
+        if tokenizer_kind(file) == "SentencePiece":
+            return _with_special_tokens(lambda **tokens: load_tokenizer(file, **tokens), section)
         if tokenizer_kind(file) == "WordPiece":
             files = read_wordpiece_file(file)
             return _with_special_tokens(lambda **tokens: WordPieceTokenizer(files=files, **settings, **tokens), section)
@@ -157,15 +166,17 @@ def _checked_settings(section: TokenizerSection, path: Path) -> dict[str, Any]:
     """The section's arguments of `WordPieceTokenizer`.
 
     Raises:
-        UserError: there are some, or the type asks for it, and the files are of another kind.
+        UserError: there are some, or the type names a kind, and the files are of another.
     """
     settings, kind = section.wordpiece_settings, tokenizer_kind(tokenizer_path(path))
-    named = [*(["type"] if section.type == "WordPieceTokenizer" else []), *settings]
-    if named and kind not in ("WordPiece", None):
-        raise UserError(
-            f"processor.tokenizer.{named[0]}: is for a WordPiece tokenizer, and {path} holds {kind}. Remove the key, "
-            "or name the folder of a vocab.txt."
-        )
+    wanted = section.type.removesuffix("Tokenizer")
+    wanted = {"type": wanted} if wanted in KINDS else {}
+    for key, name in (wanted | dict.fromkeys(settings, "WordPiece")).items():
+        if kind not in (name, None):
+            raise UserError(
+                f"processor.tokenizer.{key}: is for a {name} tokenizer, and {path} holds {kind}. Remove the key, or "
+                f"name {KINDS[name].wanted}."
+            )
     return settings
 
 
@@ -176,8 +187,8 @@ def _folder_with_tokenizer(config: RunConfig) -> Path:
         if holds_tokenizer(folder):
             return folder
     raise UserError(
-        f"no tokenizer: name its folder with --tokenizer DIR. Looked for tokenizer.json, vocab.json or vocab.txt "
-        f"in {' and '.join(map(str, folders))}."
+        f"no tokenizer: name its folder with --tokenizer DIR. Looked for {named_files()} in "
+        f"{' and '.join(map(str, folders))}."
     )
 
 

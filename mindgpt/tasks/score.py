@@ -8,8 +8,10 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.config.errors import UserError
+from mindgpt.config.model_sections import GPT2Section
 from mindgpt.config.run_config import RunConfig
 from mindgpt.evaluation.perplexity import perplexity
+from mindgpt.generation.prompt_ids import prompt_ids
 from mindgpt.generation.scoring import score
 from mindgpt.generation.text_generation import check_ids, check_tokenizer_fits
 from mindgpt.io.files import atomic_write
@@ -17,6 +19,7 @@ from mindgpt.runtime.ranks import say
 from mindgpt.tasks.model_setup import build_model
 from mindgpt.tasks.prompts import Prompt, find_tokenizer, read_prompts
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
+from mindgpt.tokenizers.unknown_tokens import refuse_unknown
 
 _SHOWN = 60  # characters of a text on the console
 
@@ -25,7 +28,8 @@ _SHOWN = 60  # characters of a text on the console
 class ScoredText:
     """A text, its token ids, and log P(token | the tokens before it), natural logarithm, of all tokens but the first.
 
-    Nothing comes before the first token, so it has no probability; a text of one token has none at all.
+    Nothing comes before the first token, so it has no probability; a text of one token has none at all. With a special
+    token in front (`prompt_ids`) that is the first, and every token of the text has a probability.
     """
 
     text: str
@@ -51,6 +55,9 @@ class ScoredText:
 def score_texts(config: RunConfig, files: list[str], output: str | None = None, per_token: bool = False) -> None:
     """Score every text that `files` names, as `read_prompts` reads them; prints a line for each, and one for all.
 
+    A text has the special tokens around it that a prompt would have (`model.model_config.prompt_special_tokens`):
+    Chinese GPT-2's [CLS] in front; with "all" also the [SEP] behind it, whose probability is that of the text's end.
+
     Args:
         config: of `run_mode: predict`: model, weights, tokenizer.
         output: a .jsonl file for a record of each text; None: no file.
@@ -62,8 +69,10 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
     texts = read_prompts(files, called="texts")
     tokenizer = find_tokenizer(config)
     check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
-    rows = _encoded(tokenizer, texts, config.model.config.max_position_embeddings)
+    rows = _encoded(tokenizer, texts, config.model.config)
     check_ids(tokenizer, rows, [text.name for text in texts], config.model.config.vocab_size)
+    for text, row in zip(texts, rows, strict=True):
+        refuse_unknown(tokenizer, text.text, row, text.name)
     model, _ = build_model(config)
     rows_with_progress = tqdm(rows, unit=" texts", disable=None if len(rows) > 1 else True)
     scored = [
@@ -82,8 +91,10 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
         say(f"\n{len(scored)} text(s): {output}")
 
 
-def _encoded(tokenizer: BaseTokenizer, texts: list[Prompt], context_length: int) -> list[list[int]]:
-    rows = tokenizer.encode_batch([text.text for text in texts])
+def _encoded(tokenizer: BaseTokenizer, texts: list[Prompt], config: GPT2Section) -> list[list[int]]:
+    """The ids of each text, with the special tokens around it that a prompt has."""
+    context_length = config.max_position_embeddings
+    rows = prompt_ids(tokenizer, [text.text for text in texts], config.prompt_special_tokens)
     for text, ids in zip(texts, rows, strict=True):
         if len(ids) > context_length + 1:
             raise UserError(
@@ -110,8 +121,9 @@ def _write(output: str, tokenizer: BaseTokenizer, scored: list[ScoredText], per_
             }
             if per_token:
                 values = [None, *text.log_probabilities.tolist()]
+                parts = map(tokenizer.token_text, text.ids, [None, *text.ids])
                 record["per_token"] = [
-                    {"id": token, "text": tokenizer.decode(token), "log_probability": value}
-                    for token, value in zip(text.ids, values, strict=True)
+                    {"id": token, "text": part.decode("utf-8", "replace"), "log_probability": value}
+                    for token, part, value in zip(text.ids, parts, values, strict=True)
                 ]
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

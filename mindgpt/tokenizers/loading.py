@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
 from mindgpt.io.files import DOWNLOADS
-from mindgpt.tokenizers import byte_level_bpe, wordpiece_files
+from mindgpt.tokenizers import byte_level_bpe, sentencepiece_files, wordpiece_files
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from mindgpt.tokenizers.settings_files import SETTINGS_FILES
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
@@ -31,7 +32,13 @@ class TokenizerKind(NamedTuple):
     wanted: str
 
 
-KINDS = {
+KINDS = {  # the first that matches is used
+    "SentencePiece": TokenizerKind(
+        sentencepiece_files.holds_sentencepiece,
+        SentencePieceTokenizer.from_pretrained,
+        sentencepiece_files.FILES,
+        sentencepiece_files.WANTED,
+    ),
     "byte-level BPE": TokenizerKind(
         byte_level_bpe.holds_byte_level_bpe, GPT2Tokenizer.from_pretrained, byte_level_bpe.FILES, byte_level_bpe.WANTED
     ),
@@ -50,6 +57,11 @@ def tokenizer_kind(path: Path) -> str | None:
     """The kind of tokenizer at a path, a name in `KINDS`; None if it is none. `load_tokenizer` reports what may be
     wrong with it."""
     return next((name for name, kind in KINDS.items() if kind.matches(path)), None)
+
+
+def named_files() -> str:
+    """The vocabulary files by which a tokenizer's folder is known, for messages."""
+    return "tokenizer.json, vocab.json, vocab.txt or tokenizer.model"
 
 
 def holds_tokenizer(folder: Path) -> bool:

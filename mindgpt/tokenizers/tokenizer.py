@@ -42,8 +42,10 @@ class BaseTokenizer(abc.ABC):
         bos_token, eos_token, unk_token: special tokens by name.
         pad_token: None pads with `eos_token`.
         new_tokens: the special tokens that the vocabulary lacked.
+        prompt_special_tokens: what usually goes around a prompt: "all", as around any text, "bos" or "none".
     """
 
+    prompt_special_tokens: Literal["bos", "all", "none"] = "all"
     kind = ""
 
     def __init__(self, named: dict[str, str | None], padding_side: str, model_max_length: int | None):

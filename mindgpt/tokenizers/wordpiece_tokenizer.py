@@ -70,6 +70,7 @@ class WordPieceTokenizer(LibraryTokenizer):
 
     FILES = ("vocab.txt", "tokenizer_config.json")  # that `save_pretrained` writes
     kind = "WordPiece"
+    prompt_special_tokens = "bos"  # as in training, where [SEP] ends a text
 
     def __init__(
         self,

@@ -145,7 +145,7 @@ def test_the_streamers_of_transformers_hear_what_they_would_hear_there(model, pe
         ([[[1, 999]]], {}, "Prompt 0 holds the id 999"),
         ([np.array([[1]])], {"pad_token_id": -1, "max_new_tokens": 1}, "pad_token_id: must be a token id"),
         ([[[1]]], {"stop_strings": ["rose"]}, "stop_strings: give the tokenizer="),
-        ([[[1]]], {"stop_strings": ["rose"], "tokenizer": object()}, "must be a mindgpt.GPT2Tokenizer or its folder"),
+        ([[[1]]], {"stop_strings": ["rose"], "tokenizer": object()}, "must be a tokenizer of mindgpt's or its folder"),
         ([[[1]]], {"stop_strings": ["rose"], "tokenizer": "lost"}, "No tokenizer at lost"),
         ([[[1], [2]]], {"streamer": TextStreamer(GPT2Tokenizer.train([TEXT], 260))}, "streamer: follows one text"),
         ([[[1]]], {"streamer": print}, "streamer: must have the methods put and end"),
@@ -437,7 +437,7 @@ def test_task_model_and_tokenizer_that_do_not_fit(folders, model, tokenizer, tmp
         (["text-generation", wide, tokenizer], {}, f"tokenizer has {len(tokenizer)} tokens, the model's vocab")
     )
     model.save_pretrained(tmp_path / "bare")
-    cases.append((["text-generation", tmp_path / "bare"], {}, "holds no tokenizer.json or vocab.json: name the folder"))
+    cases.append((["text-generation", tmp_path / "bare"], {}, "holds no tokenizer .*tokenizer.json.*: name the folder"))
     for arguments, keywords, message in cases:
         with pytest.raises(UserError, match=message):
             mindgpt.pipeline(*arguments, **keywords)

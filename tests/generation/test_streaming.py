@@ -32,7 +32,7 @@ class Pieces:
     def __init__(self, pieces):
         self.pieces = pieces
 
-    def token_bytes(self, token_id):
+    def token_text(self, token_id, previous):
         return self.pieces[token_id]
 
 

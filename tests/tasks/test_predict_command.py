@@ -178,8 +178,8 @@ def test_the_script_on_ascend_cuts_what_can_be_cut(
         (["single", "toy.yaml", "x.ckpt", 1, "lost"], "TOKENIZER: there is no folder lost"),
         (
             ["single", "toy.yaml", "x.ckpt", 1, "path/to/tokenizer.model"],
-            "TOKENIZER: path/to/tokenizer.model is the name of a SentencePiece model, which GPT-2 does not have. Name "
-            "the folder of its vocab.json and merges.txt, or of its tokenizer.json, such as path/to\n",
+            "TOKENIZER: there is no SentencePiece model path/to/tokenizer.model. GPT-2's own tokenizer is not one: "
+            "name the folder of its vocab.json and merges.txt, or of its tokenizer.json, such as path/to\n",
         ),
     ],
 )

@@ -1,19 +1,35 @@
 """What `BaseTokenizer` promises, for every kind of tokenizer."""
 
+import io
+
 import numpy as np
 import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tokenizers.loading import load_tokenizer, tokenizer_kind
+from mindgpt.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 LEARNED = ["the quick brown fox, the lazy dog. 今天天气很好，今天很好。"] * 4
 TEXTS = ["the quick fox", "今天很好", "the dog, the fox，天气", ""]
 
 
-@pytest.fixture(params=["byte-level BPE", "WordPiece"])
+def sentencepiece_tokenizer():
+    """As Llama's, so that it encodes every text."""
+    spm = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(LEARNED), model_writer=model, vocab_size=340, model_type="bpe", byte_fallback=True,
+        remove_extra_whitespaces=False, normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    return SentencePieceTokenizer(model=model.getvalue(), add_bos_token=True)
+
+
+@pytest.fixture(params=["byte-level BPE", "WordPiece", "SentencePiece"])
 def tokenizer(request):
+    if request.param == "SentencePiece":
+        return sentencepiece_tokenizer()
     make = {"byte-level BPE": (GPT2Tokenizer, 320), "WordPiece": (WordPieceTokenizer, 80)}
     kind, size = make[request.param]
     found = kind.train(LEARNED, size)
@@ -83,6 +99,9 @@ def test_padding_truncation_and_tensors(tokenizer):
 
 
 def test_a_text_split_before_a_space_keeps_its_ids(tokenizer):
+    if isinstance(tokenizer, SentencePieceTokenizer):  # it puts a space before every text
+        assert not tokenizer.splits_at_spaces
+        return
     assert tokenizer.splits_at_spaces
     text = "the quick fox,\nthe dog 今天 天气"
     whole = tokenizer.encode(text, add_special_tokens=False)

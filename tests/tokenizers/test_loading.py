@@ -22,8 +22,8 @@ def test_a_folder_or_a_file_in_it_is_opened(folder, name):
 
 
 def test_a_folder_without_a_known_tokenizer_is_refused_with_its_files(tmp_path):
-    (tmp_path / "spiece.model").write_bytes(b"")
-    with pytest.raises(UserError, match=r"found spiece.model\. Give a folder with tokenizer.json.*byte-level BPE"):
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"found model.bin\. Give .*a folder with tokenizer.json.*byte-level BPE"):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="no such folder.*nothing is downloaded"):
         load_tokenizer(tmp_path / "absent")

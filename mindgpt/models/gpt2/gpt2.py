@@ -28,7 +28,7 @@ from mindgpt.runtime.precision import precision_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+    from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 
 class GPT2Model(nn.Cell):
@@ -160,7 +160,7 @@ class GPT2LMHeadModel(PretrainedCell):
         attention_mask: Tensor | np.ndarray | Sequence | None = None,
         *,
         streamer: Any = None,
-        tokenizer: "GPT2Tokenizer | str | Path | None" = None,
+        tokenizer: "BaseTokenizer | str | Path | None" = None,
         pad_token_id: int | None = None,
         input_mask: Tensor | np.ndarray | Sequence | None = None,
         **settings: Any,

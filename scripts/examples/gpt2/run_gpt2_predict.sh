@@ -12,7 +12,7 @@ usage: bash $0 PARALLEL CONFIG CKPT DEVICE_NUM [TOKENIZER] [PROMPT or FILE ...]
   CONFIG      YAML file, such as configs/gpt2/predict_gpt2_small_fp16.yaml
   CKPT        the weights: a .ckpt, or a folder
   DEVICE_NUM  processes, of which each has a card to itself, or a part of the CPU; 1 with single
-  TOKENIZER   its folder; absent or "": the one beside the weights
+  TOKENIZER   its folder, or a SentencePiece model; absent or "": the one beside the weights
   PROMPT, FILE  texts, .txt files with one prompt a line, .jsonl files, or folders of such; absent: three examples
 USAGE
     exit 2
@@ -26,8 +26,8 @@ home() { # a path in quotes whose ~ the shell has left alone
 config=$(home "$config") ckpt=$(home "$ckpt") tokenizer=$(home "$tokenizer")
 [[ $devices =~ ^[1-9][0-9]*$ ]] || refuse "DEVICE_NUM must be a whole number from 1, not '$devices'"
 [ -f "$config" ] || refuse "CONFIG: there is no file $config (looked from $PWD)"
-if [[ $tokenizer == *.model && ! -d $tokenizer ]]; then # as MindFormers' page has it
-    refuse "TOKENIZER: $tokenizer is the name of a SentencePiece model, which GPT-2 does not have. Name the folder of its \
+if [[ $tokenizer == *.model && ! -e $tokenizer ]]; then # as MindFormers' page has it
+    refuse "TOKENIZER: there is no SentencePiece model $tokenizer. GPT-2's own tokenizer is not one: name the folder of its \
 vocab.json and merges.txt, or of its tokenizer.json, such as $(dirname "$tokenizer")"
 fi
 [ -z "$tokenizer" ] || [ -e "$tokenizer" ] || refuse "TOKENIZER: there is no folder $tokenizer (looked from $PWD)"
