@@ -19,11 +19,10 @@ KEY = "model.model_config."
 def weights(cpu, tmp_path_factory):
     """Folders of toy weights, by their layer norm and whether the head is tied."""
     folder = tmp_path_factory.mktemp("weights")
-    for layer_norm, tied in (("uer", False), ("standard", True)):
-        sizes = {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "vocab_size": 300, "seq_length": 32}
-        config = GPT2Config(**sizes, layer_norm=layer_norm, layer_norm_conversion="uer" if layer_norm == "uer" else "copy",
-                            tie_word_embeddings=tied)  # fmt: skip
-        GPT2LMHeadModel(config).save_pretrained(folder / layer_norm)
+    sizes = {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "vocab_size": 300, "seq_length": 32}
+    for layer_norm, conversion, tied in (("uer", "uer", False), ("standard", "copy", True)):
+        network = {"layer_norm": layer_norm, "layer_norm_conversion": conversion, "tie_word_embeddings": tied}
+        GPT2LMHeadModel(GPT2Config(**sizes, **network)).save_pretrained(folder / layer_norm)
     return folder
 
 
