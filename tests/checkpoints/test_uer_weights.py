@@ -299,6 +299,13 @@ def test_all_problems_of_names_are_listed(tmp_path):
     ]
 
 
+def test_a_vocabulary_for_other_weights(tmp_path, copied):
+    (tmp_path / "short.txt").write_text("[PAD]\n")
+    assert "has 1 tokens" in refused(tmp_path, copied, tmp_path / "x" / "x.ckpt", "--vocab", tmp_path / "short.txt")
+    convert(copied, tmp_path / "y" / "x.ckpt", "--vocab", copied)
+    assert (tmp_path / "y" / "vocab.txt").read_bytes() == (copied / "vocab.txt").read_bytes()
+
+
 def test_both_generations_in_one_file(tmp_path):
     file = write_model(tmp_path, state("old") | state("new"))
     assert "which name the same weight" in refused(tmp_path, file, tmp_path / "x.ckpt")
