@@ -26,10 +26,11 @@ def _room() -> ModuleType | None:
     return None
 
 
-def accelerate(backbone: nn.Cell) -> None:
-    """Replace operators of a `GPT2Model` that has just been built. Its parameters keep names, shapes and values."""
+def accelerate(cell: nn.Cell) -> None:
+    """Replace operators of a `GPT2Model` or `LMHead` that has just been built. Its parameters keep names, shapes and
+    values."""
     if room := _room():
-        room.replace_operators(backbone)
+        room.replace_operators(cell)
 
 
 def inference_cells(backbone: nn.Cell) -> "InferenceCells | None":

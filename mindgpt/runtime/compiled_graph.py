@@ -167,8 +167,8 @@ class CompiledGraph:
 
 
 def _branches(text: str) -> list[str]:
-    """The functions that a call of a value may mean: `Partial(@a)`, or `FuncUnion(Partial(@a), Partial(@b))`."""
-    names = re.findall(r"@([^(),\s]+)", text)
+    """The functions that a call of a value may mean: `Partial(@a)`, `@@a`, `FuncUnion(Partial(@a), Partial(@b))`."""
+    names = re.findall(r"@([^@(),\s]+)", text)
     return [name for name in names if name not in ("Partial", "FuncUnion")]
 
 

@@ -51,6 +51,7 @@ sizes = st.fixed_dictionaries(
         "hidden_dropout_rate": st.floats(0, 0.9),
         "embedding_dropout_rate": st.none() | st.floats(0, 0.9),
         "scale_attn_by_inverse_layer_idx": st.booleans(),
+        "tie_word_embeddings": st.booleans(),
         "num_labels": st.integers(1, 5),
         "eos_token_id": st.none() | st.integers(0, 1),
         "compute_dtype": st.sampled_from(["float32", "float16", "bfloat16"]),
@@ -76,6 +77,7 @@ def test_config_json_is_read_back_here_and_by_transformers(tmp_path_factory, val
     assert (theirs.resid_pdrop, theirs.embd_pdrop) == (config.hidden_dropout_rate, config.embedding_dropout_rate)
     assert (theirs.layer_norm_epsilon, theirs.num_labels) == (config.layernorm_epsilon, config.num_labels)
     assert (theirs.eos_token_id, theirs.pad_token_id) == (config.eos_token_id, None)
+    assert theirs.tie_word_embeddings == config.tie_word_embeddings
     assert config.head_size == head_size
 
 

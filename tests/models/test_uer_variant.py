@@ -7,7 +7,9 @@ import torch
 from mindspore import Tensor, nn
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.weights import load_weights, open_weights, save_checkpoint
 from mindgpt.config.errors import UserError
+from mindgpt.config.model_sections import PetSection
 from mindgpt.generation import GenerationSettings, Generator
 from mindgpt.generation.scoring import score
 from mindgpt.models import acceleration
@@ -15,6 +17,8 @@ from mindgpt.models.gpt2.gpt2 import OPERATOR_CELLS, GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
 from mindgpt.models.gpt2.gpt2_modules import UnbiasedLayerNorm
 from mindgpt.models.gpt2.gpt2_parallel import Layout, apply_layout, has_tied_copy, parameters_of_stage
+from mindgpt.pet.lora import add_lora
+from mindgpt.pet.merge import MergedWeights
 from tests.models import uer_reference
 from tests.models.kernel_support import skip_without_kernels
 
@@ -174,6 +178,24 @@ def test_a_classifier_reads_the_last_token():
     hidden = uer_reference.hidden_states(weights, TOY, torch.tensor(ids).long())[:, -1]
     expected = (hidden @ weights["score.weight"].T).detach().numpy()
     np.testing.assert_allclose(model(Tensor(ids)).asnumpy(), expected, atol=2e-3)
+
+
+def test_merged_lora_equals_unmerged(tmp_path):
+    model, ids = model_of(TOY), Tensor(ids_of(2, 12))
+    model.save_pretrained(tmp_path / "base")
+    before = model(ids).asnumpy()
+    lora = GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+    add_lora(lora, PetSection(lora_rank=4, lora_alpha=6.0, target_modules=".*dense[13]|.*mapping"))
+    draw = np.random.default_rng(2)
+    for parameter in lora.trainable_params():
+        parameter.set_data(Tensor(draw.normal(0, 0.1, parameter.shape).astype(np.float32)))
+    save_checkpoint(tmp_path / "lora.ckpt", lora)
+    weights = open_weights(tmp_path / "lora.ckpt").source
+    merged = MergedWeights(weights, weights, scaling=1.5)
+    load_weights(model, merged)
+    unmerged = lora.set_train(False)(ids).asnumpy()
+    np.testing.assert_allclose(model(ids).asnumpy(), unmerged, atol=1e-4)
+    assert np.abs(before - unmerged).max() > 0.1
 
 
 # ---- layouts --------------------------------------------------------------------------------------------------------

@@ -110,6 +110,16 @@ def test_a_tensor_parallel_plan_by_hand(toy, plan):
 
 
 @pytest.mark.needs_ascend
+def test_what_uers_layer_norm_and_an_untied_head_take(toy, plan):
+    found = plan(toy({"layer_norm": "uer", "tie_word_embeddings": False}, parallel_config={"model_parallel": 2}), 2)
+    (card,) = found.stages
+    size = 4 * (parameters_of_card(LAYERS, HIDDEN, WIDE, VOCAB, TOKENS, mp=2) + VOCAB * HIDDEN)
+    assert (card.parameters, card.gradients, card.optimizer) == (size, size, 2 * size)
+    statistics = 4 * ROWS * TOKENS * 4  # of layer norm, which the formula leaves out: deviation and divisor
+    assert card.kept_by_block == statistics + estimates.kept_by_block(found.config)
+
+
+@pytest.mark.needs_ascend
 def test_products_are_those_of_the_formula(toy, repo):
     """As a user types it: with data parallel alone nothing is computed twice."""
     file = toy(parallel_config={"data_parallel": 4}, model={"model_config": {"seq_length": 8}})

@@ -54,7 +54,7 @@ subgraph @9_TrainStep_construct_1() {
       : (<Tensor[Float16], (128, 64)>) -> (<Tuple[Tensor[Float16],Func], TupleShape((128, 32), NoShape)>)
   %2(CNode_3) = %1[@Partial(@2_◂Block_construct_3)](%1)
       : (<Tensor[Float16], (128, 64)>) -> (<Tensor[Float16], (128, 32)>)
-  %3(CNode_4) = Parameter_544[@Partial(@2_◂Block_construct_3)](%2)
+  %3(CNode_4) = Parameter_544[@@2_◂Block_construct_3](%2)
       : (<Tensor[Float16], (128, 64)>) -> (<Tensor[Float16], (128, 32)>)
   %4(s) = Send(%3) {instance name: Send} primitive_attrs: {dst_global_rank: I64(4), group_rank_ids: (0, 4, 8)}
       : (<Tensor[Float16], (64, 64)>) -> (<Tensor[Float16], (64, 64)>)

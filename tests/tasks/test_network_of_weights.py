@@ -19,11 +19,10 @@ KEY = "model.model_config."
 def weights(cpu, tmp_path_factory):
     """Folders of toy weights, by their layer norm and whether the head is tied."""
     folder = tmp_path_factory.mktemp("weights")
-    for layer_norm, tied in (("uer", False), ("standard", True)):
-        sizes = {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "vocab_size": 300, "seq_length": 32}
-        config = GPT2Config(**sizes, layer_norm=layer_norm, layer_norm_conversion="uer" if layer_norm == "uer" else "copy",
-                            tie_word_embeddings=tied)  # fmt: skip
-        GPT2LMHeadModel(config).save_pretrained(folder / layer_norm)
+    sizes = {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "vocab_size": 300, "seq_length": 32}
+    for layer_norm, conversion, tied in (("uer", "uer", False), ("standard", "copy", True)):
+        network = {"layer_norm": layer_norm, "layer_norm_conversion": conversion, "tie_word_embeddings": tied}
+        GPT2LMHeadModel(GPT2Config(**sizes, **network)).save_pretrained(folder / layer_norm)
     return folder
 
 
@@ -31,8 +30,8 @@ def weights(cpu, tmp_path_factory):
 def build(weights, toy):
     """Build the model of a run from weights, with values of the YAML's section `model_config`."""
 
-    def build(named, mode="eval", **values):
-        overrides = {KEY + key: value for key, value in values.items()}
+    def build(named, mode="eval", more=None, **values):
+        overrides = {KEY + key: value for key, value in values.items()} | (more or {})
         return build_model(
             load_config(toy.yaml, {"run_mode": mode, "load_checkpoint": str(weights / named), **overrides})[0]
         )
@@ -71,3 +70,23 @@ def test_a_yaml_that_names_neither_takes_those_of_the_weights(build, weights, ca
 def test_a_yaml_that_names_another_is_refused(build, named, values, words):
     with pytest.raises(UserError, match=words):
         build(named, **values)
+
+
+def test_a_resumed_model_of_shards_is_that_of_its_checkpoint(weights, toy, capsys):
+    """It is built before the weights are there."""
+    model, config = build_model(load_config(toy.yaml)[0], weights_follow=weights / "uer" / "model.ckpt")
+    assert "layer_norm: uer, as the config.json beside" in capsys.readouterr().out
+    assert isinstance(model.backbone.layernorm.layer_norm, UnbiasedLayerNorm)
+    assert model.head.weight is not None and config.model.config.layernorm_epsilon == 1e-6
+    with pytest.raises(UserError, match="the YAML 'standard'"):
+        build_model(load_config(toy.yaml, {KEY + "layer_norm": "standard"})[0], weights / "uer" / "model.ckpt")
+
+
+def test_a_classifier_starts_from_either(build, capsys):
+    kinds = {"trainer.type": "TextClassificationTrainer", "model.arch.type": "GPT2ForSequenceClassification"}
+    for named in ("uer", "standard"):
+        model, config = build(named, "finetune", kinds)
+        said = capsys.readouterr().out
+        assert "score.weight (new, and random)" in said
+        assert ("1 skipped (output head of a language model)" in said) == (named == "uer")
+        assert model.config.layer_norm == config.model.config.layer_norm == named

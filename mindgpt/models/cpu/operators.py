@@ -68,10 +68,10 @@ class SigmoidGELU(Activation):
         return self.mul(x, self.sigmoid(self.mul_one(self.add(x, cubic), 2.0 * math.sqrt(2.0 / math.pi))))
 
 
-def replace_operators(backbone: nn.Cell) -> None:
-    """Replace operators of a `GPT2Model` that has just been built, and align its parameters."""
+def replace_operators(network: nn.Cell) -> None:
+    """Replace operators of a cell that has just been built, and align its parameters."""
     fused = ms.get_context("enable_graph_kernel")
-    for _, cell in list(backbone.cells_and_names()):
+    for _, cell in list(network.cells_and_names()):
         if isinstance(cell, Linear):
             rows_4k_apart = not cell.matmul_is_out_in and cell.out_size % 1024 == 0
             # MindSpore 2.10 fuses cast and transpose of half-precision weights to a kernel that gives NaN.
@@ -81,7 +81,7 @@ def replace_operators(backbone: nn.Cell) -> None:
             _replace(cell, "layer_norm", FusedLayerNorm(cell.eps))
         elif isinstance(cell, FeedForward) and cell.activation.kind == "gelu" and not fused:
             _replace(cell, "activation", SigmoidGELU("gelu"))
-    align(backbone.get_parameters())
+    align(network.get_parameters())
 
 
 def _replace(cell: nn.Cell, name: str, value: Any) -> None:

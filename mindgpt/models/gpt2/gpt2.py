@@ -107,6 +107,7 @@ class GPT2LMHeadModel(PretrainedCell):
         self.config = config
         self.backbone = GPT2Model(config)
         self.head = LMHead(config, precision_of(config))
+        accelerate(self.head)
         self.next_tokens = NextTokens()
         self.cross_entropy = CrossEntropy()
         self.hidden_size = config.hidden_size
