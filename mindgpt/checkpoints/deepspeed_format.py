@@ -14,6 +14,7 @@ DeepSpeed 0.3 to 0.17.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,10 +79,24 @@ class ModuleStates:
         self.is_sharded = any(tensor.numel() == 0 for tensor in module.values())  # ZeRO 3 keeps placeholders
         self.entries = {name: TensorInfo(tuple(tensor.shape), dtype_of(tensor)) for name, tensor in module.items()}
         self._tensors = module
+        if _zero_stage(states) and not _files(file.parent, _OPTIMIZER_FILE):
+            dtypes = ", ".join(sorted({info.dtype for info in self.entries.values()}))
+            self.notes.append(
+                f"{file}: the weights are read as it holds them, in {dtypes}; those in float32 are in the "
+                "*_optim_states.pt of ZeRO, which are not here"
+            )
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
         return as_array(self._tensors[name])
+
+
+def _zero_stage(states: Mapping[str, Any]) -> int:
+    """The stage of ZeRO that a checkpoint was made with; 0: none, or unknown."""
+    config = states.get("ds_config")
+    zero = config.get("zero_optimization") if isinstance(config, Mapping) else None
+    stage = zero.get("stage") if isinstance(zero, Mapping) else None
+    return stage if isinstance(stage, int) else 0
 
 
 def _single_file(file: Path) -> TensorSource:

@@ -331,6 +331,13 @@ def test_folder_of_blocks_and_file_with_a_step(tmp_path):
         assert all((source.read(name) == wanted.read(name)).all() for name in wanted.entries)
 
 
+def test_several_files_in_a_folder_are_listed(tmp_path):
+    for name in ("model.bin-1000", "model.bin-2000", "training_args.bin"):
+        torch.save(state(), tmp_path / name)
+    with pytest.raises(UserError, match=r"Found model.bin-1000, model.bin-2000: name the file you mean"):
+        open_weights(tmp_path)
+
+
 def test_source_format_is_checked(tmp_path, copied):
     file = write_model(tmp_path, state())
     assert "have UER-py" in refused(tmp_path, file, tmp_path / "x.ckpt", "--source_format", "huggingface")
