@@ -26,7 +26,7 @@ from mindgpt.checkpoints.conversion_files import (
 from mindgpt.checkpoints.deepspeed_format import is_deepspeed
 from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
-from mindgpt.checkpoints.gpt2_names import HEAD, SCORE
+from mindgpt.checkpoints.gpt2_names import HEAD, MF_EMBEDDING, SCORE
 from mindgpt.checkpoints.gpt2_views import HuggingFaceView, agree_on_head
 from mindgpt.checkpoints.layer_norm_conversion import NormChange, with_norms
 from mindgpt.checkpoints.locations import SAFETENSORS_NAME, config_beside, find_weights
@@ -34,7 +34,7 @@ from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.checkpoints.safetensors_format import write_safetensors
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, tensors
 from mindgpt.checkpoints.torch_format import TORCH_SUFFIXES, import_torch, is_torch_file, write_torch
-from mindgpt.checkpoints.uer_config import config_of_uer, uer_json
+from mindgpt.checkpoints.uer_config import checked_vocabulary, config_of_uer, uer_json
 from mindgpt.checkpoints.uer_names import HEAD as UER_HEAD
 from mindgpt.checkpoints.uer_views import ToUERView
 from mindgpt.checkpoints.weights import NAMINGS, naming_of
@@ -59,7 +59,7 @@ class ConversionOptions:
         layers: the expected number of layers; None accepts any.
         dtype: of the weights written, "float32" or "float16".
         config: a preset, config file or folder to use in place of the config that lies with the weights.
-        vocabulary: the vocab.txt of UER-py's weights; None: the one beside them.
+        vocabulary: the vocab.txt of the weights, or its folder; None: the one beside them.
         num_heads: the number of heads, for UER-py's weights without config.
         layer_norm: a key of `layer_norm_conversion.CONVERSIONS`, or None for the target's default.
         source_format: one of `SOURCE_FORMATS`.
@@ -261,7 +261,10 @@ def _open(path: Path, options: ConversionOptions) -> _Opened:
     chosen = options.config or config_beside(view.path)
     config, of_config = read_config(chosen) if chosen else (None, [])
     config, view, of_head = agree_on_head(config, view)
-    return _Opened(kind, view, config, [*notes, *of_config, *of_head], options.vocabulary)
+    vocabulary = options.vocabulary
+    if vocabulary is not None and MF_EMBEDDING in view.entries:
+        vocabulary = checked_vocabulary(view.path, view.entries[MF_EMBEDDING].shape[0], vocabulary)
+    return _Opened(kind, view, config, [*notes, *of_config, *of_head], vocabulary)
 
 
 def _norm_change(config: GPT2Config | None, wanted: str | None, path: Path, decide) -> NormChange:

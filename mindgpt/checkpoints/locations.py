@@ -1,5 +1,6 @@
 """Where weights and their config lie: the file in a folder, the newest checkpoint of a run, a name that was typed."""
 
+import re
 from pathlib import Path
 
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, PRESETS, GPT2Config
@@ -21,6 +22,7 @@ HUGGING_FACE_NAMES = (  # in the order in which transformers looks for its own
     NAME_MAP,
     "tencentpretrain_model.bin.index.json",  # of TencentPretrain's convert_model_into_blocks.py
 )
+_OF_TRAINER = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)\b|rng_state_")
 _HUB_CACHE = ("blobs", "refs", "snapshots")
 
 
@@ -32,16 +34,22 @@ def weights_in(folder: Path) -> Path:
     """
     found, checkpoint = _hugging_face_weights(folder), folder / CHECKPOINT_NAME
     if found is None and not checkpoint.exists():
-        of_torch = sorted(file for file in folder.iterdir() if file.is_file() and is_torch_file(file))
+        of_torch = _torch_files(folder)
         if len(of_torch) == 1:
             return of_torch[0]
-        others = [file.name for file in (*checkpoint_files(folder), *of_torch)]
+        others = list(dict.fromkeys(file.name for file in (*checkpoint_files(folder), *of_torch)))
         hint = f" Found {', '.join(others)}: name the file you mean." if others else ""
         names = ", ".join((*HUGGING_FACE_NAMES, CHECKPOINT_NAME))
         raise UserError(f"{folder}: no weights in this folder. Looked for {names}.{hint}")
     if found is not None and checkpoint.exists():
         raise UserError(f"{folder}: holds both {found.name} and {CHECKPOINT_NAME}. Name the file you mean.")
     return found or checkpoint
+
+
+def _torch_files(folder: Path) -> list[Path]:
+    """The files of PyTorch in a folder, without those that a Trainer of Hugging Face leaves beside the weights."""
+    files = [file for file in folder.iterdir() if file.is_file() and is_torch_file(file)]
+    return sorted(file for file in files if not _OF_TRAINER.match(file.name))
 
 
 def holds_weights(path: Path) -> bool:

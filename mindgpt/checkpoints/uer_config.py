@@ -77,7 +77,7 @@ def config_of_uer(
     Raises:
         UserError: the config or the vocabulary is broken, or not of these weights, or makes another network.
     """
-    vocabulary = _vocabulary_of(view, vocabulary)
+    vocabulary = checked_vocabulary(view.path, view.sizes["V"], vocabulary)
     settings = {
         "vocab_size": view.sizes["V"],
         "num_layers": view.sizes["L"],
@@ -223,22 +223,27 @@ def read_vocabulary(file: Path) -> list[str]:
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
-def _vocabulary_of(view: UERView, named: Path | None) -> Path | None:
-    """The vocabulary of the weights, if it is named or lies beside them.
+def checked_vocabulary(weights: Path, tokens: int, named: Path | None) -> Path | None:
+    """The vocabulary of weights, if it is named or lies beside them.
+
+    Args:
+        weights: their path.
+        tokens: the number of tokens that they have.
+        named: a vocab.txt, or a folder that holds one; None: look beside the weights.
 
     Raises:
         UserError: it has another number of tokens than the weights.
     """
     file = named / VOCABULARY if named is not None and named.is_dir() else named
     if file is None:
-        file = view.path.with_name(VOCABULARY)
+        file = weights.with_name(VOCABULARY)
         if not file.is_file():
             return None
     count = len(read_vocabulary(file))
-    if count != view.sizes["V"]:
+    if count != tokens:
         way_out = "Name the vocabulary it was trained with: --vocab" if named else "Put its own beside it, or name it"
         raise UserError(
-            f"{file}: has {count} tokens, and {view.path} has {view.sizes['V']}. {way_out}; with another one, ids "
+            f"{file}: has {count} tokens, and {weights} has {tokens}. {way_out}; with another one, ids "
             "would mean other tokens."
         )
     return file

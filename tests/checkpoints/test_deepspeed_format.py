@@ -109,6 +109,19 @@ def test_the_module_of_a_file_by_itself_is_float16(tmp_path):
     assert torch.equal(torch.from_numpy(source.read(WORD)), held[WORD].half())
 
 
+def test_without_the_optimizer_files_the_module_is_read_and_said(tmp_path):
+    folder = write_zero(tmp_path / "out", state(), 2, 2, {HEAD: WORD})
+    for file in (folder / "250000").glob("*optim_states.pt"):
+        file.unlink()
+    weights = open_weights(folder)
+    assert "in float16; those in float32 are in the *_optim_states.pt" in weights.notes[0]
+    folder = write_zero(tmp_path / "3", state(), 3, 2, {HEAD: WORD})
+    for file in (folder / "250000").glob("*optim_states.pt"):
+        file.unlink()
+    with pytest.raises(UserError, match="optim_states.pt, which hold the weights, are missing"):
+        open_weights(folder)
+
+
 AXES = {"linear_layers": 0, "linear_1": 0, "word": 0, "output_layer": 0, "final_linear.weight": 1, "linear_2.weight": 1}
 
 

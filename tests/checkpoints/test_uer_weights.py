@@ -299,6 +299,13 @@ def test_all_problems_of_names_are_listed(tmp_path):
     ]
 
 
+def test_a_vocabulary_for_other_weights(tmp_path, copied):
+    (tmp_path / "short.txt").write_text("[PAD]\n")
+    assert "has 1 tokens" in refused(tmp_path, copied, tmp_path / "x" / "x.ckpt", "--vocab", tmp_path / "short.txt")
+    convert(copied, tmp_path / "y" / "x.ckpt", "--vocab", copied)
+    assert (tmp_path / "y" / "vocab.txt").read_bytes() == (copied / "vocab.txt").read_bytes()
+
+
 def test_both_generations_in_one_file(tmp_path):
     file = write_model(tmp_path, state("old") | state("new"))
     assert "which name the same weight" in refused(tmp_path, file, tmp_path / "x.ckpt")
@@ -322,6 +329,13 @@ def test_folder_of_blocks_and_file_with_a_step(tmp_path):
         wanted = open_weights(write_model(tmp_path / "whole", held)).source
         assert source.entries == wanted.entries
         assert all((source.read(name) == wanted.read(name)).all() for name in wanted.entries)
+
+
+def test_several_files_in_a_folder_are_listed(tmp_path):
+    for name in ("model.bin-1000", "model.bin-2000", "training_args.bin"):
+        torch.save(state(), tmp_path / name)
+    with pytest.raises(UserError, match=r"Found model.bin-1000, model.bin-2000: name the file you mean"):
+        open_weights(tmp_path)
 
 
 def test_source_format_is_checked(tmp_path, copied):

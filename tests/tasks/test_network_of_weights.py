@@ -75,7 +75,7 @@ def test_a_yaml_that_names_another_is_refused(build, named, values, words):
 def test_a_resumed_model_of_shards_is_that_of_its_checkpoint(weights, toy, capsys):
     """It is built before the weights are there."""
     model, config = build_model(load_config(toy.yaml)[0], weights_follow=weights / "uer" / "model.ckpt")
-    assert "layer_norm: uer, as the config.json beside" in capsys.readouterr().out
+    assert "layer_norm: uer, as the config of" in capsys.readouterr().out
     assert isinstance(model.backbone.layernorm.layer_norm, UnbiasedLayerNorm)
     assert model.head.weight is not None and config.model.config.layernorm_epsilon == 1e-6
     with pytest.raises(UserError, match="the YAML 'standard'"):

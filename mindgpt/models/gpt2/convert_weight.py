@@ -58,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=path_argument,
         help="config file, of UER-py too, folder or preset (gpt2_xl), instead of the config.json beside the weights",
     )
-    add("--vocab", type=file_argument, metavar="PATH", help="UER-py's vocab.txt, if it does not lie with the weights")
+    add("--vocab", type=file_argument, metavar="PATH", help="the vocab.txt, if it does not lie with the weights")
     add("--num_heads", "--heads_num", type=int, metavar="N", help="for weights of UER-py without config")
     return parser.parse_args(arguments)
 
