@@ -53,7 +53,7 @@ class MLRow(NamedTuple):
     def fuse(self, parts: list[np.ndarray]) -> np.ndarray:
         """Their tensor, from ours: the inverse of `split`."""
         parts = [part.T if self.transposed else part for part in parts]
-        return np.concatenate(parts, axis=-1) if len(parts) > 1 else np.ascontiguousarray(parts[0])
+        return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1))
 
 
 _EMBEDDINGS = {  # ours -> TensorFlow's, the port's, shape

@@ -271,7 +271,18 @@ def test_snappy():
     kinds, random = Counter(), np.random.default_rng(5)
     words = random.integers(0, 6, 3000, np.uint8).tobytes()
     noise = random.integers(0, 256, 70000, np.uint8).tobytes()
-    for data in (b"", b"a", b"a" * 1000, b"abc" * 50, b"ab" * 9, b"abcd" * 20, words, noise, words + noise + words):
+    for data in (
+        b"",
+        b"a",
+        b"a" * 1000,
+        b"abc" * 50,
+        b"ab" * 9,
+        b"abcd" * 20,
+        noise[:200],
+        words,
+        noise,
+        words + noise + words,
+    ):
         assert decompress(compress(data, kinds)) == data
     assert all(kinds[kind] > 2 for kind in ("copy 1", "copy 2", "copy 3", "overlapping"))
     assert kinds["literal of 1 length bytes"] and kinds["literal of 2 length bytes"]
