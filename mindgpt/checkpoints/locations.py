@@ -88,7 +88,7 @@ def find_weights(named: str | Path) -> Path:
         return newest_in(path)
     if path.exists():
         return path
-    if index := index_of(path):
+    if (index := index_of(path)) and index != path:
         return index
     downloaded = DOWNLOADS / f"{named}.ckpt"
     if downloaded.exists():

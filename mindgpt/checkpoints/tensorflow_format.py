@@ -78,7 +78,7 @@ class TensorBundle:
 
     def __init__(self, path: Path):
         self.path = index_of(path) or path
-        if not self.path.exists():
+        if path != self.path and not self.path.exists():
             raise UserError(f"{path}: its index, {self.path.name}, is missing. Copy all files of the checkpoint.")
         existing_file(self.path)
         self.entries: dict[str, TensorInfo] = {}

@@ -17,6 +17,7 @@ from mindgpt.checkpoints.snappy_block import decompress
 from mindgpt.checkpoints.tensor_source import TensorInfo
 from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
+from mindgpt.models.gpt2 import convert_weight
 from tests.checkpoints.tensorflow_files import (
     BIG_ENDIAN,
     CODES,
@@ -150,7 +151,10 @@ def test_a_file_that_is_missing(tmp_path):
     (tmp_path / "x.index").unlink()
     for path in (prefix, tmp_path / "x.data-00000-of-00003"):
         assert "its index, x.index, is missing" in refused(path)
-    assert "no such file" in refused(tmp_path / "y")
+    for name in ("y", "x.index"):
+        assert f"{name}: no such file" in refused(tmp_path / name)
+        with pytest.raises(UserError, match="there is no file or folder"):
+            find_weights(tmp_path / name)
 
 
 ONES = Stored(CODES["float32"], (2,), np.ones(2, np.float32).tobytes())
@@ -202,9 +206,14 @@ def test_files_of_keras(tmp_path):
 
 
 def test_gpt2_ml_is_named(tmp_path):
+    """Until there is a network that takes its weights."""
     prefix = write_bundle(tmp_path / "model.ckpt-100000", {"newslm/layer00/query_layer/kernel": np.ones((2, 2))})
-    with pytest.raises(UserError, match="not the weights of a GPT-2, but of a GPT2_ML"):
-        open_weights(find_weights(prefix))
+    for path in (find_weights(prefix), prefix, tmp_path):
+        with pytest.raises(UserError, match="not the weights of a GPT-2, but of a GPT2_ML"):
+            open_weights(path)
+    with pytest.raises(UserError, match="model.ckpt-100000.index: not the weights of a GPT-2"):
+        convert_weight.main(["--input_path", str(prefix), "--output_path", str(tmp_path / "made" / "x.ckpt")])
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize(("step", "vocabulary"), [(100000, 21130), (220000, 8021)])
