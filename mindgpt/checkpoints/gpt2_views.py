@@ -249,9 +249,15 @@ def concrete_shape(letters: SymbolicShape, sizes: Mapping[str, int]) -> tuple[in
 
 
 def check_entries(
-    entries: Mapping[str, TensorInfo], shapes: Mapping[str, SymbolicShape], path: Path, layer: re.Pattern[str]
+    entries: Mapping[str, TensorInfo],
+    shapes: Mapping[str, SymbolicShape],
+    path: Path,
+    layer: re.Pattern[str],
+    model: str = "a GPT-2",
 ) -> dict[str, int]:
     """Check that `entries` have exactly the names of `shapes`, with consistent sizes. Returns {"L": 12, "H": 768, ...}.
+
+    `model` is what the error message calls the model.
 
     Raises:
         UserError: lists every missing, unknown, misshapen and non-floating-point name.
@@ -272,7 +278,7 @@ def check_entries(
         fused = {name: info.shape for name, info in held.items() if name.endswith(_FUSED_MATRIX)}
         transposed = [name for name, shape in fused.items() if shape == concrete_shape(shapes[name], sizes)[::-1]]
         raise UserError(
-            f"{path}: not the weights of a GPT-2:\n  "
+            f"{path}: not the weights of {model}:\n  "
             + "\n  ".join(problems)
             + (_transposed_hint(transposed[0]) if transposed and len(transposed) == len(fused) else "")
             + hint(set(entries) - set(shapes))

@@ -7,6 +7,7 @@ from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, PRESETS, GPT2Config
 from mindgpt.checkpoints.indexed_format import NAME_MAP
 from mindgpt.checkpoints.run_folder import checkpoint_files, checkpoints_in, files_of_last_run
 from mindgpt.checkpoints.sharded_checkpoint import holds_shards
+from mindgpt.checkpoints.tensorflow_format import index_in, index_of, is_prefix_with_step
 from mindgpt.checkpoints.torch_format import is_torch_file
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import DOWNLOADS
@@ -34,13 +35,14 @@ def weights_in(folder: Path) -> Path:
     """
     found, checkpoint = _hugging_face_weights(folder), folder / CHECKPOINT_NAME
     if found is None and not checkpoint.exists():
-        of_torch = _torch_files(folder)
-        if len(of_torch) == 1:
-            return of_torch[0]
-        others = list(dict.fromkeys(file.name for file in (*checkpoint_files(folder), *of_torch)))
+        of_tensorflow = index_in(folder)
+        of_others = _torch_files(folder) + ([of_tensorflow] if of_tensorflow else [])
+        if len(of_others) == 1:
+            return of_others[0]
+        others = list(dict.fromkeys(file.name for file in (*checkpoint_files(folder), *of_others)))
         hint = f" Found {', '.join(others)}: name the file you mean." if others else ""
         names = ", ".join((*HUGGING_FACE_NAMES, CHECKPOINT_NAME))
-        raise UserError(f"{folder}: no weights in this folder. Looked for {names}.{hint}")
+        raise UserError(f"{folder}: no weights in this folder. Looked for {names}, *.index of TensorFlow.{hint}")
     if found is not None and checkpoint.exists():
         raise UserError(f"{folder}: holds both {found.name} and {CHECKPOINT_NAME}. Name the file you mean.")
     return found or checkpoint
@@ -81,8 +83,9 @@ def _snapshots_below(folder: Path) -> list[str] | None:
 
 
 def find_weights(named: str | Path) -> Path:
-    """The file or folder that a path or name means: the path itself, the newest checkpoint of a run's folder, or for a
-    bare name what MindFormers downloaded, `./checkpoint_download/gpt2/<name>.ckpt`. Nothing is downloaded.
+    """The file or folder that a path or name means: the path itself, the newest checkpoint of a run's folder, the index
+    of a TensorFlow checkpoint for its prefix, or for a bare name what MindFormers downloaded,
+    `./checkpoint_download/gpt2/<name>.ckpt`. Nothing is downloaded.
 
     Raises:
         UserError: there is nothing of that name; the message says what to do.
@@ -92,6 +95,8 @@ def find_weights(named: str | Path) -> Path:
         return newest_in(path)
     if path.exists():
         return path
+    if (index := index_of(path)) and index != path:
+        return index
     downloaded = DOWNLOADS / f"{named}.ckpt"
     if downloaded.exists():
         return downloaded
@@ -105,7 +110,9 @@ def find_weights(named: str | Path) -> Path:
 
 def is_model_name(named: str | Path) -> bool:
     """Whether a name that does not exist as a path looks like a model's name."""
-    return "/" not in str(named) and not str(named).endswith((".ckpt", ".bin", ".safetensors"))
+    name = str(named)
+    is_path = "/" in name or name.endswith((".ckpt", ".bin", ".safetensors")) or is_prefix_with_step(name)
+    return not is_path and index_of(Path(name)) is None
 
 
 def preset_of(named: str | Path) -> GPT2Config | None:

@@ -11,12 +11,13 @@ errors only after reading everything, and logs them at CRITICAL level. The files
 
 import mmap
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from mindgpt.checkpoints.protobuf_wire import LENGTH_DELIMITED, VARINT, Malformed, fields, read_varint
 from mindgpt.checkpoints.tensor_source import BFLOAT16_BITS, SpanFile, TensorInfo
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import atomic_write
@@ -42,7 +43,6 @@ SLICE_BYTES = 512 * 1024 * 1024  # as MindSpore: a protobuf message ends at 2 Gi
 CRC_MARK = b"crc_num"
 CRC_BYTES = len(CRC_MARK) + 10
 
-VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 UTF32 = "utf-32-le"  # MindSpore stores strings as NumPy does
 
 
@@ -59,12 +59,12 @@ class CheckpointFile(SpanFile):
         self.texts: dict[str, str] = {}
         with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             try:
-                for number, wire_type, span in _fields(buffer, 0, _content_end(buffer)):
+                for number, wire_type, span in fields(buffer, 0, _content_end(buffer)):
                     if (number, wire_type) != (1, LENGTH_DELIMITED):
-                        raise _Malformed(f"no entry begins before byte {span[0]}")
+                        raise Malformed(f"no entry begins before byte {span[0]}")
                     self._add_value(buffer, *span)
                 self._check_sizes()
-            except (_Malformed, UnicodeDecodeError) as error:
+            except (Malformed, UnicodeDecodeError) as error:
                 raise UserError(
                     f"{self.path}: not a whole MindSpore checkpoint ({error}). "
                     "It is damaged, cut short, or another kind of file. Copy or make it again."
@@ -72,9 +72,9 @@ class CheckpointFile(SpanFile):
 
     def _add_value(self, buffer: mmap.mmap, start: int, end: int) -> None:
         """Register one `Value` of the message: a tensor, a slice of one, or a string."""
-        parts = {number: span for number, _, span in _fields(buffer, start, end)}
+        parts = {number: span for number, _, span in fields(buffer, start, end)}
         if 1 not in parts or 2 not in parts:
-            raise _Malformed(f"the entry at byte {start} has no name or no tensor")
+            raise Malformed(f"the entry at byte {start} has no name or no tensor")
         name = buffer[slice(*parts[1])].decode()
         dims, tensor_type, content = _tensor(buffer, *parts[2])
         if tensor_type == "str":
@@ -86,16 +86,16 @@ class CheckpointFile(SpanFile):
             dims = ()
         info = TensorInfo(dims, DTYPES[tensor_type])
         if self.entries.setdefault(name, info) != info:
-            raise _Malformed(f"{name} occurs with two shapes or types")
+            raise Malformed(f"{name} occurs with two shapes or types")
         self.spans.setdefault(name, []).append((content[0], content[1] - content[0]))
 
     def _check_sizes(self) -> None:
         if not self.entries and not self.texts:
-            raise _Malformed("it holds nothing")
+            raise Malformed("it holds nothing")
         for name, info in self.entries.items():
             held = sum(length for _, length in self.spans[name])
             if held != info.nbytes:
-                raise _Malformed(f"{name} {list(info.shape)} {info.dtype} needs {info.nbytes} bytes and has {held}")
+                raise Malformed(f"{name} {list(info.shape)} {info.dtype} needs {info.nbytes} bytes and has {held}")
 
 
 def write_checkpoint(path: str | Path, items: Iterable[tuple[str, np.ndarray | str]]) -> None:
@@ -127,47 +127,19 @@ def _write_value(file: BinaryIO, name: str, dims: tuple[int, ...], tensor_type: 
         file.write(piece.data)
 
 
-class _Malformed(Exception):
-    """The bytes are not a checkpoint."""
-
-
-def _fields(buffer: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
-    """Field number, wire type and span (first byte, end) of each field of the message in buffer[start:end].
-
-    A VARINT's span is its encoding. Raises _Malformed where a field does not fit.
-    """
-    position = start
-    while position < end:
-        key, body = _read_varint(buffer, position, end)
-        number, wire_type = key >> 3, key & 7
-        if wire_type == VARINT:
-            stop = _read_varint(buffer, body, end)[1]
-        elif wire_type == LENGTH_DELIMITED:
-            length, body = _read_varint(buffer, body, end)
-            stop = body + length
-        elif wire_type in (FIXED64, FIXED32):
-            stop = body + (8 if wire_type == FIXED64 else 4)
-        else:
-            raise _Malformed(f"no field can begin at byte {position}")
-        if stop > end:
-            raise _Malformed(f"the field at byte {position} needs {stop - end} bytes more than there are")
-        yield number, wire_type, (body, stop)
-        position = stop
-
-
 def _tensor(buffer: mmap.mmap, start: int, end: int) -> tuple[tuple[int, ...], str, tuple[int, int]]:
     """dims, tensor_type and the span of the content of a `TensorProto`."""
     dims: list[int] = []
     tensor_type, content = None, None
-    for number, wire_type, span in _fields(buffer, start, end):
+    for number, wire_type, span in fields(buffer, start, end):
         if number == 1 and wire_type == VARINT:
-            dims.append(_read_varint(buffer, *span)[0])
+            dims.append(read_varint(buffer, *span)[0])
         elif number == 2:
             tensor_type = buffer[slice(*span)].decode()
         elif number == 3:
             content = span
     if tensor_type is None or content is None:
-        raise _Malformed(f"the tensor at byte {start} has no type or no content")
+        raise Malformed(f"the tensor at byte {start} has no type or no content")
     return tuple(dims), tensor_type, content
 
 
@@ -178,21 +150,8 @@ def _content_end(buffer: mmap.mmap) -> int:
         return len(buffer)
     with memoryview(buffer) as view, view[:end] as content:
         if zlib.crc32(content) != int.from_bytes(buffer[end + len(CRC_MARK) :], "big"):
-            raise _Malformed("its checksum does not match its contents")
+            raise Malformed("its checksum does not match its contents")
     return end
-
-
-def _read_varint(buffer: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """A base-128 varint at `position`: its value and the position after it."""
-    value = 0
-    for count in range(10):
-        if position + count >= end:
-            raise _Malformed(f"it ends inside a number at byte {position}")
-        byte = buffer[position + count]
-        value |= (byte & 0x7F) << (7 * count)
-        if byte < 0x80:
-            return value, position + count + 1
-    raise _Malformed(f"no number at byte {position}")
 
 
 def _varint(value: int) -> bytes:

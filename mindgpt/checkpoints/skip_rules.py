@@ -2,13 +2,15 @@
 
 import re
 
-# What training checkpoints of MindSpore and MindFormers hold besides weights: (rule, the names it skips).
+# What training checkpoints of MindSpore, MindFormers and TensorFlow hold besides weights: (rule, the names it skips).
 SKIP_RULES = (
     ("optimizer state", re.compile(r"(adam_[mv]|adafactor_(row|col|v|m)|lion_m|sgd_v|accu_grads|grad_sum)\.")),
     # AdaFactor, Came, Momentum, SGD and others of MindSpore and MindFormers.
     ("optimizer state", re.compile(r"(moments|moment[12]|accum|stat|(max_)?exp_avg(_sq)?)\.|exp_avg_(sq|insta)_")),
     ("optimizer state", re.compile(r"(mean_square|vhat|lamb_[mv]|pma_weight)\.")),
     ("optimizer state", re.compile(r"(beta[12]_power|momentum|afactor_step|state_step|accumulation_step)$")),
+    # TensorFlow's slots: of GPT2_ML's AdaFactor, of BERT's AdamWeightDecayOptimizer and LAMB, of tf.train.
+    ("optimizer state", re.compile(r".+/(adafactor_(v|vr|vc|m)|(adam|lamb)_[mv]|Adam(_1)?|Momentum|RMSProp(_1)?)$")),
     ("training state", re.compile(r"(dropout_key|training_state)$")),
     ("loss scale", re.compile(r"(loss_scale|scale_sense|current_iterator_step|last_overflow_iterator_step)$")),
     ("loss scale", re.compile(r"(scale_value|growth_tracker|scale_window_(up|down)_count)$")),

@@ -51,6 +51,15 @@ def test_a_bare_name_is_looked_for_where_mindformers_put_it(named, capsys):
         named("gpt2_xl", mode="finetune")
 
 
+def test_a_prefix_of_a_tensorflow_checkpoint_is_no_model_name(named):
+    """Training must not start from scratch because no file has the name of a prefix."""
+    make("mega.index", "model.ckpt-5.data-00000-of-00001")
+    assert named("mega", mode="train") == "mega.index"
+    assert named("model.ckpt-5", mode="train") == "model.ckpt-5.index"  # opening it tells that it is missing
+    with pytest.raises(UserError, match="load_checkpoint: there is no file or folder model.ckpt-6"):
+        named("model.ckpt-6", mode="train")
+
+
 CLASSIFIER = {
     "trainer.type": "TextClassificationTrainer",
     "model.arch.type": "GPT2ForSequenceClassification",

@@ -1,0 +1,135 @@
+"""Views that rename GPT2_ML's weights between TensorFlow's names or the PyTorch port's and ours, and check them."""
+
+import numpy as np
+
+from mindgpt.checkpoints.gpt2_ml_names import (
+    ML_LAYER,
+    MLRow,
+    are_ports,
+    are_tensorflows,
+    port_table,
+    tensorflow_table,
+)
+from mindgpt.checkpoints.gpt2_names import (
+    HF_EMBEDDING,
+    HF_HEAD,
+    HF_LAYER,
+    HF_MASK_BUFFER,
+    HF_PREFIX,
+    MF_LAYER,
+    TIED_HEAD,
+)
+from mindgpt.checkpoints.gpt2_views import check_entries, concrete_shape, count_layers
+from mindgpt.checkpoints.skip_rules import skip_rule
+from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
+from mindgpt.config.errors import UserError
+
+MODEL = "a GPT2_ML"
+TABLES = {"tensorflow": tensorflow_table, "torch_port": port_table}
+
+
+class GPT2MLView:
+    """The weights of a GPT2_ML under our names, as a `TensorSource`.
+
+    They have TensorFlow's names, or the PyTorch port's with or without `transformer.`. Optimizer slots, counters, mask
+    buffers, and an output head that equals the token embedding are skipped.
+
+    Attributes:
+        path, entries: as in `TensorSource`.
+        naming: a key of `TABLES`.
+        skipped: stored name -> the rule it was skipped by.
+        notes: sentences for the user about what was unexpected.
+        sizes: shape letter of `gpt2_ml_names` -> int.
+
+    Raises:
+        UserError: names or shapes do not fit; all are listed.
+    """
+
+    def __init__(self, source: TensorSource):
+        self.path = source.path
+        self._source = source
+        self.notes: list[str] = list(getattr(source, "notes", ()))
+        self.skipped: dict[str, str] = {}
+        self.naming = "tensorflow" if are_tensorflows(source.entries) else "torch_port"
+        self._stored = self._weights()
+        held = {name: source.entries[stored] for name, stored in self._stored.items()}
+        layer = ML_LAYER if self.naming == "tensorflow" else HF_LAYER
+        rows = TABLES[self.naming](count_layers(held, layer))
+        self.sizes = check_entries(held, {row.name: row.shape for row in rows}, self.path, layer, MODEL)
+        self._place = {ours: (row, part) for row in rows for part, ours in enumerate(row.ours)}
+        self.entries = {
+            ours: TensorInfo(concrete_shape(row.our_shape, self.sizes), held[row.name].dtype)
+            for ours, (row, _) in self._place.items()
+        }
+        self._last: tuple[str, np.ndarray | None] = ("", None)
+
+    def read(self, name: str) -> np.ndarray:
+        """See `TensorSource.read`."""
+        row, part = self._place[name]
+        if len(row.ours) == 1:
+            return row.split(self._source.read(self._stored[row.name]), 0)
+        if self._last[0] != row.name:  # query, key and value are one tensor, read once
+            self._last = (row.name, self._source.read(self._stored[row.name]))
+        return row.split(self._last[1], part)
+
+    def _weights(self) -> dict[str, str]:
+        """Name in the table -> stored name; all others go to `skipped`."""
+        weights: dict[str, str] = {}
+        for stored in self._source.entries:
+            name = stored if self.naming == "tensorflow" else stored.removeprefix(HF_PREFIX)
+            if HF_MASK_BUFFER.fullmatch(name):
+                self.skipped[stored] = "causal-mask buffer"
+            elif rule := skip_rule(name):
+                self.skipped[stored] = rule
+            elif name in weights:
+                raise UserError(f"{self.path}: holds both {weights[name]} and {stored}, which name the same weight.")
+            else:
+                weights[name] = stored
+        if HF_HEAD in weights and HF_EMBEDDING in weights and self._is_tied(weights):
+            self.skipped[weights.pop(HF_HEAD)] = TIED_HEAD
+        return weights
+
+    def _is_tied(self, weights: dict[str, str]) -> bool:
+        """Whether the output head is the token embedding, bit for bit. Any other is reported as an unknown name."""
+        head, tokens = weights[HF_HEAD], weights[HF_EMBEDDING]
+        if self._source.entries[head] != self._source.entries[tokens]:
+            return False
+        first, second = (self._source.read(name).view(np.uint8) for name in (head, tokens))
+        return np.array_equal(first, second)
+
+
+class ToGPT2MLView:
+    """Our weights of a GPT2_ML under TensorFlow's names or the PyTorch port's, as a `TensorSource`.
+
+    Args:
+        source: weights only.
+        naming: a key of `TABLES`.
+
+    Attributes:
+        path, entries, sizes: as in `GPT2MLView`.
+
+    Raises:
+        UserError: as `GPT2MLView`.
+    """
+
+    def __init__(self, source: TensorSource, naming: str = "torch_port"):
+        self.path = source.path
+        self._source = source
+        rows = TABLES[naming](count_layers(source.entries, MF_LAYER))
+        shapes = {ours: row.our_shape for row in rows for ours in row.ours}
+        self.sizes = check_entries(source.entries, shapes, self.path, MF_LAYER, MODEL)
+        self._rows: dict[str, MLRow] = {row.name: row for row in rows}
+        self.entries = {
+            name: TensorInfo(concrete_shape(row.shape, self.sizes), source.entries[row.ours[0]].dtype)
+            for name, row in self._rows.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        """See `TensorSource.read`."""
+        row = self._rows[name]
+        return row.fuse([self._source.read(part) for part in row.ours])
+
+
+def is_gpt2_ml(source: TensorSource) -> bool:
+    """Whether weights are a GPT2_ML's, under TensorFlow's names or the PyTorch port's."""
+    return are_tensorflows(source.entries) or are_ports(source.entries)
