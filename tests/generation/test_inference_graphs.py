@@ -116,9 +116,9 @@ def test_texts_of_all_lengths_are_read_as_the_model_reads_them(monkeypatch, mode
     assert generator.graphs.prefill_cell.tokens == (chunk or WINDOW)
     with generator.running():
         for length in (3, 31, 32, 33, 61, WINDOW):
-            _, logits = generator.graphs.prefill([text[:length]])
+            _, logits = engine.prefill(generator.graphs, [text[:length]])
             np.testing.assert_allclose(logits[0], expected[length - 1], atol=1e-4)
-        starts, logits = generator.graphs.prefill([text[:20], text[:30], text[:13]])
+        starts, logits = engine.prefill(generator.graphs, [text[:20], text[:30], text[:13]])
         assert starts == [0, 20, 50]
         np.testing.assert_allclose(logits, expected[[19, 29, 12]], atol=1e-4)
 
