@@ -29,7 +29,7 @@ def networks():
 
 @pytest.fixture
 def repeated_weights(monkeypatch):
-    """Weights that repeat the same random values: the widest networks have two billion of them to draw."""
+    """Weights that repeat the same random values: the widest network has over a billion of them."""
     from mindgpt.models.random_weights import PIECE, NormalWeights
 
     drawn = np.random.default_rng(0).standard_normal(PIECE, np.float32)

@@ -15,6 +15,8 @@ from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.usefixtures("unfused")  # the graphs of test_engine.py are fused
+
 WINDOW = 96  # of the networks in conftest.py
 TINY = {"vocab_size": 97, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
 
