@@ -28,8 +28,21 @@ def networks():
     return {", ".join(path.stem for path in paths): paths[0] for paths in same.values()}
 
 
+@pytest.fixture
+def repeated_weights(monkeypatch):
+    """Weights that repeat the same random values: the widest network has over a billion of them."""
+    from mindgpt.models.random_weights import PIECE, NormalWeights
+
+    drawn = np.random.default_rng(0).standard_normal(PIECE, np.float32)
+
+    def fill(self, _, values):
+        np.multiply(drawn[: values.size], np.float32(self.std), out=values)
+
+    monkeypatch.setattr(NormalWeights, "_fill", fill)
+
+
 @pytest.mark.parametrize("path", networks().values(), ids=networks())
-def test_builds_and_computes_at_its_width(path, cpu):
+def test_builds_and_computes_at_its_width(path, cpu, repeated_weights):
     from mindspore import Tensor
 
     from mindgpt import GPT2Config, GPT2LMHeadModel

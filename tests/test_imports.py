@@ -173,14 +173,14 @@ def test_what_loading_a_module_loads(module, absent):
 
 
 def test_one_module_knows_of_the_code_for_one_device():
-    """So that `models/cpu` can be deleted; see `models/acceleration.py`."""
+    """So that `models/cpu` can be deleted; see `models/acceleration.py`. This test passes then, too."""
     names = {
         name_of(file)
         for file in package() + programs()
         for entry in imports_of(ast.parse(file.read_text()))
         if entry.module.startswith("mindgpt.models.cpu")
     }
-    assert {name for name in names if not name.startswith("mindgpt/models/cpu/")} == {"mindgpt/models/acceleration.py"}
+    assert {name for name in names if not name.startswith("mindgpt/models/cpu/")} <= {"mindgpt/models/acceleration.py"}
 
 
 def test_no_file_is_longer_than_can_be_read():

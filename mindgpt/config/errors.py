@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NoReturn
 
 from mindgpt.config.console import prepare_console
@@ -32,20 +33,29 @@ def end_at_once(*_: object) -> NoReturn:
 
 
 def run_program(main: Callable[[], object]) -> NoReturn:
-    """Run a program's `main` and exit: 0; 2 with the message of a `UserError` or of a file error; 130 after Ctrl-C."""
+    """Run a program's `main` and exit; see `whole_program`."""
+    with whole_program():
+        main()
+
+
+@contextmanager
+def whole_program() -> Iterator[None]:
+    """Inside runs a whole program, then the process exits: 0; 2 with the message of a `UserError` or of a file error;
+    130 after Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     prepare_console()
-    if os.environ.get("MS_ROLE") == "MS_WORKER":
-        _end_at_once_on_failure(main)
-    _run(main)
+    is_one_of_several = os.environ.get("MS_ROLE") == "MS_WORKER"
+    with _end_at_once_on_failure() if is_one_of_several else nullcontext(), _exit_with_message():
+        yield
 
 
-def _end_at_once_on_failure(main: Callable[[], object]) -> NoReturn:
-    """Run `main` in one of several processes. MindSpore's exit handlers would wait for the others, and those for it."""
+@contextmanager
+def _end_at_once_on_failure() -> Iterator[None]:
+    """For one of several processes: MindSpore's exit handlers would wait for the others, and those for it."""
     status = 1
     try:
-        _run(main)
+        yield
     except SystemExit as ending:
         if ending.code in (None, 0):
             raise
@@ -60,11 +70,12 @@ def _end_at_once_on_failure(main: Callable[[], object]) -> NoReturn:
     os._exit(status)
 
 
-def _run(main: Callable[[], object]) -> NoReturn:
+@contextmanager
+def _exit_with_message() -> Iterator[None]:
     try:
         _check_arguments(sys.argv[1:])
         try:
-            main()
+            yield
         except SystemExit:
             sys.stdout.flush()
             raise

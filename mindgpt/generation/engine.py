@@ -232,7 +232,7 @@ class Batch:
         logits = []
         for pack in self.graphs.packs(seen):
             self._store()
-            starts, at_ends = self.graphs.prefill(seen[pack])
+            starts, at_ends = prefill(self.graphs, seen[pack])
             logits.append(at_ends)
             self._unstored = [
                 (start, number) for start, own in zip(starts, numbers[pack], strict=True) for number in own
@@ -267,6 +267,24 @@ class Batch:
                 "them."
             )
         return logits
+
+
+def prefill(graphs: InferenceGraphs, texts: Sequence[Sequence[int]]) -> tuple[list[int], np.ndarray]:
+    """Read texts, at most a context in all, one after another into the cache of prompts.
+
+    Returns:
+        The slot where each begins, from where `InferenceGraphs.copy` can take it until others are read; and the logits
+        at their ends, (texts, V) float32.
+    """
+    starts = np.cumsum([0, *map(len, texts)])
+    ends = starts[1:] - 1
+    logits: dict[int, np.ndarray] = {}
+    for inputs, first in graphs.chunks(texts):
+        hidden = graphs.prefill_cell(*inputs)
+        here = [number for number, end in enumerate(ends) if first <= end < first + len(hidden)]
+        positions = [len(texts[number]) - 1 for number in here]
+        logits.update(zip(here, graphs.last_logits(hidden, ends[here] - first, positions), strict=True))
+    return starts[:-1].tolist(), np.stack([logits[number] for number in range(len(texts))])
 
 
 def continue_texts(

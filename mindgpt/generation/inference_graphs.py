@@ -16,8 +16,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from mindgpt.models.acceleration import inference_cells
-from mindgpt.models.gpt2.gpt2 import OPERATOR_CELLS, GPT2Model
-from mindgpt.models.gpt2.gpt2_cache import InferenceCell, KeyValueCache
+from mindgpt.models.gpt2.gpt2 import OPERATOR_CELLS, GPT2Model, InferenceCell
+from mindgpt.models.gpt2.gpt2_cache import KeyValueCache
 from mindgpt.models.gpt2.gpt2_heads import LMHead
 
 SMALLEST_CACHE = 128  # slots
@@ -101,30 +101,31 @@ class InferenceGraphs:
             total += len(text)
         yield slice(begin, len(texts))
 
-    def prefill(self, texts: Texts) -> tuple[list[int], np.ndarray]:
-        """Read texts, at most a context in all, one after another.
+    def last_logits(self, hidden: Tensor, tokens: Sequence[int], positions: Sequence[int]) -> list[np.ndarray]:
+        """The logits after some of the tokens that `prefill_cell` has read.
+
+        Args:
+            hidden: (T, H), what it returned.
+            tokens: n numbers, which of its tokens.
+            positions: n numbers, their positions in their texts.
 
         Returns:
-            The slot where each begins, from where `copy` can take it until others are read; and the logits at their
-            ends, (texts, V) float32.
+            n arrays, (V,) float32.
         """
-        starts = np.cumsum([0, *map(len, texts)])
-        ends = starts[1:] - 1
-        logits: dict[int, np.ndarray] = {}
-        for hidden, first in self._hidden(texts):
-            here = [number for number, end in enumerate(ends) if first <= end < first + len(hidden)]
-            for some in (here[i : i + ENDS] for i in range(0, len(here), ENDS)):
-                tokens = int_tensor(ends[some] - first, ENDS)
-                positions = int_tensor([len(texts[number]) - 1 for number in some], ENDS)
-                cell = self._after_prefill(self._kinds.last_logits)
-                rows = cell(hidden, tokens, positions, int_tensor([len(some)])).asnumpy()
-                logits.update(zip(some, rows, strict=False))
-        return starts[:-1].tolist(), np.stack([logits[number] for number in range(len(texts))])
+        cell = self._after_prefill(self._kinds.last_logits)
+        logits: list[np.ndarray] = []
+        for start in range(0, len(tokens), ENDS):
+            some = slice(start, start + ENDS)
+            count = int_tensor([len(tokens[some])])
+            rows = cell(hidden, int_tensor(tokens[some], ENDS), int_tensor(positions[some], ENDS), count)
+            logits.extend(rows.asnumpy()[: len(tokens[some])])
+        return logits
 
     def log_probs(self, text: Sequence[int]) -> np.ndarray:
         """log P(token | tokens before it) of all tokens but the first -> (len(text) - 1,) float32"""
         result = np.empty(len(text) - 1, np.float32)
-        for hidden, first in self._hidden([text[:-1]]):
+        for inputs, first in self.chunks([text[:-1]]):
+            hidden = self.prefill_cell(*inputs)
             end = min(first + len(hidden), len(result))
             for start in range(first, end, SCORED):
                 slots = np.arange(start, min(start + SCORED, end))
@@ -137,8 +138,9 @@ class InferenceGraphs:
                 ]
         return result
 
-    def _hidden(self, texts: Texts) -> Iterator[tuple[Tensor, int]]:
-        """The hidden states of each chunk of the texts' tokens, (chunk, H), and the slot of its first token.
+    def chunks(self, texts: Texts) -> Iterator[tuple[tuple[Tensor, ...], int]]:
+        """What to call `prefill_cell` with, chunk by chunk, to read texts one after another, at most a context in all;
+        and the slot of the chunk's first token.
 
         The last chunk starts earlier, and reads some tokens again, where it would reach beyond the cache.
         """
@@ -152,11 +154,11 @@ class InferenceGraphs:
             part = slice(first, first + chunk)
             slots = int_tensor([range(part.start, part.stop)])
             rows = int_tensor([min(total - first, chunk)])
-            yield self.prefill_cell(Tensor(ids[:, part]), Tensor(positions[:, part]), slots, rows), first
+            yield (Tensor(ids[:, part]), Tensor(positions[:, part]), slots, rows), first
 
     @property
     def prefill_cell(self) -> InferenceCell:
-        """Reads `tokens` tokens at once into the cache of prompts."""
+        """Reads `tokens` tokens at once into the cache of prompts; see `chunks`."""
         if self._prompts is None:  # the name is another than a batch's: `CopyRow` may not hold two of one name
             self._prompts = self._new_cache((1, self.context_length), "prompts")
             self._prompt_cells = {self._kinds.prefill: self._kinds.prefill(self.backbone, self._prompts)}

@@ -11,7 +11,7 @@ import mindspore as ms
 from mindspore import nn
 
 if TYPE_CHECKING:
-    from mindgpt.models.gpt2.gpt2_cache import InferenceCells
+    from mindgpt.models.gpt2.gpt2 import InferenceCells
 
 USE_KERNELS = True
 """Whether `inference_cells` and `loss_cell` may return kernels; tests of MindSpore's operators set it to False."""

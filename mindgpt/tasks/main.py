@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mindgpt.config.console import note_on_broken_pipe
-from mindgpt.config.errors import run_program
+from mindgpt.config.errors import whole_program
 from mindgpt.runtime.interrupts import end_on_interrupt
 from mindgpt.runtime.ranks import say
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def main() -> NoReturn:
     """The program `run_mindformer.py`, also installed as `mindgpt`: run what the command line asks for, and exit."""
     end_on_interrupt()
-    run_program(run)
+    with whole_program():
+        run()
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -15,6 +15,8 @@ from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.usefixtures("unfused")  # the graphs of test_engine.py are fused
+
 WINDOW = 96  # of the networks in conftest.py
 TINY = {"vocab_size": 97, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
 
@@ -116,9 +118,9 @@ def test_texts_of_all_lengths_are_read_as_the_model_reads_them(monkeypatch, mode
     assert generator.graphs.prefill_cell.tokens == (chunk or WINDOW)
     with generator.running():
         for length in (3, 31, 32, 33, 61, WINDOW):
-            _, logits = generator.graphs.prefill([text[:length]])
+            _, logits = engine.prefill(generator.graphs, [text[:length]])
             np.testing.assert_allclose(logits[0], expected[length - 1], atol=1e-4)
-        starts, logits = generator.graphs.prefill([text[:20], text[:30], text[:13]])
+        starts, logits = engine.prefill(generator.graphs, [text[:20], text[:30], text[:13]])
         assert starts == [0, 20, 50]
         np.testing.assert_allclose(logits, expected[[19, 29, 12]], atol=1e-4)
 

@@ -66,13 +66,3 @@ def with_lora():
         return model.set_train(False)
 
     return build
-
-
-@pytest.fixture(scope="module")
-def unfused(cpu):
-    """Without graph-kernel fusion, whose tanh is off by 1.2e-4 (docs/performance.md): to compare within 1e-5."""
-    import mindspore as ms
-
-    ms.set_context(enable_graph_kernel=False)
-    yield
-    ms.set_context(enable_graph_kernel=True)

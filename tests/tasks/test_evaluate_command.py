@@ -2,12 +2,12 @@
 
 import ast
 import json
-import shutil
 
 import numpy as np
 import pytest
 
 from mindgpt.data.dataset import build_dataset
+from tests.models.kernel_support import skip_without_kernels
 
 PREFIX = "PerplexityMetric: "
 
@@ -83,8 +83,8 @@ def test_a_named_file_gives_the_perplexity_of_transformers(trained, toy, peer, e
     assert f"{sum(map(len, rows)):,} predicted tokens" in console
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there are no kernels without a C++ compiler")
 def test_without_the_kernels_it_is_the_same_and_said(trained, evaluate):
+    skip_without_kernels()
     line = "takes longer than mindgpt's kernels would: MINDGPT_CPU_KERNELS is 0"
     by_kernels, _ = evaluate(trained.last_checkpoint)
     by_operators, _ = evaluate(trained.last_checkpoint, env={"MINDGPT_CPU_KERNELS": "0"})

@@ -24,6 +24,7 @@ from tests.tasks.toy_layouts import (
     masks_of_step,
     part_of_weights,
     settings_of,
+    stages_of,
     values_of,
 )
 
@@ -103,7 +104,8 @@ def test_every_combination_is_refused_for_these_reasons_and_no_other(network):
     assert refused
 
 
-PAIRS = covering(2, lambda case: not reasons(case))
+# Of 200 seeds the one whose cases have the fewest stages to compile.
+PAIRS = covering(2, lambda case: not reasons(case), cost=lambda case: len(stages_of(case)) ** 0.5, seed=185)
 TRIPLES = [case for case in covering(3, lambda case: not reasons(case)) if case not in PAIRS]
 
 
@@ -115,7 +117,7 @@ TRIPLES = [case for case in covering(3, lambda case: not reasons(case)) if case 
 )  # fmt: skip
 def test_compiles_and_shards_as_worked_out_by_hand(case, tmp_path):
     cards, stages = cards_of(case), case["pp"]
-    for stage in sorted({0, max(0, stages - 2), stages - 1}):
+    for stage in stages_of(case):
         rank = stage * cards // stages + (cards // stages - 1 if stage % 2 else 0)  # its last card, or its first
         facts = compile_as_rank(tmp_path, settings_of(case), rank, cards)
         parts = part_of_weights(case, stage)

@@ -4,10 +4,13 @@ import contextlib
 import io
 import json
 import os
+import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import traceback
 
 import numpy as np
 import pytest
@@ -210,6 +213,36 @@ def start(flags, tmp_path, monkeypatch):
         return end.value.code, errors.getvalue()
 
     return run
+
+
+def no_attention(self, x, mask, cache=None):
+    raise ValueError("attention was reached")
+
+
+@pytest.mark.usefixtures("cpu")
+def test_few_files_lie_between_the_command_line_and_attention(flags, repo, tmp_path, monkeypatch):
+    """Those on the stack when a prompt is read: of Python up to MindSpore, and of MindSpore's compiler after that."""
+    from mindgpt.models import acceleration
+    from mindgpt.models.gpt2.gpt2_modules import Attention
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(acceleration, "USE_KERNELS", False)
+    monkeypatch.setattr(Attention, "construct", no_attention)
+    monkeypatch.setattr(sys, "argv", ["run_mindformer.py", *map(str, flags), "--predict_data", PROMPTS[0]])
+    with pytest.raises(ValueError, match="attention was reached") as error:
+        runpy.run_path(str(repo / "run_mindformer.py"), run_name="__main__")
+    files = [entry.filename for entry in traceback.extract_tb(error.value.__traceback__)]
+    files += re.findall("In file ([^:]+):", str(error.value))
+    own = [os.path.relpath(file, repo) for file in dict.fromkeys(files) if file.startswith(str(repo))]
+    assert [file for file in own if not file.startswith("tests")] == [
+        "run_mindformer.py",
+        "mindgpt/tasks/main.py",
+        "mindgpt/tasks/predict.py",
+        "mindgpt/generation/text_generation.py",
+        "mindgpt/generation/engine.py",
+        "mindgpt/models/gpt2/gpt2.py",
+        "mindgpt/models/gpt2/gpt2_modules.py",
+    ]
 
 
 class Terminal(io.StringIO):

@@ -20,7 +20,7 @@ from tests.programs import run_simulated
 
 REPO = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("compile_step.py")
-LAYERS, HIDDEN, HEADS, VOCAB, TOKENS, RANK, LABELS = 4, 256, 4, 512, 32, 8, 2
+HIDDEN, HEADS, VOCAB, TOKENS, RANK, LABELS = 256, 4, 512, 32, 8, 2
 SMALLEST_SHARDED = 64 * 1024  # bytes of a weight; MindSpore leaves what is smaller whole
 
 Case = dict[str, Any]
@@ -54,8 +54,9 @@ _LORA = {"lora_rank": RANK, "lora_dropout": 0.1, "target_modules": ".*(dense[123
 def settings_of(case: Case, **network: Any) -> dict[str, Any]:
     """The YAML of a case. network: in place of the toy's sizes."""
     sizes = {
-        "num_layers": LAYERS, "hidden_size": HIDDEN, "num_heads": HEADS, "vocab_size": VOCAB, "seq_length": TOKENS,
-        "compute_dtype": "float16", "use_flash_attention": case["flash"], **_NETWORK[case["network"]], **network,
+        "num_layers": layers_of(case), "hidden_size": HIDDEN, "num_heads": HEADS, "vocab_size": VOCAB,
+        "seq_length": TOKENS, "compute_dtype": "float16", "use_flash_attention": case["flash"],
+        **_NETWORK[case["network"]], **network,
     }  # fmt: skip
     classifies = case["task"] == "classification"
     if case["task"] == "LoRA":
@@ -88,6 +89,16 @@ def cards_of(case: Case) -> int:
     return case["dp"] * case["mp"] * case["pp"]
 
 
+def layers_of(case: Case) -> int:
+    """Without stages as few as show one after another, since each takes time to compile."""
+    return 4 if case["pp"] > 1 else 2
+
+
+def stages_of(case: Case) -> list[int]:
+    """The pipeline stages to compile, of each kind one: the first, one in the middle, the last."""
+    return sorted({0, max(0, case["pp"] - 2), case["pp"] - 1})
+
+
 def compile_as_rank(folder: Path, settings: dict[str, Any], rank: int, cards: int) -> dict[str, Any]:
     """The facts that `compile_step.py` prints."""
     own = folder / f"card_{rank}"
@@ -111,7 +122,8 @@ def compile_as_rank(folder: Path, settings: dict[str, Any], rank: int, cards: in
 
 def part_of_weights(case: Case, stage: int) -> dict[str, int]:
     """The number of values of each weight that a rank of a pipeline stage holds, by the table in docs/parallel.md."""
-    blocks = range(stage * LAYERS // case["pp"], (stage + 1) * LAYERS // case["pp"])
+    layers = layers_of(case)
+    blocks = range(stage * layers // case["pp"], (stage + 1) * layers // case["pp"])
     first, last = stage == 0, stage == case["pp"] - 1
     weights = {name: size for block in blocks for name, size in _of_block(case, f"backbone.blocks.{block}.")}
     table = "backbone.embedding.{}_embedding.embedding_table"
@@ -171,7 +183,7 @@ def flops_of_step(case: Case, stage: int) -> tuple[int, int]:
     times *= case["interleave"] if cards_of(case) > 1 else 1
     attention = 4 * TOKENS * TOKENS * HIDDEN // case["mp"]
     block = 2 * TOKENS * (4 * HIDDEN**2 + 2 * HIDDEN * 4 * HIDDEN) // case["mp"] + attention
-    blocks, head = LAYERS // case["pp"], 0
+    blocks, head = layers_of(case) // case["pp"], 0
     if stage == case["pp"] - 1:
         classifies = case["task"] == "classification"
         head = 2 * HIDDEN * LABELS if classifies else 2 * TOKENS * HIDDEN * classes_of(case)
@@ -187,7 +199,7 @@ def masks_of_step(case: Case, stage: int) -> int:
     """
     of_block = 3 + (6 if case["task"] == "LoRA" else 0)
     parts = (case["accumulate"] if case["pp"] == 1 else 1) * case["interleave"] if cards_of(case) > 1 else 1
-    return LAYERS // case["pp"] * of_block + (parts if stage == 0 else 0)
+    return layers_of(case) // case["pp"] * of_block + (parts if stage == 0 else 0)
 
 
 def is_tied(case: Case) -> bool:
@@ -207,9 +219,17 @@ def values_of(shapes: dict[str, list[int]]) -> dict[str, int]:
 # Covering all combinations of so many settings -----------------------------------------------------------------------
 
 
-def covering(strength: int, allowed: Callable[[Case], bool]) -> list[Case]:
-    """Allowed cases in which every allowed combination of `strength` settings occurs; the same ones every time."""
-    draw = random.Random(0)
+def covering(
+    strength: int,
+    allowed: Callable[[Case], bool],
+    cost: Callable[[Case], float] = lambda case: 1,
+    seed: int = 0,
+) -> list[Case]:
+    """Allowed cases in which every allowed combination of `strength` settings occurs; the same ones every time.
+
+    Greedy: the next case is the one with the most new combinations for its cost, of some that are sampled.
+    """
+    draw = random.Random(seed)
     cases = [dict(zip(FACTORS, values, strict=True)) for values in itertools.product(*FACTORS.values())]
     cases = list(filter(allowed, cases))
     open_ = dict.fromkeys(combination for case in cases for combination in _combinations(case, strength))
@@ -218,7 +238,10 @@ def covering(strength: int, allowed: Callable[[Case], bool]) -> list[Case]:
         wanted = dict(next(iter(open_)))
         fitting = [case for case in cases if wanted.items() <= case.items()]
         some = draw.sample(fitting, min(60, len(fitting)))
-        best = max(some, key=lambda case: sum(combination in open_ for combination in _combinations(case, strength)))
+        best = max(
+            some,
+            key=lambda case: sum(combination in open_ for combination in _combinations(case, strength)) / cost(case),
+        )
         for combination in _combinations(best, strength):
             open_.pop(combination, None)
         chosen.append(best)

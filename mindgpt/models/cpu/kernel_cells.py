@@ -16,7 +16,8 @@ from mindgpt.models.cpu.kernel_layers import (
     KernelTargetLosses,
 )
 from mindgpt.models.cpu.operators import align
-from mindgpt.models.gpt2.gpt2_cache import InferenceCell, InferenceCells, KeyValueCache
+from mindgpt.models.gpt2.gpt2 import InferenceCell, InferenceCells
+from mindgpt.models.gpt2.gpt2_cache import KeyValueCache
 from mindgpt.models.gpt2.gpt2_heads import LMHead
 
 

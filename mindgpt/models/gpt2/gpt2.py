@@ -1,19 +1,20 @@
-"""GPT-2 (Radford et al. 2019): the transformer and its language-model head.
+"""GPT-2 (Radford et al. 2019): the transformer, its language-model head, and the cells that generate with them.
 
 Shape letters: B batch, L row length as given, T tokens the network sees, C slots of a row of the key/value cache,
 H hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import UserError
 from mindgpt.models.acceleration import accelerate
-from mindgpt.models.gpt2.gpt2_cache import CopyRow, InferenceCell, InferenceCells, KeyValueCache, ModelCache
+from mindgpt.models.gpt2.gpt2_cache import KeyValueCache, ModelCache
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead, NextTokens
 from mindgpt.models.gpt2.gpt2_modules import (
     AttentionMask,
@@ -195,6 +196,25 @@ class GPT2LMHeadModel(PretrainedCell):
         return generate_ids(self, input_ids, attention_mask, streamer, tokenizer, pad_token_id, **settings)
 
 
+class InferenceCell(nn.Cell):
+    """A cell of others' layers that is always called with tensors of the same shapes.
+
+    At every call of a graph MindSpore checks anew whether it fits, for GPT-2 small in 1 to 3 ms; but not for cells in
+    the phase that it calls "increment".
+    """
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.phase = "increment"
+        self.called_with: list[tuple[int, ...]] | None = None
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        shapes = [value.shape for value in args]
+        assert self.called_with in (None, shapes), f"{type(self).__name__} has one graph for one set of shapes"
+        self.called_with = shapes
+        return super().__call__(*args)
+
+
 class Decode(InferenceCell):
     """Read one more token of each row, which attends to all of its row up to itself."""
 
@@ -253,6 +273,50 @@ class TargetLogProbs(LastLogits):
         """x, tokens: as of `LastLogits`; targets: (n,) int32, the tokens that follow -> (n,) float32: log P of each"""
         logits = self.head(self.gather(x, tokens, 0), self.word_embedding.embedding_table)
         return self.neg(self.cross_entropy(logits, targets))
+
+
+class CopyRow(InferenceCell):
+    """Copy one row of a cache, from some slot on, to the front of a row of another cache or of the same.
+
+    As many slots are copied as the smaller cache has.
+    """
+
+    def __init__(self, source: KeyValueCache, target: KeyValueCache):
+        super().__init__()
+        self.source = source
+        self.target = target
+        self.slots = Tensor(np.arange(min(source.capacity, target.capacity), dtype=np.int32))
+        self.last = Tensor(source.capacity - 1, ms.int32)
+        self.gather = ops.Gather()
+        self.scatter = ops.ScatterUpdate()
+        self.add = ops.Add()
+        self.minimum = ops.Minimum()
+
+    def construct(self, source_row: Tensor, first_slot: Tensor, target_row: Tensor) -> None:
+        """source_row, first_slot, target_row: (1,) int32"""
+        taken = self.minimum(self.add(self.slots, first_slot), self.last)  # after the end there is no text
+        taken = self.source.rows_of(source_row, taken)
+        written = self.target.rows_of(target_row, self.slots)
+        for layer in range(len(self.source.keys)):
+            keys = self.gather(self.source.keys[layer], taken, 0)  # (N*slots, D)
+            values = self.gather(self.source.values[layer], taken, 0)
+            self.scatter(self.target.keys[layer], written, keys)
+            self.scatter(self.target.values[layer], written, values)
+
+
+class InferenceCells(NamedTuple):
+    """The cells of generation by one implementation, MindSpore's operators or a device's kernels.
+
+    All are built and called alike, as `OPERATOR_CELLS`. `tokens` of a `prefill` cell is how many tokens it reads at
+    once; the last argument of `prefill` and the fourth of the two after it tell how many of its rows count, (1,) int32.
+    """
+
+    cache: type[KeyValueCache]
+    decode: type[InferenceCell]
+    prefill: type[InferenceCell]
+    last_logits: type[InferenceCell]
+    target_log_probs: type[InferenceCell]
+    copy_row: type[InferenceCell]
 
 
 OPERATOR_CELLS = InferenceCells(KeyValueCache, Decode, Prefill, LastLogits, TargetLogProbs, CopyRow)
