@@ -21,19 +21,20 @@ tail -n +2 "$data/chnsenticorp.train4k.tsv" | cut -f2 > "$out/texts.txt"
 run tools/train_tokenizer.py --kind wordpiece --input_file "$out/texts.txt" --vocab_size 6000 \
     --output_dir "$out/tokenizer" --overwrite
 run tools/dataset_preprocess/text_to_mindrecord.py --input_file "$out/texts.txt" --document_per line --packing full \
-    --max_length 129 --tokenizer_type "$out/tokenizer" --output_file "$out/data/texts.mindrecord" --overwrite
+    --max_length 257 --tokenizer_type "$out/tokenizer" --output_file "$out/data/texts.mindrecord" --overwrite
 for part in train4k dev; do
     run tools/dataset_preprocess/gpt2/txtcls_dataset_to_mindrecord.py --dataset_name chnsenticorp \
-        --input_file "$data/chnsenticorp.$part.tsv" --output_file "$out/data/$part.mindrecord" --max_length 128 \
+        --input_file "$data/chnsenticorp.$part.tsv" --output_file "$out/data/$part.mindrecord" --max_length 256 \
         --tokenizer_type "$out/tokenizer" --overwrite
 done
 options=("${small[@]}" "model.model_config.vocab_size=$(grep -c '' "$out/tokenizer/vocab.txt")"
-    model.model_config.bos_token_id=2 model.model_config.eos_token_id=3) # [CLS] and [SEP] as learnt
+    model.model_config.bos_token_id=2 model.model_config.eos_token_id=3 # [CLS] and [SEP] as learnt
+    model.model_config.seq_length=256) # three reviews in ten are longer than 128 tokens
 
 step "2/4 the language model"
 run run_mindformer.py --config configs/gpt2_chinese/pretrain_gpt2_chinese_distil_seq128_fp16.yaml \
     --train_dataset_dir "$out/data/texts.mindrecord" --epochs 15 --output_dir "$out/language_model" \
-    --options "${options[@]}" lr_schedule.learning_rate=1.0e-3
+    --options "${options[@]}" runner_config.batch_size=8 lr_schedule.learning_rate=1.0e-3
 
 step "3/4 the classifier, from the language model's weights"
 run run_mindformer.py --config configs/gpt2_chinese/finetune_gpt2_chinese_distil_txtcls_fp16.yaml \
