@@ -131,7 +131,8 @@ _ASCII = {
     **dict.fromkeys('"&', Edge.APART),
 }
 _BY_CATEGORY = {"Ps": Edge.OPENING, "Pi": Edge.OPENING, "Pe": Edge.CLOSING, "Pf": Edge.CLOSING}
-_BEFORE_DIGITS = ".,:+"  # no space follows these before a digit: 3.14, 1,000, 10:30
+_BEFORE_DIGITS = frozenset(".,:+")  # no space follows these before a digit: 3.14, 1,000, 10:30
+_FOUR_DIGITS = re.compile(r"\d{4}")
 _HANGUL = "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # written with spaces
 _IS_HANGUL = re.compile(f"[{_HANGUL}]")
 
@@ -152,14 +153,21 @@ def edge(character: str) -> Edge:
 
 
 def space_between(left: tuple[Edge, str], right: tuple[Edge, str]) -> bool:
-    """Whether a space stands between two tokens, given the edges at which they meet, with their characters.
+    """Whether a space stands between two tokens.
 
-    Words are parted, Chinese is not, and punctuation keeps the side on which English has no space. Two tokens do not
-    tell all: `3.14` and `1,000` are taken for numbers, so `in 2020, 15 people` loses its space.
+    Words are separated, Chinese is not, and punctuation keeps the side on which English has no space. Two tokens do not
+    tell all: `3.14`, `10:30` and `1,000` are taken for numbers, so `in 2020, 15 people` loses its space; `May 5, 2010`
+    keeps it, since digits between commas come in threes.
+
+    Args:
+        left: the edge at which the first token ends, and its last character.
+        right: the edge at which the second token begins, and its text.
     """
-    (before, last), (after, first) = left, right
+    (before, last), (after, text) = left, right
     if Edge.JOINED in (before, after) or before is after is Edge.UNKNOWN:
         return False
     if before is Edge.OPENING or after is Edge.CLOSING:
         return False
-    return not (last in _BEFORE_DIGITS and first.isdigit())
+    if last in _BEFORE_DIGITS and text[:1].isdigit():
+        return last == "," and _FOUR_DIGITS.match(text) is not None
+    return True

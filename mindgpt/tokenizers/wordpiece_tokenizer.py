@@ -197,7 +197,7 @@ class WordPieceTokenizer(LibraryTokenizer):
         if token in self.all_special_tokens:
             return _Written(token, True, _NO_SPACE, _NO_SPACE)
         text = token.removeprefix(PREFIX) or token
-        return _Written(token, False, (edge(text[0]), text[0]), (edge(text[-1]), text[-1]))
+        return _Written(token, False, (edge(text[0]), text), (edge(text[-1]), text[-1]))
 
     # ---- vocabulary and special tokens ---------------------------------------------------------------------------
 
@@ -361,7 +361,8 @@ class _Written(NamedTuple):
     Attributes:
         text: the token, with its `##`.
         begins_anew: nothing can continue it: it is a special token, or none of the vocabulary.
-        first, last: the edges at its beginning and end, with their characters.
+        first: the edge at its beginning, and the token without `##`.
+        last: the edge at its end, and its last character.
     """
 
     text: str
