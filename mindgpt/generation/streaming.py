@@ -152,7 +152,9 @@ class TextStreamer:
         """First the prompt, (1, T) or (T,); then each new token, (1,)."""
         ids = np.asarray(token_ids).reshape(-1).tolist()
         if self._stream is None:
-            self._stream = TextStream(self._tokenizer, self._stop_strings, ids[-1] if ids else None)
+            left_out = self._tokenizer.all_special_ids if self._skip_special_tokens else ()
+            last = next((token for token in reversed(ids) if token not in left_out), None)
+            self._stream = TextStream(self._tokenizer, self._stop_strings, last)
             if not self._skip_prompt:
                 self._hand_on(self._tokenizer.decode(ids, self._skip_special_tokens))
             return

@@ -159,6 +159,17 @@ def test_the_first_new_token_follows_the_last_of_the_prompt(small, last, new, te
     assert "".join(heard) == text
 
 
+def test_a_streamed_text_without_special_tokens_is_the_decoded_one(small):
+    """Of what is left out, a space between two words does not depend."""
+    prompt, new = [[TOKENS.index(token) for token in row] for row in (["[CLS]", "hello", "[SEP]"], ["world", "##s"])]
+    heard = []
+    streamer = TextStreamer(small, on_text=heard.append, skip_special_tokens=True)
+    for row in (prompt, *([token] for token in new)):
+        streamer.put([row])
+    streamer.end()
+    assert "".join(heard) == small.decode([*prompt, *new], skip_special_tokens=True) == "hello worlds"
+
+
 @pytest.mark.parametrize(
     ("stop", "text"),
     [("好的", "是"), ("o w", "是好的hell"), ("s！", "是好的hello world"), ("这", None), (" world", "是好的hello")],
