@@ -195,6 +195,8 @@ class TokenizerSection(Section):
         one_file = self.type != "GPT2Tokenizer"
         if one_file and self.merges_file:
             refuse([("merges_file", f"is of GPT2Tokenizer; {self.type} has a vocab_file alone")])
+        if self.merges_file:
+            refuse((key, "is of WordPiece, which has no merges_file; remove one") for key in self.wordpiece_settings)
         whole = one_file or self.vocab_file.endswith((".txt", ".model"))  # a byte-level vocabulary is JSON
         if bool(self.vocab_file) != bool(self.merges_file) and not (self.vocab_file and whole):
             given, wanted = ("vocab_file", "merges_file") if self.vocab_file else ("merges_file", "vocab_file")

@@ -163,6 +163,9 @@ def test_settings_of_wordpiece_with_files_of_another_kind_are_refused(find, word
             find(path=tmp_path / "gpt2", **keys)
     with pytest.raises(UserError, match="merges_file: is of GPT2Tokenizer; WordPieceTokenizer has a vocab_file alone"):
         find(type="BertTokenizer", vocab_file=word_piece / "vocab.txt", merges_file=tmp_path / "gpt2" / "merges.txt")
+    pair = {"vocab_file": tmp_path / "gpt2" / "vocab.json", "merges_file": tmp_path / "gpt2" / "merges.txt"}
+    with pytest.raises(UserError, match="rules: is of WordPiece, which has no merges_file; remove one"):
+        find(**pair, rules="uer")
     with pytest.raises(UserError, match="vocab_file: needs merges_file beside it"):
         find(vocab_file=tmp_path / "gpt2" / "vocab.json")
     with pytest.raises(UserError, match="rules"):
