@@ -21,6 +21,7 @@ from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.tool_arguments import TextFiles, add_text_arguments
+from mindgpt.io.files import set_aside
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tokenizers.loading import TOKENIZER_FILES
 from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
@@ -49,7 +50,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="folder for vocab.json, merges.txt and tokenizer.json; of wordpiece, vocab.txt and tokenizer_config.json",
     )
     parser.add_argument("--min_frequency", type=int, default=2, help="merge pairs that occur so often (default 2)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer in a folder that has one")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the tokenizer in a folder that has one; files of another kind are renamed",
+    )
     parser.add_argument("--num_workers", type=int, help="cores to work on (default: all)")
     arguments = parser.parse_args(argv)
     if arguments.keep_case and arguments.kind != "wordpiece":
@@ -73,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
             tokenizer = WordPieceTokenizer.train(texts, **given, do_lower_case=not arguments.keep_case)
         else:
             tokenizer = GPT2Tokenizer.train(texts, **given)
+    for name in set(existing) - set(tokenizer.FILES):  # load_tokenizer might prefer the old tokenizer's files
+        set_aside(folder / name)
     tokenizer.save_pretrained(folder)
     fewer = ""
     if len(tokenizer) < arguments.vocab_size:

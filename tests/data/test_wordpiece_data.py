@@ -10,6 +10,7 @@ import pytest
 from mindgpt.config.errors import UserError
 from mindgpt.data.buckets import read_rows
 from mindgpt.data.dataset import build_dataset, inspect
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tokenizers.loading import load_tokenizer
 from mindgpt.tokenizers.unknown_tokens import UnknownTokens, refuse_unknown
 from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
@@ -104,6 +105,22 @@ def test_a_corpus_in_gbk_is_refused_with_the_way_out(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tok", "x.txt"]
 
 
+def test_a_file_of_many_lines_as_one_document_is_reported(run, tmp_path, capsys):
+    (tmp_path / "x.txt").write_text("今天 好\n" * 99, "utf-8")
+    arguments = ["--output_file", "x.mindrecord", "--tokenizer_type", "tok", "--max_length", 40, "--overwrite"]
+    run(TEXT, "--input_file", "x.txt", *arguments)
+    assert "note:" not in capsys.readouterr().err
+    (tmp_path / "x.txt").write_text("今天 好\n" * 100, "utf-8")
+    run(TEXT, "--input_file", "x.txt", *arguments)
+    out, err = capsys.readouterr()
+    assert "note: x.txt is one document, with one [CLS] at its beginning." in err and "--document_per line" in err
+    assert "1 document(s), 302 tokens" in out
+    for per, documents in (("line", 100), ("file", 1)):
+        run(TEXT, "--input_file", "x.txt", *arguments, "--document_per", per)
+        out, err = capsys.readouterr()
+        assert f"{documents} document(s), " in out and "note:" not in err
+
+
 def test_many_unknown_tokens_are_reported(run, tmp_path, caplog):
     tokenizer = load_tokenizer(tmp_path / "tok")
     count = UnknownTokens(tokenizer)
@@ -147,5 +164,10 @@ def test_a_vocabulary_is_learned_and_used(run, tmp_path, capsys):
         run(TRAIN, *arguments, "--skip_bad")
     run(TRAIN, *arguments, "--skip_bad", "--overwrite", "--keep_case")
     assert load_tokenizer(tmp_path / "new").do_lower_case is False
+    (tmp_path / "new" / "tokenizer.model").write_bytes(b"\n")  # a SentencePiece model, which load_tokenizer prefers
+    (tmp_path / "new" / "added_tokens.json").write_text('{"<x>": 7}')
+    run(TRAIN, *arguments[2:4], "--read_as", "text", "--vocab_size", 300, "--output_dir", "new", "--overwrite")
+    assert type(load_tokenizer(tmp_path / "new")) is GPT2Tokenizer
+    assert {"tokenizer-1.model", "vocab-1.txt"} <= {path.name for path in (tmp_path / "new").iterdir()}
     with pytest.raises(UserError, match="--keep_case is for --kind wordpiece; byte-level BPE always keeps the case"):
         run(TRAIN, *arguments[2:], "--keep_case")

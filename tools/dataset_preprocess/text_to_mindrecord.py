@@ -13,6 +13,7 @@ As UER-py's `preprocess.py --data_processor lm --seq_length 128` (Chinese GPT-2)
 import argparse
 import os
 import sys
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed
@@ -26,9 +27,11 @@ from mindgpt.data.blocks import COLUMNS, BlocksSummary, use_cores, write_blocks
 from mindgpt.data.document_tokens import SPECIAL_TOKENS
 from mindgpt.data.tool_arguments import TextFiles, add_output_arguments, add_text_arguments, open_tokenizer
 from mindgpt.data.uer_datasets import SUFFIX, write_uer_datasets
+from mindgpt.io.files import read_lines
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 DEFAULT_LENGTH = 1025
+MANY_LINES = 100  # of a file that may well have a document a line
 UER = "uer"
 
 
@@ -87,6 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     texts = TextFiles(arguments, {SUFFIX: UER})
     check_combination(arguments, texts)
     tokenizer = open_tokenizer(arguments.tokenizer_type)
+    if arguments.document_per is None and tokenizer.document_start:
+        note_of_lines(texts, tokenizer)
     write = write_datasets if UER in texts.kinds else write_texts
     summary = write(arguments, texts, tokenizer)
     print(summary)
@@ -109,6 +114,18 @@ def check_combination(arguments: argparse.Namespace, texts: TextFiles) -> None:
         raise UserError("--padding_target needs --packing none: joined documents have no padding after them")
     elif arguments.drop_tail and arguments.packing == "none":
         raise UserError("--drop_tail needs --packing full: with none it would drop the end of every document")
+
+
+def note_of_lines(texts: TextFiles, tokenizer: BaseTokenizer) -> None:
+    """Say that a file of many lines is one document: corpora for such a tokenizer have a document a line."""
+    for file, kind in zip(texts.files, texts.kinds, strict=True):
+        if kind == "text" and len(list(islice(filter(str.strip, read_lines(file)), MANY_LINES))) == MANY_LINES:
+            print(
+                f"note: {file} is one document, with one {tokenizer.bos_token} at its beginning. If each line is a "
+                "document, add --document_per line; --document_per file leaves out this note",
+                file=sys.stderr,
+            )
+            return
 
 
 def write_texts(arguments: argparse.Namespace, texts: TextFiles, tokenizer: BaseTokenizer) -> BlocksSummary:
