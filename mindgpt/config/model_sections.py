@@ -132,7 +132,8 @@ class GPT2Section(GenerationSection):
     `tie_word_embeddings`: whether the output head is the token embedding (Press & Wolf 2017) or has its own weights.
 
     `prompt_special_tokens`: the special tokens around a prompt: "bos" (the first token alone), "all" (whatever the
-    tokenizer puts around a text) or "none"; None: "bos" for a WordPiece tokenizer, else "all".
+    tokenizer puts around a text) or "none"; None: "bos" for a WordPiece tokenizer, "all" for GPT-2's. SentencePiece has
+    "bos" where its files put a special token before every text, else "none".
     """
 
     type: Literal["GPT2Config"] = "GPT2Config"

@@ -18,7 +18,7 @@ LENGTHS = 4  # to pad to; each is a graph to compile
 def encode_texts(
     tokenizer: BaseTokenizer, texts: Sequence[str], longest: int, vocab_size: int
 ) -> tuple[list[list[int]], list[int]]:
-    """The ids of each text, cut at `longest` tokens; and the numbers of those that were cut.
+    """The ids of each text, truncated to `longest` tokens; and the numbers of those that were truncated.
 
     Raises:
         UserError: a text is empty, or holds a token that the model, of `vocab_size` tokens, does not have.

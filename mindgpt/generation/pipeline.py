@@ -73,8 +73,8 @@ class TextGenerationPipeline:
             batch_size: texts to run at once at most; it changes no text.
             return_full_text: the prompt with what follows; False: what follows alone.
             prompt_special_tokens: the special tokens around each prompt: "bos" (the first of them, in front), "all"
-                (whatever the tokenizer puts around a text) or "none"; None: as the model's config says, else "bos" for
-                WordPiece and "all" for byte-level BPE. They are no part of the text.
+                (whatever the tokenizer puts around a text) or "none"; None: as the model's config says, else as is
+                usual for the tokenizer's kind (`GPT2Section`). They are no part of the text.
             settings: of this call.
 
         Returns:
