@@ -81,6 +81,11 @@ class Perplexity:
                 "loss is the mean of batch means, as MindFormers computed it for this data; each token counted once: "
                 f"{self.metric.token_weighted()}"
             )
+        if self.info.metadata.get("padding_target"):
+            yield (
+                "note: this data was made with --padding_target, so the perplexity also counts the [PAD] after each "
+                "document; make evaluation data without it"
+            )
 
     def result(self, values: dict[str, float]) -> dict[str, Any]:
         """The content of `eval_result.json`."""

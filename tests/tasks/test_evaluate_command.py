@@ -2,11 +2,13 @@
 
 import ast
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mindgpt.data.dataset import build_dataset
+from mindgpt.tasks.evaluate import Perplexity
 from tests.models.kernel_support import skip_without_kernels
 
 PREFIX = "PerplexityMetric: "
@@ -58,6 +60,15 @@ def losses_of_rows(peer, data):
         losses = torch.nn.functional.cross_entropy(logits[0], tokens[0, 1:], reduction="none")
         rows.append(losses.numpy()[mask[0, 1:] == 1])
     return rows
+
+
+@pytest.mark.parametrize("metadata", [{}, {"padding_target": True}], ids=["text", "padding_target"])
+def test_data_whose_padding_is_a_target_is_reported(metadata):
+    measure = object.__new__(Perplexity)
+    measure.metric = SimpleNamespace(tokens=3, batch_means=False)
+    measure.info = SimpleNamespace(metadata=metadata)
+    lines = list(measure.lines({"loss": 1.0, "PPL": 2.7}, 1.0))
+    assert any("made with --padding_target" in line for line in lines) == bool(metadata)
 
 
 def test_a_run_s_folder_gives_the_number_that_training_gave(trained, evaluate):
