@@ -80,7 +80,7 @@ def write_uer_datasets(
         if found != length:
             raise UserError(
                 f"{file} holds windows of {found} tokens (seq_length {found - 1}), not of {length}, and they are "
-                f"not cut again. Set --max_length to {found}, or leave it out; another length is made from the text."
+                f"not split again. Set --max_length to {found}, or leave it out; another length is made from the text."
             )
     summary = BlocksSummary()
     layout = document_format(tokenizer)
@@ -179,7 +179,7 @@ def _next_value(opened: IO[bytes], file: PathLike, number: int) -> Any:
             "was executed. Do not use it unless you trust who made it; make the data again from the text."
         ) from None
     except Exception as error:  # a broken pickle can raise anything
-        raise _broken(file, number, "is cut short, or no pickle") from error
+        raise _broken(file, number, "is truncated, or no pickle") from error
 
 
 def _window(value: Any, file: PathLike, number: int) -> tuple[list[int], int]:

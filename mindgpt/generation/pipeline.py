@@ -150,12 +150,12 @@ class TextClassificationPipeline:
         top_k: int | None | EllipsisType = ...,
         **unknown: Any,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
-        """The likeliest label of a text, or of each text of a list.
+        """The most likely label of a text, or of each text of a list.
 
         Args:
             batch_size: texts to run at once at most; it does not change what a text gets.
-            truncation: cut the end of a text that is too long for the model, which otherwise is an error.
-            top_k: so many labels for each text, the likeliest first; None: all.
+            truncation: drop the end of a text that is too long for the model, which otherwise is an error.
+            top_k: so many labels for each text, the most likely first; None: all.
 
         Returns:
             `[{"label": ..., "score": its probability}]`, one for each text. With `top_k` a list of them for each text;
@@ -169,10 +169,11 @@ class TextClassificationPipeline:
             truncation = self.truncation
         many = self.top_k if top_k is ... else _checked_top_k(top_k)
         longest = self.model.config.max_position_embeddings
-        rows, cut = encode_texts(self.tokenizer, _texts(texts), longest, self.model.config.vocab_size)
-        if cut and not _true_or_false("truncation", truncation):
+        rows, too_long = encode_texts(self.tokenizer, _texts(texts), longest, self.model.config.vocab_size)
+        if too_long and not _true_or_false("truncation", truncation):
             raise UserError(
-                f"Text {cut[0]} has more tokens than the {longest} that the model reads; truncation=True cuts its end."
+                f"Text {too_long[0]} has more tokens than the {longest} that the model reads; truncation=True drops "
+                "its end."
             )
         probabilities = label_probabilities(self.model, rows, self.batch_size if batch_size is None else batch_size)
         names = self.model.config.names_of_labels()

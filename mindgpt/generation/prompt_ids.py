@@ -38,14 +38,14 @@ def last_tokens(
     tokenizer: BaseTokenizer, rows: Sequence[Sequence[int]], prompt_special_tokens: str | None = None
 ) -> list[int]:
     """The last token of each prompt's text, which decides whether a space follows it. It is not a special token that
-    `prompt_special_tokens` puts behind the text, unless there is no text.
+    `prompt_special_tokens` puts after the text, unless there is no text.
 
     Args:
         rows: of `prompt_ids`, none empty.
     """
-    behind = 0
+    after = 0
     if (prompt_special_tokens or tokenizer.prompt_special_tokens) == "all":
         text = -1  # no token's id
         around = tokenizer.build_inputs_with_special_tokens([text])
-        behind = len(around) - 1 - around.index(text)
-    return [row[max(len(row) - 1 - behind, 0)] for row in rows]
+        after = len(around) - 1 - around.index(text)
+    return [row[max(len(row) - 1 - after, 0)] for row in rows]

@@ -20,7 +20,7 @@ class StopStrings:
     """Strings at which a text ends.
 
     Of several, the one that is complete first counts; of those that the same character completes, the longest. How a
-    text is cut into tokens has no influence. UTF-8 can be searched byte by byte: no character's bytes occur within
+    text is split into tokens has no influence. UTF-8 can be searched byte by byte: no character's bytes occur within
     others'.
 
     Args:
