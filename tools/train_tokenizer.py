@@ -69,9 +69,10 @@ def main(argv: list[str] | None = None) -> None:
     existing = [name for name in TOKENIZER_FILES if (folder / name).exists()]
     if existing and not arguments.overwrite:
         raise UserError(f"{folder} holds a tokenizer already ({existing[0]}). Use --overwrite to replace it.")
-    total = sum(map(os.path.getsize, TextFiles(arguments).files))
+    files = TextFiles(arguments)
+    total = sum(map(os.path.getsize, files.files))
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as progress:
-        texts = Texts(arguments, progress)
+        texts = Texts(files, progress)
         given = {"vocab_size": arguments.vocab_size, "min_frequency": arguments.min_frequency}
         if arguments.kind == "wordpiece":
             progress.total = 2 * total  # it reads the text twice
@@ -90,11 +91,11 @@ def main(argv: list[str] | None = None) -> None:
 class Texts:
     """The texts of the input files, which may be read again; progress is shown."""
 
-    def __init__(self, arguments: argparse.Namespace, progress: tqdm):
-        self._arguments, self._progress, self._warns = arguments, progress, True
+    def __init__(self, files: TextFiles, progress: tqdm):
+        self._files, self._progress, self._warns = files, progress, True
 
     def __iter__(self) -> Iterator[str]:
-        for piece in TextFiles(self._arguments).pieces(warns=self._warns):
+        for piece in self._files.pieces(warns=self._warns):
             self._progress.update(len(piece.text.encode()))
             yield piece.text
         self._warns = False  # once

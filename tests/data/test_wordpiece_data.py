@@ -146,6 +146,15 @@ def test_byte_level_bpe_knows_every_text(tokenizer):
     count.check()
 
 
+def test_what_is_not_read_is_named_once(run, tmp_path, caplog):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.txt").write_text("今天天气很好", "utf-8")
+    (tmp_path / "in" / "y.html").write_text("<html>", "utf-8")
+    with caplog.at_level(logging.WARNING):
+        run(TRAIN, "--kind", "wordpiece", "--input_file", "in", "--vocab_size", 40, "--output_dir", "new")
+    assert caplog.text.count("1 file(s) with other suffixes (.html) are not read") == 1  # the text is read twice
+
+
 def test_a_vocabulary_is_learned_and_used(run, tmp_path, capsys):
     texts = [
         json.dumps({"text": text}, ensure_ascii=False) for text in ("今天天气很好", "Good films, good", "很好 good")
