@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from mindgpt.config.errors import UserError
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
@@ -32,7 +33,6 @@ class UnknownTokens:
         self._id = tokenizer.unk_token_id
         self._others = {tokenizer.bos_token_id, tokenizer.eos_token_id}
         self._possible = self._id not in self._others
-        self._half_width = self._possible and all(self._is_unknown(stop) for stop in _STOPS)
         self._searched = 0
         self._examples: dict[str, None] = {}
 
@@ -44,12 +44,12 @@ class UnknownTokens:
         """Count the tokens of texts.
 
         Raises:
-            UserError: a text has full-width punctuation, of which the vocabulary has none.
+            UserError: a text has full-width punctuation, of which the vocabulary, a Chinese one, has none.
         """
         if not self._possible:
             return
         for text, row in zip(texts, rows, strict=True):
-            if self._half_width and any(stop in text for stop in _STOPS):
+            if any(stop in text for stop in _STOPS) and self._is_half_width:
                 raise UserError(
                     f"The vocabulary has no full-width punctuation, such as {_STOPS[0]} and {_STOPS[1]} in the text "
                     f"{_beginning(text)}: each would become {self._tokenizer.unk_token}. Use the vocabulary of the "
@@ -84,6 +84,14 @@ class UnknownTokens:
             logger.warning("note: %.0f %% of the tokens are %s%s", 100 * self.share, unk, named)
         elif self.only_unknown:
             logger.warning("note: all tokens of %d text(s) are %s%s", self.only_unknown, unk, named)
+
+    @cached_property
+    def _is_half_width(self) -> bool:
+        """Whether the vocabulary has Chinese characters, but not the punctuation that goes with them. A vocabulary
+        without either is of another language, for which a full-width comma is an unknown character like others."""
+        if not all(self._is_unknown(stop) for stop in _STOPS):
+            return False
+        return any("\u4e00" <= token <= "\u9fff" for token in self._tokenizer.get_vocab())
 
     def _is_unknown(self, character: str) -> bool:
         return self._tokenizer.encode(character, add_special_tokens=False) == [self._id]

@@ -139,6 +139,14 @@ def test_many_unknown_tokens_are_reported(run, tmp_path, caplog):
     refuse_unknown(tokenizer, "𠮷天", tokenizer.encode("𠮷天"), "a prompt")
 
 
+def test_a_full_width_comma_is_no_error_for_a_vocabulary_without_chinese(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ngood\n##s\nfilm\n,", "utf-8")
+    tokenizer = load_tokenizer(tmp_path)
+    count = UnknownTokens(tokenizer)
+    count.add(["good films， good"], tokenizer.encode_batch(["good films， good"]))
+    assert (count.known, count.unknown) == (4, 1)
+
+
 def test_byte_level_bpe_knows_every_text(tokenizer):
     count = UnknownTokens(tokenizer)
     count.add(["𠮷，。"], tokenizer.encode_batch(["𠮷，。"]))
