@@ -1,5 +1,6 @@
 """A small tokenizer, trained here."""
 
+import functools
 import importlib.util
 import sys
 
@@ -39,11 +40,20 @@ def wordpiece(wordpiece_dir):
 
 
 @pytest.fixture
-def text_tool(repo, monkeypatch):
-    """The `main` of text_to_mindrecord.py, in this process."""
-    file = repo / "tools/dataset_preprocess/text_to_mindrecord.py"
-    spec = importlib.util.spec_from_file_location("text_to_mindrecord", file)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec.loader.exec_module(module)
-    return lambda *words: module.main(list(map(str, words)))
+def run_tool(repo, monkeypatch):
+    """Run the `main` of a tool, such as "tools/train_tokenizer.py", in this process."""
+
+    def run(tool, *arguments):
+        spec = importlib.util.spec_from_file_location("tool", repo / tool)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        spec.loader.exec_module(module)
+        module.main(list(map(str, arguments)))
+
+    return run
+
+
+@pytest.fixture
+def text_tool(run_tool):
+    """Run text_to_mindrecord.py in this process."""
+    return functools.partial(run_tool, "tools/dataset_preprocess/text_to_mindrecord.py")

@@ -1,8 +1,6 @@
 """The tools that read text corpora: kinds of files, and what is skipped."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 
@@ -15,18 +13,10 @@ INSTRUCTIONS = "tools/dataset_preprocess/instruction_to_mindrecord.py"
 
 
 @pytest.fixture
-def run(repo, monkeypatch, tmp_path):
+def run(run_tool, monkeypatch, tmp_path):
     """Run a tool's `main` in this process and in a folder of its own."""
-
-    def run(tool, *arguments):
-        spec = importlib.util.spec_from_file_location("tool", repo / tool)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        spec.loader.exec_module(module)
-        module.main(list(map(str, arguments)))
-
     monkeypatch.chdir(tmp_path)
-    return run
+    return run_tool
 
 
 def text_of(file, tokenizer):

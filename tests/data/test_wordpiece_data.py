@@ -1,9 +1,7 @@
 """The data tools with a WordPiece tokenizer: rows begin with [CLS] and end with [SEP]; unknown texts are refused."""
 
-import importlib.util
 import json
 import logging
-import sys
 
 import pytest
 
@@ -24,20 +22,12 @@ TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"今天气好坏吗很，。", "g
 
 
 @pytest.fixture
-def run(repo, monkeypatch, tmp_path):
+def run(run_tool, monkeypatch, tmp_path):
     """Run a tool's `main` in this process and in a folder of its own, in which `tok` is a WordPiece tokenizer."""
     (tmp_path / "tok").mkdir()
     (tmp_path / "tok" / "vocab.txt").write_text("\n".join(TOKENS), "utf-8")
-
-    def run(tool, *arguments):
-        spec = importlib.util.spec_from_file_location("tool", repo / tool)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        spec.loader.exec_module(module)
-        module.main(list(map(str, arguments)))
-
     monkeypatch.chdir(tmp_path)
-    return run
+    return run_tool
 
 
 def ids_of(text):
