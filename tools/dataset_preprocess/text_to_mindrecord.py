@@ -27,7 +27,7 @@ from mindgpt.data.blocks import COLUMNS, BlocksSummary, use_cores, write_blocks
 from mindgpt.data.document_tokens import SPECIAL_TOKENS
 from mindgpt.data.tool_arguments import TextFiles, add_output_arguments, add_text_arguments, open_tokenizer
 from mindgpt.data.uer_datasets import SUFFIX, write_uer_datasets
-from mindgpt.io.files import read_lines
+from mindgpt.io.files import read_chunks
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 DEFAULT_LENGTH = 1025
@@ -119,13 +119,19 @@ def check_combination(arguments: argparse.Namespace, texts: TextFiles) -> None:
 def note_of_lines(texts: TextFiles, tokenizer: BaseTokenizer) -> None:
     """Say that a file of many lines is one document: corpora for such a tokenizer have a document a line."""
     for file, kind in zip(texts.files, texts.kinds, strict=True):
-        if kind == "text" and len(list(islice(filter(str.strip, read_lines(file)), MANY_LINES))) == MANY_LINES:
+        if kind == "text" and many_lines(file):
             print(
                 f"note: {file} is one document, with one {tokenizer.bos_token} at its beginning. If each line is a "
                 "document, add --document_per line; --document_per file leaves out this note",
                 file=sys.stderr,
             )
             return
+
+
+def many_lines(file: Path) -> bool:
+    """Whether the beginning of a file holds many lines that are not blank."""
+    beginning = "".join(islice(read_chunks(file), 8))  # half a million characters; the lines of a file may be huge
+    return sum(map(bool, map(str.strip, beginning.split("\n")))) >= MANY_LINES
 
 
 def write_texts(arguments: argparse.Namespace, texts: TextFiles, tokenizer: BaseTokenizer) -> BlocksSummary:
