@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
-from mindgpt.checkpoints.locations import own_config
+from mindgpt.checkpoints.locations import file_beside, own_config
 from mindgpt.checkpoints.uer_views import UERView
 from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import UER_EPSILON
 from mindgpt.config.section import shown
 from mindgpt.io.files import read_json
+from mindgpt.tokenizers.wordpiece_files import read_vocab
 
 VOCABULARY = "vocab.txt"
 HEAD_SIZE = 64  # of all five published sizes
@@ -204,23 +205,13 @@ def uer_json(config: GPT2Config, path: Path) -> tuple[dict[str, Any], list[str]]
         **{key: allowed[0] for key, allowed in _OF_GPT2.items()},
         "tie_weights": config.tie_word_embeddings,
     }
+    if config.layer_norm == "uer" and config.layernorm_epsilon != UER_EPSILON:
+        content["layernorm_eps"] = config.layernorm_epsilon
+        notes.append(
+            f"the eps of layer norms is {config.layernorm_epsilon:g}: TencentPretrain reads it as layernorm_eps, and "
+            f"UER-py always takes {UER_EPSILON:g}"
+        )
     return content, notes
-
-
-def read_vocabulary(file: Path) -> list[str]:
-    """The tokens of a vocab.txt: the token with id n is line n. U+2028 is a token, not the end of a line.
-
-    Raises:
-        UserError: it is missing, or no text.
-    """
-    try:
-        text = file.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{file}: there is no such file. Name the vocab.txt of the model.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as the vocabulary: {error}.") from None
-    lines = text.split("\n")
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def checked_vocabulary(weights: Path, tokens: int, named: Path | None) -> Path | None:
@@ -235,11 +226,10 @@ def checked_vocabulary(weights: Path, tokens: int, named: Path | None) -> Path |
         UserError: it has another number of tokens than the weights.
     """
     file = named / VOCABULARY if named is not None and named.is_dir() else named
+    file = file or file_beside(weights, VOCABULARY)
     if file is None:
-        file = weights.with_name(VOCABULARY)
-        if not file.is_file():
-            return None
-    count = len(read_vocabulary(file))
+        return None
+    count = max(read_vocab(file).values()) + 1
     if count != tokens:
         way_out = "Name the vocabulary it was trained with: --vocab" if named else "Put its own beside it, or name it"
         raise UserError(
@@ -250,8 +240,8 @@ def checked_vocabulary(weights: Path, tokens: int, named: Path | None) -> Path |
 
 
 def _special_ids(vocabulary: Path) -> dict[str, int]:
-    tokens = read_vocabulary(vocabulary)
-    return {key: tokens.index(token) for key, token in _SPECIAL_TOKENS.items() if token in tokens}
+    ids = read_vocab(vocabulary)
+    return {key: ids[token] for key, token in _SPECIAL_TOKENS.items() if token in ids}
 
 
 def _config_file(view: UERView, given: str | None) -> Path | None:
@@ -259,8 +249,8 @@ def _config_file(view: UERView, given: str | None) -> Path | None:
     if given is not None:
         path = Path(given)
         return path / CONFIG_FILE if path.is_dir() else path if path.is_file() else None
-    candidates = (own_config(view.path), view.path.with_name(CONFIG_FILE))
-    return next((file for file in candidates if file.is_file()), None)
+    own = own_config(view.path)
+    return own if own.is_file() else file_beside(view.path, CONFIG_FILE)
 
 
 def _in_our_form(
@@ -281,5 +271,7 @@ def _in_our_form(
             f"{view.path}: the config {named} does not describe these weights: {'; '.join(wrong)}. Correct it, or pass "
             "another with --config."
         )
-    ids = {key: settings.get(key, getattr(config, key)) for key in _SPECIAL_TOKENS}
-    return FoundConfig(config.replaced({**settings, **ids}), notes, vocabulary=vocabulary)
+    kept = {key: settings.get(key, getattr(config, key)) for key in _SPECIAL_TOKENS}
+    if config.layer_norm == "uer":
+        kept["layernorm_epsilon"] = config.layernorm_epsilon
+    return FoundConfig(config.replaced({**settings, **kept}), notes, vocabulary=vocabulary)

@@ -48,6 +48,8 @@ class ZeROShards:
         stage_3 = _FLAT_3 in ranks[0]
         groups = _param_shapes(first, self._model, ranks[0])
         self._runs = [_flat(rank, _FLAT_3 if stage_3 else _FLAT_2, folder) for rank in ranks]  # by rank, then group
+        if not stage_3 and len({len(run) for run in self._runs}) > 1:
+            raise UserError(f"{folder}: the ranks have other numbers of parameter groups: they do not belong together.")
         self._place: dict[str, tuple[int, int]] = {}  # name -> (group, offset)
         self._shapes: dict[str, tuple[int, ...]] = {name: shape for group in groups for name, shape in group.items()}
         if stage_3:

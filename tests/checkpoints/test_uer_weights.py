@@ -143,6 +143,15 @@ def test_uer_to_hugging_face_as_uers_own_converter(copied):
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (2, 3, 0)
 
 
+def test_a_checkpoint_with_uers_norms_to_hugging_face_is_the_same_folder(tmp_path, copied):
+    """By default the norms are copied from there, too."""
+    convert(write_model(tmp_path / "a", state()), tmp_path / "b" / "x.ckpt")
+    assert open_weights(tmp_path / "b" / "x.ckpt").config.layer_norm == "uer"
+    convert(tmp_path / "b" / "x.ckpt", tmp_path / "hf")
+    for name in sorted(os.listdir(copied)):
+        assert (tmp_path / "hf" / name).read_bytes() == (copied / name).read_bytes(), name
+
+
 def test_the_tokenizer_of_the_folder_opens_in_transformers(copied):
     tokenizer = transformers.BertTokenizer.from_pretrained(copied)
     assert tokenizer("t1 t2")["input_ids"] == [2, 6, 7, 3]
@@ -172,6 +181,18 @@ def test_folded_norms_compute_what_uer_computes(tmp_path):
         model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / way).eval()
         differences[way] = (model(IDS).logits - wanted).abs().max().item()
     assert differences["folded"] < 2e-5 < 1e-2 < differences["copy"]
+
+
+def test_the_eps_of_tencentpretrain_survives(tmp_path):
+    """`layernorm_eps` of its JSON; UER-py has no such setting."""
+    with_eps = JSON | {"layernorm_eps": 1e-5}
+    convert(write_model(tmp_path / "a", state(), with_eps), tmp_path / "x.ckpt")
+    assert open_weights(tmp_path / "x.ckpt").config.layernorm_epsilon == 1e-5
+    convert(tmp_path / "x.ckpt", tmp_path / "b" / "back.bin", "--target_format", "tencentpretrain")
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == with_eps
+    ours = open_weights(tmp_path / "x.ckpt").config  # beside UER-py's weights, our own config says it, too
+    (tmp_path / "b" / "config.json").write_text(json.dumps(ours.to_hf_dict()))
+    assert open_weights(tmp_path / "b" / "back.bin").config.layernorm_epsilon == 1e-5
 
 
 def test_going_back_unfolds(tmp_path):
@@ -260,6 +281,8 @@ def test_a_vocabulary_of_another_size(tmp_path):
     assert message.count("\n") == 0
     with pytest.raises(UserError, match="has 2 tokens"):
         open_weights(file)
+    (tmp_path / "vocab.txt").write_bytes("\n".join(["[PAD]", *("很" * V)]).encode("gbk"))
+    assert "not UTF-8" in refused(tmp_path, file, tmp_path / "x.ckpt")
 
 
 OTHER_MODELS = {
