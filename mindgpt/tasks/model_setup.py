@@ -327,11 +327,14 @@ def _with_network_of(config: RunConfig, found: GPT2Config | None, path: Path, un
                 "same weights would be another network. Correct model.model_config.layer_norm, or convert the weights."
             )
         changes["layer_norm"] = found.layer_norm
-        if "layernorm_epsilon" not in named:
-            changes["layernorm_epsilon"] = found.layernorm_epsilon
         say(f"layer_norm: {found.layer_norm}, as the config of {path} says")
     if found is not None and "layer_norm_conversion" not in named:
         changes["layer_norm_conversion"] = found.layer_norm_conversion
+    converted = found is not None and (found.layer_norm != "standard" or found.layer_norm_conversion is not None)
+    if (converted or "layer_norm" in changes) and "layernorm_epsilon" not in named:  # of UER-py: it goes with gamma
+        changes["layernorm_epsilon"] = found.layernorm_epsilon
+        if found.layernorm_epsilon != section.layernorm_epsilon:
+            say(f"layernorm_epsilon: {found.layernorm_epsilon:g}, as the config of {path} says")
     is_language_model = config.model.arch.type == "GPT2LMHeadModel"
     if is_language_model and untied is not None and untied == section.tie_word_embeddings:
         head = "an output head of its own (head.weight)" if untied else "the token embedding as its output head"
