@@ -15,6 +15,11 @@ from typing import Any, ClassVar
 from mindgpt.checkpoints.torch_format import import_torch
 from mindgpt.config.errors import UserError
 
+_TORCHSCRIPT = (
+    "{}: is a program of TorchScript, which could run code, and no file of weights. Save the model's "
+    "state_dict() instead."
+)
+
 
 class Inert:
     """Stands for an object of a class that is not loaded.
@@ -79,9 +84,6 @@ def load_without_code(path: Path) -> Any:
         raise UserError(
             f"{path}: PyTorch cannot read it ({reason}). It is damaged or cut short. Copy it again."
         ) from None
-
-
-_TORCHSCRIPT = "{}: is a program of TorchScript, which could run code, and no file of weights. Save the model's state_dict() instead."
 
 
 def _is_torchscript(path: Path) -> bool:

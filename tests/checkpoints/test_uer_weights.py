@@ -218,7 +218,7 @@ def test_a_published_folder_with_uers_arithmetic(tmp_path, copied):
     assert torch.equal(gamma, state()["encoder.layer_norm.gamma"])
 
 
-def test_hugging_faces_gpt2_for_uer(tmp_path):
+def test_hugging_faces_gpt2_for_uer(tmp_path, capsys):
     """A GPT-2 that was never UER-py's: folded makes UER-py compute the same."""
     torch.manual_seed(5)
     sizes = {"n_embd": H, "n_layer": L, "n_head": 3, "n_inner": 20, "vocab_size": V, "n_positions": P}
@@ -226,8 +226,12 @@ def test_hugging_faces_gpt2_for_uer(tmp_path):
     for parameter in model.parameters():
         parameter.data += torch.randn_like(parameter) * 0.3
     model.save_pretrained(tmp_path / "hf")
+    capsys.readouterr()
     convert(tmp_path / "hf", tmp_path / "a.bin", "--target_format", "uer")
+    hint = "--layer_norm folded keeps what the model computes"
+    assert hint in capsys.readouterr().out
     convert(tmp_path / "hf", tmp_path / "b.bin", "--target_format", "uer", "--layer_norm", "folded")
+    assert hint not in capsys.readouterr().out
     held = torch.load(tmp_path / "a.bin")
     assert torch.equal(held["encoder.layer_norm.gamma"], model.transformer.ln_f.weight.detach())
     torch.testing.assert_close(logits(torch.load(tmp_path / "b.bin"), IDS), model(IDS).logits, rtol=1e-4, atol=2e-5)
