@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
+from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, is_uer_json, read_config
 from mindgpt.checkpoints.locations import file_beside, own_config
 from mindgpt.checkpoints.uer_views import UERView
 from mindgpt.config.errors import UserError
@@ -116,11 +116,6 @@ def config_of_uer(
             "be gelu_fast. A config.json of UER-py beside it, or --config, says otherwise"
         )
     return FoundConfig(GPT2Config(**settings), notes, assumed, vocabulary)
-
-
-def is_uer_json(content: Any) -> bool:
-    """Whether the content of a config file is in the form of UER-py and TencentPretrain."""
-    return isinstance(content, dict) and bool({"layers_num", "heads_num", "feedforward_size"} & content.keys())
 
 
 def settings_of_json(

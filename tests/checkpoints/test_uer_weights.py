@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from mindgpt import GPT2LMHeadModel
+from mindgpt import GPT2Config, GPT2LMHeadModel
 from mindgpt.checkpoints.tensor_source import TensorInfo
 from mindgpt.checkpoints.uer_config import config_of_uer
 from mindgpt.checkpoints.uer_views import UERView
@@ -426,6 +426,14 @@ def test_a_hugging_face_config_beside_uers_weights(tmp_path, copied):
     other = json.loads((copied / "config.json").read_text()) | {"n_layer": 12}
     message = refused(tmp_path, write_model(tmp_path, state(), other), tmp_path / "x.ckpt")
     assert "num_layers is 12, the weights have 2" in message
+
+
+def test_a_config_of_uer_for_other_weights_is_refused(tmp_path, copied):
+    """Read as transformers reads a config.json, it would be a GPT-2 of 12 layers and 50257 tokens."""
+    config = write_model(tmp_path, state()).with_name("config.json")
+    with pytest.raises(UserError, match="is a config of UER-py or TencentPretrain"):
+        GPT2Config.from_pretrained(config)
+    assert "is a config of UER-py" in refused(tmp_path, copied, tmp_path / "x.ckpt", "--config", config)
 
 
 class Shapes:
