@@ -66,6 +66,7 @@ def test_a_yaml_that_names_neither_takes_those_of_the_weights(build, weights, ca
         ("uer", {"layer_norm": "standard"}, "says layer_norm 'uer', the YAML 'standard'"),
         ("uer", {"layer_norm_conversion": "copy"}, "says layer_norm 'uer', the YAML 'standard'"),
         ("standard", {"layer_norm": "uer"}, "says layer_norm 'standard', the YAML 'uer'"),
+        ("standard", {"layer_norm_conversion": "folded"}, "says layer_norm_conversion 'copy', the YAML 'folded'"),
         ("uer", {"tie_word_embeddings": True}, r"output head of its own \(head.weight\), and the YAML says"),
         ("standard", {"tie_word_embeddings": False}, "token embedding as its output head, and the YAML says"),
     ],
