@@ -94,28 +94,14 @@ def config_of_uer(
     settings |= {} if vocabulary is None else _special_ids(vocabulary)
     file = _config_file(view, given)
     content = None if file is None else read_json(file)
-    notes: list[str] = []
     if content is None and given is not None or content is not None and not is_uer_json(content):
         return _in_our_form(given or str(file), settings, view, num_heads, vocabulary)
-    assumed: tuple[str, ...] = ()
-    if content is not None:
-        from_json, notes = settings_of_json(content, view.sizes, str(file))
-        settings |= from_json
-        if num_heads not in (None, settings["num_heads"]):
-            raise UserError(f"--num_heads {num_heads}: {file} says {settings['num_heads']}. Leave the flag out.")
-    else:
-        heads = num_heads or (view.sizes["H"] // HEAD_SIZE if view.sizes["H"] % HEAD_SIZE == 0 else None)
-        if heads is None:
-            rest = GPT2Config(**settings, num_heads=1)
-            return FoundConfig(None, notes, ("hidden_act",), vocabulary, without_heads=rest)
-        settings["num_heads"] = heads
-        assumed = ("hidden_act",) if num_heads else ("num_heads", "hidden_act")
-        how = "" if num_heads else f" {heads} heads are assumed, of {HEAD_SIZE} values as in all published sizes;"
-        notes.append(
-            f"{view.path}: no config lies with it. The sizes are those of the weights;{how} the activation is taken to "
-            "be gelu_fast. A config.json of UER-py beside it, or --config, says otherwise"
-        )
-    return FoundConfig(GPT2Config(**settings), notes, assumed, vocabulary)
+    if content is None:
+        return _without_config(settings, view, num_heads, vocabulary)
+    from_json, notes = settings_of_json(content, view.sizes, str(file))
+    if num_heads not in (None, from_json["num_heads"]):
+        raise UserError(f"--num_heads {num_heads}: {file} says {from_json['num_heads']}. Leave the flag out.")
+    return FoundConfig(GPT2Config(**settings | from_json), notes, vocabulary=vocabulary)
 
 
 def settings_of_json(
@@ -246,6 +232,23 @@ def _config_file(view: UERView, given: str | None) -> Path | None:
         return path / CONFIG_FILE if path.is_dir() else path if path.is_file() else None
     own = own_config(view.path)
     return own if own.is_file() else file_beside(view.path, CONFIG_FILE)
+
+
+def _without_config(
+    settings: Mapping[str, Any], view: UERView, num_heads: int | None, vocabulary: Path | None
+) -> FoundConfig:
+    """The config of weights alone; the number of heads is the given one, or that of published models of this width."""
+    heads, assumed = num_heads, ("hidden_act",)
+    if heads is None:
+        if view.sizes["H"] % HEAD_SIZE:
+            return FoundConfig(None, [], assumed, vocabulary, without_heads=GPT2Config(**settings, num_heads=1))
+        heads, assumed = view.sizes["H"] // HEAD_SIZE, ("num_heads", "hidden_act")
+    how = f" {heads} heads are assumed, of {HEAD_SIZE} values as in all published sizes;" if num_heads is None else ""
+    note = (
+        f"{view.path}: no config lies with it. The sizes are those of the weights;{how} the activation is taken to "
+        "be gelu_fast. A config.json of UER-py beside it, or --config, says otherwise"
+    )
+    return FoundConfig(GPT2Config(**settings, num_heads=heads), [note], assumed, vocabulary)
 
 
 def _in_our_form(

@@ -271,6 +271,7 @@ def test_the_number_of_heads_is_asked_for(tmp_path):
     file = write_model(tmp_path, state(), None)
     assert open_weights(file).config is None  # 12 / 64 is no number of heads
     assert "Pass --num_heads" in refused(tmp_path, file, tmp_path / "x.ckpt")
+    assert "num_heads" in refused(tmp_path, file, tmp_path / "x.ckpt", "--num_heads", 0)
     with pytest.raises(UserError, match=r"from_pretrained\(.*num_heads=\.\.\.\)"):
         GPT2LMHeadModel.from_pretrained(file)
     assert GPT2LMHeadModel.from_pretrained(file, num_heads=3).config.num_heads == 3
