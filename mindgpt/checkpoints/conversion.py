@@ -148,7 +148,7 @@ def convert_to_mindspore(source: Path, target: Path, options: ConversionOptions 
         print(f"note: no {CONFIG_FILE} lies with {source}; {taken} will be read as the config of the new file")
     else:
         print(f"note: no {CONFIG_FILE} lies with {source}, and weights do not tell the number of heads: pass --config")
-    copy_tokenizer(view.path.parent, target.parent, opened.vocabulary)
+    copy_tokenizer(view.path, target.parent, opened.vocabulary)
 
 
 def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
@@ -195,7 +195,7 @@ def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptio
         if config.layer_norm == "uer":
             print("note: transformers computes standard layer norms; only mindgpt obeys layer_norm 'uer' in the config")
         write_config(target / CONFIG_FILE, config.to_hf_dict(_architecture(view.sizes)))
-        copy_tokenizer(path.parent, target, opened.vocabulary)
+        copy_tokenizer(path, target, opened.vocabulary)
         write_bert_settings(target)
 
 
@@ -228,7 +228,7 @@ def convert_to_uer(source: Path, target: Path, options: ConversionOptions | None
     write_torch(target, _with_progress(view, options.dtype, target), view.tied)
     print(f"wrote {target}: {_summary(view, view.sizes, options.dtype)}")
     write_uer_config_beside(target, content)
-    copy_tokenizer(path.parent, target.parent, opened.vocabulary)
+    copy_tokenizer(path, target.parent, opened.vocabulary)
 
 
 def _open(path: Path, options: ConversionOptions) -> _Opened:

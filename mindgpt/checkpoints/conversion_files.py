@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config
-from mindgpt.checkpoints.locations import own_config
+from mindgpt.checkpoints.locations import file_beside, own_config
 from mindgpt.checkpoints.uer_config import VOCABULARY
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import atomic_write, make_folder, open_to_read, read_json, write_json
@@ -81,13 +81,13 @@ def check_folder(folder: Path, weights: Path, config: GPT2Config | None) -> None
     make_folder(folder)
 
 
-def copy_tokenizer(source: Path, target: Path, vocabulary: Path | None = None) -> None:
-    """Copy tokenizer files that the folder `target` lacks; those that differ are left alone and reported.
+def copy_tokenizer(weights: Path, target: Path, vocabulary: Path | None = None) -> None:
+    """Copy tokenizer files of weights that the folder `target` lacks; those that differ are left alone and reported.
 
     `vocabulary`: becomes vocab.txt, whatever its name and place.
     """
     names = dict.fromkeys((*TOKENIZER_FILES, VOCABULARY))
-    files = {name: source / name for name in names if (source / name).is_file()}
+    files = {name: file for name in names if (file := file_beside(weights, name))}
     if vocabulary is not None:
         files[VOCABULARY] = vocabulary
     for name, file in files.items():

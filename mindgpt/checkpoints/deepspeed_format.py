@@ -65,7 +65,7 @@ class ModuleStates:
     Attributes:
         path, entries: as in `TensorSource`; `path` is the folder of the file.
         notes: sentences for the user.
-        tensor_parallel_size: the number of ranks that the model is divided among, or None.
+        tensor_parallel_size: the number of ranks that the model is sharded over, or None.
     """
 
     def __init__(self, file: Path):
@@ -158,6 +158,6 @@ def _check_ranks(folder: Path, ranks: Sequence[int], size: int | None) -> None:
     expected = max(size or 1, ranks[-1] + 1)
     if missing := [rank for rank in range(expected) if rank not in ranks]:
         raise UserError(
-            f"{folder}: the model is divided among {expected} tensor-parallel ranks, and the mp_rank_*_model_states.pt "
+            f"{folder}: the model is sharded over {expected} tensor-parallel ranks, and the mp_rank_*_model_states.pt "
             f"of {shown_ranks(missing)} {'is' if len(missing) == 1 else 'are'} missing. Copy all of them."
         )

@@ -242,7 +242,13 @@ def read_config(name_or_path: str | Path, **changes: Any) -> tuple[GPT2Config, l
 
 
 def _config_from_files(file: Path, changes: Mapping[str, Any]) -> tuple[GPT2Config, list[str]]:
-    settings, notes = settings_from_hf(read_json(file), str(file))
+    content = read_json(file)
+    if is_uer_json(content):
+        raise UserError(
+            f"{file}: is a config of UER-py or TencentPretrain, which says nothing of the vocabulary and is read with "
+            "their weights alone. Name their .bin; convert_weight.py makes a config.json of it for other weights."
+        )
+    settings, notes = settings_from_hf(content, str(file))
     generation, of_generation = generation_from_hf(file, settings.get("vocab_size"))
     try:
         config = _validated(_changed(_changed(settings, generation), changes), str(file))
@@ -260,6 +266,11 @@ def _validated(settings: Mapping[str, Any], source: str) -> GPT2Config:
         return GPT2Config.from_section(GPT2Section.model_validate(dict(settings)))
     except ValidationError as error:
         raise _user_error(error, source) from None
+
+
+def is_uer_json(content: Any) -> bool:
+    """Whether the content of a config file is in the form of UER-py and TencentPretrain."""
+    return isinstance(content, dict) and bool({"layers_num", "heads_num", "feedforward_size"} & content.keys())
 
 
 def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[str]]:

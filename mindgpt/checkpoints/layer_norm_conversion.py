@@ -102,10 +102,17 @@ def to_uer(config: GPT2Config, wanted: str | None) -> NormChange:
             "--layer_norm uer: the weights have the standard arithmetic. Choose copy, which leaves gamma as it is, or "
             "folded, which makes UER-py compute what this model computes."
         )
-    wanted = wanted or config.layer_norm_conversion or "copy"
-    if wanted == "copy":
-        return NormChange({}, 1, "")
+    known = wanted or config.layer_norm_conversion
+    if known in (None, "copy"):
+        return NormChange({}, 1, "" if known else _COPIED)
     return NormChange({}, 1 / _folding(config), _last_bit("they were folded, or are made to compute the same"))
+
+
+_COPIED = (
+    "the gammas of layer norms are copied, as in the published models; UER-py divides by the unbiased deviation, so "
+    "its outputs differ a little. For weights that are not from UER-py, --layer_norm folded keeps what the model "
+    "computes"
+)
 
 
 def _folding(config: GPT2Config) -> float:

@@ -155,6 +155,13 @@ def own_config(checkpoint: Path) -> Path:
 
 
 def config_beside(weights: Path) -> Path | None:
-    """The config file of a file of weights, or None."""
-    candidates = [own_config(weights)] if weights.suffix == ".ckpt" else []
-    return next((file for file in (*candidates, weights.with_name(CONFIG_FILE)) if file.exists()), None)
+    """The config file of weights, or None."""
+    own = own_config(weights)
+    return own if weights.suffix == ".ckpt" and own.exists() else file_beside(weights, CONFIG_FILE)
+
+
+def file_beside(weights: Path, name: str) -> Path | None:
+    """The file of this name that belongs to weights, or None: it lies beside them. Weights that are a folder, as
+    DeepSpeed's, may also have it inside."""
+    folders = [weights, weights.parent] if weights.is_dir() else [weights.parent]
+    return next((folder / name for folder in folders if (folder / name).exists()), None)

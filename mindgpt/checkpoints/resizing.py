@@ -89,7 +89,10 @@ def fit_to(weights: Weights, changes: Mapping[str, Any], resize: bool) -> tuple[
         sizes["max_position_embeddings"] = length
     elif length is None and isinstance(positions, int) and positions < config.seq_length:
         sizes["seq_length"] = positions
-    new = GPT2Config(**{**config.model_dump(), **sizes, **others}) if changes else config
+    kept = config.model_dump()
+    if others.get("layer_norm", config.layer_norm) != config.layer_norm:
+        del kept["layernorm_epsilon"]  # is another number in the other arithmetic
+    new = GPT2Config(**{**kept, **sizes, **others}) if changes else config
     differing = [
         f"{name} is {getattr(config, name)} there and {getattr(new, name)} here"
         for name in ("max_position_embeddings", "vocab_size")

@@ -15,6 +15,11 @@ from typing import Any, ClassVar
 from mindgpt.checkpoints.torch_format import import_torch
 from mindgpt.config.errors import UserError
 
+_TORCHSCRIPT = (
+    "{}: is a program of TorchScript, which could run code, and no file of weights. Save the model's "
+    "state_dict() instead."
+)
+
 
 class Inert:
     """Stands for an object of a class that is not loaded.
@@ -65,10 +70,13 @@ def load_without_code(path: Path) -> Any:
     """
     torch = import_torch(path)
     options = {"map_location": "cpu", "mmap": zipfile.is_zipfile(path)}
+    if _is_torchscript(path):
+        raise UserError(_TORCHSCRIPT.format(path))
     try:
         return torch.load(path, weights_only=True, **options)
-    except Exception:  # of foreign classes, or because it is broken; the second attempt tells
-        pass
+    except Exception as error:  # of foreign classes, or because it is broken; the second attempt tells
+        if "TorchScript" in str(error):  # PyTorch may read a doctored archive in another way
+            raise UserError(_TORCHSCRIPT.format(path)) from None
     try:
         return torch.load(path, weights_only=False, pickle_module=_pickle_module(torch), **options)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ... for broken files
@@ -76,6 +84,15 @@ def load_without_code(path: Path) -> Any:
         raise UserError(
             f"{path}: PyTorch cannot read it ({reason}). It is damaged or cut short. Copy it again."
         ) from None
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is a program of TorchScript, which `torch.load` would hand to its interpreter."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
+    except zipfile.BadZipFile:  # PyTorch before 1.6, or damaged
+        return False
 
 
 def _pickle_module(torch: ModuleType) -> SimpleNamespace:

@@ -1,4 +1,4 @@
-"""The weights of a GPT-2 of TencentPretrain that was divided among tensor-parallel ranks, put together again."""
+"""The whole weights of a GPT-2 of TencentPretrain that was sharded over tensor-parallel ranks."""
 
 import re
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import numpy as np
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
 from mindgpt.config.errors import UserError
 
-# The dimension that a tensor is divided along; those that match none are whole in every rank.
-_DIVIDED = (
+# The dimension that a tensor is sharded along; those that match none are whole in every rank.
+_SHARDED = (
     (re.compile(r"(.*\.)?embedding\.word(\.embedding|_embedding)\.weight"), 0),
     (re.compile(r"(.*\.)?target\.(lm\.)?output_layer\.weight"), 0),
     (re.compile(r".*\.self_attn\.linear_layers\.\d\.(weight|bias)"), 0),
@@ -38,7 +38,7 @@ class TensorParallelRanks:
     def __init__(self, path: Path, ranks: Sequence[TensorSource]):
         self.path = path
         self._ranks = ranks
-        self.notes = [f"{path}: put together from {len(ranks)} tensor-parallel ranks"]
+        self.notes = [f"{path}: merged from {len(ranks)} tensor-parallel ranks"]
         self.notes += dict.fromkeys(note for rank in ranks for note in getattr(rank, "notes", ()))
         names = [set(rank.entries) for rank in ranks]
         if differing := sorted(set.union(*names) - set.intersection(*names)):
@@ -65,4 +65,4 @@ class TensorParallelRanks:
 
 
 def _axis(name: str) -> int | None:
-    return next((axis for pattern, axis in _DIVIDED if pattern.fullmatch(name)), None)
+    return next((axis for pattern, axis in _SHARDED if pattern.fullmatch(name)), None)

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
-from mindgpt.checkpoints.locations import own_config
+from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, is_uer_json, read_config
+from mindgpt.checkpoints.locations import file_beside, own_config
 from mindgpt.checkpoints.uer_views import UERView
 from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import UER_EPSILON
 from mindgpt.config.section import shown
 from mindgpt.io.files import read_json
+from mindgpt.tokenizers.wordpiece_files import read_vocab
 
 VOCABULARY = "vocab.txt"
 HEAD_SIZE = 64  # of all five published sizes
@@ -93,33 +94,14 @@ def config_of_uer(
     settings |= {} if vocabulary is None else _special_ids(vocabulary)
     file = _config_file(view, given)
     content = None if file is None else read_json(file)
-    notes: list[str] = []
     if content is None and given is not None or content is not None and not is_uer_json(content):
         return _in_our_form(given or str(file), settings, view, num_heads, vocabulary)
-    assumed: tuple[str, ...] = ()
-    if content is not None:
-        from_json, notes = settings_of_json(content, view.sizes, str(file))
-        settings |= from_json
-        if num_heads not in (None, settings["num_heads"]):
-            raise UserError(f"--num_heads {num_heads}: {file} says {settings['num_heads']}. Leave the flag out.")
-    else:
-        heads = num_heads or (view.sizes["H"] // HEAD_SIZE if view.sizes["H"] % HEAD_SIZE == 0 else None)
-        if heads is None:
-            rest = GPT2Config(**settings, num_heads=1)
-            return FoundConfig(None, notes, ("hidden_act",), vocabulary, without_heads=rest)
-        settings["num_heads"] = heads
-        assumed = ("hidden_act",) if num_heads else ("num_heads", "hidden_act")
-        how = "" if num_heads else f" {heads} heads are assumed, of {HEAD_SIZE} values as in all published sizes;"
-        notes.append(
-            f"{view.path}: no config lies with it. The sizes are those of the weights;{how} the activation is taken to "
-            "be gelu_fast. A config.json of UER-py beside it, or --config, says otherwise"
-        )
-    return FoundConfig(GPT2Config(**settings), notes, assumed, vocabulary)
-
-
-def is_uer_json(content: Any) -> bool:
-    """Whether the content of a config file is in the form of UER-py and TencentPretrain."""
-    return isinstance(content, dict) and bool({"layers_num", "heads_num", "feedforward_size"} & content.keys())
+    if content is None:
+        return _without_config(settings, view, num_heads, vocabulary)
+    from_json, notes = settings_of_json(content, view.sizes, str(file))
+    if num_heads not in (None, from_json["num_heads"]):
+        raise UserError(f"--num_heads {num_heads}: {file} says {from_json['num_heads']}. Leave the flag out.")
+    return FoundConfig(GPT2Config(**settings | from_json), notes, vocabulary=vocabulary)
 
 
 def settings_of_json(
@@ -204,23 +186,13 @@ def uer_json(config: GPT2Config, path: Path) -> tuple[dict[str, Any], list[str]]
         **{key: allowed[0] for key, allowed in _OF_GPT2.items()},
         "tie_weights": config.tie_word_embeddings,
     }
+    if config.layer_norm == "uer" and config.layernorm_epsilon != UER_EPSILON:
+        content["layernorm_eps"] = config.layernorm_epsilon
+        notes.append(
+            f"the eps of layer norms is {config.layernorm_epsilon:g}: TencentPretrain reads it as layernorm_eps, and "
+            f"UER-py always takes {UER_EPSILON:g}"
+        )
     return content, notes
-
-
-def read_vocabulary(file: Path) -> list[str]:
-    """The tokens of a vocab.txt: the token with id n is line n. U+2028 is a token, not the end of a line.
-
-    Raises:
-        UserError: it is missing, or no text.
-    """
-    try:
-        text = file.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{file}: there is no such file. Name the vocab.txt of the model.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as the vocabulary: {error}.") from None
-    lines = text.split("\n")
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def checked_vocabulary(weights: Path, tokens: int, named: Path | None) -> Path | None:
@@ -235,11 +207,10 @@ def checked_vocabulary(weights: Path, tokens: int, named: Path | None) -> Path |
         UserError: it has another number of tokens than the weights.
     """
     file = named / VOCABULARY if named is not None and named.is_dir() else named
+    file = file or file_beside(weights, VOCABULARY)
     if file is None:
-        file = weights.with_name(VOCABULARY)
-        if not file.is_file():
-            return None
-    count = len(read_vocabulary(file))
+        return None
+    count = max(read_vocab(file).values()) + 1
     if count != tokens:
         way_out = "Name the vocabulary it was trained with: --vocab" if named else "Put its own beside it, or name it"
         raise UserError(
@@ -250,8 +221,8 @@ def checked_vocabulary(weights: Path, tokens: int, named: Path | None) -> Path |
 
 
 def _special_ids(vocabulary: Path) -> dict[str, int]:
-    tokens = read_vocabulary(vocabulary)
-    return {key: tokens.index(token) for key, token in _SPECIAL_TOKENS.items() if token in tokens}
+    ids = read_vocab(vocabulary)
+    return {key: ids[token] for key, token in _SPECIAL_TOKENS.items() if token in ids}
 
 
 def _config_file(view: UERView, given: str | None) -> Path | None:
@@ -259,8 +230,25 @@ def _config_file(view: UERView, given: str | None) -> Path | None:
     if given is not None:
         path = Path(given)
         return path / CONFIG_FILE if path.is_dir() else path if path.is_file() else None
-    candidates = (own_config(view.path), view.path.with_name(CONFIG_FILE))
-    return next((file for file in candidates if file.is_file()), None)
+    own = own_config(view.path)
+    return own if own.is_file() else file_beside(view.path, CONFIG_FILE)
+
+
+def _without_config(
+    settings: Mapping[str, Any], view: UERView, num_heads: int | None, vocabulary: Path | None
+) -> FoundConfig:
+    """The config of weights alone; the number of heads is the given one, or that of published models of this width."""
+    heads, assumed = num_heads, ("hidden_act",)
+    if heads is None:
+        if view.sizes["H"] % HEAD_SIZE:
+            return FoundConfig(None, [], assumed, vocabulary, without_heads=GPT2Config(**settings, num_heads=1))
+        heads, assumed = view.sizes["H"] // HEAD_SIZE, ("num_heads", "hidden_act")
+    how = f" {heads} heads are assumed, of {HEAD_SIZE} values as in all published sizes;" if num_heads is None else ""
+    note = (
+        f"{view.path}: no config lies with it. The sizes are those of the weights;{how} the activation is taken to "
+        "be gelu_fast. A config.json of UER-py beside it, or --config, says otherwise"
+    )
+    return FoundConfig(GPT2Config(**settings, num_heads=heads), [note], assumed, vocabulary)
 
 
 def _in_our_form(
@@ -281,5 +269,7 @@ def _in_our_form(
             f"{view.path}: the config {named} does not describe these weights: {'; '.join(wrong)}. Correct it, or pass "
             "another with --config."
         )
-    ids = {key: settings.get(key, getattr(config, key)) for key in _SPECIAL_TOKENS}
-    return FoundConfig(config.replaced({**settings, **ids}), notes, vocabulary=vocabulary)
+    kept = {key: settings.get(key, getattr(config, key)) for key in _SPECIAL_TOKENS}
+    if config.layer_norm == "uer":
+        kept["layernorm_epsilon"] = config.layernorm_epsilon
+    return FoundConfig(config.replaced({**settings, **kept}), notes, vocabulary=vocabulary)

@@ -1,7 +1,7 @@
 """The float32 weights in the files of DeepSpeed's ZeRO ranks; `deepspeed_format.py` finds these files.
 
-ZeRO 1 and 2: all parameters of a group are one run of numbers, padded and divided among the ranks. ZeRO 3: each
-parameter by itself is divided, in equal parts, the last one padded; the parts follow each other in each rank's file.
+ZeRO 1 and 2: the parameters of a group are flattened to one vector, which is padded and sharded over the ranks. ZeRO 3:
+each parameter is flattened, padded and sharded by itself; a rank's file holds its shards one after another.
 """
 
 import math
@@ -23,7 +23,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class ZeROShards:
-    """The float32 weights in the files of ZeRO's ranks, as a `TensorSource`. Each tensor is put together when it is
+    """The float32 weights in the files of ZeRO's ranks, as a `TensorSource`. A tensor's shards are joined when it is
     read, from files that are memory-mapped.
 
     Args:
@@ -47,13 +47,15 @@ class ZeROShards:
         self.world = _check_world(folder, sorted(optimizers), ranks)
         stage_3 = _FLAT_3 in ranks[0]
         groups = _param_shapes(first, self._model, ranks[0])
-        self._runs = [_flat(rank, _FLAT_3 if stage_3 else _FLAT_2, folder) for rank in ranks]  # by rank, then group
+        self._runs = [_flat(rank, _FLAT_3 if stage_3 else _FLAT_2, folder) for rank in ranks]  # [rank][group]
+        if not stage_3 and len({len(run) for run in self._runs}) > 1:
+            raise UserError(f"{folder}: the ranks have other numbers of parameter groups: they do not belong together.")
         self._place: dict[str, tuple[int, int]] = {}  # name -> (group, offset)
         self._shapes: dict[str, tuple[int, ...]] = {name: shape for group in groups for name, shape in group.items()}
         if stage_3:
-            self._place_divided_parameters()
+            self._place_sharded_parameters()
         else:
-            self._place_divided_groups(groups)
+            self._place_sharded_groups(groups)
         self._stage_3 = stage_3
         self._whole = self._buffers() | self._frozen(models)
         self._same = self._shared()
@@ -74,7 +76,7 @@ class ZeROShards:
             part = math.ceil(count / self.world)
             return _joined([_span(run, offset, offset + part) for run in self._runs], shape)
         parts, begin = [], 0
-        for run in self._runs:  # the ranks of a group are one run of numbers
+        for run in self._runs:  # the shards of a group, one after another, are its vector
             length = run[group][0].numel()
             low, high = max(offset, begin), min(offset + count, begin + length)
             if low < high:
@@ -82,8 +84,8 @@ class ZeROShards:
             begin += length
         return _joined(parts, shape)
 
-    def _place_divided_groups(self, groups: Sequence[Shapes]) -> None:
-        """ZeRO 1 and 2: where each parameter begins in its group's run of numbers."""
+    def _place_sharded_groups(self, groups: Sequence[Shapes]) -> None:
+        """ZeRO 1 and 2: where each parameter begins in its group's vector."""
         held = [sum(run[group][0].numel() for run in self._runs) for group in range(len(self._runs[0]))]
         groups = groups if len(groups) == len(held) else _regrouped(groups, held)
         for number, (shapes, length) in enumerate(zip(groups, held, strict=True)):
@@ -98,8 +100,8 @@ class ZeROShards:
                     f"files of {self.world} ranks hold {length:,}. They do not belong together, or are damaged."
                 )
 
-    def _place_divided_parameters(self) -> None:
-        """ZeRO 3: where each parameter's part begins in the run of numbers of every rank."""
+    def _place_sharded_parameters(self) -> None:
+        """ZeRO 3: where each parameter's shard begins in every rank's vector."""
         offset = 0
         for name, shape in self._shapes.items():
             self._place[name] = (0, offset)
@@ -108,19 +110,19 @@ class ZeROShards:
             length = sum(tensor.numel() for group in run for tensor in group)
             if length != offset:
                 raise UserError(
-                    f"{self.path}: rank {rank} holds {length:,} numbers, and its parts of the parameters are "
+                    f"{self.path}: rank {rank} holds {length:,} numbers, and its shards of the parameters are "
                     f"{offset:,}. The files do not belong together, or are damaged."
                 )
 
     def _frozen(self, models: Mapping[int | None, Path]) -> dict[str, tuple[tuple[int, ...], str, list[Any]]]:
-        """Parameters that were not trained: name -> shape, dtype, the parts of the ranks."""
+        """Parameters that were not trained: name -> shape, dtype, the shards of the ranks."""
         shapes = _shapes_of(self._model.get("frozen_param_shapes") or {})
         if not shapes:
             return {}
         if self._stage_3:
             if missing := [rank for rank in range(self.world) if rank not in models]:
                 raise UserError(
-                    f"{self.path}: the file of model states of {shown_ranks(missing)} is missing, and holds parts of "
+                    f"{self.path}: the file of model states of {shown_ranks(missing)} is missing, and holds shards of "
                     "the frozen parameters. Copy all files of the checkpoint."
                 )
             files = [load_states(models[rank]) for rank in range(self.world)]
@@ -131,7 +133,9 @@ class ZeROShards:
         for name, shape in shapes.items():
             parts = [rank[name] for rank in fragments if name in rank]
             if len(parts) < len(fragments) or sum(part.numel() for part in parts) < math.prod(shape):
-                raise UserError(f"{self.path}: parts of the frozen parameter {name} are missing. Copy all files again.")
+                raise UserError(
+                    f"{self.path}: shards of the frozen parameter {name} are missing. Copy all files again."
+                )
             found[name] = (shape, dtype_of(parts[0]), parts)
         return found
 
@@ -216,7 +220,7 @@ def _shapes_of(group: Mapping[str, Any]) -> Shapes:
 
 
 def _regrouped(groups: Sequence[Shapes], held: Sequence[int]) -> list[Shapes]:
-    """The parameters of one dict, in as many groups as there are runs of numbers: each takes what it has room for."""
+    """The parameters of one dict, in as many groups as there are vectors: each takes what it has room for."""
     names = [(name, shape) for group in groups for name, shape in group.items()]
     result: list[dict[str, tuple[int, ...]]] = [{} for _ in held]
     for number, length in enumerate(held):
@@ -231,7 +235,7 @@ def _regrouped(groups: Sequence[Shapes], held: Sequence[int]) -> list[Shapes]:
 
 
 def _flat(states: Mapping[str, Any], key: str, folder: Path) -> list[list[Any]]:
-    """The runs of numbers of a rank: for each group a list of tensors, one for ZeRO 1 and 2."""
+    """The vectors of a rank: for each group a list of tensors, one for ZeRO 1 and 2."""
     groups = states.get(key)
     groups = [groups] if is_tensor(groups) else groups
     if not isinstance(groups, list | tuple):
@@ -252,7 +256,7 @@ def _span(run: Sequence[Sequence[Any]], low: int, high: int) -> Any:
 
 
 def _joined(parts: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """The parts of a tensor, without the padding after them, in its shape."""
+    """The shards of a tensor, without the padding after them, in its shape."""
     arrays = [part if isinstance(part, np.ndarray) else as_array(part) for part in parts]
     flat = [array.reshape(-1) for array in arrays]
     whole = flat[0] if len(flat) == 1 else np.concatenate(flat)

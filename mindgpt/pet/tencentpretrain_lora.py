@@ -17,6 +17,7 @@ from mindgpt.checkpoints.tensor_source import TensorSource
 from mindgpt.checkpoints.torch_format import write_torch
 from mindgpt.checkpoints.uer_names import LINEARS, LORA_FACTOR, without_prefix
 from mindgpt.config.errors import UserError
+from mindgpt.config.section import shown
 from mindgpt.io.files import read_json
 from mindgpt.pet.names import FACTOR_A, FACTOR_B, check_pairs, linears_with_factors, pattern_of
 
@@ -85,8 +86,14 @@ def _settings(source: TensorSource, arrays: Mapping[str, np.ndarray]) -> dict[st
         given = content.get("lora_params") if isinstance(content, dict) else None
         if isinstance(given, dict) and isinstance(given.get("lora_alpha"), int | float):
             linears = linears_with_factors(arrays)
+            rank = len(arrays[f"{linears[0]}.{FACTOR_A}"])
+            if given.get("lora_r", rank) != rank:
+                raise UserError(
+                    f"{file}: is of another LoRA: lora_r is {shown(given['lora_r'])} there, and {source.path} has rank "
+                    f"{rank}. Move the LoRA to a folder of its own, and say what lora_alpha was."
+                )
             return {
-                "lora_rank": len(arrays[f"{linears[0]}.{FACTOR_A}"]),
+                "lora_rank": rank,
                 "lora_alpha": float(given["lora_alpha"]),
                 "use_rslora": False,
                 "lora_dropout": float(given.get("lora_dropout") or 0),

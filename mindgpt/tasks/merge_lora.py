@@ -101,7 +101,7 @@ def export_tencentpretrain(source: Path, file: Path) -> None:
     """Write the LoRA in a checkpoint or adapter as a LoRA file of TencentPretrain, and say what lora_alpha was.
 
     Raises:
-        UserError: as `merge` does; or the LoRA has more than factors of query and value, or rsLoRA's scaling.
+        UserError: as `merge` does; or the LoRA has more than factors of query and value.
     """
     if not is_torch_file(file):
         raise UserError(f"--tencentpretrain_path: {file} must be the name of a file that ends in .bin.")

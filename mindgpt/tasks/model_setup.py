@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mindspore import Parameter, nn
 
@@ -318,20 +319,9 @@ def _with_network_of(config: RunConfig, found: GPT2Config | None, path: Path, un
     Raises:
         UserError: the YAML names another.
     """
-    section, changes = config.model.config, {}
+    section = config.model.config
     named = section.model_fields_set
-    if found is not None and found.layer_norm != section.layer_norm:
-        if named & {"layer_norm", "layer_norm_conversion"}:
-            raise UserError(
-                f"{path}: its config says layer_norm {found.layer_norm!r}, the YAML {section.layer_norm!r}: the "
-                "same weights would be another network. Correct model.model_config.layer_norm, or convert the weights."
-            )
-        changes["layer_norm"] = found.layer_norm
-        if "layernorm_epsilon" not in named:
-            changes["layernorm_epsilon"] = found.layernorm_epsilon
-        say(f"layer_norm: {found.layer_norm}, as the config of {path} says")
-    if found is not None and "layer_norm_conversion" not in named:
-        changes["layer_norm_conversion"] = found.layer_norm_conversion
+    changes = {} if found is None else _layer_norm_of(section, found, path)
     is_language_model = config.model.arch.type == "GPT2LMHeadModel"
     if is_language_model and untied is not None and untied == section.tie_word_embeddings:
         head = "an output head of its own (head.weight)" if untied else "the token embedding as its output head"
@@ -343,6 +333,38 @@ def _with_network_of(config: RunConfig, found: GPT2Config | None, path: Path, un
         changes["tie_word_embeddings"] = not untied
         say(f"tie_word_embeddings: {not untied}: {path} has {head}")
     return config.replaced({f"model.config.{name}": value for name, value in changes.items()})
+
+
+def _layer_norm_of(section: GPT2Section, found: GPT2Config, path: Path) -> dict[str, Any]:
+    """The settings of layer norms that a YAML leaves to the config of its weights.
+
+    Raises:
+        UserError: the YAML names others, with which the same weights would be another network.
+    """
+    named, changes = section.model_fields_set, {}
+    if found.layer_norm != section.layer_norm:
+        if named & {"layer_norm", "layer_norm_conversion"}:
+            raise UserError(
+                f"{path}: its config says layer_norm {found.layer_norm!r}, the YAML {section.layer_norm!r}: the "
+                "same weights would be another network. Correct model.model_config.layer_norm, or convert the weights."
+            )
+        changes["layer_norm"] = found.layer_norm
+        say(f"layer_norm: {found.layer_norm}, as the config of {path} says")
+    conversion = found.layer_norm_conversion
+    if "layer_norm_conversion" not in named:
+        changes["layer_norm_conversion"] = conversion
+    elif conversion not in (None, section.layer_norm_conversion):
+        raise UserError(
+            f"{path}: its config says layer_norm_conversion {conversion!r}, the YAML "
+            f"{section.layer_norm_conversion!r}. Take model.model_config.layer_norm_conversion out of the YAML: it "
+            "only records what was done to the weights."
+        )
+    converted = found.layer_norm != "standard" or conversion is not None
+    if (converted or "layer_norm" in changes) and "layernorm_epsilon" not in named:  # of UER-py: it goes with gamma
+        changes["layernorm_epsilon"] = found.layernorm_epsilon
+        if found.layernorm_epsilon != section.layernorm_epsilon:
+            say(f"layernorm_epsilon: {found.layernorm_epsilon:g}, as the config of {path} says")
+    return changes
 
 
 def _label_names(config: GPT2Section, weights: Weights) -> list[str] | None:

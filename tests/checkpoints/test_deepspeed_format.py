@@ -1,6 +1,7 @@
 """DeepSpeed's folders give the weights of the whole file; nothing in them is run."""
 
 import collections
+import json
 import pickle
 import shutil
 
@@ -11,8 +12,9 @@ from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.restricted_unpickling import Inert, load_without_code
 from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
+from mindgpt.models.gpt2 import convert_weight
 from tests.checkpoints.deepspeed_folders import groups_of, part_2, part_3, save, write_zero
-from tests.checkpoints.uer_models import TOKENS, V, state, write_model
+from tests.checkpoints.uer_models import JSON, TOKENS, V, state, write_model
 
 HEAD, WORD = "target.lm.output_layer.weight", "embedding.word.embedding.weight"
 
@@ -49,6 +51,19 @@ def test_a_run_opens_the_folder_with_config_and_vocabulary(tmp_path):
     weights, whole = open_weights(folder), open_weights(tmp_path / "model.bin")
     assert weights.config == whole.config and weights.config.vocab_size == len(TOKENS)
     assert all((weights.source.read(name) == whole.source.read(name)).all() for name in whole.source.entries)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_config_and_vocabulary_of_a_copied_tag_folder(tmp_path, inside):
+    """They may lie among its files; those inside are its own, whatever lies beside the folder."""
+    write_model(tmp_path / "whole", state())
+    tag = write_zero(tmp_path / "out", state(), 2, 2, {HEAD: WORD}) / "250000"
+    (tmp_path / "out" / "config.json").write_text(json.dumps(JSON | ({"heads_num": 6} if inside else {})))
+    for name in ("config.json", "vocab.txt"):
+        shutil.copy(tmp_path / "whole" / name, (tag if inside else tag.parent) / name)
+    convert_weight.main(["--input_path", str(tag), "--output_path", str(tmp_path / "x.ckpt")])
+    assert open_weights(tmp_path / "x.ckpt").config == open_weights(tmp_path / "whole" / "model.bin").config
+    assert (tmp_path / "vocab.txt").read_bytes() == (tmp_path / "whole" / "vocab.txt").read_bytes()
 
 
 def test_without_shared_params_the_head_is_the_word_table(tmp_path):
@@ -175,6 +190,12 @@ def from_another_run(folder):
     edit(file, lambda content: content["optimizer_state_dict"].update({key: [torch.ones(9), torch.ones(2)]}))
 
 
+def of_other_groups(folder):
+    file = folder / "250000" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    key = "single_partition_of_fp32_groups"
+    edit(file, lambda content: content["optimizer_state_dict"].update({key: [torch.ones(9)]}))
+
+
 def cut_short(folder):
     file = folder / "250000" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
     file.write_bytes(file.read_bytes()[:-200])
@@ -190,6 +211,7 @@ def cut_short(folder):
         (remove("mp_rank_00_model_states.pt"), "_model_states.pt are missing"),
         (too_many, "of 4 ranks, and there are 5"),
         (from_another_run, "do not belong together, or are damaged"),
+        (of_other_groups, "other numbers of parameter groups"),
         (cut_short, "It is damaged or cut short"),
         (lambda folder: (folder / "latest").write_text("300000"), "names '300000', which is not there. Found 250000"),
     ],
@@ -236,3 +258,13 @@ def test_code_in_a_pickle_is_not_run(tmp_path, zipped):
     with pytest.raises(UserError, match="where DeepSpeed writes a dict|damaged or cut short"):
         open_source(file)
     assert not written.exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_program_of_torchscript_is_not_loaded(tmp_path):
+    """`torch.load` would hand it to the interpreter of TorchScript, past the restricted unpickler."""
+    file = tmp_path / "mp_rank_00_model_states.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
+    for path in (file, tmp_path):
+        with pytest.raises(UserError, match="is a program of TorchScript"):
+            open_source(path)

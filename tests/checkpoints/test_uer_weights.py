@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from mindgpt import GPT2LMHeadModel
+from mindgpt import GPT2Config, GPT2LMHeadModel
 from mindgpt.checkpoints.tensor_source import TensorInfo
 from mindgpt.checkpoints.uer_config import config_of_uer
 from mindgpt.checkpoints.uer_views import UERView
@@ -143,6 +143,15 @@ def test_uer_to_hugging_face_as_uers_own_converter(copied):
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (2, 3, 0)
 
 
+def test_a_checkpoint_with_uers_norms_to_hugging_face_is_the_same_folder(tmp_path, copied):
+    """By default the norms are copied from there, too."""
+    convert(write_model(tmp_path / "a", state()), tmp_path / "b" / "x.ckpt")
+    assert open_weights(tmp_path / "b" / "x.ckpt").config.layer_norm == "uer"
+    convert(tmp_path / "b" / "x.ckpt", tmp_path / "hf")
+    for name in sorted(os.listdir(copied)):
+        assert (tmp_path / "hf" / name).read_bytes() == (copied / name).read_bytes(), name
+
+
 def test_the_tokenizer_of_the_folder_opens_in_transformers(copied):
     tokenizer = transformers.BertTokenizer.from_pretrained(copied)
     assert tokenizer("t1 t2")["input_ids"] == [2, 6, 7, 3]
@@ -174,6 +183,18 @@ def test_folded_norms_compute_what_uer_computes(tmp_path):
     assert differences["folded"] < 2e-5 < 1e-2 < differences["copy"]
 
 
+def test_the_eps_of_tencentpretrain_survives(tmp_path):
+    """`layernorm_eps` of its JSON; UER-py has no such setting."""
+    with_eps = JSON | {"layernorm_eps": 1e-5}
+    convert(write_model(tmp_path / "a", state(), with_eps), tmp_path / "x.ckpt")
+    assert open_weights(tmp_path / "x.ckpt").config.layernorm_epsilon == 1e-5
+    convert(tmp_path / "x.ckpt", tmp_path / "b" / "back.bin", "--target_format", "tencentpretrain")
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == with_eps
+    ours = open_weights(tmp_path / "x.ckpt").config  # beside UER-py's weights, our own config says it, too
+    (tmp_path / "b" / "config.json").write_text(json.dumps(ours.to_hf_dict()))
+    assert open_weights(tmp_path / "b" / "back.bin").config.layernorm_epsilon == 1e-5
+
+
 def test_going_back_unfolds(tmp_path):
     convert(write_model(tmp_path / "a", state()), tmp_path / "folded.ckpt", "--layer_norm", "folded")
     config = open_weights(tmp_path / "folded.ckpt").config
@@ -197,7 +218,7 @@ def test_a_published_folder_with_uers_arithmetic(tmp_path, copied):
     assert torch.equal(gamma, state()["encoder.layer_norm.gamma"])
 
 
-def test_hugging_faces_gpt2_for_uer(tmp_path):
+def test_hugging_faces_gpt2_for_uer(tmp_path, capsys):
     """A GPT-2 that was never UER-py's: folded makes UER-py compute the same."""
     torch.manual_seed(5)
     sizes = {"n_embd": H, "n_layer": L, "n_head": 3, "n_inner": 20, "vocab_size": V, "n_positions": P}
@@ -205,8 +226,12 @@ def test_hugging_faces_gpt2_for_uer(tmp_path):
     for parameter in model.parameters():
         parameter.data += torch.randn_like(parameter) * 0.3
     model.save_pretrained(tmp_path / "hf")
+    capsys.readouterr()
     convert(tmp_path / "hf", tmp_path / "a.bin", "--target_format", "uer")
+    hint = "--layer_norm folded keeps what the model computes"
+    assert hint in capsys.readouterr().out
     convert(tmp_path / "hf", tmp_path / "b.bin", "--target_format", "uer", "--layer_norm", "folded")
+    assert hint not in capsys.readouterr().out
     held = torch.load(tmp_path / "a.bin")
     assert torch.equal(held["encoder.layer_norm.gamma"], model.transformer.ln_f.weight.detach())
     torch.testing.assert_close(logits(torch.load(tmp_path / "b.bin"), IDS), model(IDS).logits, rtol=1e-4, atol=2e-5)
@@ -246,6 +271,7 @@ def test_the_number_of_heads_is_asked_for(tmp_path):
     file = write_model(tmp_path, state(), None)
     assert open_weights(file).config is None  # 12 / 64 is no number of heads
     assert "Pass --num_heads" in refused(tmp_path, file, tmp_path / "x.ckpt")
+    assert "num_heads" in refused(tmp_path, file, tmp_path / "x.ckpt", "--num_heads", 0)
     with pytest.raises(UserError, match=r"from_pretrained\(.*num_heads=\.\.\.\)"):
         GPT2LMHeadModel.from_pretrained(file)
     assert GPT2LMHeadModel.from_pretrained(file, num_heads=3).config.num_heads == 3
@@ -260,6 +286,8 @@ def test_a_vocabulary_of_another_size(tmp_path):
     assert message.count("\n") == 0
     with pytest.raises(UserError, match="has 2 tokens"):
         open_weights(file)
+    (tmp_path / "vocab.txt").write_bytes("\n".join(["[PAD]", *("很" * V)]).encode("gbk"))
+    assert "not UTF-8" in refused(tmp_path, file, tmp_path / "x.ckpt")
 
 
 OTHER_MODELS = {
@@ -399,6 +427,14 @@ def test_a_hugging_face_config_beside_uers_weights(tmp_path, copied):
     other = json.loads((copied / "config.json").read_text()) | {"n_layer": 12}
     message = refused(tmp_path, write_model(tmp_path, state(), other), tmp_path / "x.ckpt")
     assert "num_layers is 12, the weights have 2" in message
+
+
+def test_a_config_of_uer_for_other_weights_is_refused(tmp_path, copied):
+    """Read as transformers reads a config.json, it would be a GPT-2 of 12 layers and 50257 tokens."""
+    config = write_model(tmp_path, state()).with_name("config.json")
+    with pytest.raises(UserError, match="is a config of UER-py or TencentPretrain"):
+        GPT2Config.from_pretrained(config)
+    assert "is a config of UER-py" in refused(tmp_path, copied, tmp_path / "x.ckpt", "--config", config)
 
 
 class Shapes:

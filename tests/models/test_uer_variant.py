@@ -116,6 +116,14 @@ def test_the_conversion_must_fit_the_arithmetic():
 
 
 @pytest.mark.long
+def test_weights_that_are_opened_with_the_other_arithmetic_get_its_eps(tmp_path):
+    model_of(GPT2Config(**SIZES)).save_pretrained(tmp_path)
+    changes = {"layer_norm": "uer"}
+    assert GPT2LMHeadModel.from_pretrained(tmp_path, **changes).config.layernorm_epsilon == 1e-6
+    assert GPT2LMHeadModel.from_pretrained(tmp_path, **changes, layernorm_epsilon=1e-5).config.layernorm_epsilon == 1e-5
+    assert GPT2LMHeadModel.from_pretrained(tmp_path).config.layernorm_epsilon == 1e-5
+
+
 def test_logits_at_base_shape():
     config = GPT2Config(vocab_size=21128, layer_norm="uer", seq_length=64)
     ms.set_seed(0)

@@ -90,6 +90,9 @@ def test_a_run_asks_for_alpha_unless_a_config_says_it(files):
     lora.with_name("config.json").write_text(json.dumps(JSON | {"lora_params": params}))
     adapter = open_adapter(lora)
     assert resolve_settings(PetSection(), adapter.settings, adapter.source).scaling == ALPHA / RANK
+    lora.with_name("config.json").write_text(json.dumps(JSON | {"lora_params": params | {"lora_r": 8}}))
+    with pytest.raises(UserError, match="is of another LoRA: lora_r is 8 there, and .* has rank 2"):
+        open_adapter(lora)
 
 
 def test_what_is_refused(tmp_path, files):

@@ -1,5 +1,8 @@
 """Layer norm and output head of a run: of the YAML if it names them, and of the weights, never silently another."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -63,6 +66,7 @@ def test_a_yaml_that_names_neither_takes_those_of_the_weights(build, weights, ca
         ("uer", {"layer_norm": "standard"}, "says layer_norm 'uer', the YAML 'standard'"),
         ("uer", {"layer_norm_conversion": "copy"}, "says layer_norm 'uer', the YAML 'standard'"),
         ("standard", {"layer_norm": "uer"}, "says layer_norm 'standard', the YAML 'uer'"),
+        ("standard", {"layer_norm_conversion": "folded"}, "says layer_norm_conversion 'copy', the YAML 'folded'"),
         ("uer", {"tie_word_embeddings": True}, r"output head of its own \(head.weight\), and the YAML says"),
         ("standard", {"tie_word_embeddings": False}, "token embedding as its output head, and the YAML says"),
     ],
@@ -70,6 +74,30 @@ def test_a_yaml_that_names_neither_takes_those_of_the_weights(build, weights, ca
 def test_a_yaml_that_names_another_is_refused(build, named, values, words):
     with pytest.raises(UserError, match=words):
         build(named, **values)
+
+
+@pytest.mark.parametrize(
+    ("layer_norm", "conversion", "eps", "named", "expected"),
+    [
+        ("standard", "folded", 1e-7, {}, 1e-7),
+        ("standard", "folded", 1e-7, {"layernorm_epsilon": 1e-5}, 1e-5),
+        ("uer", "uer", 1e-4, {"layer_norm": "uer"}, 1e-4),  # TencentPretrain's layernorm_eps
+        ("standard", None, 1e-4, {}, 1e-5),  # a GPT-2's: the YAML is obeyed, and the difference said
+    ],
+)
+def test_the_eps_of_converted_weights_goes_with_them(
+    build, weights, capsys, layer_norm, conversion, eps, named, expected
+):
+    folder = weights / f"{layer_norm}-{conversion}-{eps}"
+    shutil.copytree(weights / "standard", folder, dirs_exist_ok=True)
+    content = json.loads((folder / "config.json").read_text()) | {"layer_norm_epsilon": eps}
+    content["mindgpt"] |= {"layer_norm": layer_norm, "layer_norm_conversion": conversion}
+    (folder / "config.json").write_text(json.dumps(content))
+    _, config = build(folder.name, **named)
+    assert config.model.config.layernorm_epsilon == expected
+    said = capsys.readouterr().out
+    assert (f"layernorm_epsilon: {eps:g}, as the config of" in said) == (expected == eps)
+    assert ("The YAML is obeyed" in said) == (expected != eps)
 
 
 def test_a_resumed_model_of_shards_is_that_of_its_checkpoint(weights, toy, capsys):
