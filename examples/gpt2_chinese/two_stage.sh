@@ -30,13 +30,13 @@ done
 step "2/4 stage 1: rows of 128 tokens, from nothing"
 run run_mindformer.py --config configs/gpt2_chinese/pretrain_gpt2_chinese_distil_seq128_fp16.yaml \
     --train_dataset_dir "$out/data/train.seq128.mindrecord" --eval_dataset_dir "$out/data/valid.seq128.mindrecord" \
-    --do_eval True --epochs 3 --output_dir "$out/stage1" --options "${small[@]}" lr_schedule.learning_rate=1.0e-3
+    --do_eval True --epochs 2 --output_dir "$out/stage1" --options "${small[@]}" lr_schedule.learning_rate=1.0e-3
 
 step "3/4 stage 2: rows of 1024 tokens, from the weights of stage 1"
 run run_mindformer.py --config configs/gpt2_chinese/pretrain_gpt2_chinese_distil_seq1024_fp16.yaml \
     --load_checkpoint "$out/stage1/checkpoint" \
     --train_dataset_dir "$out/data/train.seq1024.mindrecord" --eval_dataset_dir "$out/data/valid.seq1024.mindrecord" \
-    --do_eval True --epochs 3 --output_dir "$out/stage2" \
+    --do_eval True --epochs 2 --output_dir "$out/stage2" \
     --options "${small[@]}" runner_config.batch_size=4 lr_schedule.learning_rate=5.0e-4
 
 step "4/4 a text"
