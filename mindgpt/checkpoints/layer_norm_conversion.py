@@ -29,6 +29,11 @@ _ARITHMETIC = {  # of each conversion: the settings of a config
     "folded": {"layer_norm": "standard", "layernorm_epsilon": 1e-7},
 }
 
+_COPIED = (  # it cannot be told whether weights without a record ever were UER-py's
+    "the layer norms are written as they are: right for weights that came from UER-py. It computes others with its own "
+    "formula, a little different from the standard one; --layer_norm folded makes up for that"
+)
+
 
 class NormChange(NamedTuple):
     """What a conversion does to layer norms.
@@ -88,7 +93,7 @@ def to_uer(config: GPT2Config, wanted: str | None) -> NormChange:
     Args:
         config: of the weights.
         wanted: "copy" keeps gammas; "folded" divides them by sqrt((H - 1) / H), so that UER-py computes what the model
-            computes; None: what undoes the recorded conversion, or else "copy".
+            computes; None: what undoes the recorded conversion, or else "copy" with a note.
 
     Raises:
         UserError: `wanted` makes no sense for these weights.
@@ -102,9 +107,9 @@ def to_uer(config: GPT2Config, wanted: str | None) -> NormChange:
             "--layer_norm uer: the weights have the standard arithmetic. Choose copy, which leaves gamma as it is, or "
             "folded, which makes UER-py compute what this model computes."
         )
-    wanted = wanted or config.layer_norm_conversion or "copy"
-    if wanted == "copy":
-        return NormChange({}, 1, "")
+    chosen = wanted or config.layer_norm_conversion or "copy"
+    if chosen == "copy":
+        return NormChange({}, 1, "" if wanted or config.layer_norm_conversion else _COPIED)
     return NormChange({}, 1 / _folding(config), _last_bit("they were folded, or are made to compute the same"))
 
 

@@ -197,8 +197,8 @@ def test_a_published_folder_with_uers_arithmetic(tmp_path, copied):
     assert torch.equal(gamma, state()["encoder.layer_norm.gamma"])
 
 
-def test_hugging_faces_gpt2_for_uer(tmp_path):
-    """A GPT-2 that was never UER-py's: folded makes UER-py compute the same."""
+def test_hugging_faces_gpt2_for_uer(tmp_path, capsys):
+    """A GPT-2 that was never UER-py's: folded makes UER-py compute the same, and a note says so to who did not ask."""
     torch.manual_seed(5)
     sizes = {"n_embd": H, "n_layer": L, "n_head": 3, "n_inner": 20, "vocab_size": V, "n_positions": P}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, layer_norm_epsilon=1e-7)).eval()
@@ -206,7 +206,9 @@ def test_hugging_faces_gpt2_for_uer(tmp_path):
         parameter.data += torch.randn_like(parameter) * 0.3
     model.save_pretrained(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "a.bin", "--target_format", "uer")
+    assert "note: the layer norms are written as they are" in capsys.readouterr().out
     convert(tmp_path / "hf", tmp_path / "b.bin", "--target_format", "uer", "--layer_norm", "folded")
+    assert "as they are" not in capsys.readouterr().out
     held = torch.load(tmp_path / "a.bin")
     assert torch.equal(held["encoder.layer_norm.gamma"], model.transformer.ln_f.weight.detach())
     torch.testing.assert_close(logits(torch.load(tmp_path / "b.bin"), IDS), model(IDS).logits, rtol=1e-4, atol=2e-5)
