@@ -14,7 +14,7 @@ from mindgpt.checkpoints.uer_views import UERView
 from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import UER_EPSILON
 from mindgpt.config.section import shown
-from mindgpt.io.files import read_json
+from mindgpt.io.files import read_json, read_text_exactly
 
 VOCABULARY = "vocab.txt"
 HEAD_SIZE = 64  # of all five published sizes
@@ -211,15 +211,9 @@ def read_vocabulary(file: Path) -> list[str]:
     """The tokens of a vocab.txt: the token with id n is line n. U+2028 is a token, not the end of a line.
 
     Raises:
-        UserError: it is missing, or no text.
+        UserError: it is missing, or not UTF-8.
     """
-    try:
-        text = file.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{file}: there is no such file. Name the vocab.txt of the model.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as the vocabulary: {error}.") from None
-    lines = text.split("\n")
+    lines = read_text_exactly(file).split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 

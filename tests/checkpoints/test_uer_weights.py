@@ -262,6 +262,9 @@ def test_a_vocabulary_of_another_size(tmp_path):
     assert message.count("\n") == 0
     with pytest.raises(UserError, match="has 2 tokens"):
         open_weights(file)
+    (tmp_path / "gbk.txt").write_text("汉语词典的编码方式\n" * 8, encoding="gb18030")
+    message = refused(tmp_path, file, tmp_path / "x.ckpt", "--vocab", tmp_path / "gbk.txt")
+    assert "gbk.txt:1: not UTF-8" in message and "iconv -f GB18030" in message
 
 
 OTHER_MODELS = {
