@@ -84,11 +84,16 @@ def check_folder(folder: Path, weights: Path, config: GPT2Config | None) -> None
 def copy_tokenizer(source: Path, target: Path, vocabulary: Path | None = None) -> None:
     """Copy tokenizer files that the folder `target` lacks; those that differ are left alone and reported.
 
-    `vocabulary`: becomes vocab.txt, whatever its name and place.
+    `vocabulary`: becomes vocab.txt, whatever its name and place. Files of `source` that hold another vocabulary would
+    take precedence over it: they are not copied then, nor what belongs to them.
     """
     names = dict.fromkeys((*TOKENIZER_FILES, VOCABULARY))
     files = {name: source / name for name in names if (source / name).is_file()}
     if vocabulary is not None:
+        others = files.keys() & {*_OTHER_VOCABULARIES}
+        if others and vocabulary.resolve() != (source / VOCABULARY).resolve():
+            print(f"note: the tokenizer files in {source} are left out: {vocabulary} is named as the vocabulary")
+            files = {}
         files[VOCABULARY] = vocabulary
     for name, file in files.items():
         if file.resolve() == (target / name).resolve():

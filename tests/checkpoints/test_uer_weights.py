@@ -311,6 +311,20 @@ def test_a_vocabulary_for_other_weights(tmp_path, copied):
     assert (tmp_path / "y" / "vocab.txt").read_bytes() == (copied / "vocab.txt").read_bytes()
 
 
+def test_a_named_vocabulary_replaces_the_tokenizer_beside_the_weights(tmp_path, capsys):
+    """Files of another tokenizer would take precedence over the vocab.txt in the new folder."""
+    file = write_model(tmp_path / "a", state())
+    (tmp_path / "a" / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "a" / "merges.txt").write_text("#version: 0.2\n")
+    vocabulary = (tmp_path / "a" / "vocab.txt").rename(tmp_path / "named.txt")
+    convert(file, tmp_path / "hf", "--vocab", vocabulary)
+    assert sorted(os.listdir(tmp_path / "hf")) == [
+        "config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"
+    ]  # fmt: skip
+    assert f"{vocabulary} is named as the vocabulary" in capsys.readouterr().out
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf").convert_tokens_to_ids("[CLS]") == 2
+
+
 def test_both_generations_in_one_file(tmp_path):
     file = write_model(tmp_path, state("old") | state("new"))
     assert "which name the same weight" in refused(tmp_path, file, tmp_path / "x.ckpt")
