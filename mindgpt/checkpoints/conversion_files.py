@@ -84,11 +84,17 @@ def check_folder(folder: Path, weights: Path, config: GPT2Config | None) -> None
 def copy_tokenizer(weights: Path, target: Path, vocabulary: Path | None = None) -> None:
     """Copy tokenizer files of weights that the folder `target` lacks; those that differ are left alone and reported.
 
-    `vocabulary`: becomes vocab.txt, whatever its name and place.
+    `vocabulary`: becomes vocab.txt, whatever its name and place. Files beside the weights that hold another vocabulary
+    would take precedence over it: they are not copied then, nor what belongs to them.
     """
     names = dict.fromkeys((*TOKENIZER_FILES, VOCABULARY))
     files = {name: file for name in names if (file := file_beside(weights, name))}
     if vocabulary is not None:
+        others = files.keys() & {*_OTHER_VOCABULARIES}
+        beside = files.get(VOCABULARY)
+        if others and (beside is None or beside.resolve() != vocabulary.resolve()):
+            print(f"note: the tokenizer beside {weights} is left out: {vocabulary} is named as the vocabulary")
+            files = {}
         files[VOCABULARY] = vocabulary
     for name, file in files.items():
         if file.resolve() == (target / name).resolve():

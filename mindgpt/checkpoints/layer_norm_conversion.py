@@ -29,6 +29,11 @@ _ARITHMETIC = {  # of each conversion: the settings of a config
     "folded": {"layer_norm": "standard", "layernorm_epsilon": 1e-7},
 }
 
+_COPIED = (  # without a record, nothing tells whether weights ever were UER-py's
+    "the gammas of layer norms are copied, which is right for weights that came from UER-py. For others its results "
+    "differ a little, since it divides by the unbiased deviation; --layer_norm folded makes up for most of that"
+)
+
 
 class NormChange(NamedTuple):
     """What a conversion does to layer norms.
@@ -88,7 +93,7 @@ def to_uer(config: GPT2Config, wanted: str | None) -> NormChange:
     Args:
         config: of the weights.
         wanted: "copy" keeps gammas; "folded" divides them by sqrt((H - 1) / H), so that UER-py computes what the model
-            computes; None: what undoes the recorded conversion, or else "copy".
+            computes; None: what undoes the recorded conversion, or else "copy" with a note.
 
     Raises:
         UserError: `wanted` makes no sense for these weights.
@@ -106,13 +111,6 @@ def to_uer(config: GPT2Config, wanted: str | None) -> NormChange:
     if known in (None, "copy"):
         return NormChange({}, 1, "" if known else _COPIED)
     return NormChange({}, 1 / _folding(config), _last_bit("they were folded, or are made to compute the same"))
-
-
-_COPIED = (
-    "the gammas of layer norms are copied, as in the published models; UER-py divides by the unbiased deviation, so "
-    "its outputs differ a little. For weights that are not from UER-py, --layer_norm folded keeps what the model "
-    "computes"
-)
 
 
 def _folding(config: GPT2Config) -> float:

@@ -1,6 +1,7 @@
 """State dicts that PyTorch saved. PyTorch is imported only when one is read or written."""
 
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -56,12 +57,15 @@ class TorchFile:
 
     def _load(self) -> Mapping[str, Any]:
         try:
-            # Files from before PyTorch 1.6, GPT-2's own among them, are not zip archives and cannot be mapped.
-            loaded = self._torch.load(
-                self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path)
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of a pickle's version, before the error that counts
+                # Files from before PyTorch 1.6, GPT-2's own among them, are not zip archives and cannot be mapped.
+                loaded = self._torch.load(
+                    self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path)
+                )
         except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ... for broken files
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            # Its first sentence: the next ones advise to run what is in the file.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
             raise UserError(
                 f"{self.path}: PyTorch cannot read it as a file of tensors ({reason}). It is damaged, cut short, or "
                 "holds Python objects, which are not loaded because they could run code. Copy it again or save it as "

@@ -79,7 +79,10 @@ def read_header(path: PathLike) -> Header:
         if size == 0:
             raise UserError(f"{path} is empty (0 bytes). Make it again.")
         if not 2 <= length <= size - 8:
-            raise UserError(f"{path} is not a MindRecord file, or only the beginning of one. Make it again.")
+            raise UserError(
+                f"{path} is not a MindRecord file, or only the beginning of one. text_to_mindrecord.py in "
+                "tools/dataset_preprocess makes one of a text, or of a data set of UER-py (.pt)."
+            )
         content = file.read(length)
     try:
         fields = json.loads(content)

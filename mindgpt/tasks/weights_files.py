@@ -42,7 +42,11 @@ def weights_path(config: RunConfig) -> Path | None:
     try:
         return find_weights(named)
     except UserError as error:
-        hint = f" A run has left some in this output folder: --load_checkpoint {own}" if own else ""
+        hint = ""
+        if own:
+            hint = f" A run has left some in this output folder: --load_checkpoint {own}"
+        elif Path(named).is_relative_to(DOWNLOADS):  # what a YAML names, in case that the command names nothing
+            hint = "; --load_checkpoint names others, such as a run's folder checkpoint"
         raise UserError(f"load_checkpoint: {error}{hint}") from None
 
 

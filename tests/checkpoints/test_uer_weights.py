@@ -228,7 +228,7 @@ def test_hugging_faces_gpt2_for_uer(tmp_path, capsys):
     model.save_pretrained(tmp_path / "hf")
     capsys.readouterr()
     convert(tmp_path / "hf", tmp_path / "a.bin", "--target_format", "uer")
-    hint = "--layer_norm folded keeps what the model computes"
+    hint = "--layer_norm folded makes up for most of that"
     assert hint in capsys.readouterr().out
     convert(tmp_path / "hf", tmp_path / "b.bin", "--target_format", "uer", "--layer_norm", "folded")
     assert hint not in capsys.readouterr().out
@@ -288,6 +288,9 @@ def test_a_vocabulary_of_another_size(tmp_path):
         open_weights(file)
     (tmp_path / "vocab.txt").write_bytes("\n".join(["[PAD]", *("很" * V)]).encode("gbk"))
     assert "not UTF-8" in refused(tmp_path, file, tmp_path / "x.ckpt")
+    (tmp_path / "gbk.txt").write_text("汉语词典的编码方式\n" * 8, encoding="gb18030")
+    message = refused(tmp_path, file, tmp_path / "x.ckpt", "--vocab", tmp_path / "gbk.txt")
+    assert "gbk.txt:1: not UTF-8" in message and "iconv -f GB18030" in message
 
 
 OTHER_MODELS = {
@@ -332,6 +335,20 @@ def test_a_vocabulary_for_other_weights(tmp_path, copied):
     assert "has 1 tokens" in refused(tmp_path, copied, tmp_path / "x" / "x.ckpt", "--vocab", tmp_path / "short.txt")
     convert(copied, tmp_path / "y" / "x.ckpt", "--vocab", copied)
     assert (tmp_path / "y" / "vocab.txt").read_bytes() == (copied / "vocab.txt").read_bytes()
+
+
+def test_a_named_vocabulary_replaces_the_tokenizer_beside_the_weights(tmp_path, capsys):
+    """Files of another tokenizer would take precedence over the vocab.txt in the new folder."""
+    file = write_model(tmp_path / "a", state())
+    (tmp_path / "a" / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "a" / "merges.txt").write_text("#version: 0.2\n")
+    vocabulary = (tmp_path / "a" / "vocab.txt").rename(tmp_path / "named.txt")
+    convert(file, tmp_path / "hf", "--vocab", vocabulary)
+    assert sorted(os.listdir(tmp_path / "hf")) == [
+        "config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"
+    ]  # fmt: skip
+    assert f"{vocabulary} is named as the vocabulary" in capsys.readouterr().out
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf").convert_tokens_to_ids("[CLS]") == 2
 
 
 def test_both_generations_in_one_file(tmp_path):

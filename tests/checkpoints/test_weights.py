@@ -1,6 +1,7 @@
 """Strict loading, opening of folders and files, and saving; the oracle is MindSpore's own save and load."""
 
 import json
+import pickle
 
 import mindspore as ms
 import numpy as np
@@ -241,3 +242,16 @@ def test_bfloat16_files_open_exactly(hf_folder):
     held = contents(open_weights(hf_folder))
     wte = model.transformer.wte.weight.float().detach()
     assert torch.equal(torch.from_numpy(held["backbone.embedding.word_embedding.embedding_table"]), wte)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_file_that_pytorch_refuses(tmp_path):
+    """One message; PyTorch's own advises to load the file in the way that runs what is in it."""
+    for name, content in (
+        ("data.pt", pickle.dumps((([101, 6821, 102], 0), [3]), protocol=4)),  # a data set of UER-py
+        ("cut.bin", b"PK\x03\x04" + bytes(200)),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name}: PyTorch cannot read it as a file of tensors \(") as raised:
+            open_weights(tmp_path / name)
+        assert "weights_only" not in str(raised.value) and str(raised.value).count("\n") == 0

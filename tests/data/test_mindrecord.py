@@ -282,7 +282,10 @@ def damage_rename(path):
         (lambda path: os.truncate(path, 100), "not a MindRecord file, or only the beginning"),
         (damage_cut, r"is cut short: it has \d+ bytes of \d+"),
         (lambda path: path.write_bytes(b"\x05\0\0\0\0\0\0\0hello world"), "not a MindRecord file, or a broken one"),
-        (lambda path: path.write_text("just some text, long enough to be read"), "not a MindRecord file"),
+        (
+            lambda path: path.write_text("just some text, long enough to be read"),
+            "text_to_mindrecord.py in .* makes one",
+        ),
         (lambda path: path.with_name("x.mindrecord.db").write_bytes(b""), "not a MindRecord index"),
         (damage_rename, r"y.mindrecord was renamed; it was written as x.mindrecord"),
     ],

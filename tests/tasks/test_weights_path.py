@@ -51,6 +51,13 @@ def test_a_bare_name_is_looked_for_where_mindformers_put_it(named, capsys):
         named("gpt2_xl", mode="finetune")
 
 
+def test_who_named_no_weights_learns_which_flag_does(named):
+    """The second stages and the fine-tuning files name a download that most users do not have."""
+    wanted = "checkpoint_download/gpt2/x.ckpt .*; --load_checkpoint names others, such as a run's folder checkpoint"
+    with pytest.raises(UserError, match=wanted):
+        named("checkpoint_download/gpt2/x.ckpt", mode="train")
+
+
 def test_a_prefix_of_a_tensorflow_checkpoint_is_no_model_name(named):
     """Training must not start from scratch because no file has the name of a prefix."""
     make("mega.index", "model.ckpt-5.data-00000-of-00001")
