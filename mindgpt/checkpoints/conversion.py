@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mindgpt.checkpoints import layer_norm_conversion
 from mindgpt.checkpoints.conversion_files import (
     check_folder,
+    check_vocabulary_beside,
     copy_tokenizer,
     write_bert_settings,
     write_config,
@@ -264,6 +265,8 @@ def _open(path: Path, options: ConversionOptions) -> _Opened:
     vocabulary = options.vocabulary
     if vocabulary is not None and MF_EMBEDDING in view.entries:
         vocabulary = checked_vocabulary(view.path, view.entries[MF_EMBEDDING].shape[0], vocabulary)
+    elif MF_EMBEDDING in view.entries:
+        check_vocabulary_beside(view.path, view.entries[MF_EMBEDDING].shape[0])
     return _Opened(kind, view, config, [*notes, *of_config, *of_head], vocabulary)
 
 

@@ -8,7 +8,8 @@ from mindgpt.checkpoints.locations import file_beside, own_config
 from mindgpt.checkpoints.uer_config import VOCABULARY
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import atomic_write, make_folder, open_to_read, read_json, write_json
-from mindgpt.tokenizers.loading import TOKENIZER_FILES
+from mindgpt.tokenizers.loading import MOST_PADDING, TOKENIZER_FILES
+from mindgpt.tokenizers.wordpiece_files import read_vocab
 
 TOKENIZER_SETTINGS = "tokenizer_config.json"
 _OTHER_VOCABULARIES = ("vocab.json", "tokenizer.json", "merges.txt")
@@ -107,6 +108,19 @@ def copy_tokenizer(weights: Path, target: Path, vocabulary: Path | None = None) 
             print(f"wrote {target / name}")
         elif (target / name).read_bytes() != content:
             print(f"note: {target / name} differs from {file} and was left alone")
+
+
+def check_vocabulary_beside(weights: Path, rows: int) -> None:
+    """Raise a UserError if the vocab.txt beside weights cannot be theirs, by the `rows` of their embedding table."""
+    file = file_beside(weights, VOCABULARY)
+    if file is None or any(file_beside(weights, name) for name in _OTHER_VOCABULARIES):
+        return
+    count = max(read_vocab(file).values()) + 1
+    if not count <= rows <= count + MOST_PADDING:
+        raise UserError(
+            f"{file}: has {count} tokens, and the embedding table in {weights} has {rows} rows: they do not belong "
+            "together. Put the model's own vocabulary there."
+        )
 
 
 def write_bert_settings(folder: Path) -> None:

@@ -12,12 +12,11 @@ from mindgpt.generation.prompt_ids import last_tokens, prompt_ids
 from mindgpt.generation.requests import length_limits
 from mindgpt.generation.settings import GenerationSettings
 from mindgpt.generation.streaming import StopStrings, TextStream
+from mindgpt.tokenizers.loading import MOST_PADDING
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 from mindgpt.tokenizers.unknown_tokens import refuse_unknown
 
 OnText = Callable[[int, str], None]
-
-MOST_PADDING = 1024  # rows by which people make an embedding table divisible by 128 x the cards that share it
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ KINDS = {  # the first that matches is used
 }
 TOKENIZER_FILES = tuple(dict.fromkeys([*(name for kind in KINDS.values() for name in kind.files), *SETTINGS_FILES]))
 """Names of all files that a tokenizer folder may hold."""
+MOST_PADDING = 1024
+"""Rows after the vocabulary by which people make an embedding table divisible by 128 x the cards that share it."""
 
 
 def tokenizer_kind(path: Path) -> str | None:

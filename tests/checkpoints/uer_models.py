@@ -5,10 +5,15 @@ Source of the formulas: Radford et al. 2019, with the layer norm and the mask of
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+
+from mindgpt.config.errors import UserError
+from mindgpt.models.gpt2 import convert_weight
 
 V, P, H, L, F, HEADS = 61, 16, 12, 2, 20, 3
 JSON = {
@@ -99,3 +104,17 @@ def write_model(folder: Path, held: State, config: Any = JSON, vocabulary: bool 
     if vocabulary:
         (folder / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
     return folder / "model.bin"
+
+
+def convert(source, target, *more) -> None:
+    """Run the conversion program."""
+    convert_weight.main(["--input_path", str(source), "--output_path", str(target), *map(str, more)])
+
+
+def refused(folder, source, target, *more) -> str:
+    """The message of a conversion that must fail, and must leave the folder as it is."""
+    before = sorted(os.walk(folder))
+    with pytest.raises(UserError) as raised:
+        convert(source, target, *more)
+    assert sorted(os.walk(folder)) == before
+    return str(raised.value)
