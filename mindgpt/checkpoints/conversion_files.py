@@ -15,7 +15,7 @@ TOKENIZER_SETTINGS = "tokenizer_config.json"
 _OTHER_VOCABULARIES = ("vocab.json", "tokenizer.json", "merges.txt")
 _BERT_TOKENIZER = {
     "tokenizer_class": "BertTokenizer",
-    "do_lower_case": True,  # as UER-py does unless it is told otherwise
+    "do_lower_case": True,  # the default of UER-py
     "unk_token": "[UNK]",
     "sep_token": "[SEP]",
     "pad_token": "[PAD]",

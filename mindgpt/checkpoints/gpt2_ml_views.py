@@ -21,7 +21,7 @@ from mindgpt.checkpoints.gpt2_names import (
 )
 from mindgpt.checkpoints.gpt2_views import check_entries, concrete_shape, count_layers
 from mindgpt.checkpoints.skip_rules import skip_rule
-from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
+from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, equal_bits
 from mindgpt.config.errors import UserError
 
 MODEL = "a GPT2_ML"
@@ -85,17 +85,11 @@ class GPT2MLView:
                 raise UserError(f"{self.path}: holds both {weights[name]} and {stored}, which name the same weight.")
             else:
                 weights[name] = stored
-        if HF_HEAD in weights and HF_EMBEDDING in weights and self._is_tied(weights):
+        if {HF_HEAD, HF_EMBEDDING} <= weights.keys() and equal_bits(
+            self._source, weights[HF_HEAD], weights[HF_EMBEDDING]
+        ):  # any other head is reported as an unknown name
             self.skipped[weights.pop(HF_HEAD)] = TIED_HEAD
         return weights
-
-    def _is_tied(self, weights: dict[str, str]) -> bool:
-        """Whether the output head is the token embedding, bit for bit. Any other is reported as an unknown name."""
-        head, tokens = weights[HF_HEAD], weights[HF_EMBEDDING]
-        if self._source.entries[head] != self._source.entries[tokens]:
-            return False
-        first, second = (self._source.read(name).view(np.uint8) for name in (head, tokens))
-        return np.array_equal(first, second)
 
 
 class ToGPT2MLView:

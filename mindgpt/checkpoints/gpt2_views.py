@@ -25,7 +25,7 @@ from mindgpt.checkpoints.gpt2_names import (
     hint,
     table,
 )
-from mindgpt.checkpoints.tensor_source import FLOAT_DTYPES, TensorInfo, TensorSource
+from mindgpt.checkpoints.tensor_source import FLOAT_DTYPES, TensorInfo, TensorSource, equal_bits
 from mindgpt.config.errors import UserError
 
 _FUSED_MATRIX = "attn.c_attn.weight"  # its two dimensions always differ, so a transposed matrix is detectable
@@ -108,16 +108,9 @@ class MindFormersView:
             self.notes.append(
                 f"{self.path}: {HF_EMBEDDING} is missing; {HF_HEAD} is used instead, since GPT-2 ties the two"
             )
-        elif self._are_equal(head, self._stored[HF_EMBEDDING]):
+        elif equal_bits(self._source, head, self._stored[HF_EMBEDDING]):
             del self._stored[HF_HEAD]
             self.skipped[head] = TIED_HEAD
-
-    def _are_equal(self, first: str, second: str) -> bool:
-        """Whether two stored tensors are the same, bit for bit."""
-        if self._source.entries[first] != self._source.entries[second]:
-            return False
-        values = (self._source.read(name).reshape(-1).view(np.uint8) for name in (first, second))
-        return np.array_equal(*values)
 
 
 class UntiedHead:

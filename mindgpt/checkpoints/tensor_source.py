@@ -142,6 +142,13 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     return result
 
 
+def equal_bits(source: TensorSource, first: str, second: str) -> bool:
+    """Whether two tensors of a source have the same shape, dtype and values, bit for bit."""
+    if source.entries[first] != source.entries[second]:
+        return False
+    return np.array_equal(*(source.read(name).reshape(-1).view(np.uint8) for name in (first, second)))
+
+
 def tensors(source: TensorSource, dtype: str | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """Each name and tensor of `source`, read one at a time, and cast to `dtype` if one is given."""
     for name in source.entries:

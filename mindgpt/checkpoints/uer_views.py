@@ -7,7 +7,7 @@ import numpy as np
 
 from mindgpt.checkpoints.gpt2_names import MF_LAYER, TIED_HEAD
 from mindgpt.checkpoints.gpt2_views import check_entries, concrete_shape, count_layers
-from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
+from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, equal_bits
 from mindgpt.checkpoints.uer_names import (
     HEAD,
     LORA_FACTOR,
@@ -64,12 +64,10 @@ class UERView:
         head, tokens = self._stored.get(HEAD.name), self._stored.get(TOKENS.name)
         if head is None or tokens is None:  # a missing table is reported with all other names
             return False
-        if self._source.entries[head] == self._source.entries[tokens]:
-            first, second = (self._source.read(name).view(np.uint8) for name in (head, tokens))
-            if np.array_equal(first, second):
-                del self._stored[HEAD.name]
-                self.skipped[head] = TIED_HEAD
-                return False
+        if equal_bits(self._source, head, tokens):
+            del self._stored[HEAD.name]
+            self.skipped[head] = TIED_HEAD
+            return False
         self.notes.append(
             f"{self.path}: {head} differs from {tokens}: it was trained without tie_weights. The output head is kept "
             "as a weight of its own (tie_word_embeddings: False)"

@@ -209,9 +209,7 @@ def _param_shapes(file: Path, model: Mapping[str, Any], optimizer: Mapping[str, 
     stored = model.get("param_shapes", optimizer.get("param_shapes"))
     groups = [stored] if isinstance(stored, Mapping) else stored  # one dict for all groups until DeepSpeed 0.5.3
     if not isinstance(groups, list | tuple) or not all(isinstance(group, Mapping) for group in groups) or not groups:
-        raise UserError(
-            f"{file}: holds no param_shapes, without which the weights cannot be told apart. Copy it again."
-        )
+        raise UserError(f"{file}: holds no param_shapes, without which the weights cannot be separated. Copy it again.")
     return [_shapes_of(group) for group in groups]
 
 

@@ -56,7 +56,7 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
     """Score every text that `files` names, as `read_prompts` reads them; prints a line for each, and one for all.
 
     A text has the special tokens around it that a prompt would have (`model.model_config.prompt_special_tokens`):
-    Chinese GPT-2's [CLS] in front; with "all" also the [SEP] behind it, whose probability is that of the text's end.
+    Chinese GPT-2's [CLS] in front; with "all" also the [SEP] after it, whose probability is that of the text's end.
 
     Args:
         config: of `run_mode: predict`: model, weights, tokenizer.

@@ -139,7 +139,7 @@ def part_of_weights(case: Case, stage: int) -> dict[str, int]:
     parts = {name: _sharded(case, size, parts) for name, (size, parts) in weights.items()}
     if (
         first and is_tied(case) and case["task"] == "LoRA" and case["pp"] > 1
-    ):  # frozen and lent to the last stage: not shared out
+    ):  # frozen and copied to the last stage: not sharded
         parts[table.format("word")] = classes_of(case) * HIDDEN
     return parts
 

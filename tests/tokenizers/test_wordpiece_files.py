@@ -1,4 +1,4 @@
-"""The files of a WordPiece tokenizer: read, obeyed or refused, written, and told from those of other kinds."""
+"""The files of a WordPiece tokenizer: read, obeyed or refused, written, and recognised among other kinds."""
 
 import shutil
 
