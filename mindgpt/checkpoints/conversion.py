@@ -1,5 +1,5 @@
 """Conversion of GPT-2 weights between Hugging Face's files, MindSpore's `.ckpt` with the names of MindFormers 1.5, and
-the files of UER-py and TencentPretrain.
+the files of UER-py and TencentPretrain; and of a GPT2_ML's between TensorFlow's, its PyTorch port's and the first two.
 
 Everything is checked before anything is written. The file of weights is written whole or not at all, and replaces an
 earlier one, as MindFormers did. float32 weights are preserved bit for bit, but for the gammas of folded layer norms.
@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,23 @@ from tqdm import tqdm
 
 from mindgpt.checkpoints import layer_norm_conversion
 from mindgpt.checkpoints.conversion_files import (
+    GPT2_ML_RULES,
     check_folder,
+    check_port_folder,
     check_vocabulary_beside,
     copy_tokenizer,
     write_bert_settings,
     write_config,
     write_config_beside,
-    write_uer_config_beside,
+    write_config_in_form_beside,
 )
 from mindgpt.checkpoints.deepspeed_format import is_deepspeed
 from mindgpt.checkpoints.formats import open_source
-from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
-from mindgpt.checkpoints.gpt2_names import HEAD, MF_EMBEDDING, SCORE
+from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config
+from mindgpt.checkpoints.gpt2_ml_config import VARIANT as GPT2_ML
+from mindgpt.checkpoints.gpt2_ml_config import port_json, read_config_for
+from mindgpt.checkpoints.gpt2_ml_views import PORT_WEIGHTS, ToGPT2MLView, mask_buffers
+from mindgpt.checkpoints.gpt2_names import HEAD, MF_EMBEDDING, SCORE, variant_of
 from mindgpt.checkpoints.gpt2_views import HuggingFaceView, agree_on_head
 from mindgpt.checkpoints.layer_norm_conversion import NormChange, with_norms
 from mindgpt.checkpoints.locations import SAFETENSORS_NAME, config_beside, find_weights
@@ -35,20 +41,22 @@ from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.checkpoints.safetensors_format import write_safetensors
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, tensors
 from mindgpt.checkpoints.torch_format import TORCH_SUFFIXES, import_torch, is_torch_file, write_torch
-from mindgpt.checkpoints.uer_config import checked_vocabulary, config_of_uer, uer_json
+from mindgpt.checkpoints.uer_config import checked_vocabulary, uer_json
 from mindgpt.checkpoints.uer_names import HEAD as UER_HEAD
 from mindgpt.checkpoints.uer_views import ToUERView
 from mindgpt.checkpoints.weights import NAMINGS, naming_of
 from mindgpt.config.errors import UserError
+from mindgpt.config.model_sections import VARIANTS
 
-SOURCE_FORMATS = ("auto", "huggingface", "uer", "tencentpretrain", "deepspeed", "mindformers")
-TARGET_FORMATS = ("mindspore", "huggingface", "uer", "tencentpretrain")
+SOURCE_FORMATS = ("auto", "huggingface", "uer", "tencentpretrain", "deepspeed", "mindformers", "gpt2_ml")
+TARGET_FORMATS = ("mindspore", "huggingface", "uer", "tencentpretrain", "gpt2_ml_torch")
 _NAMING_OF_FORMAT = {
     "huggingface": "hugging_face",
     "uer": "uer",
     "tencentpretrain": "uer",
     "deepspeed": "uer",
     "mindformers": "checkpoint",
+    "gpt2_ml": "gpt2_ml",
 }
 
 
@@ -61,7 +69,7 @@ class ConversionOptions:
         dtype: of the weights written, "float32" or "float16".
         config: a preset, config file or folder to use in place of the config that lies with the weights.
         vocabulary: the vocab.txt of the weights, or its folder; None: the one beside them.
-        num_heads: the number of heads, for UER-py's weights without config.
+        num_heads: the number of heads, for weights of UER-py or GPT2_ML without config.
         layer_norm: a key of `layer_norm_conversion.CONVERSIONS`, or None for the target's default.
         source_format: one of `SOURCE_FORMATS`.
     """
@@ -93,6 +101,11 @@ class _Opened:
     notes: list[str]
     vocabulary: Path | None = None
 
+    @property
+    def variant(self) -> str | None:
+        """As of `GPT2Config`, by the names of the weights."""
+        return variant_of(self.source.entries)
+
 
 def convert(source: Path, target: Path, target_format: str | None, options: ConversionOptions) -> None:
     """Write the weights at `source` to `target`. Raises UserError as the functions below.
@@ -108,15 +121,18 @@ def convert(source: Path, target: Path, target_format: str | None, options: Conv
         convert_to_mindspore(source, target, options)
     elif target_format == "huggingface":
         convert_to_hugging_face(source, target, options)
+    elif target_format == "gpt2_ml_torch":
+        convert_to_port(source, target, options)
     else:
         convert_to_uer(source, target, options)
 
 
 def convert_to_mindspore(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
-    """Write weights of Hugging Face or UER-py to the file `target`, with config and tokenizer beside it.
+    """Write weights of Hugging Face, UER-py or GPT2_ML to the file `target`, with config and tokenizer beside it.
 
     Args:
-        source: folder, `.safetensors`, `.bin`, `.pt`, `.pth` or `*.index.json`; or a folder of DeepSpeed.
+        source: folder, `.safetensors`, `.bin`, `.pt`, `.pth` or `*.index.json`; a folder of DeepSpeed; or a checkpoint
+            of TensorFlow.
         target: a file name that ends in `.ckpt`.
         options: see `ConversionOptions`.
 
@@ -150,14 +166,17 @@ def convert_to_mindspore(source: Path, target: Path, options: ConversionOptions 
     else:
         print(f"note: no {CONFIG_FILE} lies with {source}, and weights do not tell the number of heads: pass --config")
     copy_tokenizer(view.path, target.parent, opened.vocabulary)
+    if opened.variant == GPT2_ML:
+        write_bert_settings(target.parent, GPT2_ML_RULES)
 
 
 def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
-    """Write weights of ours or UER-py so that `transformers.GPT2LMHeadModel.from_pretrained(folder)` opens them.
+    """Write weights of ours or UER-py so that `transformers.GPT2LMHeadModel.from_pretrained(folder)` opens them. A
+    GPT2_ML's become a folder of the same files, which only mindgpt opens.
 
     Args:
         source: a `.ckpt`, MindFormers' safetensors, our folder, or a run's folder `checkpoint`, of which the newest is
-            taken; or weights of UER-py as in `convert_to_mindspore`.
+            taken; or weights of UER-py or GPT2_ML as in `convert_to_mindspore`.
         target: a folder, which gets `model.safetensors`, `config.json` and the tokenizer; or a single file whose
             name ends in `.safetensors`, `.bin`, `.pt` or `.pth`.
         options: see `ConversionOptions`.
@@ -172,7 +191,7 @@ def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptio
     config, path = opened.config, opened.source.path
     wanted = options.layer_norm or ("copy" if config is not None and config.layer_norm == "uer" else None)
     change = _norm_change(config, wanted, path, layer_norm_conversion.to_model)
-    view = HuggingFaceView(with_norms(opened.source, change))
+    view = (ToGPT2MLView if opened.variant == GPT2_ML else HuggingFaceView)(with_norms(opened.source, change))
     _check_sizes(view, view.sizes, config, options)
     config = config and config.replaced(change.settings)
     items = _with_progress(view, options.dtype, target)
@@ -193,11 +212,13 @@ def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptio
     _say_skipped(opened)
     print(f"wrote {file}: {_summary(view, view.sizes, options.dtype)}")
     if to_folder:
-        if config.layer_norm == "uer":
+        if opened.variant == GPT2_ML:
+            print("note: transformers has no network of this kind; only mindgpt opens this folder")
+        elif config.layer_norm == "uer":
             print("note: transformers computes standard layer norms; only mindgpt obeys layer_norm 'uer' in the config")
         write_config(target / CONFIG_FILE, config.to_hf_dict(_architecture(view.sizes)))
         copy_tokenizer(path, target, opened.vocabulary)
-        write_bert_settings(target)
+        write_bert_settings(target, GPT2_ML_RULES if opened.variant == GPT2_ML else None)
 
 
 def convert_to_uer(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
@@ -217,6 +238,10 @@ def convert_to_uer(source: Path, target: Path, options: ConversionOptions | None
     import_torch(target)
     opened = _open(find_weights(source), options)
     config, path = opened.config, opened.source.path
+    if opened.variant == GPT2_ML:
+        raise UserError(
+            f"{path}: holds the weights of a GPT2_ML, a network that neither UER-py nor TencentPretrain has."
+        )
     if config is None:
         raise UserError(f"{path}: no {CONFIG_FILE} beside it, which UER-py's config is made of. Pass --config.")
     if SCORE.mf_names[0] in opened.source.entries:
@@ -228,8 +253,47 @@ def convert_to_uer(source: Path, target: Path, options: ConversionOptions | None
     _say([*opened.notes, *notes], change)
     write_torch(target, _with_progress(view, options.dtype, target), view.tied)
     print(f"wrote {target}: {_summary(view, view.sizes, options.dtype)}")
-    write_uer_config_beside(target, content)
+    write_config_in_form_beside(target, content)
     copy_tokenizer(path, target.parent, opened.vocabulary)
+
+
+def convert_to_port(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
+    """Write weights of a GPT2_ML as its PyTorch port (gpt2-ml-torch) does: `pytorch_model.bin`, `config.json`,
+    `vocab.txt`. All weights are in memory at once.
+
+    Args:
+        source: weights of any format that mindgpt opens.
+        target: a folder, or a file name that ends in `.bin`, `.pt` or `.pth`.
+        options: see `ConversionOptions`.
+
+    Raises:
+        UserError: as in `convert_to_mindspore`; also if no config is found, or the port has no such network.
+    """
+    options = options or ConversionOptions()
+    import_torch(target)
+    opened = _open(find_weights(source), options)
+    config, path = opened.config, opened.source.path
+    if opened.variant != GPT2_ML:
+        raise UserError(f"{path}: holds the weights of a GPT-2, and the PyTorch port of GPT2_ML has another network.")
+    if config is None:
+        raise UserError(f"{path}: no {CONFIG_FILE} beside it, which the port's config is made of. Pass --config.")
+    if SCORE.mf_names[0] in opened.source.entries:
+        raise UserError(f"{path}: is a classifier, and the PyTorch port of GPT2_ML has no classification head.")
+    content = port_json(config, path)
+    view = ToGPT2MLView(opened.source)
+    _check_sizes(view, view.sizes, config, options)
+    is_file = is_torch_file(target) and not target.is_dir()
+    folder = target.parent if is_file else target
+    if not is_file:
+        check_port_folder(folder, content)
+    _say(opened.notes, NormChange({}, 1, ""))
+    masks, same = mask_buffers(view.sizes)
+    file = target if is_file else folder / PORT_WEIGHTS
+    write_torch(file, chain(_with_progress(view, options.dtype, target), masks.items()), same)
+    _say_skipped(opened)
+    print(f"wrote {file}: {_summary(view, view.sizes, options.dtype)}")
+    write_config_in_form_beside(file, content)
+    copy_tokenizer(path, folder, opened.vocabulary)
 
 
 def _open(path: Path, options: ConversionOptions) -> _Opened:
@@ -245,22 +309,33 @@ def _open(path: Path, options: ConversionOptions) -> _Opened:
         kind not in (_NAMING_OF_FORMAT[wanted], "other model") or (wanted == "deepspeed" and not is_deepspeed(path))
     ):
         named = {"uer": "UER-py's or TencentPretrain's", "hugging_face": "Hugging Face's", "checkpoint": "MindFormers'"}
+        named["gpt2_ml"] = "GPT2_ML's"
         found = f"its weights have {named[kind]} names" if kind != _NAMING_OF_FORMAT[wanted] else "is no such folder"
         raise UserError(f"{path}: --source_format {wanted}: {found}. Leave the flag out, or name another file.")
     view = NAMINGS[kind].view(stored)
+    if options.layer_norm is not None and variant_of(view.entries) == GPT2_ML:
+        raise UserError(f"{view.path}: --layer_norm {options.layer_norm}: GPT2_ML's never were UER-py's. Leave it out.")
     notes = [*getattr(view, "notes", ())] if kind != "checkpoint" else []
-    if kind == "uer":
-        found = config_of_uer(view, options.config, options.vocabulary, options.num_heads)
+    if kind in ("uer", GPT2_ML):
+        found = NAMINGS[kind].config(view, options.config, options.vocabulary, options.num_heads)
         if found.config is None:
             raise UserError(
                 f"{view.path}: weights do not tell the number of heads, and no config lies with them. Pass "
-                "--num_heads, or --config with UER-py's JSON."
+                "--num_heads, or --config with their JSON."
             )
         return _Opened(kind, view, found.config, notes + found.notes, found.vocabulary)
     if options.num_heads is not None:
-        raise UserError("--num_heads is for weights of UER-py; of others, config.json or --config tells it.")
+        raise UserError(
+            "--num_heads is for weights of UER-py and GPT2_ML; of others, config.json or --config tells it."
+        )
     chosen = options.config or config_beside(view.path)
-    config, of_config = read_config(chosen) if chosen else (None, [])
+    config, of_config = read_config_for(view, chosen) if chosen else (None, [])
+    if config is not None and variant_of(view.entries) not in (None, config.variant):
+        held = variant_of(view.entries)
+        raise UserError(
+            f"{view.path}: holds the weights of {VARIANTS[held].model} (variant {held}), and {chosen} is the config of "
+            f"{VARIANTS[config.variant].model} (variant {config.variant}). Correct it, or pass another with --config."
+        )
     config, view, of_head = agree_on_head(config, view)
     vocabulary = options.vocabulary
     if vocabulary is not None and MF_EMBEDDING in view.entries:

@@ -1,5 +1,6 @@
 """The files that a conversion writes beside the weights: config and tokenizer."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _BERT_TOKENIZER = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
+GPT2_ML_RULES = {"rules": "bert4keras"}  # settings of a WordPieceTokenizer: no special tokens around a text
 
 
 def write_config(file: Path, content: dict[str, Any]) -> None:
@@ -44,8 +46,8 @@ def write_config_beside(weights: Path, config: GPT2Config, content: dict[str, An
         write_config(shared, content)
 
 
-def write_uer_config_beside(weights: Path, content: dict[str, Any]) -> None:
-    """Write a config in UER-py's form, as `write_config_beside` does."""
+def write_config_in_form_beside(weights: Path, content: dict[str, Any]) -> None:
+    """Write a config in the form of another program, as `write_config_beside` does."""
     shared, own = weights.with_name(CONFIG_FILE), own_config(weights)
     taken = shared.exists() and read_json(shared) != content
     if own.exists() or taken:
@@ -79,6 +81,16 @@ def check_folder(folder: Path, weights: Path, config: GPT2Config | None) -> None
         raise UserError(
             f"{existing}: is the config of another model. Choose another folder for --torch_path, or remove it."
         )
+    make_folder(folder)
+
+
+def check_port_folder(folder: Path, content: dict[str, Any]) -> None:
+    """Raise a UserError for a folder that a model cannot be written to whose config.json is `content`; else make it."""
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file. Name a folder, or a file that ends in .bin.")
+    existing = folder / CONFIG_FILE
+    if existing.exists() and read_json(existing) != content:
+        raise UserError(f"{existing}: is the config of another model. Choose another folder, or remove it.")
     make_folder(folder)
 
 
@@ -123,9 +135,9 @@ def check_vocabulary_beside(weights: Path, rows: int) -> None:
         )
 
 
-def write_bert_settings(folder: Path) -> None:
+def write_bert_settings(folder: Path, more: Mapping[str, Any] | None = None) -> None:
     """Write the tokenizer_config.json that lets transformers open a folder's vocab.txt as `BertTokenizer`, unless the
-    folder has settings, or another vocabulary."""
+    folder has settings, or another vocabulary. `more`: further settings."""
     others = any((folder / name).exists() for name in (TOKENIZER_SETTINGS, *_OTHER_VOCABULARIES))
     if (folder / VOCABULARY).is_file() and not others:
-        write_config(folder / TOKENIZER_SETTINGS, _BERT_TOKENIZER)
+        write_config(folder / TOKENIZER_SETTINGS, {**_BERT_TOKENIZER, **(more or {})})

@@ -238,7 +238,11 @@ def read_config(name_or_path: str | Path, **changes: Any) -> tuple[GPT2Config, l
 
 
 def _config_from_files(file: Path, changes: Mapping[str, Any]) -> tuple[GPT2Config, list[str]]:
-    content = read_json(file)
+    return config_from_content(read_json(file), file, changes)
+
+
+def config_from_content(content: Any, file: Path, changes: Mapping[str, Any]) -> tuple[GPT2Config, list[str]]:
+    """As `read_config`, for the content of a config file, which may have been changed since it was read."""
     if is_uer_json(content):
         raise UserError(
             f"{file}: is a config of UER-py or TencentPretrain, which says nothing of the vocabulary and is read with "

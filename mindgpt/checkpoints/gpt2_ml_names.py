@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mindgpt.checkpoints import gpt2_names
-from mindgpt.checkpoints.gpt2_names import SymbolicShape
+from mindgpt.checkpoints.gpt2_names import SCORE, SymbolicShape
 
 
 class MLRow(NamedTuple):
@@ -94,16 +94,18 @@ def tensorflow_table(num_layers: int) -> list[MLRow]:
     return rows
 
 
-def port_table(num_layers: int) -> list[MLRow]:
+def port_table(num_layers: int, classifies: bool = False) -> list[MLRow]:
     """All weights of a GPT2_ML under the names of the PyTorch port, without `transformer.`, in our order.
 
-    Within a block they are Hugging Face's of GPT-2.
+    Within a block they are Hugging Face's of GPT-2, and so is a classification head, which only mindgpt's have.
     """
     rows = [MLRow(theirs, shape, (ours,), shape) for ours, (_, theirs, shape) in _EMBEDDINGS.items()]
     for i in range(num_layers):
         for row in gpt2_names.LAYER:
             ours = tuple(f"backbone.blocks.{i}.{name}" for name in row.mf_names)
             rows.append(MLRow(f"h.{i}.{row.hf_name}", row.hf_shape, ours, row.mf_shape, len(ours) > 1))
+    if classifies:
+        rows.append(MLRow(SCORE.hf_name, SCORE.hf_shape, SCORE.mf_names, SCORE.mf_shape))
     return rows
 
 

@@ -1,5 +1,7 @@
 """Views that rename GPT2_ML's weights between TensorFlow's names or the PyTorch port's and ours, and check them."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from mindgpt.checkpoints.gpt2_ml_names import (
@@ -17,6 +19,7 @@ from mindgpt.checkpoints.gpt2_names import (
     HF_MASK_BUFFER,
     HF_PREFIX,
     MF_LAYER,
+    SCORE,
     TIED_HEAD,
 )
 from mindgpt.checkpoints.gpt2_views import check_entries, concrete_shape, count_layers
@@ -25,7 +28,8 @@ from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, equal_bi
 from mindgpt.config.errors import UserError
 
 MODEL = "a GPT2_ML"
-TABLES = {"tensorflow": tensorflow_table, "torch_port": port_table}
+NAMINGS = ("tensorflow", "torch_port")
+PORT_WEIGHTS = "pytorch_model.bin"
 
 
 class GPT2MLView:
@@ -36,7 +40,7 @@ class GPT2MLView:
 
     Attributes:
         path, entries: as in `TensorSource`.
-        naming: a key of `TABLES`.
+        naming: one of `NAMINGS`.
         skipped: stored name -> the rule it was skipped by.
         notes: sentences for the user about what was unexpected.
         sizes: shape letter of `gpt2_ml_names` -> int.
@@ -54,7 +58,7 @@ class GPT2MLView:
         self._stored = self._weights()
         held = {name: source.entries[stored] for name, stored in self._stored.items()}
         layer = ML_LAYER if self.naming == "tensorflow" else HF_LAYER
-        rows = TABLES[self.naming](count_layers(held, layer))
+        rows = _table(self.naming, count_layers(held, layer), SCORE.hf_name in held)
         self.sizes = check_entries(held, {row.name: row.shape for row in rows}, self.path, layer, MODEL)
         self._place = {ours: (row, part) for row in rows for part, ours in enumerate(row.ours)}
         self.entries = {
@@ -97,7 +101,7 @@ class ToGPT2MLView:
 
     Args:
         source: weights only.
-        naming: a key of `TABLES`.
+        naming: one of `NAMINGS`.
 
     Attributes:
         path, entries, sizes: as in `GPT2MLView`.
@@ -109,7 +113,8 @@ class ToGPT2MLView:
     def __init__(self, source: TensorSource, naming: str = "torch_port"):
         self.path = source.path
         self._source = source
-        rows = TABLES[naming](count_layers(source.entries, MF_LAYER))
+        classifies = SCORE.mf_names[0] in source.entries
+        rows = _table(naming, count_layers(source.entries, MF_LAYER), classifies)
         shapes = {ours: row.our_shape for row in rows for ours in row.ours}
         self.sizes = check_entries(source.entries, shapes, self.path, MF_LAYER, MODEL)
         self._rows: dict[str, MLRow] = {row.name: row for row in rows}
@@ -122,6 +127,25 @@ class ToGPT2MLView:
         """See `TensorSource.read`."""
         row = self._rows[name]
         return row.fuse([self._source.read(part) for part in row.ours])
+
+
+def mask_buffers(sizes: Mapping[str, int]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The buffers that the port's state dict has besides weights, constants of the causal mask: those of the first
+    layer, and the names in the other layers -> the name in the first.
+
+    `sizes`: "L" layers, "P" positions.
+    """
+    positions = sizes["P"]
+    buffers = {
+        "h.0.attn.bias": np.tril(np.ones((1, 1, positions, positions), np.uint8)),
+        "h.0.attn.masked_bias": np.array(-1e4, np.float32),
+    }
+    same = {name.replace("0", str(layer), 1): name for layer in range(1, sizes["L"]) for name in buffers}
+    return buffers, same
+
+
+def _table(naming: str, num_layers: int, classifies: bool) -> list[MLRow]:
+    return tensorflow_table(num_layers) if naming == "tensorflow" else port_table(num_layers, classifies)
 
 
 def is_gpt2_ml(source: TensorSource) -> bool:

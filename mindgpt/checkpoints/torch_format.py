@@ -131,7 +131,7 @@ def write_torch(
     `tied`: further names -> the names of the tensors that they share.
     """
     torch = import_torch(path)
-    state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in items}
+    state = {name: torch.from_numpy(np.asarray(array, order="C")) for name, array in items}
     state |= {name: state[other] for name, other in (tied or {}).items()}
     with atomic_write(path, "wb") as file:
         torch.save(state, file)

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mindgpt.checkpoints.formats import open_source
-from mindgpt.checkpoints.gpt2_config import GPT2Config, read_config
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.gpt2_ml_config import config_of_gpt2_ml, read_config_for
+from mindgpt.checkpoints.gpt2_ml_views import GPT2MLView, is_gpt2_ml
 from mindgpt.checkpoints.gpt2_names import are_mindformers, hint, mindformers_prefix, variant_of
 from mindgpt.checkpoints.gpt2_views import MindFormersView, UntiedHead, agree_on_head
 from mindgpt.checkpoints.locations import config_beside
@@ -92,6 +94,7 @@ def _is_ours(source: TensorSource) -> bool:
 
 NAMINGS = {  # the first that matches is used; what none knows is reported as no GPT-2 by the last
     "checkpoint": Naming(_is_ours, CheckpointWeights),
+    "gpt2_ml": Naming(is_gpt2_ml, GPT2MLView, config_of_gpt2_ml),
     "other model": Naming(lambda source: other_model(source.entries) is not None, refuse_other_model),
     "uer": Naming(lambda source: are_uer(source.entries), UERView, config_of_uer),
     "hugging_face": Naming(lambda source: True, MindFormersView),
@@ -118,7 +121,7 @@ class Weights:
 
     kind: str
     config: GPT2Config | None
-    source: MindFormersView | CheckpointWeights | UntiedHead | UERView
+    source: MindFormersView | CheckpointWeights | UntiedHead | UERView | GPT2MLView
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     without_heads: GPT2Config | None = None
@@ -127,7 +130,7 @@ class Weights:
 def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weights:
     """Open a Hugging Face folder or file, our folder (`config.json` and `model.ckpt`), a `.ckpt` beside its config,
     safetensors under MindFormers' names, the sharded folder `checkpoint` of a parallel run, a `.bin` of UER-py or
-    TencentPretrain, or a folder of DeepSpeed's.
+    TencentPretrain, a folder of DeepSpeed's, or a GPT2_ML: its TensorFlow checkpoint or its PyTorch port's folder.
 
     The config of `x.ckpt` is `x.config.json` or else `config.json` in its folder; that of a Hugging Face file is
     `config.json` in its folder; that of shards lies beside rank 0's.
@@ -151,7 +154,7 @@ def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weight
         found = config_of(source)
         return Weights(kind, found.config, source, (*notes, *found.notes), found.assumed, found.without_heads)
     if file := config_beside(source.path):
-        config, config_notes = read_config(file)
+        config, config_notes = read_config_for(source, file)
         notes += config_notes
     agreed = agree_on_head(config, source)
     return Weights(kind, agreed.config, agreed.source, (*notes, *agreed.notes))
