@@ -15,9 +15,7 @@ from mindgpt.checkpoints.protobuf_wire import Malformed
 from mindgpt.checkpoints.skip_rules import skip_rule
 from mindgpt.checkpoints.snappy_block import decompress
 from mindgpt.checkpoints.tensor_source import TensorInfo
-from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
-from mindgpt.models.gpt2 import convert_weight
 from tests.checkpoints.tensorflow_files import (
     BIG_ENDIAN,
     CODES,
@@ -205,17 +203,6 @@ def test_files_of_keras(tmp_path):
         assert "an HDF5 file of Keras" in refused(tmp_path / name)
 
 
-def test_gpt2_ml_is_named(tmp_path):
-    """Until there is a network that takes its weights."""
-    prefix = write_bundle(tmp_path / "model.ckpt-100000", {"newslm/layer00/query_layer/kernel": np.ones((2, 2))})
-    for path in (find_weights(prefix), prefix, tmp_path):
-        with pytest.raises(UserError, match="not the weights of a GPT-2, but of a GPT2_ML"):
-            open_weights(path)
-    with pytest.raises(UserError, match="model.ckpt-100000.index: not the weights of a GPT-2"):
-        convert_weight.main(["--input_path", str(prefix), "--output_path", str(tmp_path / "made" / "x.ckpt")])
-    assert not (tmp_path / "made").exists()
-
-
 @pytest.mark.parametrize(("step", "vocabulary"), [(100000, 21130), (220000, 8021)])
 def test_the_real_indexes(tmp_path, shared_data, step, vocabulary):
     """1836 entries: the header, the step, 772 weights and 1062 slots of AdaFactor. The data is a file of the right size
@@ -319,19 +306,39 @@ def test_snappy_that_is_damaged(data, says):
 
 @pytest.mark.slow
 def test_files_that_tensorflow_wrote(tmp_path):
+    """With TensorFlow 2.21 its blocks are plain; those of GPT2_ML's two published files are snappy."""
     tensorflow = pytest.importorskip("tensorflow", reason="needs tensorflow-cpu")
     v1 = tensorflow.compat.v1
-    with v1.Graph().as_default(), v1.Session() as session:
-        made = {name: v1.Variable(array, name=name) for name, array in TENSORS.items()}
-        session.run(v1.global_variables_initializer())
-        prefix = v1.train.Saver(made).save(session, str(tmp_path / "v1" / "model.ckpt"), global_step=7)
-    assert prefix.endswith("model.ckpt-7")
-    for path in (prefix, tmp_path / "v1"):
-        assert_holds(open_source(path), TENSORS)
+
+    def session():
+        return v1.Session(config=v1.ConfigProto(device_count={"CPU": 3}))
+
+    values = np.array([[1, -3.5], [0.125, 1e-3]], np.float32)
+    with v1.Graph().as_default(), session() as running:
+        made = {}
+        for number, (name, array) in enumerate(TENSORS.items()):
+            with tensorflow.device(f"/cpu:{number % 3}"):
+                made[name] = v1.Variable(array, name=name)
+        running.run(v1.global_variables_initializer())
+        for folder, sharded, shards in (("one", False, 1), ("three", True, 3)):
+            (tmp_path / folder).mkdir()
+            prefix = v1.train.Saver(made, sharded=sharded).save(
+                running, str(tmp_path / folder / "model.ckpt"), global_step=7
+            )
+            assert prefix.endswith("model.ckpt-7")
+            assert len(list((tmp_path / folder).glob("*.data-*"))) == shards
+            for path in (prefix, tmp_path / folder):
+                assert_holds(open_source(path), TENSORS)
+    with v1.Graph().as_default(), session() as running:
+        narrow = v1.Variable(tensorflow.cast(values, tensorflow.bfloat16), name="narrow")
+        running.run(v1.global_variables_initializer())
+        source = open_source(v1.train.Saver().save(running, str(tmp_path / "narrow.ckpt")))
+        assert source.entries == {"narrow": TensorInfo((2, 2), "bfloat16")}
+        np.testing.assert_array_equal(source.read("narrow"), running.run(tensorflow.cast(narrow, tensorflow.float32)))
     objects = tensorflow.train.Checkpoint(w=tensorflow.Variable(np.ones(3, np.float32)))
     assert "an object-based checkpoint of TensorFlow 2" in refused(objects.save(str(tmp_path / "v2" / "ckpt")))
-    with v1.Graph().as_default(), v1.Session() as session:
+    with v1.Graph().as_default(), session() as running:
         v1.get_variable("w", (4, 2), partitioner=v1.fixed_size_partitioner(2))
-        session.run(v1.global_variables_initializer())
-        prefix = v1.train.Saver().save(session, str(tmp_path / "parts" / "model.ckpt"))
+        running.run(v1.global_variables_initializer())
+        prefix = v1.train.Saver().save(running, str(tmp_path / "parts.ckpt"))
     assert "w is a partitioned variable" in refused(prefix)
