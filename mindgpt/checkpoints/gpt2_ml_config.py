@@ -110,7 +110,8 @@ def read_ml_config(
     if not file.is_file():
         return read_config(named, **{"variant": VARIANT, **changes})  # a preset
     content = read_json(file)
-    if not isinstance(content, dict) or content.get("model_type") not in (None, "gpt2"):  # ours, or another network's
+    is_another = not isinstance(content, dict) or content.get("model_type") not in (None, "gpt2")
+    if is_another or "mindgpt" in content:  # ours, or another network's
         return config_from_content(content, file, changes)
     notes = []
     if _ONLY_THERE & content.keys():

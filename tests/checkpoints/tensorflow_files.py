@@ -140,13 +140,15 @@ def header(shards: int = 1, endianness: int = LITTLE_ENDIAN) -> tuple[bytes, byt
     return b"", field(1, shards) + field(2, endianness) + field(3, field(1, 1))
 
 
-def entry(stored: Stored, shard: int, offset: int) -> bytes:
+def entry(stored: Stored, shard: int, offset: int, size: int | None = None) -> bytes:
+    """`size`: in bytes, of content that is written elsewhere."""
     dimensions = b"".join(varint(2 << 3 | 2) + varint(len(inside)) + inside for inside in
                           (field(1, size) for size in stored.shape))  # fmt: skip
     shape = varint(2 << 3 | 2) + varint(len(dimensions)) + dimensions
     checksum = masked(stored.content) if stored.checksum is None else stored.checksum
+    size = len(stored.content) if size is None else size
     return (
-        field(1, stored.code) + shape + field(3, shard) + field(4, offset) + field(5, len(stored.content))
+        field(1, stored.code) + shape + field(3, shard) + field(4, offset) + field(5, size)
         + varint(6 << 3 | 5) + struct.pack("<I", checksum) + field(7, b"\x0a\x02\x08\x02") * stored.slices
     )  # fmt: skip
 

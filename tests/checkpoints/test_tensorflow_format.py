@@ -231,8 +231,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
     pairs, offset = [header()], 0
     for number in range(count):
         tensor = Stored(CODES["float32"], (size,), b"", checksum=checksum)
-        written = entry(tensor, 0, offset) + b"\x28" + b"\x80\x80\x80\x10"  # field 5: 1 << 25 bytes
-        pairs.append((f"w{number}".encode(), written))
+        pairs.append((f"w{number}".encode(), entry(tensor, 0, offset, 4 * size)))
         offset += 4 * size
     write_table(tmp_path / "x.index", pairs)
     with open(tmp_path / "x.data-00000-of-00001", "wb") as file:
