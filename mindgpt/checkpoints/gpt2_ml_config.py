@@ -32,27 +32,21 @@ _NO_SPECIAL_TOKENS = {
 }  # neither GPT2_ML, bert4keras nor the port puts any around a text
 _RATES = {"embedding_dropout_rate": 0.0, "attention_dropout_rate": 0.0}  # of GPT2_ML; that of hidden states is 0.1
 
-_OWN_FORM = {  # GPT2_ML's keys -> transformers' of a GPT-2; hidden_act means the same functions as activation_function
-    "vocab_size": "vocab_size",
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
+_OWN_FORM = {  # keys of GPT2_ML that transformers has under another name; the activations have the same names in both
     "intermediate_size": "n_inner",
-    "max_position_embeddings": "n_positions",
     "hidden_act": "activation_function",
     "hidden_dropout_prob": "resid_pdrop",
-    "initializer_range": "initializer_range",
 }
 _ATTENTION_DROPOUT = "attention_probs_dropout_prob"
 _ONLY_THERE = {"num_hidden_layers", "intermediate_size", _ATTENTION_DROPOUT, "hidden_dropout_prob"}
 _IN_EVERY_CONFIG = ({"num_hidden_layers", "n_layer"}, {"num_attention_heads", "n_head"})
 
-_SIZES = {  # shape letter of the weights -> setting, transformers' key
+_SIZES = {  # shape letter of the weights -> setting, GPT2_ML's key
     "V": ("vocab_size", "vocab_size"),
-    "L": ("num_layers", "n_layer"),
-    "H": ("hidden_size", "n_embd"),
-    "F": ("ffn_hidden_size", "n_inner"),
-    "P": ("max_position_embeddings", "n_positions"),
+    "L": ("num_layers", "num_hidden_layers"),
+    "H": ("hidden_size", "hidden_size"),
+    "F": ("ffn_hidden_size", "intermediate_size"),
+    "P": ("max_position_embeddings", "max_position_embeddings"),
 }
 _PORT_KEYS = (
     *("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "activation_function"),
@@ -155,7 +149,7 @@ def port_json(config: GPT2Config, path: Path) -> dict[str, Any]:
 def _from_own_form(content: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> tuple[dict, list[str]]:
     """The content of a config of GPT2_ML's form under transformers' keys, and notes for the user."""
     of_weights = {key: sizes[letter] for letter, (_, key) in _SIZES.items() if letter in sizes}
-    translated = of_weights | {_OWN_FORM.get(key, key): value for key, value in content.items()}
+    translated = {_OWN_FORM.get(key, key): value for key, value in {**of_weights, **content}.items()}
     rate = translated.pop(_ATTENTION_DROPOUT, None)
     translated |= {"embd_pdrop": _RATES["embedding_dropout_rate"], "attn_pdrop": _RATES["attention_dropout_rate"]}
     if not rate:
