@@ -1,4 +1,4 @@
-"""From token ids to the bytes of a text as they come: a token at a time, and nothing that would have to be taken back."""
+"""From token ids to the bytes of a text as they come, a token at a time; nothing would have to be taken back."""
 
 import re
 from collections.abc import Callable

@@ -8,7 +8,7 @@ import re
 from mindgpt.tokenizers.text_decoder import WholeTextRules
 from mindgpt.tokenizers.wordpiece_text import is_chinese, is_punctuation
 
-# The punctuation of Chinese texts that bert4keras lists (full-width forms, CJK symbols, dashes, quotes, the middle dot),
+# The punctuation of Chinese texts that bert4keras lists: full-width forms, CJK symbols, dashes, quotes, the middle dot;
 # and some ASCII.
 _NO_SPACE_AFTER = (
     "\uff01-\uff0d\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff64"
