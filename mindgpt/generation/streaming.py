@@ -154,6 +154,10 @@ class TextStreamer:
         """Leave these out of what is generated, beside the tokenizer's end-of-text token: they end a text, too."""
         self._ends = {self._tokenizer.eos_token_id, *token_ids}
 
+    def keep_ends(self) -> None:
+        """Leave no token out for ending a text: an `end_token` is part of it."""
+        self._ends = set()
+
     def put(self, token_ids: np.ndarray) -> None:
         """First the prompt, (1, T) or (T,); then each new token, (1,)."""
         ids = np.asarray(token_ids).reshape(-1).tolist()
