@@ -169,7 +169,7 @@ class TokenizerSection(Section):
     vocab_file: PathText = ""
     merges_file: PathText = ""
     tokenizer_file: PathText = ""
-    rules: Literal["transformers", "uer"] | None = None
+    rules: Literal["transformers", "uer", "bert4keras", "gpt2_ml"] | None = None
     do_lower_case: bool | None = None
     unk_token: str = "<|endoftext|>"
     bos_token: str = "<|endoftext|>"

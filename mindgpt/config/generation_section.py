@@ -4,6 +4,7 @@ The names are those of `GenerationConfig` of Hugging Face transformers. `docs/ge
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
@@ -46,6 +47,10 @@ _TEXTS = _checked(
     "a list of texts, none of them empty",
     lambda value: isinstance(value, (list, tuple)) and all(text and isinstance(text, str) for text in value),
 )
+_ID_OR_TEXT = _checked(
+    "a token id (0 or more) or the text of one token, such as '。'",
+    lambda value: _is_id(value) or (isinstance(value, str) and value),
+)
 _ONE_AS_TUPLE = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 _EARLY_STOPPING = _checked("True, False or 'never'", lambda value: isinstance(value, bool) or value == "never")
 _ABOVE_ZERO = _checked(
@@ -59,6 +64,7 @@ _ONE_OR_MORE = _checked(
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
+TokenOrText = Annotated[int | str, _ID_OR_TEXT]
 TokenIds = Annotated[int | tuple[int, ...], _ID_OR_IDS]
 Probability = Annotated[Fraction, Field(gt=0)]
 
@@ -83,8 +89,15 @@ KNOWN_ELSEWHERE = {
     "device_map": "mindspore.set_device chooses the device, before the model is made; a run has --device_target",
     "clean_up_tokenization_spaces": "texts are never cleaned up: what the tokens say is what is returned",
     "random_seed": "the name is seed",
+    "start_id": "a text begins with its prompt; prompt_special_tokens puts a token in front of it",  # of bert4keras
+    "end_id": "the name is end_token",
+    "minlen": "the name is min_new_tokens",
+    "maxlen": "the name is max_new_tokens",
+    "topk": "the name is top_k",
+    "topp": "the name is top_p",
+    "n": "the name is num_return_sequences",
 }
-"""Names of transformers and MindFormers that are no settings here, each with the reason or what to use instead."""
+"""Names of transformers, MindFormers and bert4keras that are no settings here, each with the reason or what to use."""
 
 
 class GenerationSection(Section):
@@ -100,6 +113,13 @@ class GenerationSection(Section):
         min_length: the same, counting the prompt.
         eos_token_id: a text ends with this token, or with any of these; None: no token ends it.
         stop_strings: a text ends where one of these occurs in it.
+        end_token: a text ends with this token, given as an id or by its text, as in bert4keras's
+            `AutoRegressiveDecoder`: at the first of them that is the `min_length`-th new token or a later one, and the
+            `min_ends`-th of its kind or a later one. Before, it is a token like any other; the one that ends a text is
+            part of it. `eos_token_id` then ends no text, and `min_length` and the greatest length count new tokens, so
+            that they mean what `min_new_tokens` and `max_new_tokens` do. Several texts of a prompt come in the order in
+            which they ended, then those that did not.
+        min_ends: how many times `end_token` occurs in a text that it ends, at least.
         context_overflow: "refuse": a prompt that fills the context length is an error, and every text ends there.
             "slide": the model continues with the last tokens alone.
 
@@ -134,6 +154,8 @@ class GenerationSection(Section):
     min_length: CountOrZero = 0
     min_new_tokens: CountOrZero = 0
     stop_strings: Annotated[tuple[str, ...], _TEXTS, _ONE_AS_TUPLE] | None = None
+    end_token: TokenOrText | None = None
+    min_ends: Count = 1
     context_overflow: Literal["refuse", "slide"] = "refuse"
 
     do_sample: bool = False
@@ -159,8 +181,9 @@ class GenerationSection(Section):
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text; () if none does."""
-        return _ids(self.eos_token_id)
+        """The tokens that end a text wherever they come up, and are no part of it; () if none does, as with an
+        `end_token`."""
+        return _ids(self.eos_token_id) if self.end_token is None else ()
 
     @property
     def forced_eos_token_ids(self) -> tuple[int, ...]:
@@ -186,10 +209,14 @@ class GenerationSection(Section):
             if beams == 1 and getattr(self, name) != default:
                 yield name, f"is for beam search: set num_beams to 2 or more, or leave {name} out"
         longest_new = self.max_new_tokens or max_length
-        if longest_new is not None and self.min_new_tokens > longest_new:
-            yield "min_new_tokens", f"{self.min_new_tokens} is more than there may be, {longest_new}"
-        if self.max_new_tokens is None and max_length is not None and self.min_length > max_length:
-            yield "min_length", f"{self.min_length} is more than the greatest length, {max_length}"
+        counted_new = ("min_new_tokens",) if self.end_token is None else ("min_new_tokens", "min_length", "min_ends")
+        for name in counted_new:
+            if longest_new is not None and getattr(self, name) > longest_new:
+                yield name, f"{getattr(self, name)} is more than there may be, {longest_new}"
+        longest = max_length if self.max_new_tokens is None and "min_length" not in counted_new else None
+        if longest is not None and self.min_length > longest:
+            yield "min_length", f"{self.min_length} is more than the greatest length, {longest}"
+        yield from self._contradictions_of_end_token()
         single_words = {ids[0] for ids in self.bad_words_ids or () if len(ids) == 1}
         for token in sorted(single_words & set(self.eos_token_ids)):
             yield (
@@ -203,9 +230,26 @@ class GenerationSection(Section):
             if forced and forced <= banned:
                 yield name, f"{min(forced)} is forced here and ruled out by suppress_tokens: give one of them"
 
+    def _contradictions_of_end_token(self) -> Iterator[tuple[str, str]]:
+        if self.end_token is None:
+            if self.min_ends != 1:
+                yield "min_ends", "counts the end_token of a text: set end_token, or leave min_ends out"
+            return
+        if self.end_token in (self.suppress_tokens or ()):
+            yield "suppress_tokens", f"rules out the end_token, {self.end_token}: no text would end with it"
+        if (self.end_token,) in (self.bad_words_ids or ()):
+            yield "bad_words_ids", f"rule out the end_token, {self.end_token}: no text would end with it"
+        if self.num_beams == 1:
+            return
+        reason = "not with end_token, whose beam search (bert4keras's) gives the likeliest text of each prompt"
+        for name in ("do_sample", "num_return_sequences", "length_penalty", "early_stopping"):
+            if getattr(self, name) != GenerationSection.model_fields[name].default:
+                yield name, f"{reason}: leave {name} out, or num_beams"
+
     def ids_outside(self, vocab_size: int) -> Iterator[tuple[str, str]]:
         """The ids that a vocabulary does not have. Yields (key, what is wrong)."""
-        for name in ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "bad_words_ids"):
+        names = ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "bad_words_ids")
+        for name in names if isinstance(self.end_token, (str, NoneType)) else (*names, "end_token"):
             value = getattr(self, name)
             ids = [i for word in value or () for i in word] if name == "bad_words_ids" else _ids(value)
             if outside := [i for i in ids if i >= vocab_size]:

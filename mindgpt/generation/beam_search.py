@@ -91,9 +91,10 @@ class Search:
         return [divmod(int(place), scores.shape[1]) for place in possible[order]]
 
     def _ends(self, text: list[int]) -> bool:
-        if text[-1] in self.settings.eos_token_ids or len(text) >= self.limit:
+        new = text[self.start :]
+        if self.settings.end_with(new) or len(text) >= self.limit:
             return True
-        return self.stop is not None and self.stop(text[self.start :])
+        return self.stop is not None and self.stop(new)
 
     def _finish(self, beam: Beam) -> None:
         score = beam.score / np.float32(len(beam.text) - self.start) ** np.float32(self.settings.length_penalty)
@@ -119,6 +120,34 @@ class Search:
         number = self.settings.num_return_sequences
         texts = [beam.text[self.start :] for beam in self.finished[:number]]
         return texts + texts[-1:] * (number - len(texts))
+
+
+class ShrinkingSearch(Search):
+    """The beam search of bert4keras (`AutoRegressiveDecoder.beam_search` in bert4keras/snippets.py), which an
+    `end_token` brings with it.
+
+    The likeliest candidates go on, as many as there are beams. As soon as the likeliest of all is at its end, it is the
+    text. Others that are at their end are dropped, and there are fewer beams from then on. What counts is the
+    log-probability, whatever the length.
+    """
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.width = self.settings.num_beams
+
+    def advance(self, log_probs: np.ndarray) -> None:
+        """See `Search`."""
+        scores = np.array([beam.score for beam in self.running], np.float32)[:, None] + log_probs
+        candidates = self._candidates(scores)[: self.width]
+        beams = [Beam(scores[row, token], [*self.running[row].text, token]) for row, token in candidates]
+        kept = [place for place, beam in enumerate(beams) if not self._ends(beam.text)]
+        if 0 not in kept:
+            self.finished, self.running = beams[:1], []
+            return
+        self.width = len(kept)
+        self.running = self._filled_up([beams[place] for place in kept])
+        self.sources = [candidates[place][0] for place in kept]
+        self.sources += self.sources[:1] * (self.settings.num_beams - self.width)
 
 
 def next_log_probs(logits: np.ndarray, searches: list[Search], settings: GenerationSettings) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from mindgpt.config.errors import UserError
-from mindgpt.generation.beam_search import Search, next_log_probs
+from mindgpt.generation.beam_search import Search, ShrinkingSearch, next_log_probs
 from mindgpt.generation.inference_graphs import InferenceGraphs, Shape
 from mindgpt.generation.requests import checked_prompts, length_limits, random_streams
 from mindgpt.generation.sampling import next_tokens
@@ -63,24 +63,32 @@ class Generator:
 
         Returns:
             The new tokens of each row; with `num_return_sequences` n, rows i * n to (i + 1) * n - 1 are of prompt i, in
-            a beam search the best first. A row ends with a token of `eos_token_id`, which it then includes, where
-            `stop` says so, or when it is as long as `max_new_tokens`, `max_length` or the context length allow.
+            a beam search the best first, with an `end_token` those that it ended first. A row ends with a token of
+            `eos_token_id` or with `end_token`, which it then includes, where `stop` says so, or when it is as long as
+            `max_new_tokens`, `max_length` or the context length allow.
 
         Raises:
             UserError: no prompts, an empty one, one that leaves no room for a token, an id outside the vocabulary,
-                `on_token` in a beam search, a stream of this model that is open, or logits that are no numbers.
+                `on_token` in a beam search or for several texts whose order their ends decide, a stream of this model
+                that is open, or logits that are no numbers.
         """
+        copies = settings.num_return_sequences
+        if on_token is not None and settings.end_token is not None and copies > 1:
+            raise UserError(
+                "end_token: several texts of a prompt come in the order in which they end, so their tokens cannot be "
+                "had before. Set num_return_sequences to 1, or wait for the whole texts."
+            )
         with _ONE_AT_A_TIME:
             if settings.num_beams > 1 and on_token is None:
                 return self._search(input_ids, settings, row_numbers, stop)
-            rows: list[list[int]] = [[] for _ in range(len(input_ids) * settings.num_return_sequences)]
+            rows: list[list[int]] = [[] for _ in range(len(input_ids) * copies)]
             with closing(self.stream(input_ids, settings, row_numbers, stop)) as steps:
                 for new_tokens in steps:
                     for row, token in new_tokens:
                         rows[row].append(token)
                         if on_token is not None:
                             on_token(row, token)
-            return rows
+            return rows if settings.end_token is None else in_order_of_ends(rows, settings)
 
     def stream(
         self,
@@ -308,9 +316,10 @@ def continue_texts(
     alive = list(range(len(texts)))
 
     def goes_on(row: int) -> bool:
-        if texts[row][-1] in settings.eos_token_ids or len(texts[row]) >= ends[row]:
+        new = texts[row][starts[row] :]
+        if settings.end_with(new) or len(texts[row]) >= ends[row]:
             return False
-        return stop is None or not stop(row, texts[row][starts[row] :])
+        return stop is None or not stop(row, new)
 
     with running():
         logits = batch.prefill(prompts, copies)
@@ -333,6 +342,14 @@ def continue_texts(
             logits = batch.decode(alive, [texts[row] for row in alive])
 
 
+def in_order_of_ends(rows: list[list[int]], settings: GenerationSettings) -> list[list[int]]:
+    """The rows of each prompt, `num_return_sequences`, in the order in which they ended, those without an end last; as
+    bert4keras's `random_sample` returns them. What ends in the same step keeps its order."""
+    copies = settings.num_return_sequences
+    by_prompt = (rows[start : start + copies] for start in range(0, len(rows), copies))
+    return [row for own in by_prompt for row in sorted(own, key=lambda row: (len(row), not settings.end_with(row)))]
+
+
 def beam_search(
     batch: Batch,
     prompts: list[list[int]],
@@ -345,8 +362,9 @@ def beam_search(
 
     `stop` is asked about candidates, of which few become a text; the row it is given is the prompt's number.
     """
+    kind = Search if settings.end_token is None else ShrinkingSearch
     searches = [
-        Search(prompt, limit, settings, stream, None if stop is None else lambda new, row=row: stop(row, new))
+        kind(prompt, limit, settings, stream, None if stop is None else lambda new, row=row: stop(row, new))
         for row, (prompt, limit, stream) in enumerate(zip(prompts, limits, streams, strict=True))
     ]
     beams = settings.num_beams

@@ -9,6 +9,7 @@ from mindspore import Tensor
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
+from mindgpt.generation.ends import with_ends
 from mindgpt.generation.engine import generate
 from mindgpt.generation.requests import checked_prompts, length_limits
 from mindgpt.generation.settings import GenerationSettings, warn_without_effect, way_out
@@ -45,6 +46,8 @@ def generate_ids(
     input_ids = _one_input(input_ids, settings)
     settings = _settings(model, settings)
     pad = _pad_token_id(model, settings, pad_token_id)
+    if isinstance(settings.end_token, str):
+        settings = with_ends(settings, _tokenizer_for("end_token", "it is a text", tokenizer))
     as_tensor = isinstance(input_ids, (Tensor, np.ndarray))
     rows, dtype = _rows(input_ids)
     spans = _spans(rows, attention_mask)
@@ -53,7 +56,8 @@ def generate_ids(
     if settings.stop_strings:
         copies = settings.num_return_sequences if settings.num_beams == 1 else 1
         last = [prompt[-1] for prompt in prompts if prompt for _ in range(copies)]
-        stop = stop_check(StopStrings(settings.stop_strings), _tokenizer_for_stop_strings(tokenizer), last)
+        tokenizer = _tokenizer_for("stop_strings", "they are texts", tokenizer)
+        stop = stop_check(StopStrings(settings.stop_strings), tokenizer, last)
     warn_without_effect(settings, depth=3)
     if streamer is None:
         new = generate(model, prompts, settings, stop=stop)
@@ -92,7 +96,10 @@ def _streamed(
     settings.check_vocabulary(model.config.vocab_size)
     length_limits(checked_prompts(prompts, model.config.vocab_size), settings, model.config.max_position_embeddings)
     if isinstance(streamer, TextStreamer):
-        streamer.leave_out(settings.eos_token_ids)
+        if settings.end_token is None:
+            streamer.leave_out(settings.eos_token_ids)
+        else:
+            streamer.keep_ends()
     streamer.put(np.asarray([prompts[0]], np.int64))
     try:
         return generate(
@@ -102,9 +109,10 @@ def _streamed(
         streamer.end()
 
 
-def _tokenizer_for_stop_strings(tokenizer: Any) -> BaseTokenizer:
+def _tokenizer_for(setting: str, what: str, tokenizer: Any) -> BaseTokenizer:
+    """The tokenizer that a setting needs: the given one, or that of the given folder."""
     if tokenizer is None:
-        raise UserError("generation: stop_strings: give the tokenizer=, too: they are texts, and these are ids")
+        raise UserError(f"generation: {setting}: give the tokenizer=, too: {what}, and these are ids")
     if isinstance(tokenizer, (str, Path)):
         return load_tokenizer(tokenizer)
     if not isinstance(tokenizer, BaseTokenizer):
@@ -118,7 +126,7 @@ def _tokenizer_for_stop_strings(tokenizer: Any) -> BaseTokenizer:
 def _settings(model: GPT2LMHeadModel, given: dict[str, Any]) -> GenerationSettings:
     known = [*GenerationSettings.model_fields, *BESIDE_SETTINGS]
     for name in given:
-        if name not in known:
+        if name not in known and name not in GenerationSettings.other_names:
             raise UserError(f"generate: {name}: there is no such argument; {way_out(name, known)}")
     return GenerationSettings.from_config(model.config, **given)
 
@@ -212,7 +220,8 @@ def _pad_token_id(model: GPT2LMHeadModel, settings: GenerationSettings, given: i
         return int(given)
     if model.config.pad_token_id is not None:
         return model.config.pad_token_id
-    return settings.eos_token_ids[0] if settings.eos_token_ids else 0
+    ends = settings.eos_token_id  # with an end_token, too, although it ends no text then
+    return (ends[0] if isinstance(ends, tuple) else ends) or 0
 
 
 def _padded(rows: list[list[int]], pad: int) -> np.ndarray:

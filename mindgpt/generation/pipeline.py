@@ -24,7 +24,6 @@ from mindgpt.generation.text_generation import (
     encode_prompts,
     generate_text,
     stream_text,
-    with_eos,
 )
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
@@ -111,12 +110,10 @@ class TextGenerationPipeline:
         if asked.num_beams > 1:
             raise UserError("num_beams: a beam search goes back on what it said, so it cannot be streamed; ask for 1")
         config = self.model.config
-        ends = with_eos(asked, self.tokenizer)
-        ends.check_vocabulary(config.vocab_size)
         around = checked_prompt_special_tokens(prompt_special_tokens) or self.prompt_special_tokens
         around = around or config.prompt_special_tokens
         sizes = config.vocab_size, config.max_position_embeddings
-        encode_prompts(self.tokenizer, [text], ends, *sizes, prompt_special_tokens=around)
+        encode_prompts(self.tokenizer, [text], asked, *sizes, prompt_special_tokens=around)
         warn_without_effect(asked, depth=2)
         return stream_text(self.generator, self.tokenizer, text, asked, around)
 
@@ -271,6 +268,7 @@ def _checked_weights(path: Path, task: str) -> Path:
 
 def _with_settings_of_task(weights: Path, task: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options, and before them what the config.json beside the weights sets for this task."""
+    options = GenerationSettings.in_own_names(options)
     file = config_beside(weights)
     settings, notes = settings_of_task(file, task) if file else ({}, [])
     for note in notes:

@@ -32,8 +32,8 @@ def checked_prompts(input_ids: Sequence[Sequence[int]], vocab_size: int) -> list
 def length_limits(
     prompts: list[list[int]], settings: GenerationSettings, context_length: int, names: Sequence[str] | None = None
 ) -> list[int]:
-    """How many tokens each row may have in all. Raises `UserError` where that leaves no room for a new one, and there
-    calls the prompts by `names`, or "Prompt 0", "Prompt 1"...
+    """How many tokens each row may have in all, its prompt included. Raises `UserError` where that leaves no room for a
+    new one, and there calls the prompts by `names`, or "Prompt 0", "Prompt 1"...
     """
     names = names or [f"Prompt {row}" for row in range(len(prompts))]
     slides = settings.context_overflow == "slide"
@@ -49,7 +49,7 @@ def length_limits(
         if settings.max_new_tokens is not None:
             limit = tokens + settings.max_new_tokens
         elif settings.max_length is not None:
-            limit = settings.max_length
+            limit = settings.max_length + (tokens if settings.end_token is not None else 0)
         elif slides:
             raise UserError("generation: context_overflow: with slide no text ends by itself; set max_new_tokens too")
         else:

@@ -1,8 +1,8 @@
 """`GenerationSettings`: the settings of generation as Python callers give them."""
 
 import warnings
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -17,15 +17,24 @@ from mindgpt.config.section import Count, CountOrZero, dotted, nearest, problems
 class GenerationSettings(GenerationSection):
     """How texts are continued: the settings of `GenerationSection`, under the names of transformers, and two more:
 
-        max_length: tokens of prompt and continuation at most. Without it and `max_new_tokens`, a text may fill the
-            context length.
+        max_length: tokens of prompt and continuation at most; with an `end_token`, of the continuation. Without it and
+            `max_new_tokens`, a text may fill the context length.
         seed: equal seeds sample equal texts, whatever batch a text is in; None samples anew each time.
 
-    Lists may be given as lists, tuples or arrays; None means the default.
+    Lists may be given as lists, tuples or arrays; None means the default. bert4keras's names, `other_names`, mean ours.
 
     Raises:
         UserError: settings that do not exist, are not allowed or contradict each other, all problems at once.
     """
+
+    other_names: ClassVar = {
+        "minlen": "min_new_tokens",
+        "maxlen": "max_new_tokens",
+        "end_id": "end_token",
+        "topk": "top_k",
+        "topp": "top_p",
+        "n": "num_return_sequences",
+    }
 
     max_length: Count | None = None
     seed: CountOrZero | None = None
@@ -59,15 +68,59 @@ class GenerationSettings(GenerationSection):
         return cls(max_length=config.max_decode_length, **named).changed(**changes)
 
     def changed(self, **changes: Any) -> "GenerationSettings":
-        """These settings with `changes` in place; see `from_config`."""
-        if changes.get("max_length") is not None:
+        """These settings with `changes` in place; see `from_config`.
+
+        An `eos_token_id` replaces an `end_token` that was set before. With an `end_token`, a `min_length` replaces a
+        `min_new_tokens`, and the other way round.
+        """
+        changes = self.in_own_names(changes)
+        given = {name for name, value in changes.items() if value is not None}
+        if {"end_token", "eos_token_id"} <= given:
+            raise _user_error([(("eos_token_id",), "end_token ends a text instead of it; give one of the two")])
+        if "eos_token_id" in given and self.end_token is not None:
+            changes |= {"end_token": None, "min_ends": None}
+        if "max_length" in given:
             changes.setdefault("max_new_tokens", None)
+        if changes.get("end_token", self.end_token) is not None:
+            for name, other in (("min_length", "min_new_tokens"), ("min_new_tokens", "min_length")):
+                if name in given:
+                    changes.setdefault(other, None)
         return type(self)(**self.model_dump() | changes)
+
+    @classmethod
+    def in_own_names(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings, and whatever else is among them, with bert4keras's names replaced by ours.
+
+        Raises:
+            UserError: two names of one setting have different values.
+        """
+        own: dict[str, Any] = {}
+        for name, value in given.items():
+            known = cls.other_names.get(name, name)
+            if known in own and own[known] != value:
+                raise _user_error([((name,), f"means the same as {known}, and has another value; give one of them")])
+            own[known] = value
+        return own
+
+    @property
+    def least_new_tokens(self) -> int:
+        """With an `end_token`: how many new tokens a text has at least that it ends."""
+        return max(self.min_length, self.min_new_tokens, 1)
+
+    def end_with(self, new_tokens: Sequence[int]) -> bool:
+        """Whether a text ends with the last of these, which are all that were added to its prompt."""
+        if self.end_token is None:
+            return new_tokens[-1] in self.eos_token_ids
+        if new_tokens[-1] != self.end_token or len(new_tokens) < self.least_new_tokens:
+            return False
+        return self.min_ends == 1 or new_tokens.count(self.end_token) >= self.min_ends
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise `UserError` for ids that a model of this vocabulary does not have."""
         if problems := [((name,), message) for name, message in self.ids_outside(vocab_size)]:
             raise _user_error(problems)
+        if isinstance(self.end_token, str):
+            raise _user_error([(("end_token",), "give the tokenizer=, too: it is a text, and these are ids")])
 
 
 def _user_error(problems: Iterable[tuple[tuple[int | str, ...], str]]) -> UserError:

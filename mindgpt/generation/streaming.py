@@ -2,7 +2,8 @@
 
 A token of byte-level BPE is a few bytes, often not a whole character, and several tokens may make up a stop string. So
 bytes are held back until they are a character, and until they can no longer be the beginning of a stop string. What a
-token of WordPiece or SentencePiece adds to a text depends on the token before it (`BaseTokenizer.token_text`).
+token of WordPiece or SentencePiece adds to a text depends on the token before it, of bert4keras also on the one after
+(`BaseTokenizer.text_decoder`).
 """
 
 import codecs
@@ -54,6 +55,8 @@ class StopStrings:
         """
         if not self._patterns or not token_ids:
             return False
+        if tokenizer.writes_whole_texts:
+            return self.find(tokenizer.text_decoder(previous).add(*token_ids)) is not None
         data = b""
         enough = None
         for place in range(len(token_ids) - 1, -1, -1):
@@ -81,30 +84,33 @@ class TextStream:
 
     def __init__(self, tokenizer: BaseTokenizer, stop_strings: StopStrings | None = None, previous: int | None = None):
         self.stopped = False
-        self._previous = previous
-        self._tokenizer = tokenizer
+        self._tokens = tokenizer.text_decoder(previous)
         self._stop_strings = stop_strings or StopStrings()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = b""
 
     def add(self, token_id: int) -> str:
         """The text that is certain now that this token has come; often "" or more than the token's own."""
-        if self.stopped:
-            return ""
-        self._held += self._tokenizer.token_text(token_id, self._previous)
-        self._previous = token_id
-        begin = self._stop_strings.find(self._held)
-        if begin is not None:
-            self.stopped = True
-            return self._decoder.decode(self._held[:begin], final=True)
-        ready = len(self._held) - self._stop_strings.begun(self._held)
-        text = self._decoder.decode(self._held[:ready])
-        self._held = self._held[ready:]
-        return text
+        return "" if self.stopped else self._certain(self._tokens.add(token_id))
 
     def end(self) -> str:
         """What was held back, when no more tokens come."""
-        return "" if self.stopped else self._decoder.decode(self._held, final=True)
+        if self.stopped:
+            return ""
+        text = self._certain(self._tokens.end())
+        return text if self.stopped else text + self._characters.decode(self._held, final=True)
+
+    def _certain(self, data: bytes) -> str:
+        """The text that is certain now that these bytes have come."""
+        self._held += data
+        begin = self._stop_strings.find(self._held)
+        if begin is not None:
+            self.stopped = True
+            return self._characters.decode(self._held[:begin], final=True)
+        ready = len(self._held) - self._stop_strings.begun(self._held)
+        text = self._characters.decode(self._held[:ready])
+        self._held = self._held[ready:]
+        return text
 
 
 def print_text(text: str) -> None:
@@ -147,6 +153,10 @@ class TextStreamer:
     def leave_out(self, token_ids: Iterable[int]) -> None:
         """Leave these out of what is generated, beside the tokenizer's end-of-text token: they end a text, too."""
         self._ends = {self._tokenizer.eos_token_id, *token_ids}
+
+    def keep_ends(self) -> None:
+        """Leave no token out for ending a text: an `end_token` is part of it."""
+        self._ends = set()
 
     def put(self, token_ids: np.ndarray) -> None:
         """First the prompt, (1, T) or (T,); then each new token, (1,)."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
+from mindgpt.generation.ends import with_ends
 from mindgpt.generation.engine import Generator
 from mindgpt.generation.prompt_ids import last_tokens, prompt_ids
 from mindgpt.generation.requests import length_limits
@@ -23,9 +24,9 @@ OnText = Callable[[int, str], None]
 class Completion:
     """What a prompt was continued with.
 
-    `text` is the continuation alone, without the end-of-text token or the stop string that ended it; `token_ids` are
-    its new tokens, with either. `finish_reason` says what ended it: "eos", "stop" (a stop string), or "length", a limit
-    of the settings or the context length.
+    `text` is the continuation alone, without the end-of-text token or the stop string that ended it, but with an
+    `end_token`; `token_ids` are its new tokens, with any of them. `finish_reason` says what ended it: "eos" (such a
+    token), "stop" (a stop string), or "length", a limit of the settings or the context length.
     """
 
     prompt: str
@@ -68,10 +69,11 @@ def generate_text(
 
     Raises:
         UserError: the tokenizer has more tokens than the model, or a prompt is empty or leaves no room for a token;
-            before anything is generated. Text as it comes is asked of a beam search.
+            before anything is generated. Text as it comes is asked of a beam search, or of several texts whose order
+            their ends decide.
     """
     check_batch_size(batch_size)
-    settings = with_eos(settings, tokenizer)
+    settings = with_ends(settings, tokenizer)
     encoded, last = _encoded(generator, tokenizer, prompts, settings, prompt_special_tokens)
     streams = range(len(encoded)) if numbers is None else numbers
     stop_strings = StopStrings(settings.stop_strings or ())
@@ -122,7 +124,7 @@ def stream_text(
     """
     if settings.num_return_sequences > 1:
         raise UserError("num_return_sequences: several texts cannot be read as one stream; ask for 1")
-    settings = with_eos(settings, tokenizer)
+    settings = with_ends(settings, tokenizer)
     encoded, last = _encoded(generator, tokenizer, [prompt], settings, prompt_special_tokens)
     stop_strings = StopStrings(settings.stop_strings or ())
     text = TextStream(tokenizer, stop_strings, *last)
@@ -187,11 +189,6 @@ def stop_check(
     return stop
 
 
-def with_eos(settings: GenerationSettings, tokenizer: BaseTokenizer) -> GenerationSettings:
-    """The settings, where an `eos_token_id` of None is the tokenizer's."""
-    return settings if settings.eos_token_ids else settings.changed(eos_token_id=tokenizer.eos_token_id)
-
-
 def encode_prompts(
     tokenizer: BaseTokenizer,
     prompts: Sequence[str],
@@ -209,10 +206,11 @@ def encode_prompts(
         prompt_special_tokens: see `prompt_ids`.
 
     Raises:
-        UserError: the tokenizer has more tokens than the model, or a prompt is empty, unknown to the vocabulary or
-            leaves no room for a token.
+        UserError: the tokenizer has more tokens than the model, a prompt is empty, unknown to the vocabulary or leaves
+            no room for a token, or `end_token` is not a token.
     """
     check_tokenizer_fits(tokenizer, vocab_size)
+    with_ends(settings, tokenizer).check_vocabulary(vocab_size)
     if isinstance(prompts, str):
         raise UserError("prompts: must be a list of texts; put a single one in brackets: [prompt]")
     encoded = prompt_ids(tokenizer, prompts, prompt_special_tokens)
@@ -270,6 +268,6 @@ def check_ids(tokenizer: BaseTokenizer, rows: Sequence[Sequence[int]], names: Se
 
 
 def _completion(prompt: str, ids: list[int], settings: GenerationSettings, stream: TextStream) -> Completion:
-    ended = bool(ids) and ids[-1] in settings.eos_token_ids
-    text = "".join(map(stream.add, ids[:-1] if ended else ids)) + stream.end()
+    ended = bool(ids) and settings.end_with(ids)
+    text = "".join(map(stream.add, ids[:-1] if ended and settings.end_token is None else ids)) + stream.end()
     return Completion(prompt, text, ids, "stop" if stream.stopped else "eos" if ended else "length")

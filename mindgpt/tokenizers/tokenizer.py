@@ -11,6 +11,7 @@ import numpy as np
 
 from mindgpt.config.errors import UserError
 from mindgpt.tokenizers.special_tokens import SPECIAL_TOKEN_NAMES, resolve_special_tokens
+from mindgpt.tokenizers.text_decoder import TextDecoder
 from mindgpt.tokenizers.token_batch import (
     PADDINGS,
     TENSORS,
@@ -43,9 +44,11 @@ class BaseTokenizer(abc.ABC):
         pad_token: None pads with `eos_token`.
         new_tokens: the special tokens that the vocabulary lacked.
         prompt_special_tokens: what usually goes around a prompt: "all", as around any text, "bos" or "none".
+        writes_whole_texts: whether the text of a token may depend on more than the token before it: see `text_decoder`.
     """
 
     prompt_special_tokens: Literal["bos", "all", "none"] = "all"
+    writes_whole_texts = False
     kind = ""
 
     def __init__(self, named: dict[str, str | None], padding_side: str, model_max_length: int | None):
@@ -113,10 +116,15 @@ class BaseTokenizer(abc.ABC):
     def token_text(self, token_id: int, previous: int | None) -> bytes:
         """The UTF-8 bytes that a token adds to a text after the token `previous`; None: it is the first.
 
-        Joined over the ids of a text they are the text that `decode` returns, for every kind of tokenizer. Tokens of
+        Joined over the ids of a text they are the text that `decode` returns, unless `writes_whole_texts`. Tokens of
         byte-level BPE hold their spaces, so there `previous` makes no difference.
         """
         return self.token_bytes(token_id)
+
+    def text_decoder(self, previous: int | None = None) -> TextDecoder:
+        """What turns the ids of one text into its bytes as they come; `previous` is the token before the first. Joined
+        they are the text that `decode` returns, for every kind of tokenizer."""
+        return TextDecoder(self.token_text, previous)
 
     @property
     @abc.abstractmethod

@@ -25,7 +25,8 @@ from mindgpt.tokenizers.tokenizer import one_of
 FILES = ("vocab.txt", "tokenizer.json")
 WANTED = "a folder with vocab.txt"
 PREFIX = "##"  # of a token that continues a word
-RULES = ("transformers", "uer")
+RULES = ("transformers", "uer", "bert4keras", "gpt2_ml")
+WITHOUT_SPECIAL_TOKENS = ("bert4keras", "gpt2_ml")  # rules by which no special tokens go around a text
 # Names that config files give to a tokenizer of this kind. GPT2Tokenizer: the model's name, taken for the tokenizer's.
 _CLASSES = ("WordPieceTokenizer", "PreTrainedTokenizer", "TokenizersBackend", "AutoTokenizer", "GPT2Tokenizer")
 _AS_IN_BERT = {"do_basic_tokenize": True, "clean_text": True, "wordpieces_prefix": PREFIX}
@@ -248,11 +249,11 @@ def resolve_flags(
     given = {"do_lower_case": lower_case, "strip_accents": strip_accents, "tokenize_chinese_chars": chinese_characters}
     said = [name for name, value in given.items() if value is not None]
     normalizer = None if files.backend is None else files.backend.normalizer
-    if rules == "uer":
+    if rules != "transformers":
         fixed = {"strip_accents": lower_case is not False, "tokenize_chinese_chars": True}
         other = next((name for name in fixed if name in said and given[name] != fixed[name]), None)
         if other:
-            raise UserError(f"{files.place}: {other}: {given[other]} is not possible with rules: uer.")
+            raise UserError(f"{files.place}: {other}: {given[other]} is not possible with rules: {rules}.")
     elif files.backend is not None and not _is_bert(files.backend):
         if said:
             raise UserError(

@@ -15,7 +15,7 @@ _CHINESE = (
     *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F)),
     *((0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)),
 )
-LONGEST_WORD = {"transformers": 100, "uer": 200}
+LONGEST_WORD = {"transformers": 100, "uer": 200, "bert4keras": 200, "gpt2_ml": 200}
 """Characters of the longest word, by rules; a longer one is unknown."""
 
 
@@ -31,17 +31,20 @@ def bert_backend(
     return backend
 
 
-def uer_backend(model: models.WordPiece, lower_case: bool) -> Tokenizer:
+def uer_backend(model: models.WordPiece, lower_case: bool, in_lower_case: bool = False) -> Tokenizer:
     """WordPiece with the rules of UER-py's `BertTokenizer` (uer/utils/tokenizers.py), a variant of BERT's.
 
     Dropped are control and format characters (Cc, Cf) and no others. The characters of a category are those that
     Python knows, as there. The name of a special token in a text is text.
+
+    Args:
+        in_lower_case: texts that are to be read in lower case come as `lower_and_decomposed` returns them.
     """
     backend = Tokenizer(model)
     steps = [normalizers.Replace(Regex(_one_of_class("Cc", "Cf", keep="\t\n\r", more="\ufffd")), "")]
     if lower_case:
         accents = normalizers.Replace(Regex(_one_of_class("Mn")), "")
-        steps += [normalizers.NFD(), accents, normalizers.Lowercase()]
+        steps += [accents] if in_lower_case else [normalizers.NFD(), accents, normalizers.Lowercase()]
     backend.normalizer = normalizers.Sequence(steps)
     alone = _one_of_class("Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", more="$+<=>^`|~", ranges=_CHINESE)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -62,6 +65,11 @@ def lower_final_sigma(text: str) -> str:
         return text
     text = "".join(c for c in text if c in "\t\n\r" or unicodedata.category(c) not in ("Cc", "Cf"))
     return _WORD_WITH_SIGMA.sub(lambda word: word[0].lower(), text)
+
+
+def lower_and_decomposed(text: str) -> str:
+    """The first step of bert4keras: the whole text in lower case, with accents as characters of their own (NFD)."""
+    return unicodedata.normalize("NFD", text.lower())
 
 
 @cache
@@ -105,9 +113,17 @@ def alphabet_of(texts: Iterable[str], normalizer: normalizers.Normalizer, room: 
 
 def _stands_alone(character: str) -> bool:
     """Whether BERT's rules make a character a word of its own."""
-    if any(first <= ord(character) <= last for first, last in _CHINESE):
-        return True
-    ascii_symbol = character.isascii() and not character.isalnum()
+    return is_chinese(character) or is_punctuation(character)
+
+
+def is_chinese(character: str) -> bool:
+    """Whether BERT takes a character for Chinese."""
+    return any(first <= ord(character) <= last for first, last in _CHINESE)
+
+
+def is_punctuation(character: str) -> bool:
+    """Whether BERT takes a character, which is no space, for punctuation: Unicode's, and every ASCII symbol."""
+    ascii_symbol = "!" <= character <= "~" and not character.isalnum()
     return ascii_symbol or unicodedata.category(character).startswith("P")
 
 

@@ -13,12 +13,15 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
 from mindgpt.io.files import PathLike, make_folder, set_aside, write_json, write_text
 from mindgpt.tokenizers.library_tokenizer import LibraryTokenizer, add_known_tokens, texts_to_learn_from
+from mindgpt.tokenizers.text_decoder import TextDecoder, WholeTextDecoder
 from mindgpt.tokenizers.tokenizer import one_of
+from mindgpt.tokenizers.wordpiece_decoding import DECODING
 from mindgpt.tokenizers.wordpiece_files import (
     MASK,
     NAMES,
     PREFIX,
     RULES,
+    WITHOUT_SPECIAL_TOKENS,
     WordPieceFiles,
     read_wordpiece,
     read_wordpiece_file,
@@ -31,12 +34,14 @@ from mindgpt.tokenizers.wordpiece_text import (
     alphabet_of,
     bert_backend,
     edge,
+    lower_and_decomposed,
     lower_final_sigma,
     space_between,
     uer_backend,
 )
 
 _NO_SPACE = (Edge.JOINED, "")
+_NAMES_OF_RULES = {"uer": ", UER's rules", "bert4keras": ", bert4keras's rules", "gpt2_ml": ", GPT2_ML's rules"}
 
 
 class WordPieceTokenizer(LibraryTokenizer):
@@ -56,7 +61,9 @@ class WordPieceTokenizer(LibraryTokenizer):
         rules: "transformers", or "uer" for the ids of UER-py's and TencentPretrain's tokenizer. There the name of a
             special token in a text is text: `[SEP]` is `[`, `sep`, `]`. Of the characters that Unicode calls "other",
             control and format characters (Cc, Cf) are dropped and unassigned and private ones (Cn, Co) are kept. A word
-            of more than 200 characters is unknown, instead of 100.
+            of more than 200 characters is unknown, instead of 100. "bert4keras" and "gpt2_ml" give UER's ids, too, but
+            no special tokens go around a text, and it is written as these programs write it (`wordpiece_decoding.py`).
+            bert4keras makes the whole text lower case before it is split, which concerns a capital sigma alone.
         bos_token, eos_token, unk_token, pad_token, mask_token: special tokens by name; None: the vocabulary's `[CLS]`,
             `[SEP]`, `[UNK]`, `[PAD]` and `[MASK]`. Without `[PAD]`, the id of `eos_token` pads.
         additional_special_tokens: special tokens without a role.
@@ -70,7 +77,6 @@ class WordPieceTokenizer(LibraryTokenizer):
 
     FILES = ("vocab.txt", "tokenizer_config.json")  # that `save_pretrained` writes
     kind = "WordPiece"
-    prompt_special_tokens = "bos"  # as in training, where [SEP] ends a text
 
     def __init__(
         self,
@@ -81,7 +87,7 @@ class WordPieceTokenizer(LibraryTokenizer):
         do_lower_case: bool | None = None,
         strip_accents: bool | None = None,
         tokenize_chinese_chars: bool | None = None,
-        rules: Literal["transformers", "uer"] = "transformers",
+        rules: Literal["transformers", "uer", "bert4keras", "gpt2_ml"] = "transformers",
         bos_token: str | None = None,
         eos_token: str | None = None,
         unk_token: str | None = None,
@@ -102,10 +108,11 @@ class WordPieceTokenizer(LibraryTokenizer):
         self.mask_token = mask_token or (MASK if MASK in files.vocab else None)
         super().__init__(backend, named, padding_side, model_max_length)
         self.add_tokens([*([self.mask_token] if self.mask_token else []), *additional_special_tokens], True)
-        first = [self.bos_token, "$A", self.eos_token]
+        bos, eos = ([], []) if rules in WITHOUT_SPECIAL_TOKENS else ([self.bos_token], [self.eos_token])
+        first = [*bos, "$A", *eos]
         backend.post_processor = processors.TemplateProcessing(
             single=first,
-            pair=[*first, "$B:1", f"{self.eos_token}:1"],
+            pair=[*first, "$B:1", *(f"{token}:1" for token in eos)],
             special_tokens=[(name, self._id_of(name)) for name in dict.fromkeys((self.bos_token, self.eos_token))],
         )
 
@@ -119,14 +126,19 @@ class WordPieceTokenizer(LibraryTokenizer):
             max_input_chars_per_word=LONGEST_WORD[self.rules],
             continuing_subword_prefix=PREFIX,
         )
-        if self.rules == "uer":
-            return uer_backend(model, self.do_lower_case)
-        return bert_backend(model, self.do_lower_case, self.strip_accents, self.tokenize_chinese_chars)
+        if self.rules == "transformers":
+            return bert_backend(model, self.do_lower_case, self.strip_accents, self.tokenize_chinese_chars)
+        return uer_backend(model, self.do_lower_case, in_lower_case=self.rules == "bert4keras")
 
     def __str__(self) -> str:
         """See `BaseTokenizer`."""
         case = {True: ", lower case", False: ", upper and lower case", None: ""}[self.do_lower_case]
-        return super().__str__() + case + ", UER's rules" * (self.rules == "uer")
+        return super().__str__() + case + _NAMES_OF_RULES.get(self.rules, "")
+
+    @property
+    def prompt_special_tokens(self) -> Literal["bos", "none"]:
+        """See `BaseTokenizer`: as in training, where `[SEP]` ends a text."""
+        return "none" if self.rules in WITHOUT_SPECIAL_TOKENS else "bos"
 
     @property
     def splits_at_spaces(self) -> bool:
@@ -140,27 +152,37 @@ class WordPieceTokenizer(LibraryTokenizer):
         self, texts: Sequence[str], max_length: int | None = None, add_special_tokens: bool = True
     ) -> list[list[int]]:
         """See `BaseTokenizer`. The library spreads a batch over the cores."""
-        if self.rules == "uer" and self.do_lower_case:
-            texts = [lower_final_sigma(text) if isinstance(text, str) else text for text in texts]
+        if self.rules != "transformers" and self.do_lower_case:
+            in_lower_case = lower_and_decomposed if self.rules == "bert4keras" else lower_final_sigma
+            texts = [in_lower_case(text) if isinstance(text, str) else text for text in texts]
         return super().encode_batch(texts, max_length, add_special_tokens)
 
     @property
     def document_start(self) -> list[int]:
         """See `BaseTokenizer`."""
-        return [self.bos_token_id]
+        return [] if self.rules in WITHOUT_SPECIAL_TOKENS else [self.bos_token_id]
 
     def _with_special_tokens(self, *texts: list[int] | None) -> Iterator[tuple[int, int, int]]:
-        """See `BaseTokenizer`: [CLS] A [SEP], and B [SEP] of type 1."""
-        yield self.bos_token_id, 0, 1
+        """See `BaseTokenizer`: [CLS] A [SEP], and B [SEP] of type 1; or A, and B, alone."""
+        around = self.rules not in WITHOUT_SPECIAL_TOKENS
+        if around:
+            yield self.bos_token_id, 0, 1
         for kind, ids in enumerate(ids for ids in texts if ids is not None):
             yield from ((number, kind, 0) for number in ids)
-            yield self.eos_token_id, kind, 1
+            if around:
+                yield self.eos_token_id, kind, 1
 
     # ---- decoding ------------------------------------------------------------------------------------------------
 
     def token_text(self, token_id: int, previous: int | None) -> bytes:
         """See `BaseTokenizer`. A part of a word follows the part before it without its `##`; one that follows no word
-        keeps it, to be seen. For the spaces between words see `space_between`."""
+        keeps it, to be seen. For the spaces between words see `space_between`. Of bert4keras and GPT2_ML it is what the
+        token adds before their rules for whole texts."""
+        if self.writes_whole_texts:
+            before, token = (self._token_of(number) if number is not None else None for number in (previous, token_id))
+            append = DECODING[self.rules].append
+            joined = append("", before or "")
+            return b"" if token is None else append(joined, token)[len(joined) :].encode()
         text, _, first, last = self._piece(token_id)
         if previous is None:
             return text.encode()
@@ -172,6 +194,25 @@ class WordPieceTokenizer(LibraryTokenizer):
     def token_bytes(self, token_id: int) -> bytes:
         """See `BaseTokenizer`. Without `##` and spaces."""
         return self._piece(token_id).text.removeprefix(PREFIX).encode()
+
+    @property
+    def writes_whole_texts(self) -> bool:
+        """See `BaseTokenizer`."""
+        return self.rules in DECODING
+
+    def text_decoder(self, previous: int | None = None) -> TextDecoder:
+        """See `BaseTokenizer`. bert4keras and GPT2_ML write what is new without regard to the token before it."""
+        if not self.writes_whole_texts:
+            return super().text_decoder(previous)
+        return WholeTextDecoder(DECODING[self.rules], self._token_of)
+
+    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        """See `BaseTokenizer`."""
+        if not self.writes_whole_texts:
+            return super()._decode(ids, skip_special_tokens)
+        left_out = set(self.all_special_ids) if skip_special_tokens else ()
+        decoder = self.text_decoder()
+        return (decoder.add(*(number for number in ids if number not in left_out)) + decoder.end()).decode()
 
     def _decode_spaced(self, ids: list[int], skip_special_tokens: bool) -> str:
         """A space between any two words, ASCII punctuation joined to the word before it, as transformers does."""

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config.errors import UserError
@@ -22,6 +23,8 @@ OF_ONE_VALUE = {
     "min_new_tokens": (-1, "2"),
     "eos_token_id": (-1, [], [3, -1], [[3]], 2.0, True),
     "stop_strings": ("", ["a", ""], [3], 3),
+    "end_token": (-1, "", 2.0, True, [3]),
+    "min_ends": (0, 1.5),
     "context_overflow": ("slid", True),
     "do_sample": ("yes", 1),
     "temperature": (0, 0.0, -1.0, INFINITE, NAN),
@@ -182,17 +185,21 @@ OTHERS = {
     "forced_eos_token_id": [4, 9],
     "suppress_tokens": [11],
 }
-"""For each key of the config a value that is not its default."""
+"""For each key of the config a value that is not its default; but for `WITH_END_TOKEN`, which beams exclude."""
+WITH_END_TOKEN = {"end_token": "。", "min_ends": 2}
 
 
 def test_the_config_has_every_setting_and_changes_go_before_it():
-    assert set(OTHERS) == set(GenerationSection.model_fields)
-    assert set(OTHERS) | {"max_length", "seed"} == set(GenerationSettings.model_fields)
+    assert {*OTHERS, *WITH_END_TOKEN} == set(GenerationSection.model_fields)
+    assert {*OTHERS, *WITH_END_TOKEN, "max_length", "seed"} == set(GenerationSettings.model_fields)
     config = GPT2Config(max_decode_length=100, **OTHERS)
     settings = GenerationSettings.from_config(config, seed=5)
     assert settings == GenerationSettings(max_length=100, seed=5, **OTHERS)
     untouched = GenerationSettings()
-    assert all(getattr(settings, name) != getattr(untouched, name) for name in GenerationSettings.model_fields)
+    of_beams = {*OTHERS, "max_length", "seed"}
+    assert all(getattr(settings, name) != getattr(untouched, name) for name in of_beams)
+    ending = GenerationSettings.from_config(GPT2Config(max_decode_length=100, min_length=3, **WITH_END_TOKEN))
+    assert ending == GenerationSettings(max_length=100, min_length=3, **WITH_END_TOKEN)
     changed = GenerationSettings.from_config(config, max_length=50, top_k=9)
     assert (changed.max_length, changed.max_new_tokens, changed.top_k) == (50, None, 9)
     assert GenerationSettings.from_config(GPT2Config()) == untouched
@@ -203,6 +210,9 @@ def test_the_config_keeps_its_settings_on_disk(tmp_path):
     config = GPT2Config(vocab_size=30, hidden_size=8, num_layers=1, num_heads=1, **OTHERS)
     config.save_pretrained(tmp_path)
     assert GPT2Config.from_pretrained(tmp_path) == config
+    ending = GPT2Config(**WITH_END_TOKEN)
+    ending.save_pretrained(tmp_path / "ending")
+    assert GPT2Config.from_pretrained(tmp_path / "ending") == ending
     assert transformers.GPT2Config.from_pretrained(tmp_path).eos_token_id == [3, 4]
 
 
@@ -218,6 +228,8 @@ def test_the_section_of_the_yaml_takes_the_same_words():
     keys = {"repetition_penalty": 1, "top_k": 5, "top_p": 1, "eos_token_id": 50256, "stop_strings": "end"}
     settings = GenerationSettings.from_config(GPT2Section.model_validate(keys))
     assert settings == GenerationSettings(top_k=5, eos_token_id=50256, stop_strings=["end"])
+    with pytest.raises(ValidationError, match=r"minlen\n.*the name is min_new_tokens"):
+        GPT2Section.model_validate({"minlen": 5})
 
 
 def test_a_command_with_bad_settings_ends_with_one_clear_message(repo, tmp_path):

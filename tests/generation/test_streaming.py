@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mindgpt.config.errors import UserError
 from mindgpt.generation.streaming import StopStrings, TextStream, TextStreamer
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.text_decoder import TextDecoder
 
 TEXTS = [
     "a rose is a rose",
@@ -29,11 +30,16 @@ TOKENIZER_WITH_ADDED._backend.add_tokens(
 class Pieces:
     """A tokenizer whose token i is the i-th piece."""
 
+    writes_whole_texts = False
+
     def __init__(self, pieces):
         self.pieces = pieces
 
     def token_text(self, token_id, previous):
         return self.pieces[token_id]
+
+    def text_decoder(self, previous=None):
+        return TextDecoder(self.token_text, previous)
 
 
 def streamed(tokenizer, ids, stops=()):
