@@ -14,7 +14,7 @@ from pydantic import ConfigDict, ValidationError
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.generation_section import GenerationSection
-from mindgpt.config.model_sections import GPT2Section
+from mindgpt.config.model_sections import VARIANTS, GPT2Section
 from mindgpt.config.paths import expanded_path
 from mindgpt.config.section import dotted, nearest, problems_of, shown
 from mindgpt.io.files import read_json, write_json
@@ -66,6 +66,7 @@ _CONVERTED_SEPARATELY = {
     "num_labels",
     "label_names",
     "checkpoint_name_or_path",
+    "variant",
 }
 """Fields that config.json holds in another form, or that describe a run rather than the network."""
 
@@ -73,7 +74,6 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _HUGGING_FACE_EOS = 50256  # transformers writes it as bos and eos for a vocabulary of any size
 
 _REQUIRED_VALUES = {
-    "model_type": "gpt2",
     "add_cross_attention": False,
     "is_encoder_decoder": False,
     "pruned_heads": {},
@@ -140,11 +140,6 @@ class GPT2Config(GPT2Section):
 
     presets: ClassVar = tuple(PRESETS)
 
-    # What a variant of GPT-2 changes beside its `hidden_act`.
-    variant: ClassVar[str] = "gpt2"  # a name in `gpt2_modules.BLOCKS`: block order, arithmetic of layer norms
-    embedding_norm: ClassVar[bool] = False  # a layer norm after the embeddings
-    final_norm: ClassVar[bool] = True  # a layer norm after the last block
-
     def __init__(self, **settings: Any) -> None:
         try:
             super().__init__(**settings)
@@ -189,7 +184,7 @@ class GPT2Config(GPT2Section):
     def to_hf_dict(self, architecture: str = "GPT2LMHeadModel") -> dict[str, Any]:
         """The content of config.json: Hugging Face's keys, and under `mindgpt` settings that these cannot express."""
         values = self.model_dump(mode="json")
-        hugging_face = {"architectures": [architecture], "model_type": "gpt2"}
+        hugging_face = {"architectures": [architecture], "model_type": self.variant}
         hugging_face |= {theirs: values[ours] for ours, theirs in _TO_HUGGING_FACE.items()}
         hugging_face["n_inner"] = None if self.ffn_hidden_size == 4 * self.hidden_size else self.ffn_hidden_size
         hugging_face["activation_function"] = _ACTIVATION_TO_HUGGING_FACE[self.hidden_act]
@@ -222,7 +217,8 @@ class GPT2Config(GPT2Section):
         feed_forward = hidden * ffn + ffn + ffn * hidden + hidden
         layernorm = 2 * hidden
         block = attention + feed_forward + 2 * layernorm
-        return embeddings + self.num_layers * block + layernorm
+        other_norms = self.embedding_norm + self.final_norm
+        return embeddings + self.num_layers * block + other_norms * layernorm
 
 
 def read_config(name_or_path: str | Path, **changes: Any) -> tuple[GPT2Config, list[str]]:
@@ -289,7 +285,14 @@ def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[st
     if not isinstance(content, dict):
         raise UserError(f"{source}: must hold a JSON object, not {shown(content)}")
     content = {key: _plain_number(value) if key in _WHOLE_NUMBERS else value for key, value in content.items()}
-    problems = [
+    variant = content.get("model_type") or "gpt2"
+    problems = []
+    if not isinstance(variant, str) or variant not in VARIANTS:
+        problems.append(
+            f"{source}: model_type: must be {' or '.join(map(repr, VARIANTS))}, not {shown(variant)}; mindgpt computes "
+            "no other network"
+        )
+    problems += [
         f"{source}: {key}: must be {wanted!r}, not {shown(content[key])}; mindgpt computes no other network"
         for key, wanted in _REQUIRED_VALUES.items()
         if not (content.get(key) in (None, wanted) or not (content[key] or wanted))  # [] is as good as {}
@@ -311,7 +314,7 @@ def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[st
         raise UserError("\n".join(problems))
     if ours.get("top_k") == 0:  # earlier versions of mindgpt wrote it for None
         ours = {key: value for key, value in ours.items() if key != "top_k"}
-    skipped = _SKIPPED_KEYS | _REQUIRED_VALUES.keys() | {"mindgpt", "quantization_config"}
+    skipped = _SKIPPED_KEYS | _REQUIRED_VALUES.keys() | {"mindgpt", "quantization_config", "model_type"}
     given = {
         key: value
         for key, value in content.items()
@@ -329,7 +332,7 @@ def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[st
     settings |= labels
     notes += [f"{source}: {note}" for note in of_labels]
     notes += [f"{source}: {note}" for note in _drop_impossible(settings)]
-    return settings | ours, notes
+    return settings | {"variant": variant} | ours, notes
 
 
 def _plain_number(value: Any) -> Any:

@@ -71,6 +71,7 @@ HF_PREFIX = "transformer."  # of all rows but those
 HF_HEAD = HEAD.hf_name
 HF_EMBEDDING = EMBEDDINGS[0].hf_name
 MF_EMBEDDING = EMBEDDINGS[0].mf_names[0]
+_EMBEDDING_NORM = "backbone.embedding.layernorm.gamma"  # of a GPT2_ML
 TIED_HEAD = "output head, tied to the token embedding"  # the rule by which views skip a head that equals it
 # Causal masks, which older transformers saved along with the weights. They are constants.
 HF_MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
@@ -100,6 +101,15 @@ def mindformers_prefix(names: Iterable[str]) -> str | None:
 def are_mindformers(names: Iterable[str]) -> bool:
     """Whether weights have MindFormers' names, which are ours."""
     return mindformers_prefix(names) is not None
+
+
+def variant_of(names: Iterable[str]) -> str | None:
+    """The variant of a network (`GPT2Config.variant`) whose weights have these names, ours; None: they are not those of
+    a whole network, and fit any."""
+    names = set(names)
+    if MF_EMBEDDING not in names:
+        return None
+    return "gpt2_ml" if _EMBEDDING_NORM in names else "gpt2"
 
 
 def hint(unknown: Iterable[str]) -> str:

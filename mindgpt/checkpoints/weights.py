@@ -19,7 +19,7 @@ import numpy as np
 
 from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.gpt2_config import GPT2Config, read_config
-from mindgpt.checkpoints.gpt2_names import are_mindformers, hint, mindformers_prefix
+from mindgpt.checkpoints.gpt2_names import are_mindformers, hint, mindformers_prefix, variant_of
 from mindgpt.checkpoints.gpt2_views import MindFormersView, UntiedHead, agree_on_head
 from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
@@ -32,6 +32,7 @@ from mindgpt.checkpoints.uer_config import FoundConfig, config_of_uer
 from mindgpt.checkpoints.uer_names import are_uer
 from mindgpt.checkpoints.uer_views import UERView
 from mindgpt.config.errors import UserError
+from mindgpt.config.model_sections import VARIANTS
 from mindgpt.runtime.alignment import aligned
 
 if TYPE_CHECKING:
@@ -195,13 +196,15 @@ def load_weights(
             skipped.
 
     Raises:
-        UserError: names or shapes do not fit; all are listed, with both shapes. Or the values of a tensor overflow in
-            the model's dtype.
+        UserError: the weights are of another variant; names or shapes do not fit, and all are listed, with both shapes;
+            or the values of a tensor overflow in the model's dtype.
     """
     from mindspore import Tensor
 
     source = weights.source if isinstance(weights, Weights) else weights
     parameters = dict(model) if isinstance(model, Mapping) else model.parameters_dict()
+    if built := variant_of(parameters):
+        check_variant(built, source)
     allowed = [re.compile(pattern) for pattern in may_be_missing]
     left_out = {
         name: why for name, why in (left_out or {}).items() if name in source.entries and name not in parameters
@@ -225,6 +228,25 @@ def load_weights(
         if held != wanted:
             report.casts[name] = (held, wanted)
     return report
+
+
+def check_variant(built: str, source: TensorSource) -> None:
+    """Refuse weights of another variant of GPT-2 than the network to be loaded.
+
+    Args:
+        built: the network's, as `GPT2Config.variant`.
+        source: weights under our names.
+
+    Raises:
+        UserError: names both.
+    """
+    held = variant_of(source.entries)
+    if held not in (None, built):
+        raise UserError(
+            f"{source.path}: holds the weights of {VARIANTS[held].model} (variant {held}), and the model is "
+            f"{VARIANTS[built].model} (variant {built}), another network. Set model.model_config.variant to {held}, or "
+            "name other weights."
+        )
 
 
 def _check_match(parameters: "Mapping[str, Parameter]", entries: Mapping[str, TensorInfo], report: LoadReport) -> None:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -106,6 +106,28 @@ class PetSection(Section):
         return value
 
 
+class Variant(NamedTuple):
+    """What a variant of GPT-2 changes beside the order of its block, which is `gpt2_modules.BLOCKS`'.
+
+    Attributes:
+        model: the network's name, for messages.
+        embedding_norm: whether there is a layer norm after the embeddings.
+        final_norm: whether there is a layer norm after the last block.
+        hidden_act: the activation unless another is given.
+    """
+
+    model: str
+    embedding_norm: bool
+    final_norm: bool
+    hidden_act: str
+
+
+VARIANTS = {
+    "gpt2": Variant("a GPT-2", embedding_norm=False, final_norm=True, hidden_act="gelu"),
+    "gpt2_ml": Variant("a GPT2_ML", embedding_norm=True, final_norm=False, hidden_act="gelu_erf"),
+}
+"""The values of `variant`."""
+
 UER_EPSILON = 1e-6
 """The eps of a layer norm in UER-py and TencentPretrain (`layers/layer_norm.py`)."""
 
@@ -122,6 +144,9 @@ class GPT2Section(GenerationSection):
     `max_decode_length`, which counts the prompt too; `GenerationSection` documents the other keys of generation. A
     token id that is None is the tokenizer's. `batch_size` is that of prediction. `label_names` are the names of a
     classifier's labels, in the order of their numbers.
+
+    `variant` is the order of a block's parts: "gpt2", or "gpt2_ml", the network of GPT2_ML (`GPT2MLBlock`), which has a
+    layer norm after the embeddings, none after the last block, and gelu_erf unless `hidden_act` is given.
 
     `layer_norm` is the arithmetic of all layer norms: "standard" (Ba et al. 2016), or "uer", that of UER-py and
     TencentPretrain, gamma (x - mean) / (unbiased standard deviation + eps) + beta, whose eps is 1e-6 unless it is
@@ -149,6 +174,7 @@ class GPT2Section(GenerationSection):
     num_labels: Count = 2
     label_names: list[str] | None = None
 
+    variant: Annotated[str, one_of({name: name for name in VARIANTS})] = "gpt2"
     hidden_act: Activation = "gelu"
     layer_norm: Literal["standard", "uer"] = "standard"
     layer_norm_conversion: Literal["uer", "copy", "folded"] | None = None
@@ -252,8 +278,20 @@ class GPT2Section(GenerationSection):
             self.fill(expand_ratio=ratio, ffn_hidden_size=ratio * self.hidden_size)
         elif self.ffn_hidden_size % self.hidden_size == 0:
             self.fill(expand_ratio=self.ffn_hidden_size // self.hidden_size)
+        if "hidden_act" not in self.model_fields_set:
+            self.fill(hidden_act=VARIANTS[self.variant].hidden_act)
         if self.layer_norm == "uer" and "layernorm_epsilon" not in self.model_fields_set:
             self.fill(layernorm_epsilon=UER_EPSILON)
+
+    @property
+    def embedding_norm(self) -> bool:
+        """Whether the network has a layer norm after the embeddings."""
+        return VARIANTS[self.variant].embedding_norm
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether the network has a layer norm after the last block."""
+        return VARIANTS[self.variant].final_norm
 
     def unused_keys(self, run: Run) -> dict[str, list[str]]:
         predicts_text = run.config.run_mode == "predict" and run.config.trainer.type == "CausalLanguageModelingTrainer"

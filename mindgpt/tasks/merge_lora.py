@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config
+from mindgpt.checkpoints.gpt2_names import MF_EMBEDDING
 from mindgpt.checkpoints.locations import newest_in, own_config
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.checkpoints.run_folder import rank_folders
@@ -27,7 +28,6 @@ from mindgpt.pet.names import FACTOR_A, SCORE, is_factor, linears_with_factors, 
 from mindgpt.pet.peft_folder import is_peft_folder, write_peft
 from mindgpt.pet.tencentpretrain_lora import write_tencentpretrain_lora
 
-LAST_NORM = "backbone.layernorm.gamma"  # any weight that LoRA leaves frozen
 RUN_CONFIGS = ("finetune_config.yaml", "train_config.yaml")
 
 
@@ -62,7 +62,7 @@ def merge(
     weights = _open(source, strategy)
     if adapter is None:
         factors, metadata = weights.source, settings_beside(weights.source.path)
-        if LAST_NORM not in factors.entries:
+        if MF_EMBEDDING not in factors.entries:
             raise UserError(f"{factors.path}: holds an adapter alone. Name its base weights, and this with --adapter.")
     else:
         opened = open_adapter(_newest(adapter) if not is_peft_folder(adapter) else adapter)

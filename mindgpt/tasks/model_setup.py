@@ -10,7 +10,7 @@ from mindspore import Parameter, nn
 from mindgpt.checkpoints.gpt2_config import GPT2Config, read_config
 from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.resizing import POSITIONS, TOKENS, UNTIED_HEAD, resized
-from mindgpt.checkpoints.weights import Weights, load_weights, open_weights
+from mindgpt.checkpoints.weights import Weights, check_variant, load_weights, open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import GPT2Section, PetSection
 from mindgpt.config.run_config import RunConfig
@@ -274,8 +274,9 @@ def _check_same_network(config: GPT2Section, weights: Weights) -> None:
     """Compare the weights with the YAML: names settings where loading could only list parameters, or see nothing.
 
     Raises:
-        UserError: the weights are of a network of another size, or with another number of heads.
+        UserError: the weights are of another variant, of a network of another size, or with another number of heads.
     """
+    check_variant(config.variant, weights.source)
     sizes, path = _sizes(weights), weights.source.path
     wrong = [
         f"{name} is {size} in the file and {getattr(config, name)} in the YAML"

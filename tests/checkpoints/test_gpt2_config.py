@@ -105,7 +105,7 @@ def test_config_saved_by_transformers(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "bert"}, "model_type: must be 'gpt2', not 'bert'"),
+        ({"model_type": "bert"}, "model_type: must be 'gpt2' or 'gpt2_ml', not 'bert'"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings: must be True or False, not 'no'"),
         ({"add_cross_attention": True}, "add_cross_attention: must be False, not True"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: the weights are quantised"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from mindgpt.checkpoints.gpt2_names import MF_EMBEDDING
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.checkpoints.weights import save_checkpoint
 from mindgpt.config.command_line import parse_arguments
@@ -221,7 +222,7 @@ def test_merging_needs_the_scaling_and_keeps_away_from_the_source(tuned, tmp_pat
         (two_ranks / f"rank_{rank}").mkdir(parents=True)
         shutil.copy(lone, two_ranks / f"rank_{rank}" / "x_rank_0-1_1.ckpt")
     plain = tmp_path / "plain.ckpt"
-    write_checkpoint(plain, [("backbone.layernorm.gamma", np.ones(2, np.float32))])
+    write_checkpoint(plain, [(MF_EMBEDDING, np.ones((3, 2), np.float32))])
     merged = tmp_path / "merged"
     for source, settings, said in (
         (lone, {}, "with what lora_alpha was it trained.*Give --lora_alpha, or --lora_scaling"),

@@ -265,6 +265,14 @@ def use_flash_kernel(config: GPT2Config) -> bool:
     return config.use_flash_attention and ms.get_context("device_target") == "Ascend"
 
 
+def projection_std(config: GPT2Config) -> float:
+    """The standard deviation of the initial weights of a projection onto the residual: smaller by the root of their
+    number (Radford et al. 2019, section 2.3). Where the residual is normalised in every block they are as all others.
+    """
+    std = config.initializer_range
+    return std / math.sqrt(2 * config.num_layers) if config.variant == "gpt2" else std
+
+
 def attention_scale(config: GPT2Config, layer: int) -> float:
     """What scores are multiplied by: 1/sqrt(D), and 1/(layer + 1) if `scale_attn_by_inverse_layer_idx`."""
     scale = 1.0 / math.sqrt(config.head_size) if config.scale_attn_weights else 1.0
@@ -282,7 +290,7 @@ class Attention(nn.Cell):
         self.dense1 = Linear(hidden, hidden, True, precision, std)
         self.dense2 = Linear(hidden, hidden, True, precision, std)
         self.dense3 = Linear(hidden, hidden, True, precision, std)
-        self.projection = Linear(hidden, hidden, False, precision, std / math.sqrt(2 * config.num_layers))
+        self.projection = Linear(hidden, hidden, False, precision, projection_std(config))
         kernel = FlashAttention if use_flash_kernel(config) else PlainAttention
         self.attend = kernel(config, precision, attention_scale(config, layer))
         self.reshape = ops.Reshape()
@@ -325,7 +333,7 @@ class FeedForward(nn.Cell):
         super().__init__()
         hidden, ffn, std = config.hidden_size, config.ffn_hidden_size, config.initializer_range
         self.mapping = Linear(hidden, ffn, False, precision, std)
-        self.projection = Linear(ffn, hidden, False, precision, std / math.sqrt(2 * config.num_layers))
+        self.projection = Linear(ffn, hidden, False, precision, projection_std(config))
         self.activation = Activation(config.hidden_act)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -336,11 +344,8 @@ class FeedForward(nn.Cell):
 class Block(nn.Cell):
     """A pre-norm transformer block: x += Attention(LN1 x); x += FeedForward(LN2 x).
 
-    A variant of GPT-2 is a subclass with another order in `construct`, or a `layer_norm` of its own, which takes the
-    place of the config's; see `BLOCKS`.
+    A variant of GPT-2 is a subclass with another order in `construct`; see `BLOCKS`.
     """
-
-    layer_norm: Callable[[float], Any] | None = None
 
     def __init__(self, config: GPT2Config, precision: Precision, layer: int):
         super().__init__()
@@ -359,14 +364,32 @@ class Block(nn.Cell):
         return self.add2(x, self.dropout2(self.output(self.layernorm2(x))))
 
 
-BLOCKS: dict[str, type[Block]] = {"gpt2": Block}
+class GPT2MLBlock(Block):
+    """The block of GPT2_ML: r = x + Attention(x); x = LN2(r + FeedForward(LN1 r)).
+
+    Both layer norms are about the feed-forward, and the residual of a block is normalised. Source: `train/modeling.py`
+    of imcaspar/gpt2-ml, where they are `mlp_ln0` and `mlp_ln1`.
+    """
+
+    def __init__(self, config: GPT2Config, precision: Precision, layer: int):
+        super().__init__(config, precision, layer)
+        self.cast = ops.Cast()
+        self.compute = precision.compute
+
+    def construct(self, x: Tensor, mask: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """x: (B*T, H) in the compute dtype; mask and cache as of `Attention` -> the same shape and dtype"""
+        x = self.add1(x, self.dropout1(self.attention(x, mask, cache)))
+        x = self.add2(x, self.dropout2(self.output(self.layernorm1(x))))
+        return self.cast(self.layernorm2(x), self.compute)
+
+
+BLOCKS: dict[str, type[Block]] = {"gpt2": Block, "gpt2_ml": GPT2MLBlock}
 """The values of `GPT2Config.variant`."""
 
 
 def new_layer_norm(config: GPT2Config, precision: Precision) -> LayerNorm:
-    """A layer norm of the variant's arithmetic, or else the config's."""
-    arithmetic = BLOCKS[config.variant].layer_norm or LAYER_NORMS[config.layer_norm]
-    return LayerNorm(config.hidden_size, config.layernorm_epsilon, precision, arithmetic)
+    """A layer norm of the config's arithmetic."""
+    return LayerNorm(config.hidden_size, config.layernorm_epsilon, precision, LAYER_NORMS[config.layer_norm])
 
 
 def block_class(variant: str) -> type[Block]:
