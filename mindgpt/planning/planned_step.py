@@ -7,6 +7,7 @@
 
 import contextlib
 import json
+import re
 import resource
 import sys
 import time
@@ -32,6 +33,8 @@ from mindgpt.runtime.mindspore_errors import without_trace
 from mindgpt.tasks.session import prepare
 from mindgpt.tasks.training_step import build_step, compile_sharded, zeros_for
 from mindgpt.train.step import AccumulatingTrainStep
+
+_STATE = re.compile(r"(exp_avg_sq_row_|exp_avg_sq_col_|[^.]*\.?)(.*)")  # an optimizer's prefix, and its weight
 
 GRAPHS = "graphs"
 """The folder, in the working directory, into which MindSpore writes the text of the graphs."""
@@ -78,12 +81,12 @@ def facts(config: RunConfig, model: nn.Cell, graphs: list[CompiledGraph], times:
     trained = {parameter.name: parameter.requires_grad for parameter in model.get_parameters()}
     roles = {"parameters": 0, "gradients": 0, "sums": 0, "optimizer": 0}
     for name, tensor in parameters.items():
-        prefix, _, of = name.partition(".")
+        prefix, of = _STATE.match(name).groups()
         if name in trained:
             roles["parameters"] += tensor.bytes
             roles["gradients"] += tensor.bytes if trained[name] else 0
         elif of in trained:  # else a counter or a factor, which is a few bytes
-            roles["sums" if prefix == "accu_grads" else "optimizer"] += tensor.bytes
+            roles["sums" if prefix == "accu_grads." else "optimizer"] += tensor.bytes
     blocks = {name.split(".")[2] for name in parameters if name.startswith("backbone.blocks.")}
     return {
         "parameters": roles["parameters"],

@@ -19,8 +19,9 @@ def _rescale_one(factor, gradient):
     return ops.cast(ops.cast(gradient, ms.float32) * factor, gradient.dtype)
 
 
-def groups_of(sizes: Sequence[int], largest: int = _GROUP_VALUES) -> tuple[tuple[int, int], ...]:
-    """Consecutive groups of at most `largest` values, as (first, one after the last) index."""
+def groups_of(sizes: Sequence[int], largest: int | None = None) -> tuple[tuple[int, int], ...]:
+    """Consecutive groups of at most `largest` values (default: `_GROUP_VALUES`), as (first, one after the last) index."""
+    largest = largest or _GROUP_VALUES
     groups, start, total = [], 0, 0
     for index, size in enumerate(sizes):
         if index > start and total + size > largest:
