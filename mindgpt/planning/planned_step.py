@@ -5,7 +5,6 @@
 `mindgpt.planning.dry_run` starts it with the environment of that rank; no data and no weights are read.
 """
 
-import contextlib
 import json
 import re
 import resource
@@ -15,8 +14,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
@@ -34,6 +34,7 @@ from mindgpt.tasks.session import prepare
 from mindgpt.tasks.training_step import build_step, compile_sharded, zeros_for
 from mindgpt.train.step import AccumulatingTrainStep
 
+_SMALL = 1024  # values: counters and factors, which keep theirs
 _STATE = re.compile(r"(exp_avg_sq_row_|exp_avg_sq_col_|[^.]*\.?)(.*)")  # an optimizer's prefix, and its weight
 
 GRAPHS = "graphs"
@@ -44,12 +45,16 @@ def compile_step(config: RunConfig) -> tuple[nn.Cell, nn.Cell]:
     """The model and the training step of a run on this rank, compiled."""
     model_config, sharded = GPT2Config.from_section(config.model.config), strategy() is Strategy.SEMI_AUTO
     # With this, MindSpore shards the shapes of parameters, those of the optimizer too, and makes no values.
-    with no_init_parameters() if sharded else contextlib.nullcontext():
+    with no_init_parameters():
         model = model_class(config.model.arch.type)(model_config)
         if model_config.pet_config is not None:
             add_lora(model, model_config.pet_config)
     shapes = shapes_of_batch(config)
+    if not sharded:
+        _set_to_untouched_zeros(model)
     step, layout = build_step(config, model, np.full(10, 1e-4, np.float32), padding=len(shapes) > 1)
+    if not sharded:
+        _set_to_untouched_zeros(step)
     step.set_train()
     columns = zeros_for(shapes)
     if sharded:
@@ -60,6 +65,16 @@ def compile_step(config: RunConfig) -> tuple[nn.Cell, nn.Cell]:
     else:
         step.compile(*columns)
     return model, step
+
+
+def _set_to_untouched_zeros(cell: nn.Cell) -> None:
+    """Give weights and state values that take no memory: the system provides pages of zeros when they are touched, and
+    nothing is computed with them. MindSpore compiles for one card only with values."""
+    for parameter in cell.get_parameters():
+        if parameter.has_init or parameter.size > _SMALL:
+            zeros = np.zeros(parameter.shape, ms.dtype_to_nptype(parameter.dtype))
+            parameter.set_data(Tensor.from_numpy(zeros))
+            parameter.init_mode = None
 
 
 def shapes_of_batch(config: RunConfig) -> list[tuple[int, ...]]:

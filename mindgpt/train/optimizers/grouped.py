@@ -8,7 +8,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mindgpt.train.schedules import LearningRateTable
 
-_GROUP_VALUES = 2**26
+_GROUP_VALUES = 2**25
 """Of a group's weights together; a larger matrix is a group of its own. Models below are one group."""
 
 _rescale = ops.MultitypeFuncGraph("rescale")
