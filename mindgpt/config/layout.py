@@ -8,7 +8,7 @@ from mindgpt.config.run_config import RunConfig
 from mindgpt.config.strategy import Strategy, asks_for_semi_auto
 
 _SHOWN = 3  # working layouts that a message names
-_UNSHARDED_STATE = ("adafactor",)  # optimizers whose state has other shapes than the weights
+_WITH_MEANS_OF_MATRICES = ("adafactor",)  # optimizers that cannot do with shards of a model-parallel rank
 
 
 class DeviceGrid(NamedTuple):
@@ -97,10 +97,12 @@ def semi_auto_problems(config: RunConfig, devices: int) -> Iterator[str]:
         yield f"parallel_config: {'; '.join(wrong)}. {_nearest(config, devices)}"
     yield from _pipeline_problems(config, grid)
     yield from _recompute_problems(config, grid)
-    if config.optimizer.type in _UNSHARDED_STATE and (grid.model_parallel > 1 or shards_optimizer(config)):
+    if config.optimizer.type in _WITH_MEANS_OF_MATRICES and shards_optimizer(config):
         yield (
-            f"optimizer.type: the state of {config.optimizer.type} cannot be sharded; with model_parallel or a sharded "
-            "optimizer use adamw, lion or sgd"
+            f"optimizer.type: {config.optimizer.type} does not take its row and column means over data-parallel ranks, "
+            "among which a sharded optimizer shards the weights. Its state is small as it is: set "
+            "parallel_config.optimizer_shard to False (and parallel.enable_parallel_optimizer), or use adamw, lion or "
+            "sgd"
         )
 
 

@@ -66,10 +66,11 @@ OPTIMIZERS = {
     "fp32_adamw": "adamw",
     "Momentum": "sgd",
 }
-OPTIMIZER_KEYS: dict[str, dict[str, float | bool]] = {
+OPTIMIZER_KEYS: dict[str, dict[str, float | bool | None]] = {
     "adamw": {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "correct_bias": True},
     "adafactor": {
         "beta1": 0.0,
+        "beta2": None,
         "decay_rate": 0.8,
         "eps": 1e-30,
         "clip_threshold": 1.0,
@@ -77,6 +78,7 @@ OPTIMIZER_KEYS: dict[str, dict[str, float | bool]] = {
         "min_parameter_scale": 1e-3,
         "relative_step": False,
         "warmup_init": False,
+        "relative_step_factor": 1.0,
         "min_dim_size_to_factor": 1,
         "weight_decay": 0.0,
     },
@@ -181,6 +183,8 @@ class OptimizerSection(Section):
 
     `correct_bias: False` is the AdamW of BERT and UER-py: without bias correction, with the decay after the step.
 
+    AdaFactor's second moment decays by `beta2` in every step, or by 1 - t^-decay_rate in step t.
+
     `learning_rate` is for runs without an `lr_schedule`, and stays constant. AdaFactor with `relative_step: True`
     chooses its own step sizes, so it goes with neither.
     """
@@ -200,6 +204,7 @@ class OptimizerSection(Section):
     min_parameter_scale: Positive | None = None
     relative_step: bool | None = None
     warmup_init: bool | None = None
+    relative_step_factor: Positive | None = None
     min_dim_size_to_factor: Count | None = None
 
     other_names: ClassVar = {"use_nesterov": "nesterov"}
@@ -225,11 +230,19 @@ class OptimizerSection(Section):
         return data
 
     def complete(self) -> None:
-        problems = _apply_defaults(self, OPTIMIZER_KEYS, "optimizer")
+        problems = []
+        if self.type == "adafactor" and self.beta2 is not None and self.decay_rate is not None:
+            problems.append(("beta2", "and decay_rate are both set; keep one: beta2 is constant, 1 - t^-decay_rate rises"))
+        constant_decay = self.beta2 is not None
+        problems += _apply_defaults(self, OPTIMIZER_KEYS, "optimizer")
+        if self.type == "adafactor" and constant_decay:
+            self.fill(decay_rate=None)
         if self.relative_step and self.learning_rate is not None:
             problems.append(("learning_rate", NO_LEARNING_RATE_WITH_RELATIVE_STEP))
         if self.type == "adafactor" and self.warmup_init and not self.relative_step:
             problems.append(("warmup_init", "needs relative_step: True; the warm-up of an lr_schedule is set there"))
+        if self.type == "adafactor" and self.relative_step_factor != 1.0 and not self.relative_step:
+            problems.append(("relative_step_factor", "needs relative_step: True; without it set the learning rate"))
         if self.type == "sgd" and self.nesterov and not self.momentum:
             problems.append(("nesterov", "needs a momentum greater than 0; 0.9 is usual"))
         refuse(problems)

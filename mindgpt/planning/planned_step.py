@@ -5,8 +5,8 @@
 `mindgpt.planning.dry_run` starts it with the environment of that rank; no data and no weights are read.
 """
 
-import contextlib
 import json
+import re
 import resource
 import sys
 import time
@@ -14,8 +14,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
@@ -33,6 +34,9 @@ from mindgpt.tasks.session import prepare
 from mindgpt.tasks.training_step import build_step, compile_sharded, zeros_for
 from mindgpt.train.step import AccumulatingTrainStep
 
+_SMALL = 1024  # values: counters and factors, which keep theirs
+_STATE = re.compile(r"(exp_avg_sq_row_|exp_avg_sq_col_|[^.]*\.?)(.*)")  # an optimizer's prefix, and its weight
+
 GRAPHS = "graphs"
 """The folder, in the working directory, into which MindSpore writes the text of the graphs."""
 
@@ -41,12 +45,16 @@ def compile_step(config: RunConfig) -> tuple[nn.Cell, nn.Cell]:
     """The model and the training step of a run on this rank, compiled."""
     model_config, sharded = GPT2Config.from_section(config.model.config), strategy() is Strategy.SEMI_AUTO
     # With this, MindSpore shards the shapes of parameters, those of the optimizer too, and makes no values.
-    with no_init_parameters() if sharded else contextlib.nullcontext():
+    with no_init_parameters():
         model = model_class(config.model.arch.type)(model_config)
         if model_config.pet_config is not None:
             add_lora(model, model_config.pet_config)
     shapes = shapes_of_batch(config)
+    if not sharded:
+        _set_to_untouched_zeros(model)
     step, layout = build_step(config, model, np.full(10, 1e-4, np.float32), padding=len(shapes) > 1)
+    if not sharded:
+        _set_to_untouched_zeros(step)
     step.set_train()
     columns = zeros_for(shapes)
     if sharded:
@@ -57,6 +65,16 @@ def compile_step(config: RunConfig) -> tuple[nn.Cell, nn.Cell]:
     else:
         step.compile(*columns)
     return model, step
+
+
+def _set_to_untouched_zeros(cell: nn.Cell) -> None:
+    """Give weights and state values that take no memory: the system provides pages of zeros when they are touched, and
+    nothing is computed with them. MindSpore compiles for one card only with values."""
+    for parameter in cell.get_parameters():
+        if parameter.has_init or parameter.size > _SMALL:
+            zeros = np.zeros(parameter.shape, ms.dtype_to_nptype(parameter.dtype))
+            parameter.set_data(Tensor.from_numpy(zeros))
+            parameter.init_mode = None
 
 
 def shapes_of_batch(config: RunConfig) -> list[tuple[int, ...]]:
@@ -78,12 +96,12 @@ def facts(config: RunConfig, model: nn.Cell, graphs: list[CompiledGraph], times:
     trained = {parameter.name: parameter.requires_grad for parameter in model.get_parameters()}
     roles = {"parameters": 0, "gradients": 0, "sums": 0, "optimizer": 0}
     for name, tensor in parameters.items():
-        prefix, _, of = name.partition(".")
+        prefix, of = _STATE.match(name).groups()
         if name in trained:
             roles["parameters"] += tensor.bytes
             roles["gradients"] += tensor.bytes if trained[name] else 0
         elif of in trained:  # else a counter or a factor, which is a few bytes
-            roles["sums" if prefix == "accu_grads" else "optimizer"] += tensor.bytes
+            roles["sums" if prefix == "accu_grads." else "optimizer"] += tensor.bytes
     blocks = {name.split(".")[2] for name in parameters if name.startswith("backbone.blocks.")}
     return {
         "parameters": roles["parameters"],

@@ -12,7 +12,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.communication import init
+from mindspore.communication import create_group, init
 
 from mindgpt.config.strategy import Strategy
 from mindgpt.runtime.ranks import rank, world_size
@@ -87,6 +87,14 @@ def data_parallel_ranks() -> int:
 def ranks_per_stage() -> int:
     """Over how many ranks each pipeline stage of a model is sharded; all of them if it has but one stage."""
     return world_size() // ms.get_auto_parallel_context("pipeline_stages")
+
+
+def neighbours(ranks: int) -> str:
+    """The group of so many consecutive ranks that this one is in: a model-parallel group, if `ranks` are that many."""
+    first = rank() // ranks * ranks
+    name = f"ranks_{first}_to_{first + ranks - 1}"
+    create_group(name, list(range(first, first + ranks)))
+    return name
 
 
 def share(number: int) -> range:

@@ -1,5 +1,6 @@
 """The training step of a run: shards the built model if its strategy says so, and builds and compiles the step."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from mindgpt.models.gpt2.gpt2_parallel import (
 )
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.pet.lora_parallel import apply_layout_to_lora
-from mindgpt.runtime.collectives import Sharding, strategy
+from mindgpt.runtime.collectives import Sharding, neighbours, strategy
 from mindgpt.train.micro_batch_step import InterleavedNetwork, MicroBatchTrainStep
 from mindgpt.train.optimizers import build_optimizer
+from mindgpt.train.optimizers.adafactor import AdaFactor, MeanOverShards
 from mindgpt.train.schedules import LearningRateTable
 from mindgpt.train.step import AccumulatingTrainStep, TrainStep
 
@@ -122,7 +124,10 @@ def build_step(
     else:
         apply_recompute(model.backbone, config.recompute_config)
         trained = model.trainable_params()
-    optimizer = build_optimizer(config.optimizer, trained, LearningRateTable(learning_rates))
+    shards = None
+    if sharded and layout.model_parallel > 1:
+        shards = MeanOverShards(neighbours(layout.model_parallel), layout.model_parallel)
+    optimizer = build_optimizer(config.optimizer, trained, LearningRateTable(learning_rates), shards)
     return _step_cell(config, model, optimizer, sharded), layout
 
 
@@ -132,14 +137,16 @@ def compile_sharded(step: nn.Cell, columns: Sequence[Tensor], layout: Layout) ->
     Returns:
         For each trained parameter the number of ranks that hold the same shard, which the gradient norm needs.
     """
-    full_size = {parameter.name: parameter.size for parameter in step.optimizer.parameters}
+    whole = {parameter.name: parameter.shape for parameter in step.optimizer.parameters}
     step.compile(*columns)
     ranks_of_a_stage = layout.data_parallel * layout.model_parallel
     holders = {
-        parameter.name: ranks_of_a_stage * parameter.size // full_size[parameter.name]
+        parameter.name: ranks_of_a_stage * parameter.size // math.prod(whole[parameter.name])
         for parameter in step.optimizer.parameters
     }
     step.update.norm.set_holders(list(holders.values()))
+    if isinstance(step.optimizer, AdaFactor):
+        step.optimizer.set_shards(whole)
     return holders
 
 

@@ -120,7 +120,7 @@ def learning_rates_of_run(schedule: LRScheduleSection | None, optimizer: Optimiz
     Returns (steps,) float64. Raises as `learning_rates`.
     """
     if optimizer.relative_step:
-        return relative_step_sizes(steps, optimizer.warmup_init)
+        return optimizer.relative_step_factor * relative_step_sizes(steps, optimizer.warmup_init)
     return learning_rates(schedule, steps)
 
 

@@ -15,15 +15,9 @@ from mindgpt.runtime.graph_cache import CachedGraphCell
 from mindgpt.train.global_norm import GlobalNorm
 from mindgpt.train.optimizers.state import zeros_like
 
-_rescale = ops.MultitypeFuncGraph("rescale")
 _accumulate = ops.MultitypeFuncGraph("accumulate")
 _reset = ops.MultitypeFuncGraph("reset")
 _sum_over_ranks = ops.MultitypeFuncGraph("sum_over_ranks")
-
-
-@_rescale.register("Tensor", "Tensor")
-def _rescale_one(factor, gradient):
-    return ops.cast(ops.cast(gradient, ms.float32) * factor, gradient.dtype)
 
 
 @_accumulate.register("Tensor", "Tensor")
@@ -124,7 +118,6 @@ class Update(nn.Cell):
         self.norm = GlobalNorm(optimizer.parameters, ranks_per_stage() if self.sharded else None)
         self.mean_over_ranks = MeanOverRanks()
         self.divisor = self.batches * self.mean_over_ranks.ranks
-        self.map = ops.HyperMap()
         self.is_finite = ops.IsFinite()
 
     def construct(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -144,8 +137,7 @@ class Update(nn.Cell):
             factor = unscale
             if self.clip:
                 factor = factor * ops.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
-            clipped = self.map(ops.partial(_rescale, factor), gradients)
-            skipped = ops.depend(skipped, self.optimizer(clipped))
+            skipped = ops.depend(skipped, self.optimizer(gradients, factor))
         return loss, ops.depend(skipped, self.loss_scale(finite)), scale, learning_rate, norm
 
 

@@ -144,6 +144,12 @@ def test_a_mode_that_does_not_shard_is_refused_with_the_one_that_does():
     assert "Set it to data_parallel, or start one" in message
 
 
-def test_the_state_of_adafactor_cannot_be_sharded():
-    asked = config(model_parallel=2).replaced({"optimizer.type": "adafactor"})
-    assert any("adafactor cannot be sharded" in message for message in semi_auto_problems(asked, 2))
+def test_adafactor_takes_its_means_over_model_parallel_ranks_alone():
+    def problems_of(devices, **layout):
+        return list(semi_auto_problems(config(**layout).replaced({"optimizer.type": "adafactor"}), devices))
+
+    assert problems_of(4, data_parallel=2, model_parallel=2) == []
+    assert problems_of(4, model_parallel=2, pipeline_stage=2, micro_batch_num=2) == []
+    (message,) = problems_of(4, data_parallel=2, model_parallel=2, optimizer_shard=True)
+    assert "adafactor does not take its row and column means over data-parallel ranks" in message
+    assert "optimizer_shard to False" in message

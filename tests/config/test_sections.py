@@ -132,12 +132,19 @@ def test_betas_as_a_list():
 def test_optimizer_defaults_are_those_of_the_optimizer():
     given = {kind: OptimizerSection(type=kind).model_dump(exclude_none=True) for kind in OPTIMIZER_KEYS}
     for kind, keys in OPTIMIZER_KEYS.items():
-        assert given[kind] == {"type": kind, **keys}
+        assert given[kind] == {"type": kind, **{key: value for key, value in keys.items() if value is not None}}
         assert OptimizerSection(**given[kind]).model_dump(exclude_none=True) == given[kind], "what is written is read"
     assert (given["adamw"]["beta2"], given["adamw"]["weight_decay"]) == (0.95, 0.1)
     assert (given["adafactor"]["beta1"], given["adafactor"]["scale_parameter"]) == (0.0, True)
     assert given["lion"]["beta2"] == 0.99
     assert given["sgd"]["momentum"] == 0.0
+
+
+def test_adafactors_second_moment_decays_by_one_of_two_rules():
+    constant = OptimizerSection(type="adafactor", beta2=0.999)
+    assert (constant.beta2, constant.decay_rate) == (0.999, None)
+    assert OptimizerSection(**constant.model_dump(exclude_none=True)) == constant, "what is written is read"
+    assert OptimizerSection(type="adafactor").decay_rate == 0.8
 
 
 def test_old_forms_of_optimizers():
@@ -157,7 +164,8 @@ def test_old_forms_of_optimizers():
         ({"type": "lion", "eps": 1e-8}, "eps", "has no effect on the optimizer 'lion', which obeys beta1, beta2, weig"),
         ({"type": "lion", "correct_bias": False}, "correct_bias", "has no effect on the optimizer 'lion'"),
         ({"type": "sgd", "betas": [0.9, 0.99]}, "beta1", "has no effect on the optimizer 'sgd'"),
-        ({"type": "adafactor", "beta2": 0.99}, "beta2", "has no effect on the optimizer 'adafactor'"),
+        ({"type": "adafactor", "beta2": 0.99, "decay_rate": 0.8}, "beta2", "and decay_rate are both set; keep one"),
+        ({"type": "adafactor", "relative_step_factor": 0.05}, "relative_step_factor", "needs relative_step: True"),
         ({"type": "adafactor", "eps": [1e-30]}, "eps", "must be a list of two numbers such as [1e-30, 1e-3]"),
         ({"type": "adafactor", "decay_rate": -0.8}, "decay_rate", "must be greater than 0, not -0.8"),
         ({"type": "adafactor", "warmup_init": True}, "warmup_init", "needs relative_step: True"),

@@ -181,7 +181,13 @@ def test_incomplete_shards_are_refused_and_nothing_is_written(toy, sharded_run, 
         (["parallel_config={model_parallel: 2}"], "= 2 cards, but there are 4. On 4 cards these work: "),
         (["parallel_config={model_parallel: 4}"], "model_parallel 4 does not divide num_heads 2"),
         (["parallel_config={data_parallel: 2, pipeline_stage: 2}"], "1 micro-batches cannot keep 2 pipeline stages"),
-        (["optimizer.type=adafactor"], "the state of adafactor cannot be sharded"),
+        (
+            [
+                "optimizer.type=adafactor",
+                "parallel_config={data_parallel: 2, model_parallel: 2, optimizer_shard: True}",
+            ],
+            "adafactor does not take its row and column means over data-parallel ranks",
+        ),
         (
             ["do_eval=True", "eval_dataset.data_loader.dataset_dir={train}"],
             "do_eval: a model that is sharded over cards is not evaluated while it is trained",

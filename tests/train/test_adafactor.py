@@ -117,7 +117,7 @@ def test_small_matrices_may_have_a_full_second_moment():
     """Unfactored it is RMSProp with the decay 1 - t^-0.8: worked out by hand for the small matrix."""
     start, gradients = start_and_gradients()
     *_, (ours, optimizer) = run_ours(start, gradients, min_dim_size_to_factor=16, scale_parameter=False)
-    assert [p.name for p in optimizer.row] == ["adafactor_row.c.weight"]
+    assert [p.name for p in optimizer.row] == ["exp_avg_sq_row_c.weight"]
     assert [p.name for p in optimizer.second_moment] == [f"adafactor_v.{n}" for n in ("b.bias", "a.weight", "d.gamma")]
     rates = learning_rates_of_run(
         LRScheduleSection(type="linear", learning_rate=2e-2, warmup_steps=5), OptimizerSection(), STEPS
@@ -147,12 +147,12 @@ def test_half_precision_weights_have_float32_state():
 def test_state_is_named_after_the_weights():
     start, gradients = start_and_gradients()
     *_, (_, optimizer) = run_ours(start, gradients[:2], beta1=0.9)
-    shapes = {p.name: p.shape for p in optimizer.get_parameters() if p.name.startswith("adafactor")}
+    shapes = {p.name: p.shape for p in optimizer.get_parameters() if p.name.startswith(("adafactor", "exp_avg"))}
     assert shapes == {
-        "adafactor_row.a.weight": (5,),
-        "adafactor_col.a.weight": (7,),
-        "adafactor_row.c.weight": (48,),
-        "adafactor_col.c.weight": (16,),
+        "exp_avg_sq_row_a.weight": (5,),
+        "exp_avg_sq_col_a.weight": (7,),
+        "exp_avg_sq_row_c.weight": (48,),
+        "exp_avg_sq_col_c.weight": (16,),
         "adafactor_v.b.bias": (7,),
         "adafactor_v.d.gamma": (4,),
         **{f"adafactor_m.{name}": shape for name, shape in SHAPES.items()},

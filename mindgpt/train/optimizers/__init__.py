@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from mindspore import Parameter, nn
 
 from mindgpt.config.optimizer_sections import OPTIMIZER_KEYS, OptimizerSection
-from mindgpt.train.optimizers.adafactor import AdaFactor
+from mindgpt.train.optimizers.adafactor import AdaFactor, MeanOverShards
 from mindgpt.train.optimizers.adamw import AdamW
 from mindgpt.train.optimizers.lion import Lion
 from mindgpt.train.optimizers.sgd import SGD
@@ -17,15 +17,23 @@ from mindgpt.train.optimizers.state import is_decayed, state_bytes
 from mindgpt.train.schedules import LearningRateTable
 
 _CLASSES = {"adamw": AdamW, "adafactor": AdaFactor, "lion": Lion, "sgd": SGD}
-_SCHEDULE_KEYS = ("relative_step", "warmup_init")  # keys that `schedules.learning_rates_of_run` uses
+_SCHEDULE_KEYS = ("relative_step", "warmup_init", "relative_step_factor")  # keys that `schedules.learning_rates_of_run` uses
 _ADAMW_BYTES = 8  # a parameter: two float32 moments
 
 
 def build_optimizer(
-    section: OptimizerSection, parameters: Sequence[Parameter], schedule: LearningRateTable
+    section: OptimizerSection,
+    parameters: Sequence[Parameter],
+    schedule: LearningRateTable,
+    shards: MeanOverShards | None = None,
 ) -> nn.Optimizer:
-    """The optimizer that the section `optimizer` names, for `parameters`."""
+    """The optimizer that the section `optimizer` names, for `parameters`.
+
+    shards: the mean over a model-parallel group, if `parameters` will be sharded over one; only AdaFactor needs it.
+    """
     settings = {key: getattr(section, key) for key in OPTIMIZER_KEYS[section.type] if key not in _SCHEDULE_KEYS}
+    if section.type == "adafactor":
+        settings["shards"] = shards
     return _CLASSES[section.type](parameters, schedule, **settings)
 
 

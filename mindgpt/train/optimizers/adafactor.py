@@ -1,74 +1,19 @@
 """The optimizer AdaFactor, which stores row and column means of the second moment."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from mindgpt.train.optimizers.grouped import GroupedOptimizer, groups_of
 from mindgpt.train.optimizers.state import is_decayed, zeros_like, zeros_over
 from mindgpt.train.schedules import LearningRateTable
 
-_factored = ops.MultitypeFuncGraph("adafactor_factored")
-_unfactored = ops.MultitypeFuncGraph("adafactor_unfactored")
-_update = ops.MultitypeFuncGraph("adafactor_update")
-_matmul = ops.MatMul()
 
-
-@_factored.register(*("Tensor",) * 5)
-def _factored_direction(mixing, eps, row, column, gradient):
-    """gradient: (n, m); row: (n,) and column: (m,), the means over columns and over rows.
-
-    The sum over rows and the outer product are matrix products: reducing and broadcasting kernels took 30 and 3 times
-    as long on CPU.
-    """
-    gradient = ops.cast(gradient, ms.float32)
-    n, m = gradient.shape
-    square = gradient * gradient
-    over_rows = _matmul(ops.ones((1, n), ms.float32), square).reshape(m) * (1.0 / n)
-    new_row = (1.0 - mixing) * row + mixing * (square.mean(-1) + eps)
-    new_column = (1.0 - mixing) * column + mixing * (over_rows + eps)
-    by_row = ops.rsqrt(new_row / new_row.mean())
-    inverse_root = _matmul(by_row.reshape(n, 1), ops.rsqrt(new_column).reshape(1, m))
-    done = (ops.assign(row, new_row), ops.assign(column, new_column))
-    return ops.depend(gradient * inverse_root, done)
-
-
-@_unfactored.register(*("Tensor",) * 4)
-def _unfactored_direction(mixing, eps, second, gradient):
-    gradient = ops.cast(gradient, ms.float32)
-    new_second = (1.0 - mixing) * second + mixing * (gradient * gradient + eps)
-    return ops.depend(gradient * ops.rsqrt(new_second), ops.assign(second, new_second))
-
-
-def _root_mean_square(x):
-    return ops.sqrt((x * x).mean(-1).mean())  # in two steps: on CPU 10 times as fast as in one
-
-
-def _clipped_step(rate, scaled, min_scale, threshold, weight, direction):
-    """The weight in float32, and alpha and alpha U of `AdaFactor`."""
-    old = ops.cast(weight, ms.float32)
-    alpha = rate * ops.maximum(_root_mean_square(old), min_scale) if scaled else rate
-    return old, alpha, direction * (alpha / ops.maximum(_root_mean_square(direction) / threshold, 1.0))
-
-
-@_update.register("Tensor", "Bool", *("Tensor",) * 6)
-def _update_without_momentum(rate, scaled, min_scale, threshold, beta1, decay, weight, direction):
-    old, alpha, step = _clipped_step(rate, scaled, min_scale, threshold, weight, direction)
-    return ops.assign(weight, ops.cast(old * (1.0 - alpha * decay) - step, weight.dtype))
-
-
-@_update.register("Tensor", "Bool", *("Tensor",) * 7)
-def _update_with_momentum(rate, scaled, min_scale, threshold, beta1, decay, weight, direction, first):
-    old, alpha, step = _clipped_step(rate, scaled, min_scale, threshold, weight, direction)
-    new_first = beta1 * first + (1.0 - beta1) * step
-    new = ops.cast(old * (1.0 - alpha * decay) - new_first, weight.dtype)
-    return ops.depend(ops.assign(weight, new), ops.assign(first, new_first))
-
-
-class AdaFactor(nn.Optimizer):
+class AdaFactor(GroupedOptimizer):
     """AdaFactor (Shazeer & Stern 2018, algorithms 4 to 6), as `transformers.optimization.Adafactor` computes it.
 
-        b = 1 - t^-decay_rate
+        b = 1 - t^-decay_rate, or beta2
         R = b R + (1 - b) (mean of G^2 over columns + eps)          C = the same over rows
         U = G / sqrt(R C / mean(R)), divided by max(1, rms(U) / clip_threshold)
         alpha = rate_t max(min_parameter_scale, rms(W))           or rate_t, without `scale_parameter`
@@ -80,12 +25,16 @@ class AdaFactor(nn.Optimizer):
 
     The paper's relative step size rho_t is a learning-rate table: `schedules.relative_step_sizes`.
 
+    Where `shards` ranks hold the shards of a matrix, each has R of its rows and C of its columns, and all means are
+    over the whole matrix, by `MeanOverShards`.
+
     Args:
         parameters: to train. The state is float32.
         schedule: the learning rate, or rho_t, by step.
-        beta1, decay_rate, eps, clip_threshold, scale_parameter, min_parameter_scale, weight_decay: as above; only
-            matrices are decayed.
+        beta1, beta2, decay_rate, eps, clip_threshold, scale_parameter, min_parameter_scale, weight_decay: as above;
+            `beta2` replaces `decay_rate`; only matrices are decayed.
         min_dim_size_to_factor: a matrix with a shorter side has a full second moment.
+        shards: None, or the mean over the ranks of a model-parallel group.
     """
 
     def __init__(
@@ -93,53 +42,162 @@ class AdaFactor(nn.Optimizer):
         parameters: Sequence[Parameter],
         schedule: LearningRateTable,
         beta1: float = 0.0,
-        decay_rate: float = 0.8,
+        beta2: float | None = None,
+        decay_rate: float | None = 0.8,
         eps: float = 1e-30,
         clip_threshold: float = 1.0,
         scale_parameter: bool = True,
         min_parameter_scale: float = 1e-3,
         min_dim_size_to_factor: int = 1,
         weight_decay: float = 0.0,
+        shards: "MeanOverShards | None" = None,
     ):
-        super().__init__(schedule, list(parameters), weight_decay=0.0)
+        super().__init__(parameters, schedule)
         factored = [len(p.shape) == 2 and min(p.shape) >= min_dim_size_to_factor for p in self._parameters]
         self.factored = tuple(index for index, yes in enumerate(factored) if yes)
         self.unfactored = tuple(index for index, yes in enumerate(factored) if not yes)
-        matrices = [self._parameters[index] for index in self.factored]
-        others = [self._parameters[index] for index in self.unfactored]
-        self.row = zeros_over(matrices, -1, "adafactor_row")
-        self.column = zeros_over(matrices, -2, "adafactor_col")
-        self.second_moment = zeros_like(others, "adafactor_v")
-        # The order of the update directions: first the factored parameters, then the others.
-        self.in_order = ms.ParameterTuple(matrices + others)
-        self.decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self.in_order)
+        self.matrices = ParameterTuple([self._parameters[index] for index in self.factored])
+        self.others = ParameterTuple([self._parameters[index] for index in self.unfactored])
+        self.groups_of_matrices = groups_of([p.size for p in self.matrices])
+        self.groups_of_others = groups_of([p.size for p in self.others])
+        self.row = zeros_over(self.matrices, -1, "exp_avg_sq_row")
+        self.column = zeros_over(self.matrices, -2, "exp_avg_sq_col")
+        self.second_moment = zeros_like(self.others, "adafactor_v")
+        self.decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self.matrices)
+        self.other_decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self.others)
         self.with_momentum = beta1 > 0
-        self.first_moment = zeros_like(self.in_order, "adafactor_m") if self.with_momentum else ()
+        self.first_moment = zeros_like(self.matrices, "adafactor_m") if self.with_momentum else self.decays
+        self.other_first_moment = zeros_like(self.others, "adafactor_m") if self.with_momentum else self.other_decays
+        self.mixing = None if beta2 is None else Tensor(1.0 - beta2, ms.float32)
         self.decay_rate = decay_rate
         self.eps, self.beta1 = Tensor(eps, ms.float32), Tensor(beta1, ms.float32)
         self.scale_parameter = scale_parameter
         self.min_parameter_scale = Tensor(min_parameter_scale, ms.float32)
         self.clip_threshold = Tensor(clip_threshold, ms.float32)
+        self.shards = shards
+        self.row_shares = _shares(self.matrices, "rows") if shards else self.decays
+        self.column_shares = _shares(self.matrices, "columns") if shards else self.decays
+        self.matmul = ops.MatMul()
 
-    def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
-        """Update all parameters from their gradients, in the order of `parameters`; counts a step."""
+    def set_shards(self, whole: Mapping[str, Sequence[int]]) -> None:
+        """Tell how each matrix is sharded, once it is and before the first step. whole: the shapes that they had."""
+        if self.shards is None:
+            return
+        for matrix, rows, columns in zip(self.matrices, self.row_shares, self.column_shares, strict=True):
+            n, m = whole[matrix.name]
+            rows.set_data(Tensor(float(matrix.shape[1] < m), ms.float32))  # of its rows other ranks have other columns
+            columns.set_data(Tensor(float(matrix.shape[0] < n), ms.float32))
+
+    def construct(self, gradients: tuple[Tensor, ...], factor: Tensor | None = None) -> Tensor:
+        """Update all parameters from their gradients, in the order of `parameters`, times `factor`; counts a step."""
         rate = self.get_lr().reshape(())
         step = ops.depend(self.global_step, rate) + self.global_step_increase_tensor
-        mixing = ops.pow(ops.cast(step, ms.float32).reshape(()), -self.decay_rate)  # 1 - b
-        directions = ()
+        mixing = self.mixing  # 1 - b
+        if mixing is None:
+            mixing = ops.pow(ops.cast(step, ms.float32).reshape(()), -self.decay_rate)
         if self.factored:
-            chosen = [gradients[index] for index in self.factored]
-            follow = ops.partial(_factored, mixing, self.eps)
-            directions += tuple(self.hyper_map(follow, self.row, self.column, tuple(chosen)))
+            factor = self.in_groups(
+                self.groups_of_matrices,
+                ops.partial(self.update_matrix, rate, mixing),
+                factor,
+                tuple([gradients[index] for index in self.factored]),
+                *(self.decays, self.matrices, self.row, self.column),
+                *(self.row_shares, self.column_shares, self.first_moment),
+            )
         if self.unfactored:
-            chosen = [gradients[index] for index in self.unfactored]
-            follow = ops.partial(_unfactored, mixing, self.eps)
-            directions += tuple(self.hyper_map(follow, self.second_moment, tuple(chosen)))
-        update = ops.partial(
-            _update, rate, self.scale_parameter, self.min_parameter_scale, self.clip_threshold, self.beta1
-        )
+            factor = self.in_groups(
+                self.groups_of_others,
+                ops.partial(self.update_other, rate, mixing),
+                factor,
+                tuple([gradients[index] for index in self.unfactored]),
+                *(self.other_decays, self.others, self.second_moment, self.other_first_moment),
+            )
+        return ops.depend(ops.assign(self.global_step, step), factor)
+
+    def update_matrix(
+        self, rate, mixing, decay, weight, row, column, row_share, column_share, first, gradient
+    ):  # fmt: skip
+        """weight, gradient: (n, m), or a shard of it; row: (n,) and column: (m,); the shares are of `MeanOverShards`."""
+        gradient = ops.cast(gradient, ms.float32)
+        square = gradient * gradient
+        over_columns, over_rows = square.mean(-1), self.mean_over_rows(square)
+        if self.shards is not None:
+            over_columns = self.shards.of_some(over_columns, row_share)
+            over_rows = self.shards.of_some(over_rows, column_share)
+        new_row = (1.0 - mixing) * row + mixing * (over_columns + self.eps)
+        new_column = (1.0 - mixing) * column + mixing * (over_rows + self.eps)
+        by_row = ops.rsqrt(new_row / self.mean(new_row))
+        direction = gradient * self.outer(by_row, ops.rsqrt(new_column))
+        done = (ops.assign(row, new_row), ops.assign(column, new_column))
+        return self.move(rate, decay, weight, first, ops.depend(direction, done))
+
+    def update_other(self, rate, mixing, decay, weight, second, first, gradient):
+        """second: the full second moment, of the shape of weight and gradient."""
+        gradient = ops.cast(gradient, ms.float32)
+        new_second = (1.0 - mixing) * second + mixing * (gradient * gradient + self.eps)
+        direction = gradient * ops.rsqrt(new_second)
+        return self.move(rate, decay, weight, first, ops.depend(direction, ops.assign(second, new_second)))
+
+    def move(self, rate, decay, weight, first, direction):
+        """Move a weight against U; `first` is its momentum, if there is any."""
+        old = ops.cast(weight, ms.float32)
+        alpha = rate * ops.maximum(self.root_mean_square(old), self.min_parameter_scale) if self.scale_parameter else rate
+        step = direction * (alpha / ops.maximum(self.root_mean_square(direction) / self.clip_threshold, 1.0))
         if self.with_momentum:
-            done = self.hyper_map(update, self.decays, self.in_order, directions, self.first_moment)
-        else:
-            done = self.hyper_map(update, self.decays, self.in_order, directions)
-        return ops.depend(ops.assign(self.global_step, step), done)
+            step = self.beta1 * first + (1.0 - self.beta1) * step
+            step = ops.depend(step, ops.assign(first, step))
+        return ops.assign(weight, ops.cast(old * (1.0 - alpha * decay) - step, weight.dtype))
+
+    def root_mean_square(self, x):
+        """Over all shards of x, which is a matrix or vector."""
+        return ops.sqrt(self.mean((x * x).mean(-1)))  # in two steps: on CPU 10 times as fast as in one
+
+    def mean(self, x):
+        """Over all values of all shards."""
+        mean = x.mean()
+        return mean if self.shards is None else self.shards.of_all(mean)
+
+    def mean_over_rows(self, square):
+        """(n, m) -> (m,); as a product on CPU, where a reducing kernel took 30 times as long."""
+        if self.shards is not None:  # the shape of a shard is not known when the graph is traced
+            return square.mean(0)
+        n, m = square.shape
+        return self.matmul(ops.ones((1, n), ms.float32), square).reshape(m) * (1.0 / n)
+
+    def outer(self, rows, columns):
+        """(n,) and (m,) -> (n, m); as a product on CPU, where a broadcasting kernel took 3 times as long."""
+        if self.shards is not None:
+            return ops.expand_dims(rows, 1) * ops.expand_dims(columns, 0)
+        return self.matmul(rows.reshape(-1, 1), columns.reshape(1, -1))
+
+
+class MeanOverShards(nn.Cell):
+    """The mean of values over the ranks that hold the shards of a weight, which are all of the same size.
+
+    Args:
+        group: of these ranks, among which each weight is sharded by rows or by columns, or replicated.
+        ranks: their number.
+    """
+
+    def __init__(self, group: str, ranks: int):
+        super().__init__(auto_prefix=False)
+        self.all_reduce = ops.AllReduce(group=group)
+        self.part = 1.0 / ranks
+
+    def of_all(self, value: Tensor) -> Tensor:
+        """Replicated values are equal, so their mean is their value."""
+        return self.all_reduce(value) * self.part
+
+    def of_some(self, value: Tensor, share: Tensor) -> Tensor:
+        """The mean if share is 1, and this rank's own value if it is 0.
+
+        Which of the two is known only after MindSpore has compiled the graph and thereby sharded the weights.
+        """
+        return self.of_all(value) * share + value * (1.0 - share)
+
+
+def _shares(matrices: Sequence[Parameter], which: str) -> ParameterTuple:
+    """Whether the mean of each row or each column of a matrix is over several ranks; see `AdaFactor.set_shards`."""
+    return ParameterTuple(
+        [Parameter(Tensor(0.0, ms.float32), name=f"norm_shares.{which}.{p.name}", requires_grad=False) for p in matrices]
+    )

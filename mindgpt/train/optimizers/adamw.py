@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, ops
 
+from mindgpt.train.optimizers.grouped import GroupedOptimizer
 from mindgpt.train.optimizers.state import is_decayed, zeros_like
 from mindgpt.train.schedules import LearningRateTable
 
@@ -51,7 +52,7 @@ def _uncorrected_update_by_formula(rate, beta1, beta2, eps, decay, weight, first
     return ops.depend(ops.assign(weight, ops.cast(new, weight.dtype)), done)
 
 
-class AdamW(nn.Optimizer):
+class AdamW(GroupedOptimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2), as `torch.optim.AdamW` computes it.
 
         m = beta1 m + (1 - beta1) g                c1 = 1 - beta1^t
@@ -86,7 +87,7 @@ class AdamW(nn.Optimizer):
         weight_decay: float = 0.1,
         correct_bias: bool = True,
     ):
-        super().__init__(schedule, list(parameters), weight_decay=0.0)
+        super().__init__(parameters, schedule)
         self.first_moment = zeros_like(self._parameters, "adam_m")
         self.second_moment = zeros_like(self._parameters, "adam_v")
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
@@ -103,8 +104,8 @@ class AdamW(nn.Optimizer):
         self.kernel = ops.AdamWeightDecay() if fused else None
         self.expm1 = ops.Expm1()
 
-    def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
-        """Update all parameters from their gradients, in the order of `parameters`; counts a step."""
+    def construct(self, gradients: tuple[Tensor, ...], factor: Tensor | None = None) -> Tensor:
+        """Update all parameters from their gradients, in the order of `parameters`, times `factor`; counts a step."""
         rate = self.get_lr()
         step = ops.depend(self.global_step, rate) + self.global_step_increase_tensor
         moments = (self.first_moment, self.second_moment)
@@ -121,5 +122,5 @@ class AdamW(nn.Optimizer):
             update = ops.partial(_uncorrected_by_kernel, self.kernel, rate, self.beta1, self.beta2, self.eps)
         else:
             update = ops.partial(_uncorrected_by_formula, rate, self.beta1, self.beta2, self.eps)
-        done = self.hyper_map(update, self.decays, self._parameters, *moments, gradients)
+        done = self.in_groups(self.groups, update, factor, gradients, self.decays, self._parameters, *moments)
         return ops.depend(ops.assign(self.global_step, step), done)

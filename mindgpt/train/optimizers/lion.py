@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, ops
 
+from mindgpt.train.optimizers.grouped import GroupedOptimizer
 from mindgpt.train.optimizers.state import is_decayed, zeros_like
 from mindgpt.train.schedules import LearningRateTable
 
@@ -22,7 +23,7 @@ def _update_one(rate, beta1, beta2, decay, weight, momentum, gradient):
     return ops.depend(ops.assign(momentum, new_momentum), done)
 
 
-class Lion(nn.Optimizer):
+class Lion(GroupedOptimizer):
     """Lion (Chen et al. 2023, algorithm 2).
 
         c = beta1 m + (1 - beta1) g
@@ -46,15 +47,15 @@ class Lion(nn.Optimizer):
         beta2: float = 0.99,
         weight_decay: float = 0.1,
     ):
-        super().__init__(schedule, list(parameters), weight_decay=0.0)
+        super().__init__(parameters, schedule)
         self.momentum = zeros_like(self._parameters, "lion_m")
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
         self.decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self._parameters)
 
-    def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
-        """Update all parameters from their gradients, in the order of `parameters`; counts a step."""
+    def construct(self, gradients: tuple[Tensor, ...], factor: Tensor | None = None) -> Tensor:
+        """Update all parameters from their gradients, in the order of `parameters`, times `factor`; counts a step."""
         rate = self.get_lr().reshape(())  # on CPU a scalar is multiplied faster than a tensor of shape (1,)
         step = ops.depend(self.global_step, rate) + self.global_step_increase_tensor
         update = ops.partial(_update, rate, self.beta1, self.beta2)
-        done = self.hyper_map(update, self.decays, self._parameters, self.momentum, gradients)
+        done = self.in_groups(self.groups, update, factor, gradients, self.decays, self._parameters, self.momentum)
         return ops.depend(ops.assign(self.global_step, step), done)

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, ops
 
+from mindgpt.train.optimizers.grouped import GroupedOptimizer
 from mindgpt.train.optimizers.state import is_decayed, zeros_like
 from mindgpt.train.schedules import LearningRateTable
 
@@ -19,7 +20,7 @@ def _update_without_velocity(rate, momentum, nesterov, decay, weight, gradient):
 
 
 @_update.register("Tensor", "Tensor", "Bool", "Tensor", "Tensor", "Tensor", "Tensor")
-def _update_with_velocity(rate, momentum, nesterov, decay, weight, gradient, velocity):
+def _update_with_velocity(rate, momentum, nesterov, decay, weight, velocity, gradient):
     old = ops.cast(weight, ms.float32)
     gradient = ops.cast(gradient, ms.float32) + decay * old
     new_velocity = momentum * velocity + gradient
@@ -28,7 +29,7 @@ def _update_with_velocity(rate, momentum, nesterov, decay, weight, gradient, vel
     return ops.depend(ops.assign(weight, new), ops.assign(velocity, new_velocity))
 
 
-class SGD(nn.Optimizer):
+class SGD(GroupedOptimizer):
     """Gradient descent with momentum, as `torch.optim.SGD` computes it (Sutskever et al. 2013 for Nesterov's).
 
         g = g + weight_decay w
@@ -51,20 +52,18 @@ class SGD(nn.Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
     ):
-        super().__init__(schedule, list(parameters), weight_decay=0.0)
+        super().__init__(parameters, schedule)
         self.momentum = Tensor(momentum, ms.float32)
         self.nesterov = nesterov
         self.with_velocity = momentum > 0
         self.velocity = zeros_like(self._parameters, "sgd_v") if self.with_velocity else ()
         self.decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self._parameters)
 
-    def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
-        """Update all parameters from their gradients, in the order of `parameters`; counts a step."""
+    def construct(self, gradients: tuple[Tensor, ...], factor: Tensor | None = None) -> Tensor:
+        """Update all parameters from their gradients, in the order of `parameters`, times `factor`; counts a step."""
         rate = self.get_lr().reshape(())  # on CPU a scalar is multiplied faster than a tensor of shape (1,)
         step = ops.depend(self.global_step, rate) + self.global_step_increase_tensor
         update = ops.partial(_update, rate, self.momentum, self.nesterov)
-        if self.with_velocity:
-            done = self.hyper_map(update, self.decays, self._parameters, gradients, self.velocity)
-        else:
-            done = self.hyper_map(update, self.decays, self._parameters, gradients)
+        state = (self.velocity,) if self.with_velocity else ()
+        done = self.in_groups(self.groups, update, factor, gradients, self.decays, self._parameters, *state)
         return ops.depend(ops.assign(self.global_step, step), done)

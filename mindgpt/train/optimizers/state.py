@@ -24,13 +24,17 @@ def zeros_like(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
 
 
 def zeros_over(parameters: Sequence[Parameter], axis: int, prefix: str) -> ParameterTuple:
-    """Float32 zeros of the shape of each parameter without `axis`, for means over that axis."""
+    """Float32 zeros of the shape of each parameter without `axis`, for means over that axis.
+
+    Under semi-automatic parallelism MindSpore shards what is named `exp_avg_sq_row_<weight>` like the weight's rows, and
+    `exp_avg_sq_col_<weight>` like its columns, strategy files included. It has no other way to shard them.
+    """
     states = []
     for parameter in parameters:
         shape = list(parameter.shape)
         del shape[axis]
         zeros = initializer("zeros", shape, ms.float32)
-        states.append(Parameter(zeros, name=f"{prefix}.{parameter.name}", requires_grad=False))
+        states.append(Parameter(zeros, name=f"{prefix}_{parameter.name}", requires_grad=False))
     return ParameterTuple(states)
 
 

@@ -37,7 +37,7 @@ def main(yaml: str, exported: str, folder: str) -> None:
     ]
     Path(folder, f"outputs_{rank()}.json").write_text(json.dumps(outputs))
     held = Path(folder, "checkpoint", f"rank_{rank()}")
-    state = {parameter.name: parameter for parameter in step.get_parameters() if parameter.name != "norm_shares"}
+    state = {p.name: p for p in step.get_parameters() if not p.name.startswith("norm_shares")}
     save_checkpoint(held / f"toy_rank_{rank()}-1_{len(outputs)}.ckpt", state)
     GPT2Config.from_section(config.model.config).save_pretrained(held, config.model.arch.type)
 
