@@ -75,6 +75,7 @@ CASES = {  # parallel_config, settings of both runs, settings of the sharded one
         {"model": {"model_config": {"layer_norm": "uer", "tie_word_embeddings": False}}},
         {},
     ),
+    "gpt2_ml": ({"vocab_emb_dp": False}, {"model": {"model_config": {"variant": "gpt2_ml"}}}, {}),
 }
 SLOW = [name for name in CASES if name != "vocabulary"]
 
