@@ -1,5 +1,6 @@
 """Every shipped YAML loads, says only what differs from the defaults, and builds a network that computes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import yaml
 
 from mindgpt.config import load_config
 
-FOLDERS = [Path(__file__).resolve().parent.parent / "configs" / name for name in ("gpt2", "gpt2_chinese")]
+FOLDERS = [Path(__file__).resolve().parent.parent / "configs" / name for name in ("gpt2", "gpt2_chinese", "gpt2_ml")]
 CONFIGS = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))
 NO_PART_OF_THE_NETWORK = ("checkpoint_name_or_path", "max_new_tokens", "do_sample", "top_k", "pet_config", "num_labels")
 
@@ -59,14 +60,11 @@ def test_builds_and_computes_at_its_width(path, cpu, repeated_weights):
     assert rest + model_config.num_layers * layers == model_config.num_parameters()
 
 
-def test_parts_are_all_used():
-    """configs/gpt2_chinese/shared holds what several files are based on."""
-    used = {
-        FOLDERS[1] / name
-        for path in FOLDERS[1].glob("*.yaml")
-        for name in yaml.safe_load(path.read_text())["base_config"]
-    }
-    assert used == set((FOLDERS[1] / "shared").iterdir())
+@pytest.mark.parametrize("folder", FOLDERS[1:], ids=lambda folder: folder.name)
+def test_parts_are_all_used(folder):
+    """Its `shared` holds what several files are based on."""
+    used = {folder / name for path in folder.glob("*.yaml") for name in yaml.safe_load(path.read_text())["base_config"]}
+    assert used == set((folder / "shared").iterdir())
 
 
 @pytest.mark.parametrize("size", ["distil", "base", "medium", "large", "xlarge"])
@@ -99,6 +97,35 @@ def test_sizes_of_the_published_chinese_models(size, parameters):
 
     config, _ = load_config(FOLDERS[1] / f"predict_gpt2_chinese_{size}_fp16.yaml")
     assert GPT2Config.from_section(config.model.config).num_parameters() == parameters
+
+
+@pytest.mark.parametrize(
+    ("size", "vocab_size", "parameters"),
+    [
+        ("base", 8021, 92_002_560),
+        ("large", 8021, 311_573_504),
+        ("mega", 21130, 1_393_944_576),  # that of 15 GB of text
+        ("mega", 8021, 1_373_809_152),  # that of 30 GB
+    ],
+)
+def test_networks_of_gpt2_ml(size, vocab_size, parameters, shared_data):
+    """The files of a size have one network, that of GPT2_ML's own config but for its vocabulary and its dropout."""
+    from mindgpt import GPT2Config
+
+    theirs = json.loads((shared_data / "gpt2_ml" / f"{size}.json").read_text())
+    theirs |= {"vocab_size": vocab_size, "attention_probs_dropout_prob": 0.0, "embd_pdrop": 0.0}
+    theirs |= {"hidden_act": "gelu_erf", "n_inner": theirs.pop("intermediate_size")}
+    expected = GPT2Config(variant="gpt2_ml", **theirs)
+    for path in FOLDERS[2].glob(f"*_{size}_*.yaml"):
+        network = load_config(path, {"model.model_config.vocab_size": vocab_size})[0].model.config
+        config = GPT2Config.from_section(network)
+        assert config.num_parameters() == parameters
+        for name in (
+            "variant", "vocab_size", "hidden_size", "num_layers", "num_heads", "ffn_hidden_size", "hidden_act",
+            "max_position_embeddings", "seq_length", "initializer_range", "embedding_dropout_rate",
+            "hidden_dropout_rate", "attention_dropout_rate", "layernorm_epsilon", "tie_word_embeddings",
+        ):  # fmt: skip
+            assert getattr(config, name) == getattr(expected, name), name
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -104,8 +104,8 @@ def test_every_combination_is_refused_for_these_reasons_and_no_other(network):
     assert refused
 
 
-# Of 200 seeds the one whose cases have the fewest stages to compile.
-PAIRS = covering(2, lambda case: not reasons(case), cost=lambda case: len(stages_of(case)) ** 0.5, seed=185)
+# Of 10 seeds the first whose cases have the fewest stages to compile.
+PAIRS = covering(2, lambda case: not reasons(case), cost=lambda case: len(stages_of(case)) ** 0.5, seed=9)
 TRIPLES = [case for case in covering(3, lambda case: not reasons(case)) if case not in PAIRS]
 
 

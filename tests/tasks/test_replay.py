@@ -86,6 +86,7 @@ CASES = {  # parallel_config, settings of both runs, settings of the sharded one
         {"model": {"model_config": {"layer_norm": "uer", "tie_word_embeddings": False}}},
         {},
     ),
+    "gpt2_ml": ({"vocab_emb_dp": False}, {"model": {"model_config": {"variant": "gpt2_ml"}}}, {}),
 }
 STATE = re.compile(r"(?:adam_[mv]\.|adafactor_[mv]\.|exp_avg_sq_(?:row|col)_)(.+)")
 SLOW = [name for name in CASES if name != "vocabulary"]

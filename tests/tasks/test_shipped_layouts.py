@@ -1,4 +1,4 @@
-"""Every YAML in configs/gpt2 and configs/gpt2_chinese compiles for Ascend at its layout.
+"""Every YAML in configs/gpt2, configs/gpt2_chinese and configs/gpt2_ml compiles for Ascend at its layout.
 
 At its true width, heads, vocabulary and row length, with as few layers as its pipeline stages need; all layers are for
 tools/dry_run.py (docs/parallel.md). Files that differ only in what no graph depends on share a compilation.
@@ -19,7 +19,9 @@ from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT
 from tests.programs import run_simulated
 
 REPO = Path(__file__).resolve().parents[2]
-PAGES = {"gpt2": "parallel.md", "gpt2_chinese": "chinese_gpt2.md"}  # folder in configs -> page in docs
+PAGES = {  # folder in configs -> page in docs
+    "gpt2": "parallel.md", "gpt2_chinese": "chinese_gpt2.md", "gpt2_ml": "gpt2_ml.md",
+}  # fmt: skip
 CONFIGS = sorted(path for folder in PAGES for path in (REPO / "configs" / folder).glob("*.yaml"))
 SERVER = 8  # cards for what is data parallel, on however many
 NOT_IN_A_GRAPH = (
@@ -117,8 +119,9 @@ def bytes_of_parameters(config, stage):
     values, in_float32 = blocks * of_block, blocks * in_float32
     if stage == 0:
         values += (network.vocab_size + network.max_position_embeddings) * hidden // shards
+    if stage == (grid.pipeline_stage - 1 if network.final_norm else 0):
+        in_float32 += 2 * hidden  # the layer norm after the last block, or after the embeddings
     if stage == grid.pipeline_stage - 1:
-        in_float32 += 2 * hidden
         classifies = config.trainer.type == "TextClassificationTrainer"
         if classifies:
             values += network.num_labels * hidden

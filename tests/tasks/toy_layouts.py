@@ -36,9 +36,13 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "accumulate": (1, 2),
     "interleave": (1, 2),
     "task": ("language model", "LoRA", "classification"),
-    "network": ("gpt2", "uer"),
+    "network": ("gpt2", "uer", "gpt2_ml"),
 }
-_NETWORK = {"gpt2": {}, "uer": {"layer_norm": "uer", "tie_word_embeddings": False}}
+_NETWORK = {
+    "gpt2": {},
+    "uer": {"layer_norm": "uer", "tie_word_embeddings": False},
+    "gpt2_ml": {"variant": "gpt2_ml"},
+}
 _RECOMPUTE = {
     "none": {},
     "full": {"recompute": True},
@@ -130,8 +134,11 @@ def part_of_weights(case: Case, stage: int) -> dict[str, int]:
     if first:
         weights[table.format("word")] = (VOCAB * HIDDEN, VOCAB // classes_of(case))
         weights[table.format("position")] = (TOKENS * HIDDEN, 1)
+        if case["network"] == "gpt2_ml":
+            weights |= {f"backbone.embedding.layernorm.{name}": (HIDDEN, 1) for name in ("gamma", "beta")}
     if last:
-        weights |= {f"backbone.layernorm.{name}": (HIDDEN, 1) for name in ("gamma", "beta")}
+        if case["network"] != "gpt2_ml":
+            weights |= {f"backbone.layernorm.{name}": (HIDDEN, 1) for name in ("gamma", "beta")}
         if case["task"] == "classification":
             weights["score.weight"] = (LABELS * HIDDEN, 1)
         elif case["network"] == "uer":
@@ -187,7 +194,8 @@ def flops_of_step(case: Case, stage: int) -> tuple[int, int]:
     if stage == case["pp"] - 1:
         classifies = case["task"] == "classification"
         head = 2 * HIDDEN * LABELS if classifies else 2 * TOKENS * HIDDEN * classes_of(case)
-    block_again = block - 2 * TOKENS * 4 * HIDDEN**2 // case["mp"]  # nothing needs the result of the last product
+    last_product = 2 * TOKENS * 4 * HIDDEN**2 // case["mp"]  # only a layer norm at the end of a block needs its result
+    block_again = block if case["network"] == "gpt2_ml" else block - last_product
     again = {"none": 0, "full": block_again, "selective": attention, "sliced": block_again}[case["recompute"]]
     return times * 3 * (blocks * block + head), times * blocks * again
 
@@ -204,7 +212,7 @@ def masks_of_step(case: Case, stage: int) -> int:
 
 def is_tied(case: Case) -> bool:
     """Whether the token embedding is the head."""
-    return case["task"] != "classification" and case["network"] == "gpt2"
+    return case["task"] != "classification" and case["network"] != "uer"
 
 
 def classes_of(case: Case) -> int:

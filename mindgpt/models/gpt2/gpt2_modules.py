@@ -373,12 +373,14 @@ class GPT2MLBlock(Block):
 
     def __init__(self, config: GPT2Config, precision: Precision, layer: int):
         super().__init__(config, precision, layer)
+        self.gather_rows: ops.Primitive | None = None  # sequence parallelism has one
         self.cast = ops.Cast()
         self.compute = precision.compute
 
     def construct(self, x: Tensor, mask: Tensor, cache: LayerCache | None = None) -> Tensor:
         """x: (B*T, H) in the compute dtype; mask and cache as of `Attention` -> the same shape and dtype"""
-        x = self.add1(x, self.dropout1(self.attention(x, mask, cache)))
+        rows = x if self.gather_rows is None else self.gather_rows(x)
+        x = self.add1(x, self.dropout1(self.attention(rows, mask, cache)))
         x = self.add2(x, self.dropout2(self.output(self.layernorm1(x))))
         return self.cast(self.layernorm2(x), self.compute)
 

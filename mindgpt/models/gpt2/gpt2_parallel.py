@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mindspore import Parameter, nn
+from mindspore import Parameter, nn, ops
 
 from mindgpt.config.execution_sections import RecomputeSection
 from mindgpt.models.dropout import MaskedDropout, seed_shard
@@ -29,6 +29,7 @@ from mindgpt.models.gpt2.gpt2_modules import (
     Block,
     FlashAttention,
     GPT2Embedding,
+    GPT2MLBlock,
     LayerNorm,
     Linear,
     PlainAttention,
@@ -169,6 +170,10 @@ def _shard_block(block: Block, layout: Layout) -> None:
     _shard_attention(block.attention, layout)
     _shard_layer_norm(block.layernorm2, layout)
     _shard_activation(block.output.activation, layout)
+    if isinstance(block, GPT2MLBlock) and layout.sequence_parallel:
+        # MindSpore 2.10 gathers the input of a block once for each of query, key and value, and in the backward pass
+        # does not merge their three ReduceScatter. Behind an operator it is one of each, as behind GPT-2's layer norm.
+        block.gather_rows = ops.Identity().shard(((layout.data_parallel, 1),))
     for residual in (block.add1, block.add2):
         residual.shard(((rows, 1), (rows, 1)))
     for dropout in (block.dropout1, block.dropout2):
