@@ -7,8 +7,8 @@
 `tf.train.Saver` writes these since TensorFlow 1.0; so does bert4keras's `save_weights_as_checkpoint`. Format:
 `tensorflow/core/util/tensor_bundle/tensor_bundle.cc` and `tensorflow/core/protobuf/tensor_bundle.proto`.
 
-Tensors are read, not mapped into memory: what is read is a copy either way, and the process would be killed if a mapped
-file became shorter.
+Tensors are read one at a time, not mapped into memory: `read` returns a copy either way, so that the largest tensor is
+all that is ever held, and the process would be killed if a mapped file became shorter.
 """
 
 import glob
