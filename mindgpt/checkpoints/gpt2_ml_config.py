@@ -21,15 +21,14 @@ from mindgpt.checkpoints.locations import file_beside, own_config
 from mindgpt.checkpoints.tensor_source import TensorSource
 from mindgpt.checkpoints.uer_config import HEAD_SIZE, FoundConfig, checked_vocabulary
 from mindgpt.config.errors import UserError
+from mindgpt.config.model_sections import VARIANTS
 from mindgpt.config.paths import expanded_path
 from mindgpt.config.section import shown
 from mindgpt.io.files import read_json
 from mindgpt.tokenizers.loading import MOST_PADDING
 
 VARIANT = "gpt2_ml"
-_NO_SPECIAL_TOKENS = {
-    "prompt_special_tokens": "none"
-}  # neither GPT2_ML, bert4keras nor the port puts any around a text
+_NO_SPECIAL_TOKENS = {"prompt_special_tokens": "none"}  # none of the three programs puts any around a text
 _RATES = {"embedding_dropout_rate": 0.0, "attention_dropout_rate": 0.0}  # of GPT2_ML; that of hidden states is 0.1
 
 _OWN_FORM = {  # keys of GPT2_ML that transformers has under another name; the activations have the same names in both
@@ -82,6 +81,8 @@ def config_of_gpt2_ml(
         for letter, (key, _) in _SIZES.items()
         if getattr(config, key) != view.sizes[letter]
     ]
+    if config.variant != VARIANT:
+        wrong.append(f"variant is {config.variant}, the weights are those of {VARIANTS[VARIANT].model}")
     if num_heads not in (None, config.num_heads):
         wrong.append(f"num_heads is {config.num_heads}, and --num_heads {num_heads}")
     if wrong:

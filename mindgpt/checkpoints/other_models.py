@@ -25,6 +25,7 @@ _MODELS = (  # (what only such a model has, what the model is); UER-py's names, 
     (r"output_layers?(_[12])?\.", "a model that UER-py fine-tuned for classification, with a head of its own"),
     (r"(bert\.)?embeddings\.(word_embeddings|token_type_embeddings)\.", "a BERT or one of its relatives"),
     (r"(bert\.)?encoder\.layer\.\d+\.attention\.", "a BERT or one of its relatives"),
+    (r"bert/(embeddings|encoder)/", "a BERT or one of its relatives"),  # TensorFlow's names
     (r"shared\.weight|(encoder|decoder)\.block\.\d+\.layer\.", "a T5"),
 )
 _PATTERNS = [(re.compile(rf"(?:module\.)?(?:{pattern})"), what) for pattern, what in _MODELS]

@@ -4,7 +4,9 @@ The format (`format_description.txt` of google/snappy): the length of the result
 two bits of an element's first byte, its tag, tell what it is: bytes to take as they are (a literal), or a distance back
 and a number of bytes to copy from there, which may overlap what the copy writes.
 
-The index of a checkpoint is kilobytes, so it does not need the speed of a compiled package, nor one more dependency.
+There are maintained packages, cramjam and python-snappy. They would be a compiled dependency of every installation, for
+the 26 KB of an index, which take milliseconds here; and as an optional one they would leave this module to be kept for
+those who lack them.
 """
 
 from mindgpt.checkpoints.protobuf_wire import Malformed, read_varint

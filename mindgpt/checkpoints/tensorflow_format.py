@@ -7,8 +7,8 @@
 `tf.train.Saver` writes these since TensorFlow 1.0; so does bert4keras's `save_weights_as_checkpoint`. Format:
 `tensorflow/core/util/tensor_bundle/tensor_bundle.cc` and `tensorflow/core/protobuf/tensor_bundle.proto`.
 
-Tensors are read, not mapped into memory: what is read is a copy either way, and the process would be killed if a mapped
-file became shorter.
+Tensors are read one at a time, not mapped into memory: `read` returns a copy either way, so that the largest tensor is
+all that is ever held, and the process would be killed if a mapped file became shorter.
 """
 
 import glob
@@ -78,8 +78,10 @@ class TensorBundle:
 
     def __init__(self, path: Path):
         self.path = index_of(path) or path
-        if path != self.path and not self.path.exists():
-            raise UserError(f"{path}: its index, {self.path.name}, is missing. Copy all files of the checkpoint.")
+        prefix = self.path.with_name(self.path.name.removesuffix(INDEX_SUFFIX))
+        if not self.path.exists() and (path != self.path or _has_data(prefix)):
+            named = prefix if path == self.path else path
+            raise UserError(f"{named}: its index, {self.path.name}, is missing. Copy all files of the checkpoint.")
         existing_file(self.path)
         self.entries: dict[str, TensorInfo] = {}
         self._places: dict[str, _Place] = {}
@@ -189,9 +191,11 @@ def index_of(path: Path) -> Path | None:
     if path.name.endswith(INDEX_SUFFIX):
         return path
     index = path.with_name(path.name + INDEX_SUFFIX)
-    if path.exists() or not (index.exists() or any(path.parent.glob(f"{glob.escape(path.name)}.data-*-of-*"))):
-        return None
-    return index
+    return index if not path.exists() and (index.exists() or _has_data(path)) else None
+
+
+def _has_data(prefix: Path) -> bool:
+    return any(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*-of-*"))
 
 
 def is_tensorflow(path: Path) -> bool:

@@ -113,6 +113,12 @@ def test_our_form(tmp_path):
     assert read_ml_config(tmp_path)[0] == ours and read_ml_config(tmp_path, num_heads=2)[0].num_heads == 2
 
 
+def test_a_config_of_ours_for_a_gpt2(tmp_path):
+    CONFIG.replaced({"variant": "gpt2"}).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="variant is gpt2, the weights are those of a GPT2_ML"):
+        found(tmp_path)
+
+
 def test_without_config(tmp_path):
     config, (note,), assumed, _, _ = found(tmp_path, H=128, F=512)
     assert (config.num_heads, assumed) == (2, ("num_heads",))

@@ -1,5 +1,5 @@
 """Convert GPT-2 weights between Hugging Face, MindSpore's `.ckpt` with the names of MindFormers 1.5, and UER-py and
-TencentPretrain, DeepSpeed's folders among their files.
+TencentPretrain, DeepSpeed's folders among their files; and those of GPT2_ML, TensorFlow's checkpoints among them.
 
     python mindgpt/models/gpt2/convert_weight.py --layers 12 --torch_path gpt2-hf/ --mindspore_path gpt2.ckpt
     python mindgpt/models/gpt2/convert_weight.py --reversed --mindspore_path gpt2.ckpt --torch_path gpt2-hf/
@@ -9,6 +9,12 @@ Any direction, UER-py's .bin and DeepSpeed's folder to a .ckpt, a Hugging Face f
     python mindgpt/models/gpt2/convert_weight.py --input_path uer.bin --vocab vocab.txt --output_path gpt2.ckpt
     python mindgpt/models/gpt2/convert_weight.py --input_path models/zero_run/ --output_path gpt2-hf/
     python mindgpt/models/gpt2/convert_weight.py --input_path gpt2.ckpt --target_format uer --output_path back.bin
+
+GPT2_ML's TensorFlow checkpoint to a .ckpt, a folder like Hugging Face's, and a folder of its PyTorch port:
+
+    python mindgpt/models/gpt2/convert_weight.py --input_path gpt2/model.ckpt-100000 --output_path ml.ckpt
+    python mindgpt/models/gpt2/convert_weight.py --input_path gpt2/model.ckpt-100000 --output_path ml-hf/
+    python mindgpt/models/gpt2/convert_weight.py --input_path ml.ckpt --target_format gpt2_ml_torch --output_path port/
 
 What the source is follows from its files, and the target from its name: a .ckpt, else Hugging Face's. UER-py computes
 another layer norm than GPT-2. --layer_norm uer keeps its arithmetic (the default for a .ckpt); copy takes gamma as it
@@ -56,10 +62,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--config",
         type=path_argument,
-        help="config file, of UER-py too, folder or preset (gpt2_xl), instead of the config.json beside the weights",
+        help="config file, of UER-py or GPT2_ML too, folder or preset (gpt2_xl), instead of the config.json beside the "
+        "weights",
     )
     add("--vocab", type=file_argument, metavar="PATH", help="the vocab.txt, if it does not lie with the weights")
-    add("--num_heads", "--heads_num", type=int, metavar="N", help="for weights of UER-py without config")
+    add("--num_heads", "--heads_num", type=int, metavar="N", help="for weights of UER-py or GPT2_ML without config")
     return parser.parse_args(arguments)
 
 
