@@ -116,11 +116,13 @@ def _stands_alone(character: str) -> bool:
     return is_chinese(character) or is_punctuation(character)
 
 
+@lru_cache(maxsize=1 << 16)
 def is_chinese(character: str) -> bool:
     """Whether BERT takes a character for Chinese."""
     return any(first <= ord(character) <= last for first, last in _CHINESE)
 
 
+@lru_cache(maxsize=1 << 16)
 def is_punctuation(character: str) -> bool:
     """Whether BERT takes a character, which is no space, for punctuation: Unicode's, and every ASCII symbol."""
     ascii_symbol = "!" <= character <= "~" and not character.isalnum()

@@ -12,7 +12,9 @@ from mindgpt.generation.ends import with_ends
 from mindgpt.generation.requests import random_streams
 from mindgpt.generation.rules import warp
 from mindgpt.generation.sampling import next_tokens
+from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from tests.generation.bert4keras_decoder import AutoRegressiveDecoder, kept_probabilities
+from tests.tokenizers.test_all_kinds import sentencepiece_tokenizer
 
 DRAWS, VOCAB, END = 20_000, 7, 3
 
@@ -300,3 +302,15 @@ def test_what_is_said_last_counts():
     with pytest.raises(UserError, match="end_token: give the tokenizer=, too"):
         settings.check_vocabulary(30)
     assert with_ends(settings.changed(end_token=5), None) == settings.changed(end_token=5)
+
+
+def test_an_end_by_its_text_in_vocabularies_of_other_kinds():
+    bpe = GPT2Tokenizer.train(["a rose. A violet."] * 3, 270)
+    assert with_ends(GenerationSettings(end_token="."), bpe).end_token == bpe.encode(".")[0]
+    assert with_ends(GenerationSettings(end_token=bpe.eos_token), bpe).end_token == bpe.eos_token_id
+    with pytest.raises(UserError, match=r"'。' must be one token; the tokenizer makes 3 of it: '.', '.', '.'\. Give"):
+        with_ends(GenerationSettings(end_token="。"), bpe)
+    sentencepiece = sentencepiece_tokenizer()
+    assert len(sentencepiece.encode("，", add_special_tokens=False)) == 2  # a space comes first
+    comma = with_ends(GenerationSettings(end_token="，"), sentencepiece).end_token
+    assert sentencepiece.decode([comma]) == "，"
