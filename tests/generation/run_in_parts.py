@@ -1,10 +1,11 @@
-"""One of several CPU processes that run a toy model in tensor parallelism; rank 0 prints a JSON object.
+"""One of several CPU processes that run toy models in tensor parallelism; rank 0 prints a JSON list, an item a model.
 
-python run_in_parts.py FOLDER      # a model's; under scripts/msrun_launcher.sh
+python run_in_parts.py FOLDER ...      # of the models; under scripts/msrun_launcher.sh
 """
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -22,10 +23,15 @@ from mindgpt.runtime.ranks import rank, say, world_size
 PROMPTS = [[5, 7, 11], [3] * 20, [1, 2, 3, 4, 5, 6, 7]]
 
 
-def main(folder: str) -> None:
+def main(folders: list[str]) -> None:
     prepare_device(ContextSection(device_target="CPU"), "output", seed=0)
     if world_size() > 1:
         join(Strategy.TENSOR_PARALLEL)
+    say("told: " + json.dumps([run(folder) for folder in folders]))
+
+
+def run(folder: str) -> dict[str, Any]:
+    """What this process's shard of a model computes with the others', and how much of the weights it holds."""
     weights = open_weights(folder)
     model = GPT2LMHeadModel(weights.config)
     if world_size() > 1:
@@ -37,8 +43,8 @@ def main(folder: str) -> None:
     logits = model(Tensor(np.array(PROMPTS[:1], np.int32))).asnumpy()
     new = Generator(model).generate(PROMPTS, GenerationSettings(max_new_tokens=12, eos_token_id=None))
     held = sum(parameter.size for parameter in model.get_parameters())
-    say("told: " + json.dumps({"logits": logits.tolist(), "new": new, "held": held}))
+    return {"logits": logits.tolist(), "new": new, "held": held}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

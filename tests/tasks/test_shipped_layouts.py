@@ -68,7 +68,14 @@ TABULATED = {
 WRITING = {name: path for name, path in GROUPS.items() if shallow(path).run_mode == "predict"}
 
 
-@pytest.mark.parametrize("path", TRAINED.values(), ids=TRAINED)
+def cases(groups):
+    """For pytest. One file of gpt2_ml stands for its others, which are slow: their blocks are the same."""
+    for names, path in groups.items():
+        is_slow = path.parent.name == "gpt2_ml" and path.stem != "finetune_gpt2_ml_mega_fp16"
+        yield pytest.param(path, id=names, marks=[pytest.mark.slow] if is_slow else [])
+
+
+@pytest.mark.parametrize("path", cases(TRAINED))
 def test_training_step(path):
     config = shallow(path)
     sharded = asks_for_semi_auto(config)
@@ -131,7 +138,7 @@ def bytes_of_parameters(config, stage):
     return of_value * values + 4 * in_float32
 
 
-@pytest.mark.parametrize("path", WRITING.values(), ids=WRITING)
+@pytest.mark.parametrize("path", cases(WRITING))
 def test_graphs_of_generation(path, tmp_path):
     """As run_mode predict has them on a card: their products, by hand. model_parallel shards all but the head."""
     config = shallow(path).replaced({"context.device_target": "Ascend"})

@@ -1,6 +1,7 @@
 """The graphs of evaluation and prediction in tensor parallelism, compiled for simulated Ascend. The numbers are checked
 on CPU processes (tests/generation/test_tensor_parallel.py)."""
 
+import functools
 import re
 import sys
 from collections import Counter
@@ -15,7 +16,7 @@ pytestmark = [
     pytest.mark.usefixtures("cpu"),
     pytest.mark.needs_ascend,
 ]
-LAYERS = 2
+LAYERS, MODES = 2, ("predict", "eval")
 OPTIONS = (
     f"model.model_config.num_layers={LAYERS}", "parallel.parallel_mode=1", "model.model_config.compute_dtype=float16",
     "model.model_config.use_flash_attention=True",
@@ -24,21 +25,28 @@ _OPERATOR = re.compile(r"= (?:PrimFunc_)?(AllReduce|AllGather|ReduceScatter|Flas
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    sizes = {"num_layers": LAYERS, "num_heads": 2, "hidden_size": 32, "vocab_size": 300, "seq_length": 32}
-    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
-    return folder
+def folder_of(tmp_path_factory):
+    """The folder of a toy model of a variant: `folder_of(variant)`."""
+
+    @functools.cache
+    def save(variant):
+        folder = tmp_path_factory.mktemp(variant)
+        sizes = {"num_layers": LAYERS, "num_heads": 2, "hidden_size": 32, "vocab_size": 300, "seq_length": 32}
+        GPT2LMHeadModel(GPT2Config(**sizes, variant=variant)).save_pretrained(folder)
+        return folder
+
+    return save
 
 
 @pytest.fixture
-def card(repo, toy, model, tmp_path):
+def card(repo, toy, folder_of, tmp_path):
     """Run as the first card of some: `card(cards, "--run_mode", ...)` -> what it printed."""
 
-    def run(cards, *arguments, options=()):
+    def run(cards, *arguments, options=(), variant="gpt2"):
         command = [
-            sys.executable, repo / "run_mindformer.py", "--config", toy.yaml, "--load_checkpoint", model,
-            "--use_parallel", "True", *arguments, "--options", *OPTIONS, *options,
+            sys.executable, repo / "run_mindformer.py", "--config", toy.yaml, "--load_checkpoint", folder_of(variant),
+            "--use_parallel", "True", *arguments, "--options", *OPTIONS, f"model.model_config.variant={variant}",
+            *options,
         ]  # fmt: skip
         more = DUMP_ENVIRONMENT | {"MS_DEV_SAVE_GRAPHS_PATH": str(tmp_path / "graphs")}
         return run_simulated(command, 0, cards, cwd=tmp_path, timeout=300, more=more)
@@ -52,13 +60,16 @@ def operators(folder):
     return [graph for graph in graphs if graph]
 
 
-@pytest.mark.parametrize("mode", ["predict", "eval"])
-def test_two_sums_a_block_and_flash_attention_on_the_cards_own_heads(card, toy, tmp_path, mode):
+@pytest.mark.parametrize(
+    ("mode", "variant"),
+    [*((mode, "gpt2") for mode in MODES), *(pytest.param(mode, "gpt2_ml", marks=pytest.mark.slow) for mode in MODES)],
+)
+def test_two_sums_a_block_and_flash_attention_on_the_cards_own_heads(card, toy, tmp_path, mode, variant):
     words = {
         "predict": ("--predict_data", "the cat", "--tokenizer", str(toy.tokenizer)),
         "eval": ("--eval_dataset_dir", str(toy.valid)),
     }[mode]
-    done = card(2, "--run_mode", mode, *words, options=("parallel_config={model_parallel: 2}",))
+    done = card(2, "--run_mode", mode, *words, options=("parallel_config={model_parallel: 2}",), variant=variant)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tensor parallel: 2 cards" in done.stdout
     assert "compiled" in done.stdout
