@@ -78,7 +78,7 @@ PORT_NORM = re.compile(r"(?:transformer\.)?emb_norm\.(weight|bias)")  # what a G
 
 
 def tensorflow_table(num_layers: int) -> list[MLRow]:
-    """All weights of a GPT2_ML under TensorFlow's names, in our order, which is that of `port_table`."""
+    """All weights of a GPT2_ML under TensorFlow's names."""
     rows = [
         MLRow(f"{_SCOPE}embeddings/{theirs}", shape, (ours,), shape) for ours, (theirs, _, shape) in _EMBEDDINGS.items()
     ]
@@ -91,9 +91,7 @@ def tensorflow_table(num_layers: int) -> list[MLRow]:
             our_shape = shape[::-1] if transposed else shape
             rows.append(MLRow(f"{theirs}/{linear}/kernel", shape, (f"{block}.{ours}.weight",), our_shape, transposed))
             rows.append(MLRow(f"{theirs}/{linear}/bias", shape[1:], (f"{block}.{ours}.bias",), shape[1:]))
-    names = [name for row in port_table(num_layers) for name in row.ours]
-    order = {name: place for place, name in enumerate(names)}
-    return sorted(rows, key=lambda row: order[row.ours[0]])
+    return rows
 
 
 def port_table(num_layers: int, classifies: bool = False) -> list[MLRow]:

@@ -61,10 +61,11 @@ class GPT2MLView:
         rows = _table(self.naming, count_layers(held, layer), SCORE.hf_name in held)
         self.sizes = check_entries(held, {row.name: row.shape for row in rows}, self.path, layer, MODEL)
         self._place = {ours: (row, part) for row in rows for part, ours in enumerate(row.ours)}
-        self.entries = {
-            ours: TensorInfo(concrete_shape(row.our_shape, self.sizes), held[row.name].dtype)
-            for ours, (row, _) in self._place.items()
-        }
+        in_our_order = [ours for row in port_table(self.sizes["L"], SCORE.hf_name in held) for ours in row.ours]
+        self.entries = {}
+        for ours in in_our_order:
+            row, _ = self._place[ours]
+            self.entries[ours] = TensorInfo(concrete_shape(row.our_shape, self.sizes), held[row.name].dtype)
         self._last: tuple[str, np.ndarray | None] = ("", None)
 
     def read(self, name: str) -> np.ndarray:

@@ -147,10 +147,11 @@ def test_a_file_that_is_missing(tmp_path):
     (tmp_path / "x.data-00001-of-00003").unlink()
     assert "x.index: the data is missing: x.data-00001-of-00003. Copy all files" in refused(prefix)
     (tmp_path / "x.index").unlink()
-    for path in (prefix, tmp_path / "x.data-00000-of-00003"):
+    for path in (prefix, tmp_path / "x.index", tmp_path / "x.data-00000-of-00003"):
         assert "its index, x.index, is missing" in refused(path)
-    for name in ("y", "x.index"):
+    for name in ("y", "y.index"):
         assert f"{name}: no such file" in refused(tmp_path / name)
+    for name in ("y", "x.index"):
         with pytest.raises(UserError, match="there is no file or folder"):
             find_weights(tmp_path / name)
 
