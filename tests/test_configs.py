@@ -11,7 +11,10 @@ from mindgpt.config import load_config
 
 FOLDERS = [Path(__file__).resolve().parent.parent / "configs" / name for name in ("gpt2", "gpt2_chinese", "gpt2_ml")]
 CONFIGS = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))
-NO_PART_OF_THE_NETWORK = ("checkpoint_name_or_path", "max_new_tokens", "do_sample", "top_k", "pet_config", "num_labels")
+NO_PART_OF_THE_NETWORK = (
+    "checkpoint_name_or_path", "max_new_tokens", "min_new_tokens", "end_token", "do_sample", "top_k", "pet_config",
+    "num_labels",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

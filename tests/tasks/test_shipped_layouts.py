@@ -69,10 +69,15 @@ WRITING = {name: path for name, path in GROUPS.items() if shallow(path).run_mode
 
 
 def cases(groups):
-    """For pytest. One file of gpt2_ml stands for its others, which are slow: their blocks are the same."""
-    for names, path in groups.items():
-        is_slow = path.parent.name == "gpt2_ml" and path.stem != "finetune_gpt2_ml_mega_fp16"
-        yield pytest.param(path, id=names, marks=[pytest.mark.slow] if is_slow else [])
+    """Parameters for pytest. One file of gpt2_ml stands for its others, which are slow: their blocks are the same."""
+    return [
+        pytest.param(path, id=names, marks=[pytest.mark.slow] if is_stood_for(path) else [])
+        for names, path in groups.items()
+    ]
+
+
+def is_stood_for(path):
+    return path.parent.name == "gpt2_ml" and path.stem != "finetune_gpt2_ml_mega_fp16"
 
 
 @pytest.mark.parametrize("path", cases(TRAINED))
