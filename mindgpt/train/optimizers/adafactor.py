@@ -77,6 +77,9 @@ class AdaFactor(GroupedOptimizer):
         self.shards = shards
         self.row_shares = _shares(self.matrices, "rows") if shards else self.decays
         self.column_shares = _shares(self.matrices, "columns") if shards else self.decays
+        # On CPU a sum over rows by the reducing kernel took 30 times as long as by a product, and the outer product by
+        # the broadcasting kernel 3 times. The shape of a shard is not known when the graph is traced.
+        self.by_products = shards is None and ms.get_context("device_target") == "CPU"
         self.matmul = ops.MatMul()
 
     def set_shards(self, whole: Mapping[str, Sequence[int]]) -> None:
@@ -117,7 +120,7 @@ class AdaFactor(GroupedOptimizer):
     def update_matrix(
         self, rate, mixing, decay, weight, row, column, row_share, column_share, first, gradient
     ):  # fmt: skip
-        """weight, gradient: (n, m), or a shard of it; row: (n,) and column: (m,); the shares are of `MeanOverShards`."""
+        """weight, gradient: (n, m), or a shard of it; row: (n,); column: (m,); shares: see `MeanOverShards.of_some`."""
         gradient = ops.cast(gradient, ms.float32)
         square = gradient * gradient
         over_columns, over_rows = square.mean(-1), self.mean_over_rows(square)
@@ -141,7 +144,9 @@ class AdaFactor(GroupedOptimizer):
     def move(self, rate, decay, weight, first, direction):
         """Move a weight against U; `first` is its momentum, if there is any."""
         old = ops.cast(weight, ms.float32)
-        alpha = rate * ops.maximum(self.root_mean_square(old), self.min_parameter_scale) if self.scale_parameter else rate
+        alpha = (
+            rate * ops.maximum(self.root_mean_square(old), self.min_parameter_scale) if self.scale_parameter else rate
+        )
         step = direction * (alpha / ops.maximum(self.root_mean_square(direction) / self.clip_threshold, 1.0))
         if self.with_momentum:
             step = self.beta1 * first + (1.0 - self.beta1) * step
@@ -158,15 +163,15 @@ class AdaFactor(GroupedOptimizer):
         return mean if self.shards is None else self.shards.of_all(mean)
 
     def mean_over_rows(self, square):
-        """(n, m) -> (m,); as a product on CPU, where a reducing kernel took 30 times as long."""
-        if self.shards is not None:  # the shape of a shard is not known when the graph is traced
+        """(n, m) -> (m,)"""
+        if not self.by_products:
             return square.mean(0)
         n, m = square.shape
         return self.matmul(ops.ones((1, n), ms.float32), square).reshape(m) * (1.0 / n)
 
     def outer(self, rows, columns):
-        """(n,) and (m,) -> (n, m); as a product on CPU, where a broadcasting kernel took 3 times as long."""
-        if self.shards is not None:
+        """(n,) and (m,) -> (n, m)"""
+        if not self.by_products:
             return ops.expand_dims(rows, 1) * ops.expand_dims(columns, 0)
         return self.matmul(rows.reshape(-1, 1), columns.reshape(1, -1))
 
@@ -199,5 +204,8 @@ class MeanOverShards(nn.Cell):
 def _shares(matrices: Sequence[Parameter], which: str) -> ParameterTuple:
     """Whether the mean of each row or each column of a matrix is over several ranks; see `AdaFactor.set_shards`."""
     return ParameterTuple(
-        [Parameter(Tensor(0.0, ms.float32), name=f"norm_shares.{which}.{p.name}", requires_grad=False) for p in matrices]
+        [
+            Parameter(Tensor(0.0, ms.float32), name=f"norm_shares.{which}.{p.name}", requires_grad=False)
+            for p in matrices
+        ]
     )
