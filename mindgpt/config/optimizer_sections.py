@@ -232,7 +232,9 @@ class OptimizerSection(Section):
     def complete(self) -> None:
         problems = []
         if self.type == "adafactor" and self.beta2 is not None and self.decay_rate is not None:
-            problems.append(("beta2", "and decay_rate are both set; keep one: beta2 is constant, 1 - t^-decay_rate rises"))
+            problems.append(
+                ("beta2", "and decay_rate are both set; keep one: beta2 is constant, 1 - t^-decay_rate rises")
+            )
         constant_decay = self.beta2 is not None
         problems += _apply_defaults(self, OPTIMIZER_KEYS, "optimizer")
         if self.type == "adafactor" and constant_decay:

@@ -12,6 +12,7 @@ Only on CPU, in one process. The file is compressed with a checksum, so damage i
 """
 
 import contextlib
+import ctypes
 import gzip
 import os
 import sys
@@ -58,6 +59,7 @@ class CachedGraphCell(nn.Cell):
         if ms.get_context("enable_graph_kernel"):
             keep_kernels(Path(os.environ["MS_COMPILER_CACHE_PATH"]))  # now, in case the run is interrupted
         compiled.add(wanted)
+        _return_freed_memory()
 
     def _compile_from_file(self, cached: Path, folder: Path, args: tuple[Tensor, ...]) -> None:
         graph = _read(cached)
@@ -72,6 +74,12 @@ class CachedGraphCell(nn.Cell):
             _provide(folder, graph)
         with _environment({} if graph is None else _ON):
             super().compile(*args)
+
+
+def _return_freed_memory() -> None:
+    """Give the system back what the compiler has freed and the allocator keeps: 2.2 GB after a step of 48 blocks."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cache_folder() -> Path:

@@ -109,6 +109,28 @@ def test_a_tensor_parallel_plan_by_hand(toy, plan):
     assert card.kept_by_block == statistics + estimates.kept_by_block(found.config)
 
 
+def adafactor_state(mp):
+    """Values: of each matrix one for a row and one for a column, and as many as a vector has."""
+    matrices = [(HIDDEN // mp, HIDDEN)] * 4 + [(HIDDEN, WIDE // mp), (WIDE // mp, HIDDEN)]
+    vectors = [HIDDEN // mp] * 3 + [WIDE // mp] + [HIDDEN] * 6
+    of_block = sum(map(sum, matrices)) + sum(vectors)
+    return LAYERS * of_block + (VOCAB + HIDDEN) + (TOKENS + HIDDEN) + 2 * HIDDEN
+
+
+@pytest.mark.needs_ascend
+def test_a_card_holds_adafactors_means_of_its_shards(toy, plan):
+    file = toy(parallel_config={"data_parallel": 2, "model_parallel": 2}, optimizer={"type": "adafactor"})
+    (card,) = plan(file, 4).stages
+    assert card.optimizer == 4 * adafactor_state(mp=2)
+    sums = sum(n for c, n in card.collectives.items() if (c.kind, c.purpose, c.cards) == ("AllReduce", "other", (0, 1)))
+    matrices, vectors = 6 * LAYERS + 2, 10 * LAYERS + 2
+    assert sums == 5 * matrices + 2 * vectors  # row and column means; three means, or two, of one number
+
+    (card,) = plan(toy(optimizer={"type": "adafactor"}), 1).stages
+    assert card.optimizer == 4 * adafactor_state(mp=1)
+    assert card.parameters == card.gradients == 4 * parameters_of_card(LAYERS, HIDDEN, WIDE, VOCAB, TOKENS, mp=1)
+
+
 @pytest.mark.needs_ascend
 def test_what_uers_layer_norm_and_an_untied_head_take(toy, plan):
     found = plan(toy({"layer_norm": "uer", "tie_word_embeddings": False}, parallel_config={"model_parallel": 2}), 2)

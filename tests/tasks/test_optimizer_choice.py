@@ -33,15 +33,15 @@ def test_adafactor_with_its_own_step_sizes(toy, succeed, tmp_path):
     checkpoint = tmp_path / "output/checkpoint/rank_0/toy_rank_0-2_10.ckpt"
     entries = CheckpointFile(checkpoint).entries
     table = "backbone.embedding.word_embedding.embedding_table"
-    assert (entries[f"adafactor_row.{table}"].shape, entries[f"adafactor_col.{table}"].shape) == ((300,), (32,))
-    row = CheckpointFile(checkpoint).read(f"adafactor_row.{table}")
+    assert (entries[f"exp_avg_sq_row_{table}"].shape, entries[f"exp_avg_sq_col_{table}"].shape) == ((300,), (32,))
+    row = CheckpointFile(checkpoint).read(f"exp_avg_sq_row_{table}")
     assert (row > 0).sum() > 20, "the tokens of the text have been followed"
     assert np.isfinite(row).all()
     again = succeed(
         "run_mindformer.py", "--config", config, "--run_mode", "eval", "--eval_dataset_dir", toy.valid,
         "--load_checkpoint", checkpoint, cwd=tmp_path,
     )  # fmt: skip
-    skipped = sum(name.startswith("adafactor_") for name in entries)
+    skipped = sum(name.startswith(("adafactor_", "exp_avg_sq_")) for name in entries)
     assert f"{skipped} skipped (optimizer state)" in again
     assert "'PPL'" in again
 

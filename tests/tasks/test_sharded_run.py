@@ -129,6 +129,37 @@ def test_every_rank_resumes_from_the_same_step_with_its_own_shards(repo, toy, sh
     assert "Traceback" not in refused.stderr
 
 
+def test_a_card_saves_and_resumes_adafactors_state_of_its_shards(repo, toy, tmp_path):
+    adafactor = {"layout": (*LAYOUT, "optimizer.type=adafactor")}
+    done = card(repo, toy, tmp_path, 3, **adafactor)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (tmp_path / "output/checkpoint/rank_3").glob("*.ckpt")
+    file, block = CheckpointFile(path), "backbone.blocks.1."
+    shapes = {
+        "exp_avg_sq_row_{}attention.dense1.weight": (16,),  # [out, in], sharded by out
+        "exp_avg_sq_col_{}attention.dense1.weight": (32,),
+        "exp_avg_sq_row_{}output.mapping.weight": (32,),  # [in, out], sharded by out
+        "exp_avg_sq_col_{}output.mapping.weight": (64,),
+        "exp_avg_sq_row_{}output.projection.weight": (64,),  # [in, out], sharded by in
+        "adafactor_v.{}output.mapping.bias": (64,),
+        "adafactor_v.{}output.projection.bias": (32,),
+    }
+    assert {name: file.entries[name.format(block)].shape for name in shapes} == shapes
+    assert not [name for name in file.entries if name.startswith("norm_shares")]
+
+    draw = np.random.default_rng(0)
+    everything = {name: file.read(name) for name in file.entries}
+    changed = {name.format(block): draw.random(shape, np.float32) for name, shape in shapes.items()}
+    everything |= changed | {"training_state": json.dumps(json.loads(file.texts["training_state"]) | {"step": 4})}
+    save_checkpoint(tmp_path / "checkpoint/rank_3/toy_rank_3-1_4.ckpt", everything)
+    arguments = ("--load_checkpoint", str(tmp_path / "checkpoint"), "--resume_training", "toy_rank_3-1_4.ckpt")
+    done = card(repo, toy, tmp_path, 3, "--run_mode", "finetune", "--output_dir", "resumed", *arguments, **adafactor)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = CheckpointFile(next((tmp_path / "resumed/checkpoint/rank_3").glob("*.ckpt")))
+    for name, value in changed.items():
+        np.testing.assert_array_equal(again.read(name), value, err_msg=name)
+
+
 def test_a_run_resumes_in_another_layout_from_transformed_shards(repo, toy, whole, sharded_run, succeed, tmp_path):
     """From four cards in two stages to two cards; a step has as many rows as before."""
     two = {"cards": 2, "layout": (*LAYOUT[:-1], "parallel_config={model_parallel: 2}", "runner_config.batch_size=16")}

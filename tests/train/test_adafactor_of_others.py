@@ -141,7 +141,9 @@ def test_groups_of_weights():
     assert groups_of([]) == ()
 
 
-@pytest.mark.parametrize("settings", [{"type": "adafactor", "beta1": 0.5}, {}, {"type": "lion"}, {"type": "sgd"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"type": "adafactor", "beta1": 0.5}, {}, {"type": "lion"}, {"type": "sgd"}], ids=str
+)
 def test_groups_change_no_number(settings, monkeypatch):
     """Of several groups: among them the one matrix that is a group of its own."""
     start, gradients = start_and_gradients()

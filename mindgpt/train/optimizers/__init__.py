@@ -17,7 +17,11 @@ from mindgpt.train.optimizers.state import is_decayed, state_bytes
 from mindgpt.train.schedules import LearningRateTable
 
 _CLASSES = {"adamw": AdamW, "adafactor": AdaFactor, "lion": Lion, "sgd": SGD}
-_SCHEDULE_KEYS = ("relative_step", "warmup_init", "relative_step_factor")  # keys that `schedules.learning_rates_of_run` uses
+_SCHEDULE_KEYS = (
+    "relative_step",
+    "warmup_init",
+    "relative_step_factor",
+)  # keys that `schedules.learning_rates_of_run` uses
 _ADAMW_BYTES = 8  # a parameter: two float32 moments
 
 

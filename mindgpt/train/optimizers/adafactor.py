@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from mindgpt.train.optimizers.grouped import GroupedOptimizer, groups_of
+from mindgpt.train.optimizers.grouped import GroupedOptimizer
 from mindgpt.train.optimizers.state import is_decayed, zeros_like, zeros_over
 from mindgpt.train.schedules import LearningRateTable
 
@@ -54,20 +54,24 @@ class AdaFactor(GroupedOptimizer):
     ):
         super().__init__(parameters, schedule)
         factored = [len(p.shape) == 2 and min(p.shape) >= min_dim_size_to_factor for p in self._parameters]
-        self.factored = tuple(index for index, yes in enumerate(factored) if yes)
-        self.unfactored = tuple(index for index, yes in enumerate(factored) if not yes)
-        self.matrices = ParameterTuple([self._parameters[index] for index in self.factored])
-        self.others = ParameterTuple([self._parameters[index] for index in self.unfactored])
-        self.groups_of_matrices = groups_of([p.size for p in self.matrices])
-        self.groups_of_others = groups_of([p.size for p in self.others])
+        self.matrices = [p for p, yes in zip(self._parameters, factored, strict=True) if yes]
+        others = [p for p, yes in zip(self._parameters, factored, strict=True) if not yes]
         self.row = zeros_over(self.matrices, -1, "exp_avg_sq_row")
         self.column = zeros_over(self.matrices, -2, "exp_avg_sq_col")
-        self.second_moment = zeros_like(self.others, "adafactor_v")
-        self.decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self.matrices)
-        self.other_decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self.others)
+        self.second_moment = zeros_like(others, "adafactor_v")
+        self.row_shares = _shares(self.matrices, "rows") if shards else self.row
+        self.column_shares = _shares(self.matrices, "columns") if shards else self.column
+
+        def in_order(of_matrices: ParameterTuple) -> ParameterTuple:
+            """With the second moment in the places of other parameters, in the order of all."""
+            of_matrices, of_others = iter(of_matrices), iter(self.second_moment)
+            return ParameterTuple([next(of_matrices if yes else of_others) for yes in factored])
+
+        self.states = (in_order(self.row), in_order(self.column))
+        self.shares = (in_order(self.row_shares), in_order(self.column_shares))
+        self.decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self._parameters)
         self.with_momentum = beta1 > 0
-        self.first_moment = zeros_like(self.matrices, "adafactor_m") if self.with_momentum else self.decays
-        self.other_first_moment = zeros_like(self.others, "adafactor_m") if self.with_momentum else self.other_decays
+        self.first_moment = zeros_like(self._parameters, "adafactor_m") if self.with_momentum else ()
         self.mixing = None if beta2 is None else Tensor(1.0 - beta2, ms.float32)
         self.decay_rate = decay_rate
         self.eps, self.beta1 = Tensor(eps, ms.float32), Tensor(beta1, ms.float32)
@@ -75,8 +79,9 @@ class AdaFactor(GroupedOptimizer):
         self.min_parameter_scale = Tensor(min_parameter_scale, ms.float32)
         self.clip_threshold = Tensor(clip_threshold, ms.float32)
         self.shards = shards
-        self.row_shares = _shares(self.matrices, "rows") if shards else self.decays
-        self.column_shares = _shares(self.matrices, "columns") if shards else self.decays
+        # On CPU a sum over rows by the reducing kernel took 30 times as long as by a product, and the outer product by
+        # the broadcasting kernel 3 times. The shape of a shard is not known when the graph is traced.
+        self.by_products = shards is None and ms.get_context("device_target") == "CPU"
         self.matmul = ops.MatMul()
 
     def set_shards(self, whole: Mapping[str, Sequence[int]]) -> None:
@@ -95,30 +100,32 @@ class AdaFactor(GroupedOptimizer):
         mixing = self.mixing  # 1 - b
         if mixing is None:
             mixing = ops.pow(ops.cast(step, ms.float32).reshape(()), -self.decay_rate)
-        if self.factored:
-            factor = self.in_groups(
-                self.groups_of_matrices,
-                ops.partial(self.update_matrix, rate, mixing),
-                factor,
-                tuple([gradients[index] for index in self.factored]),
-                *(self.decays, self.matrices, self.row, self.column),
-                *(self.row_shares, self.column_shares, self.first_moment),
-            )
-        if self.unfactored:
-            factor = self.in_groups(
-                self.groups_of_others,
-                ops.partial(self.update_other, rate, mixing),
-                factor,
-                tuple([gradients[index] for index in self.unfactored]),
-                *(self.other_decays, self.others, self.second_moment, self.other_first_moment),
-            )
-        return ops.depend(ops.assign(self.global_step, step), factor)
+        update = ops.partial(self.update_one, rate, mixing)
+        first = self.first_moment if self.with_momentum else self.decays  # in its place, not used
+        columns = (self.decays, self._parameters, *self.states, *self.shares, first)
+        return ops.depend(
+            ops.assign(self.global_step, step), self.in_groups(self.groups, update, factor, gradients, *columns)
+        )
 
-    def update_matrix(
-        self, rate, mixing, decay, weight, row, column, row_share, column_share, first, gradient
-    ):  # fmt: skip
-        """weight, gradient: (n, m), or a shard of it; row: (n,) and column: (m,); the shares are of `MeanOverShards`."""
+    def update_one(self, rate, mixing, decay, weight, row, column, row_share, column_share, first, gradient):
+        """Update a weight and its state; `row` is the second moment of a weight that is not factored."""
         gradient = ops.cast(gradient, ms.float32)
+        if row.ndim < weight.ndim:
+            direction = self.factored_direction(mixing, row, column, row_share, column_share, gradient)
+        else:
+            direction = self.unfactored_direction(mixing, row, gradient)
+        old = ops.cast(weight, ms.float32)
+        alpha = rate
+        if self.scale_parameter:
+            alpha = rate * ops.maximum(self.root_mean_square(old), self.min_parameter_scale)
+        step = direction * (alpha / ops.maximum(self.root_mean_square(direction) / self.clip_threshold, 1.0))
+        if self.with_momentum:
+            step = self.beta1 * first + (1.0 - self.beta1) * step
+            step = ops.depend(step, ops.assign(first, step))
+        return ops.assign(weight, ops.cast(old * (1.0 - alpha * decay) - step, weight.dtype))
+
+    def factored_direction(self, mixing, row, column, row_share, column_share, gradient):
+        """gradient: (n, m), or a shard of it; row: (n,); column: (m,); shares: see `MeanOverShards.of_some`."""
         square = gradient * gradient
         over_columns, over_rows = square.mean(-1), self.mean_over_rows(square)
         if self.shards is not None:
@@ -128,25 +135,12 @@ class AdaFactor(GroupedOptimizer):
         new_column = (1.0 - mixing) * column + mixing * (over_rows + self.eps)
         by_row = ops.rsqrt(new_row / self.mean(new_row))
         direction = gradient * self.outer(by_row, ops.rsqrt(new_column))
-        done = (ops.assign(row, new_row), ops.assign(column, new_column))
-        return self.move(rate, decay, weight, first, ops.depend(direction, done))
+        return ops.depend(direction, (ops.assign(row, new_row), ops.assign(column, new_column)))
 
-    def update_other(self, rate, mixing, decay, weight, second, first, gradient):
-        """second: the full second moment, of the shape of weight and gradient."""
-        gradient = ops.cast(gradient, ms.float32)
+    def unfactored_direction(self, mixing, second, gradient):
+        """second: the second moment, of the shape of the gradient."""
         new_second = (1.0 - mixing) * second + mixing * (gradient * gradient + self.eps)
-        direction = gradient * ops.rsqrt(new_second)
-        return self.move(rate, decay, weight, first, ops.depend(direction, ops.assign(second, new_second)))
-
-    def move(self, rate, decay, weight, first, direction):
-        """Move a weight against U; `first` is its momentum, if there is any."""
-        old = ops.cast(weight, ms.float32)
-        alpha = rate * ops.maximum(self.root_mean_square(old), self.min_parameter_scale) if self.scale_parameter else rate
-        step = direction * (alpha / ops.maximum(self.root_mean_square(direction) / self.clip_threshold, 1.0))
-        if self.with_momentum:
-            step = self.beta1 * first + (1.0 - self.beta1) * step
-            step = ops.depend(step, ops.assign(first, step))
-        return ops.assign(weight, ops.cast(old * (1.0 - alpha * decay) - step, weight.dtype))
+        return ops.depend(gradient * ops.rsqrt(new_second), ops.assign(second, new_second))
 
     def root_mean_square(self, x):
         """Over all shards of x, which is a matrix or vector."""
@@ -158,15 +152,15 @@ class AdaFactor(GroupedOptimizer):
         return mean if self.shards is None else self.shards.of_all(mean)
 
     def mean_over_rows(self, square):
-        """(n, m) -> (m,); as a product on CPU, where a reducing kernel took 30 times as long."""
-        if self.shards is not None:  # the shape of a shard is not known when the graph is traced
+        """(n, m) -> (m,)"""
+        if not self.by_products:
             return square.mean(0)
         n, m = square.shape
         return self.matmul(ops.ones((1, n), ms.float32), square).reshape(m) * (1.0 / n)
 
     def outer(self, rows, columns):
-        """(n,) and (m,) -> (n, m); as a product on CPU, where a broadcasting kernel took 3 times as long."""
-        if self.shards is not None:
+        """(n,) and (m,) -> (n, m)"""
+        if not self.by_products:
             return ops.expand_dims(rows, 1) * ops.expand_dims(columns, 0)
         return self.matmul(rows.reshape(-1, 1), columns.reshape(1, -1))
 
@@ -199,5 +193,8 @@ class MeanOverShards(nn.Cell):
 def _shares(matrices: Sequence[Parameter], which: str) -> ParameterTuple:
     """Whether the mean of each row or each column of a matrix is over several ranks; see `AdaFactor.set_shards`."""
     return ParameterTuple(
-        [Parameter(Tensor(0.0, ms.float32), name=f"norm_shares.{which}.{p.name}", requires_grad=False) for p in matrices]
+        [
+            Parameter(Tensor(0.0, ms.float32), name=f"norm_shares.{which}.{p.name}", requires_grad=False)
+            for p in matrices
+        ]
     )

@@ -20,7 +20,7 @@ def _rescale_one(factor, gradient):
 
 
 def groups_of(sizes: Sequence[int], largest: int | None = None) -> tuple[tuple[int, int], ...]:
-    """Consecutive groups of at most `largest` values (default: `_GROUP_VALUES`), as (first, one after the last) index."""
+    """Consecutive groups of at most `largest` values, by default `_GROUP_VALUES`: (first, one after the last) index."""
     largest = largest or _GROUP_VALUES
     groups, start, total = [], 0, 0
     for index, size in enumerate(sizes):

@@ -26,8 +26,8 @@ def zeros_like(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
 def zeros_over(parameters: Sequence[Parameter], axis: int, prefix: str) -> ParameterTuple:
     """Float32 zeros of the shape of each parameter without `axis`, for means over that axis.
 
-    Under semi-automatic parallelism MindSpore shards what is named `exp_avg_sq_row_<weight>` like the weight's rows, and
-    `exp_avg_sq_col_<weight>` like its columns, strategy files included. It has no other way to shard them.
+    Under semi-automatic parallelism MindSpore shards what is named `exp_avg_sq_row_<weight>` like the weight's rows,
+    and `exp_avg_sq_col_<weight>` like its columns, strategy files included. It has no other way to shard them.
     """
     states = []
     for parameter in parameters:
