@@ -1,5 +1,5 @@
-"""Conversion of GPT-2 weights between Hugging Face's files, MindSpore's `.ckpt` with the names of MindFormers 1.5, and
-the files of UER-py and TencentPretrain.
+"""Conversion of GPT-2 weights between Hugging Face's files, MindSpore's `.ckpt` with the names of MindFormers 1.5, the
+files of UER-py and TencentPretrain, and the folders of ModelScope's GPT-3.
 
 Everything is checked before anything is written. The file of weights is written whole or not at all, and replaces an
 earlier one, as MindFormers did. float32 weights are preserved bit for bit, but for the gammas of folded layer norms.
@@ -8,8 +8,9 @@ earlier one, as MindFormers did. float32 weights are preserved bit for bit, but 
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,13 +26,25 @@ from mindgpt.checkpoints.conversion_files import (
     write_uer_config_beside,
 )
 from mindgpt.checkpoints.deepspeed_format import is_deepspeed
+from mindgpt.checkpoints.foreign_configs import is_gpt3_json
 from mindgpt.checkpoints.formats import open_source
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
 from mindgpt.checkpoints.gpt2_names import HEAD, MF_EMBEDDING, SCORE
 from mindgpt.checkpoints.gpt2_views import HuggingFaceView, agree_on_head
+from mindgpt.checkpoints.gpt3_config import config_file_of, config_of_gpt3, gpt3_json
 from mindgpt.checkpoints.layer_norm_conversion import NormChange, with_norms
 from mindgpt.checkpoints.locations import SAFETENSORS_NAME, config_beside, find_weights
+from mindgpt.checkpoints.megatron_views import ToMegatronView
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
+from mindgpt.checkpoints.modelscope_folder import (
+    CONFIGURATION_FILE,
+    check_modelscope_folder,
+    check_ranks,
+    configuration,
+    layout_to_write,
+    weight_files,
+    write_shards,
+)
 from mindgpt.checkpoints.safetensors_format import write_safetensors
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, tensors
 from mindgpt.checkpoints.torch_format import TORCH_SUFFIXES, import_torch, is_torch_file, write_torch
@@ -40,15 +53,17 @@ from mindgpt.checkpoints.uer_names import HEAD as UER_HEAD
 from mindgpt.checkpoints.uer_views import ToUERView
 from mindgpt.checkpoints.weights import NAMINGS, naming_of
 from mindgpt.config.errors import UserError
+from mindgpt.io.files import read_json
 
-SOURCE_FORMATS = ("auto", "huggingface", "uer", "tencentpretrain", "deepspeed", "mindformers")
-TARGET_FORMATS = ("mindspore", "huggingface", "uer", "tencentpretrain")
+SOURCE_FORMATS = ("auto", "huggingface", "uer", "tencentpretrain", "deepspeed", "mindformers", "modelscope")
+TARGET_FORMATS = ("mindspore", "huggingface", "uer", "tencentpretrain", "modelscope")
 _NAMING_OF_FORMAT = {
     "huggingface": "hugging_face",
     "uer": "uer",
     "tencentpretrain": "uer",
     "deepspeed": "uer",
     "mindformers": "checkpoint",
+    "modelscope": "megatron",
 }
 
 
@@ -58,21 +73,23 @@ class ConversionOptions:
 
     Attributes:
         layers: the expected number of layers; None accepts any.
-        dtype: of the weights written, "float32" or "float16".
+        dtype: of the weights written, "float32" or "float16"; None: "float32", and for ModelScope that of the source.
         config: a preset, config file or folder to use in place of the config that lies with the weights.
         vocabulary: the vocab.txt of the weights, or its folder; None: the one beside them.
         num_heads: the number of heads, for UER-py's weights without config.
         layer_norm: a key of `layer_norm_conversion.CONVERSIONS`, or None for the target's default.
         source_format: one of `SOURCE_FORMATS`.
+        tensor_parallel: the number of ranks to shard ModelScope's weights over, or None.
     """
 
     layers: int | None = None
-    dtype: str = "float32"
+    dtype: str | None = None
     config: str | None = None
     vocabulary: Path | None = None
     num_heads: int | None = None
     layer_norm: str | None = None
     source_format: str = "auto"
+    tensor_parallel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,14 @@ def convert(source: Path, target: Path, target_format: str | None, options: Conv
         options: see `ConversionOptions`.
     """
     target_format = target_format or ("mindspore" if target.suffix == ".ckpt" else "huggingface")
-    if target_format == "mindspore":
+    if target_format == "modelscope":
+        convert_to_modelscope(source, target, options)
+    elif options.tensor_parallel is not None:
+        raise UserError(
+            "--tensor_parallel: only weights for ModelScope are sharded over ranks (--target_format modelscope). Leave "
+            f"it out for {target_format}."
+        )
+    elif target_format == "mindspore":
         convert_to_mindspore(source, target, options)
     elif target_format == "huggingface":
         convert_to_hugging_face(source, target, options)
@@ -123,7 +147,7 @@ def convert_to_mindspore(source: Path, target: Path, options: ConversionOptions 
     Raises:
         UserError: something is wrong with the weights, the config or a path. Nothing is written in that case.
     """
-    options = options or ConversionOptions()
+    options = _in_float32(options)
     if target.suffix != ".ckpt":
         raise UserError(f"--mindspore_path {target}: the name of a MindSpore checkpoint ends in .ckpt.")
     opened = _open(source, options)
@@ -165,7 +189,7 @@ def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptio
     Raises:
         UserError: as in `convert_to_mindspore`; also if a folder is to be written and no config is found.
     """
-    options = options or ConversionOptions()
+    options = _in_float32(options)
     opened = _open(find_weights(source), options)
     if opened.kind == "hugging_face":
         raise UserError(f"--mindspore_path {source}: holds Hugging Face's weights already, {opened.source.path}.")
@@ -211,7 +235,7 @@ def convert_to_uer(source: Path, target: Path, options: ConversionOptions | None
     Raises:
         UserError: as in `convert_to_mindspore`; also if no config is found, or UER-py has no such network.
     """
-    options = options or ConversionOptions()
+    options = _in_float32(options)
     if not is_torch_file(target) or target.is_dir():
         raise UserError(f"{target}: the name of a file of UER-py ends in .bin. Name a file, which is not a folder.")
     import_torch(target)
@@ -232,6 +256,61 @@ def convert_to_uer(source: Path, target: Path, options: ConversionOptions | None
     copy_tokenizer(path, target.parent, opened.vocabulary)
 
 
+def convert_to_modelscope(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
+    """Write the folder of a GPT-3 that ModelScope opens: shards of 1.3B and larger, or the pytorch_model.bin of base
+    and large. The dtype of the weights is kept.
+
+    Args:
+        source: weights of any format that mindgpt opens.
+        target: a folder.
+        options: see `ConversionOptions`.
+
+    Raises:
+        UserError: as in `convert_to_mindspore`; also if no config is found, ModelScope has no such network, or it
+            cannot be sharded over so many ranks.
+    """
+    options = options or ConversionOptions()
+    import_torch(target)
+    opened = _open(find_weights(source), options)
+    config, path = opened.config, opened.source.path
+    if config is None:
+        raise UserError(f"{path}: no {CONFIG_FILE} beside it, which ModelScope's config is made of. Pass --config.")
+    if SCORE.mf_names[0] in opened.source.entries:
+        raise UserError(f"{path}: is a classifier, and ModelScope's GPT-3 has no classification head.")
+    change = _norm_change(config, options.layer_norm, path, layer_norm_conversion.to_model)
+    config = config.replaced(change.settings)
+    layout, ranks = layout_to_write(config, options.tensor_parallel), options.tensor_parallel or 1
+    content, notes = gpt3_json(config, layout, path)
+    view = ToMegatronView(with_norms(opened.source, change), layout, config.num_heads)
+    _check_sizes(view, view.sizes, config, options)
+    check_ranks(config, ranks if options.tensor_parallel is None else options.tensor_parallel)
+    if opened.kind == "megatron":
+        content = _with_other_keys(content, options.config or config_file_of(path))
+    files, more = weight_files(target, layout, ranks), configuration(path, target, layout, ranks)
+    check_modelscope_folder(target, files, content)
+    _say([*opened.notes, *notes], change)
+    entries = {name: TensorInfo(info.shape, options.dtype or info.dtype) for name, info in view.entries.items()}
+    write_shards(files, entries, _with_progress(view, options.dtype, target))
+    _say_skipped(opened)
+    where = files[0] if ranks == 1 else f"{files[0].parent}, {ranks} files"
+    print(f"wrote {where}: {_summary(view, view.sizes, options.dtype)}")
+    write_config(target / CONFIG_FILE, content)
+    write_config(target / CONFIGURATION_FILE, more)
+    copy_tokenizer(path, target, opened.vocabulary)
+
+
+def _with_other_keys(content: dict[str, Any], file: str | Path) -> dict[str, Any]:
+    """A config.json of ModelScope with the keys of the one that the weights had, which mean nothing to us."""
+    file = Path(file) / CONFIG_FILE if Path(file).is_dir() else Path(file)
+    before = read_json(file) if file.is_file() else None
+    return {**before, **content} if is_gpt3_json(before) else content
+
+
+def _in_float32(options: ConversionOptions | None) -> ConversionOptions:
+    options = options or ConversionOptions()
+    return options if options.dtype else replace(options, dtype="float32")
+
+
 def _open(path: Path, options: ConversionOptions) -> _Opened:
     """The weights at a path under our names, with their config.
 
@@ -244,7 +323,12 @@ def _open(path: Path, options: ConversionOptions) -> _Opened:
     if wanted != "auto" and (
         kind not in (_NAMING_OF_FORMAT[wanted], "other model") or (wanted == "deepspeed" and not is_deepspeed(path))
     ):
-        named = {"uer": "UER-py's or TencentPretrain's", "hugging_face": "Hugging Face's", "checkpoint": "MindFormers'"}
+        named = {
+            "uer": "UER-py's or TencentPretrain's",
+            "megatron": "Megatron's",
+            "hugging_face": "Hugging Face's",
+            "checkpoint": "MindFormers'",
+        }
         found = f"its weights have {named[kind]} names" if kind != _NAMING_OF_FORMAT[wanted] else "is no such folder"
         raise UserError(f"{path}: --source_format {wanted}: {found}. Leave the flag out, or name another file.")
     view = NAMINGS[kind].view(stored)
@@ -257,6 +341,9 @@ def _open(path: Path, options: ConversionOptions) -> _Opened:
                 "--num_heads, or --config with UER-py's JSON."
             )
         return _Opened(kind, view, found.config, notes + found.notes, found.vocabulary)
+    if kind == "megatron" and options.num_heads is None:
+        found = config_of_gpt3(view, options.config)
+        return _Opened(kind, view, found.config, notes + found.notes, options.vocabulary)
     if options.num_heads is not None:
         raise UserError("--num_heads is for weights of UER-py; of others, config.json or --config tells it.")
     chosen = options.config or config_beside(view.path)
@@ -325,18 +412,19 @@ def _say_skipped(opened: _Opened) -> None:
             print(f"skipped: {count} x {rule}")
 
 
-def _with_progress(source: TensorSource, dtype: str, target: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of `source` as `dtype`, with a progress bar of the bytes written to `target`."""
-    total = sum(TensorInfo(info.shape, dtype).nbytes for info in source.entries.values())
+def _with_progress(source: TensorSource, dtype: str | None, target: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of `source` as `dtype`, or as they are, with a progress bar of the bytes written to `target`."""
+    total = sum(TensorInfo(info.shape, dtype or info.dtype).nbytes for info in source.entries.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc=target.name, file=sys.stderr) as bar:
         for name, array in tensors(source, dtype):
             yield name, array
             bar.update(array.nbytes)
 
 
-def _summary(view: TensorSource, sizes: dict[str, int], dtype: str) -> str:
+def _summary(view: TensorSource, sizes: dict[str, int], dtype: str | None) -> str:
     count = sum(TensorInfo(info.shape, "int8").nbytes for info in view.entries.values())
     stored = {info.dtype for info in view.entries.values()}
+    dtype = dtype or ", ".join(sorted(stored))
     was = f" (was {', '.join(sorted(stored))})" if stored != {dtype} else ""
     return f"{len(view.entries)} tensors, {count:,} parameters, {sizes['L']} layers, {dtype}{was}"
 

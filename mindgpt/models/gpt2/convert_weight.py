@@ -1,5 +1,5 @@
-"""Convert GPT-2 weights between Hugging Face, MindSpore's `.ckpt` with the names of MindFormers 1.5, and UER-py and
-TencentPretrain, DeepSpeed's folders among their files.
+"""Convert GPT-2 weights between Hugging Face, MindSpore's `.ckpt` with the names of MindFormers 1.5, UER-py and
+TencentPretrain, DeepSpeed's folders among their files, and ModelScope's GPT-3.
 
     python mindgpt/models/gpt2/convert_weight.py --layers 12 --torch_path gpt2-hf/ --mindspore_path gpt2.ckpt
     python mindgpt/models/gpt2/convert_weight.py --reversed --mindspore_path gpt2.ckpt --torch_path gpt2-hf/
@@ -10,10 +10,20 @@ Any direction, UER-py's .bin and DeepSpeed's folder to a .ckpt, a Hugging Face f
     python mindgpt/models/gpt2/convert_weight.py --input_path models/zero_run/ --output_path gpt2-hf/
     python mindgpt/models/gpt2/convert_weight.py --input_path gpt2.ckpt --target_format uer --output_path back.bin
 
+ModelScope's GPT-3, whose weights may be sharded over tensor-parallel ranks, to anything else and back:
+
+    python mindgpt/models/gpt2/convert_weight.py --input_path nlp_gpt3_text-generation_2.7B/ --output_path gpt3.ckpt
+    python mindgpt/models/gpt2/convert_weight.py --input_path nlp_gpt3_text-generation_2.7B/ --output_path gpt3-hf/
+    python mindgpt/models/gpt2/convert_weight.py --input_path gpt3.ckpt --target_format modelscope --tensor_parallel 4 \
+        --output_path gpt3-tp4/
+
 What the source is follows from its files, and the target from its name: a .ckpt, else Hugging Face's. UER-py computes
 another layer norm than GPT-2. --layer_norm uer keeps its arithmetic (the default for a .ckpt); copy takes gamma as it
 is and the standard arithmetic (as UER-py's own converters; the default for Hugging Face); folded takes the standard
 arithmetic with gamma scaled so that the outputs stay the same.
+
+A folder for ModelScope holds model/mp_rank_00_model_states.pt and so on, as 1.3B and up do. A model with the exact gelu
+is written as base and large are, one pytorch_model.bin, unless --tensor_parallel is given.
 
 `mindgpt/checkpoints/conversion.py` does the work; the program lies where MindFormers has it.
 """
@@ -52,11 +62,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--target_format", choices=TARGET_FORMATS, help="mindspore for a .ckpt, else huggingface")
     add("--layer_norm", choices=CONVERSIONS, help="how layer norms of UER-py are converted, see below")
     add("--layers", type=int, metavar="N", help="refuse weights that do not have N layers")
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of the weights written (%(default)s)")
+    add(
+        "--dtype",
+        choices=("float32", "float16"),
+        help="of the weights written (float32; for modelscope that of the source)",
+    )
+    add("--tensor_parallel", type=int, metavar="N", help="shard over N ranks, with --target_format modelscope (1)")
     add(
         "--config",
         type=path_argument,
-        help="config file, of UER-py too, folder or preset (gpt2_xl), instead of the config.json beside the weights",
+        help="config file, of UER-py and ModelScope too, folder or preset (gpt2_xl), instead of the config.json beside "
+        "the weights",
     )
     add("--vocab", type=file_argument, metavar="PATH", help="the vocab.txt, if it does not lie with the weights")
     add("--num_heads", "--heads_num", type=int, metavar="N", help="for weights of UER-py without config")
@@ -75,6 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         num_heads=given.num_heads,
         layer_norm=given.layer_norm,
         source_format=given.source_format,
+        tensor_parallel=given.tensor_parallel,
     )
     target_format = given.target_format
     if given.input_path is None and not given.reversed:
