@@ -79,7 +79,8 @@ def open_modelscope(path: Path) -> TensorSource:
     versions = {rank.checkpoint_version for rank in ranks}
     if len(versions) > 1:
         raise UserError(f"{shards.folder}: the files of the ranks have different checkpoint_version. Copy them again.")
-    where = path if path.is_dir() else shards.folder
+    in_model_folder = shards.folder.name == MODEL_FOLDER and path.is_dir() and path != shards.folder
+    where = shards.folder.parent if in_model_folder else shards.folder  # the config lies there
     in_blocks = order_of(ranks[0].checkpoint_version, where) == THREE_BLOCKS
     source = ranks[0] if len(ranks) == 1 else TensorParallelRanks(where, ranks, in_blocks, compares=True)
     source.path = where
