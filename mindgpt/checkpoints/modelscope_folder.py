@@ -36,7 +36,7 @@ _NEW_CONFIGURATION = {  # of a model that was none of ModelScope's
         "pipeline": {"type": "text-generation"},
     },
 }
-_NOT_JSON = re.compile(r'("(?:\\.|[^"\\])*")|#[^\n]*|,(?=(?:\s|#[^\n]*)*[}\]])')
+_NOT_JSON = re.compile(r'("(?:\\.|[^"\\])*")|#[^\n]*|,(?=(?:\s|#[^\n]*\n)*[}\]])')
 
 
 def layout_to_write(config: GPT2Config, ranks: int | None) -> str:

@@ -29,7 +29,7 @@ MODEL_FOLDER = "model"
 LAST, BEST = "output", "output_best"
 _SHARD = re.compile(r"(?P<save>(?:epoch|iter)_\d+_)?mp_rank_(?P<rank>\d+)_model_states\.pt")
 _OPTIMIZER_OF_ZERO = "*zero_pp_rank_*_optim_states.pt"
-_INSIDE = ("module", "state_dict", "model")
+_OUTER_KEYS = ("module", "state_dict", "model")
 _MOST_MAPPED = 64 << 20  # bytes of a file that may stay in memory after they were read
 
 
@@ -52,14 +52,14 @@ def is_modelscope(path: Path) -> bool:
     them."""
     if path.is_file():
         match = _SHARD.fullmatch(path.name)
-        return match is not None and (match["save"] is not None or are_megatron(_state_dict(path)[0]))
+        return match is not None and (match["save"] is not None or _holds_gpt3(path))
     found = [groups for folder in _folders(path) if (groups := _groups(folder))]
     if not found or any(next(folder.glob(_OPTIMIZER_OF_ZERO), None) for folder in _folders(path)):
         return False
     if any(save for groups in found for save in groups):
         return True
     first = next(iter(found[0].values()))
-    return are_megatron(_state_dict(first[min(first)])[0])
+    return _holds_gpt3(first[min(first)])
 
 
 def open_modelscope(path: Path) -> TensorSource:
@@ -125,12 +125,26 @@ class RankFile:
         return array
 
 
+def _holds_gpt3(file: Path) -> bool:
+    """Whether a file of a rank has Megatron's names, or is a plain state dict, which DeepSpeed's never are."""
+    content = load_without_code(file)
+    if not isinstance(content, Mapping):
+        return False
+    inside = _inside(content)
+    names = [name for name, value in inside.items() if is_tensor(value)]
+    return are_megatron(names) or (inside is content and len(names) == len(content) > 0)
+
+
+def _inside(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((content[key] for key in _OUTER_KEYS if isinstance(content.get(key), Mapping)), content)
+
+
 def _state_dict(file: Path) -> tuple[Mapping[str, Any], Any]:
     """The tensors of a file by name, and its `checkpoint_version` or None. Raises UserError if there are none."""
     content = load_without_code(file)
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{file}: holds a {type(content).__name__}, where a state dict is needed. Copy it again.")
-    inside = next((content[key] for key in _INSIDE if isinstance(content.get(key), Mapping)), content)
+    inside = _inside(content)
     others = [str(name) for name, value in inside.items() if not is_tensor(value) and name != "checkpoint_version"]
     if others:
         raise UserError(

@@ -120,7 +120,7 @@ def a_file_of_many(folder):
 
 
 def output_of_training(folder):
-    run = folder.with_name("run")
+    run = folder.with_name(f"{folder.name}-run")
     shutil.move(folder, run / "output")
     return run
 
