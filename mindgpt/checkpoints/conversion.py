@@ -279,11 +279,12 @@ def convert_to_modelscope(source: Path, target: Path, options: ConversionOptions
         raise UserError(f"{path}: is a classifier, and ModelScope's GPT-3 has no classification head.")
     change = _norm_change(config, options.layer_norm, path, layer_norm_conversion.to_model)
     config = config.replaced(change.settings)
-    layout, ranks = layout_to_write(config, options.tensor_parallel), options.tensor_parallel or 1
+    layout = layout_to_write(config, options.tensor_parallel)
+    ranks = 1 if options.tensor_parallel is None else options.tensor_parallel
     content, notes = gpt3_json(config, layout, path)
     view = ToMegatronView(with_norms(opened.source, change), layout, config.num_heads)
     _check_sizes(view, view.sizes, config, options)
-    check_ranks(config, ranks if options.tensor_parallel is None else options.tensor_parallel)
+    check_ranks(config, ranks)
     if opened.kind == "megatron":
         content = _with_other_keys(content, options.config or config_file_of(path))
     files, more = weight_files(target, layout, ranks), configuration(path, target, layout, ranks)
@@ -343,7 +344,8 @@ def _open(path: Path, options: ConversionOptions) -> _Opened:
         return _Opened(kind, view, found.config, notes + found.notes, found.vocabulary)
     if kind == "megatron" and options.num_heads is None:
         found = config_of_gpt3(view, options.config)
-        return _Opened(kind, view, found.config, notes + found.notes, options.vocabulary)
+        vocabulary = options.vocabulary and checked_vocabulary(view.path, view.sizes["V"], options.vocabulary, True)
+        return _Opened(kind, view, found.config, notes + found.notes, vocabulary)
     if options.num_heads is not None:
         raise UserError("--num_heads is for weights of UER-py; of others, config.json or --config tells it.")
     chosen = options.config or config_beside(view.path)

@@ -94,6 +94,7 @@ def settings_of_gpt3(content: Mapping[str, Any], view: MegatronView, file: Path)
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not there. The result depends on "
             f"{'it' if len(missing) == 1 else 'each of them'}, and no default is right for all models. Add what the "
             f"model's own {CONFIG_FILE} says, or name that with convert_weight.py --config FILE"
+            + (" (eod_id is the id of <|endoftext|> in tokenizer.json)" if "eod_id" in missing else "")
         )
     if problems:
         raise UserError(f"{file}: is not the config of {view.path}:\n  " + "\n  ".join(problems))

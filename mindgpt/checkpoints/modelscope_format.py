@@ -30,7 +30,7 @@ LAST, BEST = "output", "output_best"
 _SHARD = re.compile(r"(?P<save>(?:epoch|iter)_\d+_)?mp_rank_(?P<rank>\d+)_model_states\.pt")
 _OPTIMIZER_OF_ZERO = "*zero_pp_rank_*_optim_states.pt"
 _OUTER_KEYS = ("module", "state_dict", "model")
-_MOST_MAPPED = 64 << 20  # bytes of a file that may stay in memory after they were read
+_MOST_MAPPED = 128 << 20  # bytes of all files that may stay in memory after they were read
 
 
 class Shards(NamedTuple):
@@ -74,7 +74,7 @@ def open_modelscope(path: Path) -> TensorSource:
     missing = [rank for rank in range(max(shards.files)) if rank not in shards.files]
     if missing:
         raise UserError(_missing(shards, missing, max(shards.files) + 1))
-    ranks = [RankFile(file) for _, file in sorted(shards.files.items())]
+    ranks = [RankFile(file, _MOST_MAPPED // len(shards.files)) for _, file in sorted(shards.files.items())]
     _check_sizes(shards, ranks)
     versions = {rank.checkpoint_version for rank in ranks}
     if len(versions) > 1:
@@ -95,6 +95,10 @@ class RankFile:
     Tensors are memory-mapped. What has been read of the file is dropped from memory again, so that a conversion needs
     memory for one tensor and not for the file. (Files from before PyTorch 1.6 cannot be mapped, and are held whole.)
 
+    Args:
+        file: to be read.
+        most_mapped: bytes that may stay in memory after they were read.
+
     Attributes:
         path, entries: as in `TensorSource`.
         notes: sentences for the user.
@@ -105,12 +109,12 @@ class RankFile:
         UserError: the file is broken, or holds no state dict.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, most_mapped: int = _MOST_MAPPED):
         self.path = self._file = existing_file(file)
         self.notes: list[str] = []
         self.tensor_parallel_size = 1
         self._tensors, self.checkpoint_version = _state_dict(file)
-        self._mapped = 0
+        self._mapped, self._most_mapped = 0, most_mapped
         self.entries = {
             name: TensorInfo(tuple(tensor.shape), dtype_of(tensor)) for name, tensor in self._tensors.items()
         }
@@ -119,7 +123,7 @@ class RankFile:
         """See `TensorSource.read`."""
         array = as_array(self._tensors[name])
         self._mapped += self.entries[name].nbytes
-        if self._mapped > _MOST_MAPPED:  # a new mapping: the old one goes, and its pages with it
+        if self._mapped > self._most_mapped:  # a new mapping: the old one goes, and its pages with it
             self._tensors, self._mapped = {}, 0
             self._tensors, _ = _state_dict(self._file)
         return array

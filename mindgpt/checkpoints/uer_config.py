@@ -196,13 +196,14 @@ def uer_json(config: GPT2Config, path: Path) -> tuple[dict[str, Any], list[str]]
     return content, notes
 
 
-def checked_vocabulary(weights: Path, tokens: int, named: Path | None) -> Path | None:
+def checked_vocabulary(weights: Path, tokens: int, named: Path | None, padded: bool = False) -> Path | None:
     """The vocabulary of weights, if it is named or lies beside them.
 
     Args:
         weights: their path.
         tokens: the number of tokens that they have.
         named: a vocab.txt, or a folder that holds one; None: look beside the weights.
+        padded: whether the weights may have rows beyond the vocabulary.
 
     Raises:
         UserError: it has another number of tokens than the weights.
@@ -212,7 +213,7 @@ def checked_vocabulary(weights: Path, tokens: int, named: Path | None) -> Path |
     if file is None:
         return None
     count = max(read_vocab(file).values()) + 1
-    if count != tokens:
+    if count > tokens or (count < tokens and not padded):
         way_out = "Name the vocabulary it was trained with: --vocab" if named else "Put its own beside it, or name it"
         raise UserError(
             f"{file}: has {count} tokens, and {weights} has {tokens}. {way_out}; with another one, ids "

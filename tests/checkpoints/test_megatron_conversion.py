@@ -18,6 +18,7 @@ from mindgpt.checkpoints.torch_archive import StateDictWriter
 from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
 from tests import programs
+from tests.checkpoints import uer_models
 from tests.checkpoints.megatron_models import (
     BASE,
     CONFIGURATION,
@@ -214,6 +215,29 @@ def test_models_that_modelscope_does_not_have(tmp_path):
     )
 
 
+def test_weights_of_uer_need_the_standard_layer_norm(tmp_path):
+    file = uer_models.write_model(tmp_path / "uer", uer_models.state())
+    assert "layer_norm 'uer': pass --layer_norm copy or folded" in refused(tmp_path, file, tmp_path / "y", *MODELSCOPE)
+    convert(file, tmp_path / "y", *MODELSCOPE, "--layer_norm", "copy")
+    convert(file, tmp_path / "z", "--layer_norm", "copy")
+    ours, theirs = open_weights(tmp_path / "z").source, open_weights(tmp_path / "y").source
+    for name in ours.entries:
+        np.testing.assert_array_equal(theirs.read(name), ours.read(name), err_msg=name)
+
+
+def test_a_vocabulary_that_is_named_may_be_shorter_than_the_table(tmp_path):
+    folder = write_base(tmp_path / "x", state("base"))
+    for count in (V - 5, V + 1):
+        (tmp_path / f"{count}.txt").write_text("\n".join(f"t{n}" for n in range(count)) + "\n")
+    convert(folder, tmp_path / "y", *MODELSCOPE, "--vocab", tmp_path / f"{V - 5}.txt")
+    assert (tmp_path / "y/vocab.txt").read_text() == (tmp_path / f"{V - 5}.txt").read_text()
+    message = refused(tmp_path, folder, tmp_path / "z", *MODELSCOPE, "--vocab", tmp_path / f"{V + 1}.txt")
+    assert f"has {V + 1} tokens, and" in message
+    assert "--num_heads is for weights of UER-py" in refused(
+        tmp_path, folder, tmp_path / "z", *MODELSCOPE, "--num_heads", 8
+    )
+
+
 def test_folders_that_cannot_be_written(tmp_path):
     folder = write_ranks(tmp_path / "x", [state()])
     convert(folder, tmp_path / "y", *MODELSCOPE, "--tensor_parallel", 4)
@@ -267,7 +291,7 @@ def test_the_command_from_another_folder(repo, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["x.ckpt", "hf", "shards"])
 def test_memory_is_for_one_tensor(repo, tmp_path, target):
-    """From 4 ranks, 0.9 GB in all: twice the largest tensor at most, beyond what the same takes for a tiny model."""
+    """From 4 ranks, 0.5 GB in all: twice the largest tensor at most, beyond what the same takes for a tiny model."""
     size, vocabulary = 1024, 65536
 
     def write(folder, hidden, rows, layers):
@@ -291,7 +315,7 @@ def test_memory_is_for_one_tensor(repo, tmp_path, target):
     )
     more = [*MODELSCOPE, "--tensor_parallel", "8"] if target == "shards" else []
     peaks = []
-    for folder in (write(tmp_path / "tiny", 32, 64, 1), write(tmp_path / "big", size, vocabulary, 16)):
+    for folder in (write(tmp_path / "tiny", 32, 64, 1), write(tmp_path / "big", size, vocabulary, 6)):
         command = [sys.executable, COMMAND, "--input_path", folder, "--output_path", folder / "to" / target, *more]
         done = subprocess.run([sys.executable, "-c", measured, *command], cwd=repo, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

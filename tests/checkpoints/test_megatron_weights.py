@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
+from mindgpt.checkpoints import modelscope_format
 from mindgpt.checkpoints.weights import load_weights, open_weights
 from mindgpt.config.errors import UserError
+from mindgpt.config.loader import load_config
 from mindgpt.generation.settings import GenerationSettings
+from mindgpt.tasks.model_setup import build_model
 from tests.checkpoints.megatron_models import (
     BASE,
     EPS,
@@ -268,6 +271,33 @@ def test_config_in_our_form_and_one_that_is_not_the_weights(tmp_path):
     config.replaced({"vocab_size": V + 1}).save_pretrained(folder)
     with pytest.raises(UserError, match=r"vocab_size is 65, the weights have 64"):
         open_weights(folder)
+
+
+def test_what_was_read_is_dropped_from_memory_and_read_again(tmp_path, monkeypatch):
+    """With no bytes that may stay mapped, the file is mapped anew after each tensor."""
+    whole = arrays(write_ranks(tmp_path / "one", [state()]))
+    folder = write_ranks(tmp_path / "x", ranks_of(state(), 2))
+    monkeypatch.setattr(modelscope_format, "_MOST_MAPPED", 0)
+    opened = []
+    loading = modelscope_format.load_without_code
+    monkeypatch.setattr(modelscope_format, "load_without_code", lambda file: opened.append(file) or loading(file))
+    assert_equal(arrays(folder), whole)
+    assert len(opened) > 2 * len(state())
+
+
+def test_a_run_takes_the_folder(tmp_path, unfused):
+    folder = write_ranks(tmp_path / "x", ranks_of(state(), 2))
+    (tmp_path / "run.yaml").write_text(
+        f"model: {{model_config: {{hidden_size: {H}, num_layers: {L}, num_heads: {HEADS}, ffn_hidden_size: {F}}}}}"
+    )
+    sizes = {"vocab_size": V, "max_position_embeddings": P, "layernorm_epsilon": EPS}
+    values = {"run_mode": "predict", "load_checkpoint": str(folder)}
+    values |= {f"model.model_config.{key}": value for key, value in sizes.items()}
+    network, _ = build_model(load_config(tmp_path / "run.yaml", values)[0])
+    np.testing.assert_allclose(of_mindgpt(network.set_train(False)), logits([state()], IDS).numpy(), atol=1e-4, rtol=0)
+    values["model.model_config.num_heads"] = 4
+    with pytest.raises(UserError, match="num_heads is 8 there and 4 in the YAML"):
+        build_model(load_config(tmp_path / "run.yaml", values)[0])
 
 
 def test_config_of_modelscope_is_none_of_other_weights(tmp_path):
