@@ -1,5 +1,7 @@
 """Views that rename GPT-3's weights between Megatron's names and ours, and check their names and shapes."""
 
+from pathlib import Path
+
 import numpy as np
 
 from mindgpt.checkpoints.gpt2_names import HEAD as OUR_HEAD
@@ -18,6 +20,7 @@ from mindgpt.checkpoints.megatron_names import (
 )
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, equal_bits
 from mindgpt.config.errors import UserError
+from mindgpt.config.section import shown
 
 MODEL = "a GPT-3 of ModelScope"
 
@@ -152,7 +155,7 @@ class ToMegatronView:
         return row.fuse([self._source.read(ours) for ours in row.ours], self._order, self._heads)
 
 
-def order_of(version: object, path: object) -> int:
+def order_of(version: object, path: Path) -> int:
     """The order of the rows of query_key_value in a parallel checkpoint, by its `checkpoint_version` or None.
 
     Raises:
@@ -161,7 +164,7 @@ def order_of(version: object, path: object) -> int:
     known = isinstance(version, int | float) and (version in (0, 1) or version >= 2)
     if version is not None and not known:
         raise UserError(
-            f"{path}: checkpoint_version is {version!r}. Known are 0, 1.0 and 2 or more, which say in what order the "
-            "rows of query_key_value are; ModelScope's own files have none. Correct it, or copy the file again."
+            f"{path}: checkpoint_version is {shown(version)}. Known are 0, 1.0 and 2 or more, which say in what order "
+            "the rows of query_key_value are; ModelScope's own files have none. Correct it, or copy the file again."
         )
     return PER_HEAD if version is None else {0: THREE_BLOCKS, 1: PER_VALUE}.get(version, PER_HEAD)

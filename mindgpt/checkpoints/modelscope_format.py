@@ -76,12 +76,12 @@ def open_modelscope(path: Path) -> TensorSource:
         raise UserError(_missing(shards, missing, max(shards.files) + 1))
     ranks = [RankFile(file, _MOST_MAPPED // len(shards.files)) for _, file in sorted(shards.files.items())]
     _check_sizes(shards, ranks)
-    versions = {rank.checkpoint_version for rank in ranks}
-    if len(versions) > 1:
-        raise UserError(f"{shards.folder}: the files of the ranks have different checkpoint_version. Copy them again.")
     in_model_folder = shards.folder.name == MODEL_FOLDER and path.is_dir() and path != shards.folder
     where = shards.folder.parent if in_model_folder else shards.folder  # the config lies there
-    in_blocks = order_of(ranks[0].checkpoint_version, where) == THREE_BLOCKS
+    orders = {order_of(rank.checkpoint_version, where) for rank in ranks}
+    if len(orders) > 1:
+        raise UserError(f"{where}: the files of the ranks have different checkpoint_version. Copy all of them again.")
+    in_blocks = THREE_BLOCKS in orders
     source = ranks[0] if len(ranks) == 1 else TensorParallelRanks(where, ranks, in_blocks, compares=True)
     source.path = where
     source.checkpoint_version = ranks[0].checkpoint_version

@@ -104,6 +104,12 @@ def test_ranks_with_other_tensors_shapes_and_versions(tmp_path):
     assert "wrong shape: " in message and f"{LAYER}mlp.dense_h_to_4h.weight is [95, 32], expected [96, 32]" in message
     assert "unknown: language_model.extra [3]" in message
     assert "missing: language_model.encoder.final_layernorm.bias" in message
+    first, second = ranks_of(state(), 2)
+    ranks = [{"module": first, "checkpoint_version": 3.0}, {"module": second, "checkpoint_version": 0}]
+    assert "the ranks have different checkpoint_version" in opening(write_ranks(tmp_path / "versions", ranks))
+    assert "checkpoint_version is [3]. Known" in opening(
+        write_ranks(tmp_path / "list", [state()], key="module", checkpoint_version=[3])
+    )
     assert "checkpoint_version is 0.5. Known are 0, 1.0 and 2 or more" in opening(
         write_ranks(tmp_path / "version", [state()], key="module", checkpoint_version=0.5)
     )
