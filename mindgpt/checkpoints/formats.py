@@ -8,6 +8,7 @@ from mindgpt.checkpoints.deepspeed_format import is_deepspeed, open_deepspeed
 from mindgpt.checkpoints.indexed_format import IndexedFiles, is_index
 from mindgpt.checkpoints.locations import holds_weights, weights_in
 from mindgpt.checkpoints.mindspore_format import CheckpointFile
+from mindgpt.checkpoints.modelscope_format import is_modelscope, open_modelscope
 from mindgpt.checkpoints.safetensors_format import SafetensorsFile
 from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint, holds_shards, refuse_shard
 from mindgpt.checkpoints.tensor_source import TensorSource, existing_file
@@ -25,6 +26,7 @@ class WeightFormat(NamedTuple):
 
 FORMATS = {  # the first that matches is used
     "sharded checkpoint": WeightFormat(holds_shards, ShardedCheckpoint),
+    "modelscope": WeightFormat(is_modelscope, open_modelscope),
     "deepspeed": WeightFormat(lambda path: is_deepspeed(path) and not holds_weights(path), open_deepspeed),
     "folder": WeightFormat(Path.is_dir, lambda folder: open_source(weights_in(folder))),
     "tensorflow": WeightFormat(is_tensorflow, TensorBundle),

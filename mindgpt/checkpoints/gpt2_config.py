@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, ValidationError
 
+from mindgpt.checkpoints.foreign_configs import refuse_foreign_config
 from mindgpt.config.errors import UserError
 from mindgpt.config.generation_section import GenerationSection
 from mindgpt.config.model_sections import VARIANTS, GPT2Section
@@ -243,11 +244,7 @@ def _config_from_files(file: Path, changes: Mapping[str, Any]) -> tuple[GPT2Conf
 
 def config_from_content(content: Any, file: Path, changes: Mapping[str, Any]) -> tuple[GPT2Config, list[str]]:
     """As `read_config`, for the content of a config file, which may have been changed since it was read."""
-    if is_uer_json(content):
-        raise UserError(
-            f"{file}: is a config of UER-py or TencentPretrain, which says nothing of the vocabulary and is read with "
-            "their weights alone. Name their .bin; convert_weight.py makes a config.json of it for other weights."
-        )
+    refuse_foreign_config(content, file)
     settings, notes = settings_from_hf(content, str(file))
     generation, of_generation = generation_from_hf(file, settings.get("vocab_size"))
     try:
@@ -266,11 +263,6 @@ def _validated(settings: Mapping[str, Any], source: str) -> GPT2Config:
         return GPT2Config.from_section(GPT2Section.model_validate(dict(settings)))
     except ValidationError as error:
         raise _user_error(error, source) from None
-
-
-def is_uer_json(content: Any) -> bool:
-    """Whether the content of a config file is in the form of UER-py and TencentPretrain."""
-    return isinstance(content, dict) and bool({"layers_num", "heads_num", "feedforward_size"} & content.keys())
 
 
 def settings_from_hf(content: Any, source: str) -> tuple[dict[str, Any], list[str]]:

@@ -162,6 +162,8 @@ def config_beside(weights: Path) -> Path | None:
 
 def file_beside(weights: Path, name: str) -> Path | None:
     """The file of this name that belongs to weights, or None: it lies beside them. Weights that are a folder, as
-    DeepSpeed's, may also have it inside."""
-    folders = [weights, weights.parent] if weights.is_dir() else [weights.parent]
+    DeepSpeed's, may also have it inside. ModelScope's folder, which has a folder `model`, has it nowhere else, and that
+    of a training has it in `output`."""
+    folders = [weights, weights / "output"] if weights.is_dir() else []
+    folders += [] if (weights / "model").is_dir() else [weights.parent]
     return next((folder / name for folder in folders if (folder / name).exists()), None)

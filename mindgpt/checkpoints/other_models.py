@@ -23,6 +23,8 @@ _MODELS = (  # (what only such a model has, what the model is); UER-py's names, 
     (r"encoder\.transformer\.(self_attn|feed_forward|layer_norm)", "a model of UER-py whose layers share weights"),
     (r"target\.(lm\.)?output_layer\.bias", "a language model of UER-py whose head has a bias (has_lmtarget_bias)"),
     (r"output_layers?(_[12])?\.", "a model that UER-py fine-tuned for classification, with a head of its own"),
+    (r"(model\.)?language_model\.(embedding\.)?tokentype_embeddings\.", "a BERT of Megatron: it has token types"),
+    (r"(model\.)?language_model\..*\.mlp\.(deepspeed_moe|experts?|moe|router)\.", "a GPT-3 with a mixture of experts"),
     (r"(bert\.)?embeddings\.(word_embeddings|token_type_embeddings)\.", "a BERT or one of its relatives"),
     (r"(bert\.)?encoder\.layer\.\d+\.attention\.", "a BERT or one of its relatives"),
     (r"bert/(embeddings|encoder)/", "a BERT or one of its relatives"),  # TensorFlow's names

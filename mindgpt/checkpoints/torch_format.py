@@ -45,6 +45,7 @@ class TorchFile:
     def __init__(self, path: Path):
         self.path = path
         self.notes: list[str] = []
+        self.checkpoint_version = None  # Megatron's, which says the order of rows in query_key_value
         self._torch = import_torch(path)
         self._tensors = self._load()
         self.entries = {
@@ -83,6 +84,7 @@ class TorchFile:
                     f"{self.path}: holds weights under {inside[0]!r} and under {', '.join(map(repr, others))}, and "
                     "nothing says which are meant. Save the ones you want by themselves, as a state dict."
                 )
+            self.checkpoint_version = loaded.get("checkpoint_version")
             left_out = f", and {', '.join(rest)} left out" if rest else ""
             self.notes.append(f"{self.path}: a training checkpoint; its {inside[0]!r} is read{left_out}")
             return loaded[inside[0]]

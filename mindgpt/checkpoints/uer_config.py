@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, is_uer_json, read_config
+from mindgpt.checkpoints.foreign_configs import is_uer_json
+from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
 from mindgpt.checkpoints.locations import file_beside, own_config
 from mindgpt.checkpoints.uer_views import UERView
 from mindgpt.config.errors import UserError

@@ -23,7 +23,10 @@ from mindgpt.checkpoints.gpt2_ml_config import config_of_gpt2_ml, read_config_fo
 from mindgpt.checkpoints.gpt2_ml_views import GPT2MLView, is_gpt2_ml
 from mindgpt.checkpoints.gpt2_names import are_mindformers, hint, mindformers_prefix, variant_of
 from mindgpt.checkpoints.gpt2_views import MindFormersView, UntiedHead, agree_on_head
+from mindgpt.checkpoints.gpt3_config import config_of_gpt3
 from mindgpt.checkpoints.locations import config_beside
+from mindgpt.checkpoints.megatron_names import are_megatron
+from mindgpt.checkpoints.megatron_views import MegatronView
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
 from mindgpt.checkpoints.other_models import other_model, refuse_other_model
 from mindgpt.checkpoints.run_folder import rank_folders
@@ -97,6 +100,7 @@ NAMINGS = {  # the first that matches is used; what none knows is reported as no
     "gpt2_ml": Naming(is_gpt2_ml, GPT2MLView, config_of_gpt2_ml),
     "other model": Naming(lambda source: other_model(source.entries) is not None, refuse_other_model),
     "uer": Naming(lambda source: are_uer(source.entries), UERView, config_of_uer),
+    "megatron": Naming(lambda source: are_megatron(source.entries), MegatronView, config_of_gpt3),
     "hugging_face": Naming(lambda source: True, MindFormersView),
 }
 
@@ -121,7 +125,7 @@ class Weights:
 
     kind: str
     config: GPT2Config | None
-    source: MindFormersView | CheckpointWeights | UntiedHead | UERView | GPT2MLView
+    source: MindFormersView | CheckpointWeights | UntiedHead | UERView | GPT2MLView | MegatronView
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     without_heads: GPT2Config | None = None
@@ -130,7 +134,8 @@ class Weights:
 def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weights:
     """Open a Hugging Face folder or file, our folder (`config.json` and `model.ckpt`), a `.ckpt` beside its config,
     safetensors under MindFormers' names, the sharded folder `checkpoint` of a parallel run, a `.bin` of UER-py or
-    TencentPretrain, a folder of DeepSpeed's, or a GPT2_ML: its TensorFlow checkpoint or its PyTorch port's folder.
+    TencentPretrain, a folder of DeepSpeed's or of ModelScope's GPT-3, or a GPT2_ML: its TensorFlow checkpoint or its
+    PyTorch port's folder.
 
     The config of `x.ckpt` is `x.config.json` or else `config.json` in its folder; that of a Hugging Face file is
     `config.json` in its folder; that of shards lies beside rank 0's.

@@ -269,7 +269,11 @@ def read_json(path: PathLike) -> Any:
     Raises:
         UserError: the file cannot be opened, is not UTF-8, or is not JSON (with line and column).
     """
-    text = read_text(path)
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, path: PathLike) -> Any:
+    """The value that a text in JSON says; `path` names its file in messages. Raises UserError as `read_json`."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -1,5 +1,6 @@
-"""Convert GPT-2 weights between Hugging Face, MindSpore's `.ckpt` with the names of MindFormers 1.5, and UER-py and
-TencentPretrain, DeepSpeed's folders among their files; and those of GPT2_ML, TensorFlow's checkpoints among them.
+"""Convert GPT-2 weights between Hugging Face, MindSpore's `.ckpt` with the names of MindFormers 1.5, UER-py and
+TencentPretrain, DeepSpeed's folders among their files, and ModelScope's GPT-3; and those of GPT2_ML, TensorFlow's
+checkpoints among them.
 
     python mindgpt/models/gpt2/convert_weight.py --layers 12 --torch_path gpt2-hf/ --mindspore_path gpt2.ckpt
     python mindgpt/models/gpt2/convert_weight.py --reversed --mindspore_path gpt2.ckpt --torch_path gpt2-hf/
@@ -16,10 +17,20 @@ GPT2_ML's TensorFlow checkpoint to a .ckpt, a folder like Hugging Face's, and a 
     python mindgpt/models/gpt2/convert_weight.py --input_path gpt2/model.ckpt-100000 --output_path ml-hf/
     python mindgpt/models/gpt2/convert_weight.py --input_path ml.ckpt --target_format gpt2_ml_torch --output_path port/
 
+ModelScope's GPT-3, whose weights may be sharded over tensor-parallel ranks, to anything else and back:
+
+    python mindgpt/models/gpt2/convert_weight.py --input_path nlp_gpt3_text-generation_2.7B/ --output_path gpt3.ckpt
+    python mindgpt/models/gpt2/convert_weight.py --input_path nlp_gpt3_text-generation_2.7B/ --output_path gpt3-hf/
+    python mindgpt/models/gpt2/convert_weight.py --input_path gpt3.ckpt --target_format modelscope --tensor_parallel 4 \
+        --output_path gpt3-tp4/
+
 What the source is follows from its files, and the target from its name: a .ckpt, else Hugging Face's. UER-py computes
 another layer norm than GPT-2. --layer_norm uer keeps its arithmetic (the default for a .ckpt); copy takes gamma as it
 is and the standard arithmetic (as UER-py's own converters; the default for Hugging Face); folded takes the standard
 arithmetic with gamma scaled so that the outputs stay the same.
+
+A folder for ModelScope holds model/mp_rank_00_model_states.pt and so on, as 1.3B and up do. A model with the exact gelu
+is written as base and large are, one pytorch_model.bin, unless --tensor_parallel is given.
 
 `mindgpt/checkpoints/conversion.py` does the work; the program lies where MindFormers has it.
 """
@@ -34,7 +45,8 @@ if not __package__:  # run as a script: import from this checkout, and not from 
 if __name__ == "__main__":
     import mindgpt.config.program_loading  # noqa: F401
 
-from mindgpt.checkpoints.conversion import SOURCE_FORMATS, TARGET_FORMATS, ConversionOptions, convert
+from mindgpt.checkpoints.conversion import TARGET_FORMATS, convert
+from mindgpt.checkpoints.conversion_source import SOURCE_FORMATS, ConversionOptions
 from mindgpt.checkpoints.layer_norm_conversion import CONVERSIONS
 from mindgpt.config.arguments import CheckedParser, file_argument, path_argument
 from mindgpt.config.errors import UserError, run_program
@@ -58,11 +70,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--target_format", choices=TARGET_FORMATS, help="mindspore for a .ckpt, else huggingface")
     add("--layer_norm", choices=CONVERSIONS, help="how layer norms of UER-py are converted, see below")
     add("--layers", type=int, metavar="N", help="refuse weights that do not have N layers")
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of the weights written (%(default)s)")
+    add(
+        "--dtype",
+        choices=("float32", "float16"),
+        help="of the weights written (float32; for modelscope that of the source)",
+    )
+    add("--tensor_parallel", type=int, metavar="N", help="shard over N ranks, with --target_format modelscope (1)")
     add(
         "--config",
         type=path_argument,
-        help="config file, of UER-py or GPT2_ML too, folder or preset (gpt2_xl), instead of the config.json beside the "
+        help="config file, of UER-py, GPT2_ML or ModelScope too, folder or preset (gpt2_xl), instead of that beside the "
         "weights",
     )
     add("--vocab", type=file_argument, metavar="PATH", help="the vocab.txt, if it does not lie with the weights")
@@ -82,6 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         num_heads=given.num_heads,
         layer_norm=given.layer_norm,
         source_format=given.source_format,
+        tensor_parallel=given.tensor_parallel,
     )
     target_format = given.target_format
     if given.input_path is None and not given.reversed:

@@ -33,8 +33,8 @@ class PretrainedCell(nn.Cell):
         Args:
             path: a Hugging Face folder or file, a folder of `save_pretrained`, a `.ckpt` beside its config.json, the
                 folder `checkpoint` of a run (the newest is used), a `.bin` of UER-py or TencentPretrain, a folder of
-                DeepSpeed's, a GPT2_ML's TensorFlow checkpoint or folder of its PyTorch port, or the name of a model
-                that MindFormers downloaded ("gpt2").
+                DeepSpeed's or of ModelScope's GPT-3, a GPT2_ML's TensorFlow checkpoint or folder of its PyTorch port,
+                or the name of a model that MindFormers downloaded ("gpt2").
             resize_embeddings: let `changes` ask for more or fewer positions and for more tokens;
                 `checkpoints/resizing.py` tells what the new rows are.
             changes: settings of the config to replace, such as `compute_dtype="float16"`.
