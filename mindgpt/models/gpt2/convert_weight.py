@@ -79,8 +79,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--config",
         type=path_argument,
-        help="config file, of UER-py, GPT2_ML or ModelScope too, folder or preset (gpt2_xl), instead of that beside the "
-        "weights",
+        help="config file, of UER-py, GPT2_ML or ModelScope too, folder or preset (gpt2_xl), in place of that beside "
+        "the weights",
     )
     add("--vocab", type=file_argument, metavar="PATH", help="the vocab.txt, if it does not lie with the weights")
     add("--num_heads", "--heads_num", type=int, metavar="N", help="for weights of UER-py or GPT2_ML without config")
