@@ -57,8 +57,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser,
         row="row",
         max_length=_MAX_LENGTH,
-        length_help="tokens in a {row}: seq_length + 1 to train, seq_length to evaluate. With --layout modelscope, its "
-        f"sequence_length (default {_SEQUENCE_LENGTH}), of which one less are predicted",
+        length_help="tokens in a {row}: seq_length + 1 to train, seq_length to evaluate. With --layout modelscope "
+        f"it is ModelScope's sequence_length, by default {_SEQUENCE_LENGTH}",
         length_names=("--sequence_length",),
     )
     parser.set_defaults(max_length=None)
