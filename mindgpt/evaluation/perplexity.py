@@ -58,7 +58,7 @@ class PerplexityMetric(Metric):
 
     With `whole_rows`, `PplMetric` beside them, under the name that ModelScope gave it: exp of the mean over all
     positions of the rows. It averages the means of batches by their rows; as all rows are of one length, that is the
-    mean over positions. Padding counts, which is soon learned, so it is far below the perplexity of short texts.
+    mean over positions. Padding and prompts count, though training leaves them out, so of short texts it says little.
     """
 
     def __init__(self, batch_means: bool = False, whole_rows: bool = False):
