@@ -12,6 +12,7 @@ from mindgpt.data.instruction_rows import write_examples
 from mindgpt.data.instructions import ExampleReader, Instruction
 from mindgpt.data.modelscope_rows import ModelScopeLayout, modelscope_layout
 from mindgpt.data.records import BadRecords
+from mindgpt.tokenizers.loading import load_tokenizer
 
 POEM = "两个黄鹂鸣翠柳，一行白鹭上青天。窗含西岭千秋雪，门泊东吴万里船。"
 WORDS = ["黄鹂", "翠柳", "<sep>", "\n", "白鹭", "青天", " ", "abc", "，", "千秋雪", "船"]
@@ -159,6 +160,17 @@ def test_the_tool_reads_pairs(tool, jieba_dir, jieba_tokenizer, tmp_path, kind, 
     tool(*arguments, "--output_file", tmp_path / "b.mindrecord", "--sequence_length", 20, "--split_at", "<sep>")
     ids, _, _ = columns_of(tmp_path / "b.mindrecord")
     assert ids.shape == (2, 20) and (ids == sep).sum(1).tolist() == [2, 1]
+
+
+def test_a_tokenizer_is_learned_by_the_tool(run_tool, jieba_tokenizer, tmp_path, capsys):
+    text = "".join([POEM, *WORDS] * 3)
+    (tmp_path / "x.txt").write_text(text, "utf-8")
+    run_tool(
+        "tools/train_tokenizer.py", "--kind", "jieba", "--input_file", tmp_path / "x.txt", "--vocab_size", 310,
+        "--output_dir", tmp_path / "t",
+    )  # fmt: skip
+    assert "310 tokens" in capsys.readouterr().out
+    assert load_tokenizer(tmp_path / "t").get_vocab() == type(jieba_tokenizer).train([text], 310).get_vocab()
 
 
 def lines(*records):
