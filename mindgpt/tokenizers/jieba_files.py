@@ -1,5 +1,6 @@
 """The files of a tokenizer of jieba's words and a tokenizer.json, as ModelScope's Chinese GPT-3 has from 1.3B on."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,23 @@ def holds_jieba(path: Path) -> bool:
     folder = path.parent if path.is_file() else path
     if not (folder / "tokenizer.json").is_file():
         return False
+    own = _class_in_settings(folder)
+    if own is not None:
+        return own == CLASS
+    file = folder / "configuration.json"
     try:
-        config = read_optional_dict(folder / "tokenizer_config.json")
-        if "tokenizer_class" in config:
-            return config["tokenizer_class"] == CLASS
-        file = folder / "configuration.json"
         preprocessor = read_commented_json(file).get("preprocessor") if file.is_file() else None
-    except UserError:  # `load_tokenizer` reports it, if another kind needs the file
-        return False
+    except UserError:  # `read_jieba` reports it
+        return os.access(file, os.R_OK) and _PREPROCESSOR.encode() in file.read_bytes()
     return isinstance(preprocessor, dict) and preprocessor.get("type") == _PREPROCESSOR
+
+
+def _class_in_settings(folder: Path) -> str | None:
+    """The `tokenizer_class` of a folder's tokenizer_config.json; None if it has none, or is broken."""
+    try:
+        return read_optional_dict(folder / "tokenizer_config.json").get("tokenizer_class")
+    except UserError:
+        return None
 
 
 def read_jieba(path: PathLike) -> tuple[Tokenizer, dict[str, Any]]:
@@ -53,6 +62,8 @@ def read_jieba(path: PathLike) -> tuple[Tokenizer, dict[str, Any]]:
     folder = path.parent if path.is_file() else path
     backend = read_jieba_file(folder / "tokenizer.json")
     config = read_optional_dict(folder / "tokenizer_config.json")
+    if "tokenizer_class" not in config and (folder / "configuration.json").is_file():
+        read_commented_json(folder / "configuration.json")
     add_known_tokens(backend, read_added_tokens(config, folder), folder)
     settings = read_settings(config, folder)
     if settings.pop("add_bos_token") | settings.pop("add_eos_token"):

@@ -75,7 +75,8 @@ class JiebaTokenizer(LibraryTokenizer):
         self._spells_bytes = "ByteLevel" in json.dumps(json.loads(backend.to_str())["decoder"])
         self._split = WordSplitter()
         self._split_at: list[str] = []
-        unknown = unk_token or getattr(backend.model, "unk_token", None)
+        of_model = getattr(backend.model, "unk_token", None)
+        unknown = unk_token or (of_model if of_model and backend.token_to_id(of_model) is not None else None)
         named = {"bos_token": bos_token, "eos_token": eos_token, "unk_token": unknown, "pad_token": pad_token}
         super().__init__(backend, named, padding_side, model_max_length)
         self._set_split_at(_checked_split_at(split_at, backend))  # without the special tokens of roles

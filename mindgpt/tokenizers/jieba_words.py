@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.io.processes import available_cores
 
 MUCH_TEXT = 1 << 19  # characters, which take about a second; starting the processes takes as long
+_SENT = 1 << 14  # characters that are worth sending to another process
 _PROGRAM = f"import sys; sys.path[:] = sys.argv[1:]; from {__name__} import serve; serve()"
 _CHUNKS = 4  # for each process: the shorter the last chunk, the sooner all are done
 
@@ -50,23 +52,30 @@ def split_words(text: str) -> list[str]:
 
 
 class WordSplitter:
-    """Splits batches of texts into words; starts one process for each core once there has been `MUCH_TEXT`."""
+    """Splits batches of texts into words; starts one process for each core once there has been `MUCH_TEXT`.
+
+    Several threads may call it.
+    """
 
     def __init__(self) -> None:
         self._seen = 0
         self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
 
     def __call__(self, texts: Sequence[str]) -> list[list[str]]:
         """The words of each text.
 
         Raises:
-            UserError: jieba is not installed, or one of the processes has ended.
+            UserError: one of the processes has ended.
         """
-        check_jieba()
-        self._seen += sum(map(len, texts))
-        cores = _cores()
-        if self._seen < MUCH_TEXT or cores == 1 or len(texts) == 1:
+        characters = sum(map(len, texts))
+        self._seen += characters
+        if self._seen < MUCH_TEXT or characters < _SENT or len(texts) == 1 or _cores() == 1:
             return [split_words(text) for text in texts]
+        with self._lock:
+            return self._split_in_processes(texts, _cores())
+
+    def _split_in_processes(self, texts: Sequence[str], cores: int) -> list[list[str]]:
         if not self._workers:
             self._workers = [_Worker() for _ in range(cores)]
             weakref.finalize(self, _end, self._workers)
@@ -78,7 +87,7 @@ class WordSplitter:
             for number in remaining:
                 rows[number] = worker.words(chunks[number])
 
-        with ThreadPoolExecutor(cores) as threads:
+        with ThreadPoolExecutor(len(self._workers)) as threads:
             list(threads.map(work, self._workers))
         return [words for chunk in rows for words in chunk]
 

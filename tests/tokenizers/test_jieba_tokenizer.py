@@ -124,6 +124,7 @@ def test_ids_of_real_text(tokenizer, shared_data):
 @pytest.mark.long
 def test_several_processes_give_the_words_of_one(monkeypatch):
     monkeypatch.setattr(jieba_words, "MUCH_TEXT", 0)
+    monkeypatch.setattr(jieba_words, "_SENT", 0)
     monkeypatch.setenv("RAYON_NUM_THREADS", "2")
     splitter = WordSplitter()
     texts = [*TEXTS, POEM * 30, *TEXTS[::-1]]
@@ -192,6 +193,9 @@ def test_other_folders_are_not_for_jieba(folder):
     assert tokenizer_kind(folder) == "byte-level BPE"
     (folder / "configuration.json").write_text("{broken")
     assert tokenizer_kind(folder) == "byte-level BPE"
+    (folder / "configuration.json").write_text(CONFIGURATION.replace('"preprocessor":', '"preprocessor"'))
+    with pytest.raises(UserError, match=r"configuration.json:4:20: not valid JSON: Expecting ':' delimiter"):
+        load_tokenizer(folder)
 
 
 def test_a_tokenizer_without_the_tokens_is_refused(folder):
@@ -236,7 +240,11 @@ def test_without_the_package(folder, monkeypatch):
 
 def test_an_unknown_word_is_reported_as_such():
     tokenizer = JiebaTokenizer(backend=word_level())
-    assert tokenizer.unk_token == "[UNK]" and tokenizer.encode("我猫") == [1, tokenizer.unk_token_id]
+    assert (
+        tokenizer.unk_token == "[UNK]"
+        and tokenizer.new_tokens == []
+        and tokenizer.encode("我猫") == [1, tokenizer.unk_token_id]
+    )
 
 
 def test_learned_vocabulary(tokenizer):
