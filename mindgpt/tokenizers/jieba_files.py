@@ -14,7 +14,7 @@ from mindgpt.tokenizers.settings_files import SETTINGS_FILES, read_added_tokens,
 from mindgpt.tokenizers.special_tokens import END_OF_TEXT
 
 FILES = ("tokenizer.json", "configuration.json")
-WANTED = "ModelScope's folder of a GPT-3 with tokenizer.json and configuration.json"
+WANTED = "a folder with tokenizer.json and ModelScope's configuration.json"
 CLASS = "JiebaTokenizer"  # in the tokenizer_config.json that `save_pretrained` writes
 SEPARATOR = "<sep>"
 NEW_LINE = "\n"
