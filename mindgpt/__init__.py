@@ -23,6 +23,7 @@ _HOME = {
     "GPT2ForSequenceClassification": "mindgpt.models.gpt2.gpt2_classifier",
     "GPT2Tokenizer": "mindgpt.tokenizers.gpt2_tokenizer",
     "GPT2TokenizerFast": "mindgpt.tokenizers.gpt2_tokenizer",
+    "JiebaTokenizer": "mindgpt.tokenizers.jieba_tokenizer",
     "SentencePieceTokenizer": "mindgpt.tokenizers.sentencepiece_tokenizer",
     "UserError": "mindgpt.config.errors",
     "WordPieceTokenizer": "mindgpt.tokenizers.wordpiece_tokenizer",
@@ -36,6 +37,7 @@ __all__ = [
     "GPT2Model",
     "GPT2Tokenizer",
     "GPT2TokenizerFast",
+    "JiebaTokenizer",
     "SentencePieceTokenizer",
     "UserError",
     "WordPieceTokenizer",
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
     from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
     from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer, GPT2TokenizerFast
+    from mindgpt.tokenizers.jieba_tokenizer import JiebaTokenizer
     from mindgpt.tokenizers.loading import load_tokenizer
     from mindgpt.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
     from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer

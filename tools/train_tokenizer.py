@@ -1,4 +1,5 @@
-"""Learn a vocabulary from text files: byte-level BPE, GPT-2's kind, or WordPiece, the kind of Chinese GPT-2 models.
+"""Learn a vocabulary from text files: byte-level BPE, GPT-2's kind; WordPiece, the kind of Chinese GPT-2 models; or
+byte-level BPE of jieba's words, the kind of ModelScope's Chinese GPT-3.
 
 python tools/train_tokenizer.py --input_file corpus/ --vocab_size 8000 --output_dir my-tokenizer
 python tools/train_tokenizer.py --kind wordpiece --input_file corpus/ --vocab_size 8000 --output_dir my-tokenizer
@@ -23,31 +24,37 @@ from mindgpt.data.blocks import use_cores
 from mindgpt.data.tool_arguments import TextFiles, add_text_arguments
 from mindgpt.io.files import set_aside
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.jieba_tokenizer import JiebaTokenizer
 from mindgpt.tokenizers.loading import TOKENIZER_FILES
 from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CheckedParser(
-        description="Learn a vocabulary: of byte-level BPE, with <|endoftext|> as its last token; or of WordPiece, "
-        "with [PAD], [UNK], [CLS], [SEP] and [MASK] as its first."
+        description="Learn a vocabulary: of byte-level BPE, with <|endoftext|> as its last token; of WordPiece, with "
+        "[PAD], [UNK], [CLS], [SEP] and [MASK] as its first; or of byte-level BPE of jieba's words, with <|endoftext|> "
+        "and <sep> as its first and the line end as its last."
     )
     add_text_arguments(parser)
     parser.add_argument(
         "--kind",
-        choices=["bpe", "wordpiece"],
+        choices=["bpe", "wordpiece", "jieba"],
         default="bpe",
-        help="bpe: GPT-2's byte-level BPE (default). wordpiece: BERT's, where each Chinese character is a word",
+        help="bpe: GPT-2's byte-level BPE (default). wordpiece: BERT's, where each Chinese character is a word. jieba: "
+        "as ModelScope's GPT-3 has it",
     )
     parser.add_argument(
         "--keep_case", action="store_true", help="of wordpiece: tell capitals from small letters (default: lower case)"
     )
-    parser.add_argument("--vocab_size", type=int, required=True, help="tokens in all; of bpe, at least 257")
+    parser.add_argument(
+        "--vocab_size", type=int, required=True, help="tokens in all; of bpe, at least 257, of jieba 259"
+    )
     parser.add_argument(
         "--output_dir",
         type=path_argument,
         required=True,
-        help="folder for vocab.json, merges.txt and tokenizer.json; of wordpiece, vocab.txt and tokenizer_config.json",
+        help="folder for vocab.json, merges.txt and tokenizer.json; of wordpiece, vocab.txt and tokenizer_config.json; "
+        "of jieba, tokenizer.json and tokenizer_config.json",
     )
     parser.add_argument("--min_frequency", type=int, default=2, help="merge pairs that occur so often (default 2)")
     parser.add_argument(
@@ -58,7 +65,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, help="cores to work on (default: all)")
     arguments = parser.parse_args(argv)
     if arguments.keep_case and arguments.kind != "wordpiece":
-        parser.error("--keep_case is for --kind wordpiece; byte-level BPE always keeps the case")
+        parser.error("--keep_case is for --kind wordpiece; the other kinds always keep the case")
     return arguments
 
 
@@ -78,7 +85,8 @@ def main(argv: list[str] | None = None) -> None:
             progress.total = 2 * total  # it reads the text twice
             tokenizer = WordPieceTokenizer.train(texts, **given, do_lower_case=not arguments.keep_case)
         else:
-            tokenizer = GPT2Tokenizer.train(texts, **given)
+            kind = JiebaTokenizer if arguments.kind == "jieba" else GPT2Tokenizer
+            tokenizer = kind.train(texts, **given)
     for name in set(existing) - set(tokenizer.FILES):  # load_tokenizer might prefer the old tokenizer's files
         set_aside(folder / name)
     tokenizer.save_pretrained(folder)

@@ -105,11 +105,11 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("profile", boolean, ("profile",), "not supported: profiling is refused", _TRAIN),
     ),
     "prediction": (
-        Flag("tokenizer", str, ("processor.tokenizer.path",), "folder of the tokenizer", ("predict",)),
+        Flag("tokenizer", str, ("processor.tokenizer.path",), "folder of the tokenizer"),
         Flag("predict_batch_size", int, ("model.model_config.batch_size",), "prompts per batch", ("predict",)),
     ),
     _GENERATION: (
-        Flag("max_new_tokens", int, ("model.model_config.max_new_tokens",), "tokens to add to a prompt", ("predict",)),
+        Flag("max_new_tokens", int, ("model.model_config.max_new_tokens",), "tokens to add to a prompt"),
         Flag(
             "do_sample", boolean, ("model.model_config.do_sample",), "sample; otherwise decode greedily", ("predict",)
         ),
@@ -287,6 +287,11 @@ def _flags_without_effect(arguments: argparse.Namespace, config: RunConfig) -> I
             yield f"--{flag.name} has no effect with run_mode {mode}; it is for {', '.join(flag.modes)}"
         elif flag in FLAGS[_GENERATION] and config.trainer.type == "TextClassificationTrainer":
             yield f"--{flag.name} has no effect with trainer.type {config.trainer.type}, which predicts labels"
+    evaluates = mode == "eval" or (mode in _TRAIN and config.do_eval)
+    if mode != "predict" and not (evaluates and config.metric.type == "GenerationMetric"):
+        for name in ("tokenizer", "max_new_tokens"):
+            if name in arguments:
+                yield f"--{name} has no effect with run_mode {mode}; it is for predict, or for GenerationMetric"
     if "predict_data" in arguments and mode != "predict":
         yield f"--predict_data has no effect with run_mode {mode}; it is for predict"
     if "batch_size" in arguments and mode == "predict":

@@ -149,6 +149,8 @@ _TOKENIZERS = {
     "LlamaTokenizerFast": "SentencePieceTokenizer",
     "T5Tokenizer": "SentencePieceTokenizer",
     "T5TokenizerFast": "SentencePieceTokenizer",
+    "JiebaTokenizer": "JiebaTokenizer",
+    "JiebaBPETokenizer": "JiebaTokenizer",
 }
 
 
@@ -157,11 +159,13 @@ class TokenizerSection(Section):
 
     These are either `vocab_file` and `merges_file` together, or `tokenizer_file` alone, or for WordPiece the
     `vocab_file` vocab.txt alone, for SentencePiece the `vocab_file` tokenizer.model. The files of a folder say what
-    kind it is; `type` does not need to. `GPT2Tokenizer`, which every old YAML names, stands for any kind.
+    kind it is; `type` does not need to, unless a `tokenizer_file` for jieba's words is named by itself.
+    `GPT2Tokenizer`, which every old YAML names, stands for any kind.
 
     Attributes:
         rules, do_lower_case: of WordPiece; see `WordPieceTokenizer`. None: as the files say. rules "uer": the ids of
             UER-py's tokenizer.
+        split_at: of Jieba; see `JiebaTokenizer`. None: as the files say.
     """
 
     type: Annotated[str, one_of(_TOKENIZERS)] = "GPT2Tokenizer"
@@ -171,6 +175,7 @@ class TokenizerSection(Section):
     tokenizer_file: PathText = ""
     rules: Literal["transformers", "uer", "bert4keras", "gpt2_ml"] | None = None
     do_lower_case: bool | None = None
+    split_at: list[str] | None = None
     unk_token: str = "<|endoftext|>"
     bos_token: str = "<|endoftext|>"
     eos_token: str = "<|endoftext|>"
@@ -196,7 +201,11 @@ class TokenizerSection(Section):
         if one_file and self.merges_file:
             refuse([("merges_file", f"is of GPT2Tokenizer; {self.type} has a vocab_file alone")])
         if self.merges_file:
-            refuse((key, "is of WordPiece, which has no merges_file; remove one") for key in self.wordpiece_settings)
+            refuse(
+                (key, f"is of {kind}, which has no merges_file; remove one")
+                for kind, settings in self.settings_of_kinds.items()
+                for key in settings
+            )
         whole = one_file or self.vocab_file.endswith((".txt", ".model"))  # a byte-level vocabulary is JSON
         if bool(self.vocab_file) != bool(self.merges_file) and not (self.vocab_file and whole):
             given, wanted = ("vocab_file", "merges_file") if self.vocab_file else ("merges_file", "vocab_file")
@@ -210,10 +219,16 @@ class TokenizerSection(Section):
         return self.tokenizer_file or (self.vocab_file if not self.merges_file else "")
 
     @property
-    def wordpiece_settings(self) -> dict[str, Any]:
-        """The arguments of `WordPieceTokenizer` that are given."""
-        given = {"rules": self.rules, "do_lower_case": self.do_lower_case}
-        return {name: value for name, value in given.items() if value is not None}
+    def settings_of_kinds(self) -> dict[str, dict[str, Any]]:
+        """The arguments that are given of tokenizers of one kind only, by the kind's name."""
+        given = {
+            "WordPiece": {"rules": self.rules, "do_lower_case": self.do_lower_case},
+            "Jieba": {"split_at": self.split_at},
+        }
+        return {
+            kind: {name: value for name, value in settings.items() if value is not None}
+            for kind, settings in given.items()
+        }
 
 
 class ProcessorSection(Section):

@@ -67,7 +67,14 @@ OPTIMIZERS = {
     "Momentum": "sgd",
 }
 OPTIMIZER_KEYS: dict[str, dict[str, float | bool | None]] = {
-    "adamw": {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "correct_bias": True},
+    "adamw": {
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "correct_bias": True,
+        "decay_all": False,
+    },
     "adafactor": {
         "beta1": 0.0,
         "beta2": None,
@@ -182,6 +189,7 @@ class OptimizerSection(Section):
     """`optimizer`. A key that the optimizer does not obey is refused; see `OPTIMIZER_KEYS` for keys and defaults.
 
     `correct_bias: False` is the AdamW of BERT and UER-py: without bias correction, with the decay after the step.
+    `decay_all: True` decays biases and layer norms, too, as one group of parameters in `torch.optim.AdamW` does.
 
     AdaFactor's second moment decays by `beta2` in every step, or by 1 - t^-decay_rate in step t.
 
@@ -196,6 +204,7 @@ class OptimizerSection(Section):
     beta2: Annotated[Number, Field(ge=0, lt=1)] | None = None
     eps: Positive | None = None
     correct_bias: bool | None = None
+    decay_all: bool | None = None
     momentum: Annotated[Number, Field(ge=0, lt=1)] | None = None
     nesterov: bool | None = None
     decay_rate: Annotated[Number, Field(gt=0, le=1)] | None = None

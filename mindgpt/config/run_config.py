@@ -42,9 +42,9 @@ _ARCH_OF_TRAINER = {
 }
 
 
-_METRIC_OF_TRAINER = {
-    "CausalLanguageModelingTrainer": "PerplexityMetric",
-    "TextClassificationTrainer": "Accuracy",
+_METRICS_OF_TRAINER = {  # the first where none is named
+    "CausalLanguageModelingTrainer": ("PerplexityMetric", "GenerationMetric"),
+    "TextClassificationTrainer": ("Accuracy",),
 }
 
 _DATASET_OF_TRAINER = {
@@ -177,7 +177,8 @@ class RunConfig(Section):
             yield "runner_config.batch_size", dataset.batch_size or 1
         if self.lr_schedule is None and self.optimizer.learning_rate is not None:
             yield "lr_schedule", LRScheduleSection(learning_rate=self.optimizer.learning_rate)
-        yield "metric.type", _METRIC_OF_TRAINER[self.trainer.type]
+        if self.metric.type is None:
+            yield "metric.type", _METRICS_OF_TRAINER[self.trainer.type][0]
         for task in ("train_dataset_task", "eval_dataset_task"):
             yield f"{task}.type", _DATASET_OF_TRAINER[self.trainer.type]
         evaluates = EvalCallBackSection in map(type, self.callbacks) if self.do_eval is None else self.do_eval
@@ -216,11 +217,12 @@ class RunConfig(Section):
             yield "profile_stop_step", f"must be at least profile_start_step {self.profile_start_step}"
 
     def _classification_problems(self) -> Iterator[tuple[str, str]]:
-        metric = _METRIC_OF_TRAINER[self.trainer.type]
-        if self.metric.type not in (None, metric):
+        metrics = _METRICS_OF_TRAINER[self.trainer.type]
+        if self.metric.type not in (None, *metrics):
             yield (
                 "metric.type",
-                f"{self.metric.type!r} does not fit trainer.type {self.trainer.type!r}, which has {metric!r}",
+                f"{self.metric.type!r} does not fit trainer.type {self.trainer.type!r}, which has "
+                f"{' or '.join(map(repr, metrics))}",
             )
         if self.trainer.type != "TextClassificationTrainer":
             for name in ("train_dataset", "eval_dataset"):

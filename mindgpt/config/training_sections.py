@@ -93,13 +93,16 @@ class RunnerWrapperSection(Section):
 
 
 class MetricSection(Section):
-    """`metric`: what an evaluation reports. `type` follows from `trainer.type` where it is absent."""
+    """`metric`: what an evaluation reports. `type` follows from `trainer.type` where it is absent.
 
-    type: Literal["PerplexityMetric", "Accuracy"] | None = None
+    `GenerationMetric` generates a response to each prompt of the data and compares it with the data's own.
+    """
+
+    type: Literal["PerplexityMetric", "Accuracy", "GenerationMetric"] | None = None
     eval_type: Literal["classification"] | None = None
 
     def complete(self) -> None:
-        if self.eval_type is not None and self.type == "PerplexityMetric":
+        if self.eval_type is not None and self.type in ("PerplexityMetric", "GenerationMetric"):
             refuse([("eval_type", f"has no effect on the metric {self.type!r}")])
 
 

@@ -7,12 +7,14 @@ a response has a label, so that the model learns when to stop. With a WordPiece 
 Rows may be packed with as many whole examples as fit. Packed examples are not masked from each other: a token attends
 to the examples before it in its row, and positions continue, as in pretraining blocks. The loss is over the same
 tokens, with a longer context than the example's own prompt.
+
+The layout "modelscope" is another: see `mindgpt.data.modelscope_rows`.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +24,7 @@ from mindgpt.data.blocks import COLUMNS, IGNORED_LABEL, check_max_length, metada
 from mindgpt.data.document_tokens import DocumentFormat, batches, document_format
 from mindgpt.data.instructions import Instruction
 from mindgpt.data.mindrecord import MindRecordWriter
+from mindgpt.data.modelscope_rows import PADDING, RECIPE, ModelScopeLayout, Tokens, modelscope_layout
 from mindgpt.data.packing import BATCH_BLOCKS
 from mindgpt.io.files import PathLike
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
@@ -30,16 +33,13 @@ from mindgpt.tokenizers.unknown_tokens import UnknownTokens
 _OPEN_ROWS = 64  # rows that a packed example may go into; more would hardly reduce padding
 
 
-class Tokens(NamedTuple):
-    """The ids of one example or several, and a label for each."""
-
-    ids: list[int]
-    labels: list[int]
+Layout = Literal["instruction", "modelscope"]
+LAYOUTS: tuple[Layout, ...] = ("instruction", "modelscope")
 
 
 @dataclass
 class ExamplesSummary:
-    """Counts of what was read and written; `learned` counts the tokens in the loss."""
+    """Counts of what was read and written; `learned` counts tokens in the loss, `unlearned` rows without any."""
 
     examples: int = 0
     continued: int = 0
@@ -49,6 +49,7 @@ class ExamplesSummary:
     row_length: int = 0
     truncated: int = 0
     dropped: int = 0
+    unlearned: int = 0
     seconds: float = 0.0
     files: list[str] = field(default_factory=list)
 
@@ -74,6 +75,8 @@ def write_examples(
     max_length: int,
     pack: bool = False,
     too_long: Literal["truncate", "drop"] = "truncate",
+    layout: Layout = "instruction",
+    learn_padding: bool = False,
     num_splits: int = 1,
     overwrite: bool = False,
     show_progress: bool = True,
@@ -88,7 +91,11 @@ def write_examples(
         pack: put several examples in a row (see the module docstring); otherwise one.
         too_long: for an example of more than `max_length` tokens, end-of-text included. "truncate": the response is
             truncated, without end-of-text. "drop": the example is dropped. An example whose prompt fills the row is
-            always dropped.
+            always dropped from the layout "instruction", and stays in "modelscope", where nothing of it is learned.
+        layout: "instruction" (see the module docstring), or "modelscope" (see `mindgpt.data.modelscope_rows`), where
+            `max_length` is what ModelScope calls `sequence_length`.
+        learn_padding: of the layout "modelscope", for texts without a response: the padding counts in the loss, as
+            ModelScope's base and large models have learned it.
         num_splits, overwrite, show_progress: as in `mindgpt.data.blocks.write_blocks`.
 
     Raises:
@@ -97,23 +104,29 @@ def write_examples(
     """
     started = time.monotonic()
     check_max_length(max_length)
-    summary = ExamplesSummary(row_length=max_length)
-    recipe = "instructions, packed" if pack else "instructions"
-    metadata = metadata_of(tokenizer, recipe, max_length)
-    layout, unknown = document_format(tokenizer), UnknownTokens(tokenizer)
+    _check_options(layout, pack, learn_padding)
+    summary, unknown = ExamplesSummary(row_length=max_length), UnknownTokens(tokenizer)
+    if layout == "modelscope":
+        make_row = _modelscope_rows(modelscope_layout(tokenizer), max_length, too_long, learn_padding)
+        padding, recipe = PADDING, RECIPE
+    else:
+        around = document_format(tokenizer)
+        make_row, padding = _instruction_rows(around, max_length, too_long), around.padding
+        recipe = "instructions, packed" if pack else "instructions"
+    metadata = metadata_of(tokenizer, recipe, max_length) | ({"learn_padding": True} if learn_padding else {})
     with (
         tqdm(examples, unit=" examples", desc="tokenising", disable=None if show_progress else True) as progress,
         MindRecordWriter(output_file, COLUMNS, num_splits=num_splits, overwrite=overwrite, metadata=metadata) as writer,
     ):
-        rows = _tokenised(progress, tokenizer, layout, max_length, too_long, summary, unknown)
+        rows = _tokenised(progress, tokenizer, make_row, summary, unknown)
         held: list[Tokens] = []
         for row in _packed(rows, max_length) if pack else rows:
             held.append(row)
             if len(held) == BATCH_BLOCKS:
-                writer.write(_arrays(held, layout.padding, summary))
+                writer.write(_arrays(held, padding, learn_padding, summary))
                 held = []
         if held:
-            writer.write(_arrays(held, layout.padding, summary))
+            writer.write(_arrays(held, padding, learn_padding, summary))
         _check_anything_written(summary, num_splits)
         unknown.check()
     summary.files = [str(file) for file in writer.files]
@@ -133,16 +146,28 @@ def _check_anything_written(summary: ExamplesSummary, num_splits: int) -> None:
         raise UserError(f"{summary.rows} rows are too few for {num_splits} file(s). Lower num_splits.")
 
 
+def _check_options(layout: str, pack: bool, learn_padding: bool) -> None:
+    if layout not in LAYOUTS:
+        raise UserError(f"layout must be one of {', '.join(LAYOUTS)}; it is {layout!r}.")
+    if pack and layout == "modelscope":
+        raise UserError("--pack has no effect with --layout modelscope, whose rows hold one example each.")
+    if learn_padding and layout != "modelscope":
+        raise UserError("--learn_padding is for --layout modelscope.")
+
+
+MakeRow = Callable[[list[int], list[int], bool, ExamplesSummary], Tokens | None]
+"""(ids of a prompt, ids of a response, whether there is a prompt, summary to count in) -> the row; None: the example is
+dropped. Without a prompt the response is plain text."""
+
+
 def _tokenised(
     examples: Iterable[Instruction],
     tokenizer: BaseTokenizer,
-    layout: DocumentFormat,
-    max_length: int,
-    too_long: str,
+    make_row: MakeRow,
     summary: ExamplesSummary,
     unknown: UnknownTokens,
 ) -> Iterator[Tokens]:
-    """The tokens of each example that fits, or was truncated to fit.
+    """The tokens of each example that is not dropped.
 
     Prompt and response are tokenised separately, as the prompt is at inference.
     """
@@ -150,17 +175,46 @@ def _tokenised(
         texts = [example.prompt for example in batch] + [example.response for example in batch]
         ids = tokenizer.encode_batch(texts, add_special_tokens=False)
         unknown.add(texts, ids)
-        for given, response in zip(ids[: len(batch)], ids[len(batch) :], strict=True):
-            prompt = layout.begin + given
-            whole = len(prompt) + len(response) + len(layout.end) <= max_length
-            if not whole and (too_long == "drop" or len(prompt) >= max_length):
+        for example, prompt, response in zip(batch, ids[: len(batch)], ids[len(batch) :], strict=True):
+            row = make_row(prompt, response, bool(example.prompt), summary)
+            if row is None:
                 summary.dropped += 1
                 continue
             summary.examples += 1
-            summary.continued += not given
-            summary.truncated += not whole
-            response = response + layout.end if whole else response[: max_length - len(prompt)]
-            yield Tokens(prompt + response, [IGNORED_LABEL] * len(prompt) + response)
+            summary.continued += not example.prompt
+            yield row
+
+
+def _instruction_rows(around: DocumentFormat, max_length: int, too_long: str) -> MakeRow:
+    """Rows of the layout "instruction", truncated to fit."""
+
+    def row(prompt: list[int], response: list[int], _: bool, summary: ExamplesSummary) -> Tokens | None:
+        prompt = around.begin + prompt
+        whole = len(prompt) + len(response) + len(around.end) <= max_length
+        if not whole and (too_long == "drop" or len(prompt) >= max_length):
+            return None
+        summary.truncated += not whole
+        response = response + around.end if whole else response[: max_length - len(prompt)]
+        return Tokens(prompt + response, [IGNORED_LABEL] * len(prompt) + response)
+
+    return row
+
+
+def _modelscope_rows(layout: ModelScopeLayout, max_length: int, too_long: str, learn_padding: bool) -> MakeRow:
+    """Rows of the layout "modelscope"."""
+
+    def row(prompt: list[int], response: list[int], is_pair: bool, summary: ExamplesSummary) -> Tokens | None:
+        if is_pair and learn_padding:
+            raise UserError("--learn_padding is for texts to continue; these examples have a response (tgt_txt).")
+        whole = len(layout.begin) + len(prompt) + len(response) + 1 <= max_length
+        if not whole and too_long == "drop":
+            return None
+        summary.truncated += not whole
+        tokens = layout.tokens(prompt, response, max_length) if is_pair else layout.tokens(response, None, max_length)
+        summary.unlearned += all(label == IGNORED_LABEL for label in tokens.labels[1:])
+        return tokens
+
+    return row
 
 
 def _packed(examples: Iterable[Tokens], max_length: int) -> Iterator[Tokens]:
@@ -180,15 +234,15 @@ def _packed(examples: Iterable[Tokens], max_length: int) -> Iterator[Tokens]:
     yield from open_rows
 
 
-def _arrays(rows: list[Tokens], pad_id: int, summary: ExamplesSummary) -> dict[str, np.ndarray]:
-    """The columns of rows, int32 of shape (rows, max_length); padding is masked and has no label."""
+def _arrays(rows: list[Tokens], pad_id: int, learn_padding: bool, summary: ExamplesSummary) -> dict[str, np.ndarray]:
+    """The columns of rows, int32 of shape (rows, max_length); padding is masked and has no label, unless it counts."""
     shape = (len(rows), summary.row_length)
-    ids, mask = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
-    labels = np.full(shape, IGNORED_LABEL, np.int32)
+    ids, mask = np.full(shape, pad_id, np.int32), np.full(shape, int(learn_padding), np.int32)
+    labels = np.full(shape, pad_id if learn_padding else IGNORED_LABEL, np.int32)
     for number, row in enumerate(rows):
         length = len(row.ids)
         ids[number, :length], mask[number, :length], labels[number, :length] = row.ids, 1, row.labels
+        summary.tokens += length
     summary.rows += len(rows)
-    summary.tokens += int(mask.sum())
     summary.learned += int((labels[:, 1:] != IGNORED_LABEL).sum())
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}

@@ -1,7 +1,7 @@
 """Instruction data: reads prompts and responses from records in several formats."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,6 +124,7 @@ class ExampleReader:
         record_format: the keys of a record; None: one of `FORMATS`, by the keys of each file's first record.
         templates: as `TEMPLATES`.
         on_bad: gets the error of a bad record; raises it, or lets the record be skipped.
+        all_alike: either all records have a response or none has; one that differs from those before it is bad.
 
     Attributes:
         unused: keys of records that had no effect, such as an id.
@@ -139,10 +140,21 @@ class ExampleReader:
         record_format: RecordFormat | None = None,
         templates: dict[str, str] = TEMPLATES,
         on_bad: BadRecordHandler = raise_error,
+        all_alike: bool = False,
     ):
         self.files, self.record_format, self.templates, self.on_bad = list(files), record_format, templates, on_bad
+        self.all_alike = all_alike
+        self._records: Iterable[Mapping[str, Any]] | None = None
+        self._first_has_response: bool | None = None
         self.unused: set[str] = set()
         self.empty = BadRecords()
+
+    @classmethod
+    def of_records(cls, records: Iterable[Mapping[str, Any]], **options: Any) -> "ExampleReader":
+        """The examples of records that a program has, such as {"src_txt": ..., "tgt_txt": ...}; `options` as above."""
+        reader = cls([], **options)
+        reader._records = records
+        return reader
 
     def __iter__(self) -> Iterator[Instruction]:
         found = False
@@ -153,15 +165,18 @@ class ExampleReader:
             raise UserError(f"There is no example: {self.empty.count} record(s) have no response: {self.empty.first}")
 
     def _examples(self) -> Iterator[Instruction]:
-        for file in self.files:
+        self._first_has_response = None
+        for file, records in self._sources():
             record_format = self.record_format
-            for record in read_records(file, self.on_bad):
+            for record in records:
                 if record_format is None:
                     record_format = FORMATS[format_of(record, file)]
                 self._check_templates(record_format, file)
                 self.unused |= set(record.fields) - {record_format.prompt, record_format.input, record_format.response}
                 try:
                     example = self._example(record, record_format)
+                    if self.all_alike:
+                        self._check_alike(record, record_format, bool(example.prompt))
                 except UserError as error:
                     self.on_bad(error)
                     continue
@@ -169,6 +184,32 @@ class ExampleReader:
                     yield example
                 else:  # 28 of the 52,002 in alpaca_data.json
                     self.empty(UserError(f"{record.place}: '{record_format.response}' is empty."))
+
+    def _sources(self) -> Iterator[tuple[Path, Iterable[Record]]]:
+        """A name and the records of each file, or of the program's own records."""
+        for file in self.files:
+            yield file, read_records(file, self.on_bad)
+        if self._records is not None:
+            yield Path("records"), self._given_records()
+
+    def _given_records(self) -> Iterator[Record]:
+        for number, fields in enumerate(self._records, start=1):
+            if isinstance(fields, Mapping):
+                yield Record(f"record {number}", dict(fields))
+            else:
+                self.on_bad(UserError(f"record {number}: should be a dict; it is a {type(fields).__name__}."))
+
+    def _check_alike(self, record: Record, record_format: RecordFormat, has_response: bool) -> None:
+        if self._first_has_response is None:
+            self._first_has_response = has_response
+        if has_response != self._first_has_response:
+            differs = "has" if has_response else "has no"
+            before = "have none" if has_response else "have one"
+            raise UserError(
+                f"{record.place}: {differs} '{record_format.response}', and the rows before {before}. All rows need "
+                f"it, to learn '{record_format.response}' from '{record_format.prompt}', or none, to learn "
+                f"'{record_format.prompt}' as a whole."
+            )
 
     def _check_templates(self, record_format: RecordFormat, file: Path) -> None:
         needed = ("prompt_input", "prompt_no_input") if record_format.input else ("prompt",)

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +13,8 @@ from mindgpt.data.records import BadRecords, refuse_with_hint
 from mindgpt.data.text import Piece, document_pieces, input_files, kind_of
 from mindgpt.io.files import DOWNLOADS
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
-from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer
+from mindgpt.tokenizers.jieba_tokenizer import JiebaTokenizer
+from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer, tokenizer_kind
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 _DEFAULT = "gpt2"  # of MindFormers' --tokenizer_type: the name of a model, whose tokenizer it downloaded
@@ -21,7 +22,12 @@ _BLOCK_LENGTH = "tokens in a {row}: seq_length + 1 to train, seq_length to evalu
 
 
 def add_output_arguments(
-    parser: argparse.ArgumentParser, *, row: str, max_length: int, length_help: str = _BLOCK_LENGTH
+    parser: argparse.ArgumentParser,
+    *,
+    row: str,
+    max_length: int,
+    length_help: str = _BLOCK_LENGTH,
+    length_names: tuple[str, ...] = (),
 ) -> None:
     """Add the arguments of the output file and the tokenizer.
 
@@ -30,6 +36,7 @@ def add_output_arguments(
         row: the name of a row in the help text.
         max_length: the default of --max_length.
         length_help: help text of --max_length, in which `{row}` is replaced.
+        length_names: other names of --max_length.
     """
     parser.add_argument(
         "--output_file", type=path_argument, required=True, help="file to write; its name ends in 'mindrecord'"
@@ -43,6 +50,8 @@ def add_output_arguments(
     )
     parser.add_argument(
         "--max_length",
+        *length_names,
+        dest="max_length",
         type=int,
         default=max_length,
         help=f"{length_help.format(row=row)} (default {max_length})",
@@ -146,14 +155,21 @@ class TextFiles:
             warn(self.bad)
 
 
-def open_tokenizer(named: str) -> BaseTokenizer:
+def open_tokenizer(named: str, split_at: Sequence[str] | None = None) -> BaseTokenizer:
     """The tokenizer that `--tokenizer_type` means; of another kind than GPT-2's, it is described in a line.
 
+    Args:
+        named: `--tokenizer_type`.
+        split_at: an argument of `JiebaTokenizer`, to take precedence over its files.
+
     Raises:
-        UserError: there is none, or it is broken.
+        UserError: there is none, it is broken, or it is of another kind than `split_at` is for.
     """
     folder = tokenizer_folder(named)
-    tokenizer = load_tokenizer(folder)
+    kind = tokenizer_kind(folder)
+    if split_at is not None and kind not in (JiebaTokenizer.kind, None):
+        raise UserError(f"--split_at is for the tokenizer of ModelScope's GPT-3, and {folder} holds {kind}.")
+    tokenizer = load_tokenizer(folder, **({} if split_at is None else {"split_at": list(split_at)}))
     if tokenizer.kind != GPT2Tokenizer.kind:
         print(f"tokenizer: {folder} ({tokenizer})")
     return tokenizer

@@ -15,6 +15,7 @@ from mindgpt.config.data_sections import DatasetSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
 from mindgpt.data.mindrecord import find_mindrecord_files, read_header
+from mindgpt.evaluation.generation_metrics import check_metric_packages
 from mindgpt.pet.adapter import open_adapter
 from mindgpt.runtime.targets import choose_target
 from mindgpt.tasks.output_folder import checkpoint_folder
@@ -43,7 +44,9 @@ def check_named_files(config: RunConfig, texts: list[str], called: str = "--pred
             _check_resume_name(config)
         else:
             _check_weights(config)
-        if config.run_mode == "predict":
+        if compares_texts := _evaluates(config) and config.metric.type == "GenerationMetric":
+            check_metric_packages()
+        if config.run_mode == "predict" or compares_texts:
             find_tokenizer(config)
 
 
@@ -79,8 +82,12 @@ def _data_sets(config: RunConfig) -> Iterator[tuple[str, DatasetSection]]:
     """The data sets that the run mode reads."""
     if config.trains:
         yield "train", config.train_dataset
-    if config.run_mode == "eval" or (config.trains and config.do_eval):
+    if _evaluates(config):
         yield "eval", config.eval_dataset
+
+
+def _evaluates(config: RunConfig) -> bool:
+    return config.run_mode == "eval" or bool(config.trains and config.do_eval)
 
 
 def resume_folders(config: RunConfig) -> list[Path]:

@@ -1,5 +1,6 @@
-"""`run_mode: eval`: measures a model on a data set, by the metric of `trainer.type`."""
+"""`run_mode: eval`: measures a model on a data set, by `metric.type`."""
 
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from mindspore.train import Metric, Model
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
+from mindgpt.data.modelscope_rows import RECIPE as MODELSCOPE_RECIPE
 from mindgpt.evaluation.classification_metrics import ClassificationCell, ClassificationMetric
 from mindgpt.evaluation.perplexity import NothingCountedError, PerplexityCell, PerplexityMetric
 from mindgpt.io.files import atomic_write
@@ -19,6 +21,7 @@ from mindgpt.runtime.mindspore_errors import is_lookup_error
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.runtime.targets import is_simulated
 from mindgpt.tasks.datasets import evaluation_data, reading
+from mindgpt.tasks.generation_evaluation import Generation
 from mindgpt.tasks.labelled_data import labelled_evaluation_data
 from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
 from mindgpt.tasks.session import save_config
@@ -32,7 +35,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     """Evaluate the model of a run; writes `eval_result.json` and prints the line that MindFormers printed."""
     evaluator = Evaluator(config)
     model, config = build_model(evaluator.config)
-    if isinstance(evaluator.measure, Perplexity):
+    if not isinstance(evaluator.measure, Classification):
         say_if_kernels_are_missing()
     if is_simulated():
         evaluator.compile(model)
@@ -64,12 +67,14 @@ class Perplexity:
     """
 
     name: ClassVar = "PerplexityMetric"
-    cell: ClassVar = PerplexityCell
 
     def __init__(self, config: RunConfig):
         self.dataset, self.info = evaluation_data(config)
         self.config = config
-        self.metric = PerplexityMetric(batch_means=self.info.metadata.get("recipe") == _RECIPE_OF_BATCH_MEANS)
+        recipe = self.info.metadata.get("recipe")
+        whole_rows = recipe == MODELSCOPE_RECIPE
+        self.cell = functools.partial(PerplexityCell, whole_rows=whole_rows)
+        self.metric = PerplexityMetric(batch_means=recipe == _RECIPE_OF_BATCH_MEANS, whole_rows=whole_rows)
 
     def lines(self, values: dict[str, float], seconds: float) -> Iterator[str]:
         """The lines to print; the first is MindFormers'."""
@@ -80,6 +85,16 @@ class Perplexity:
             yield (
                 "loss is the mean of batch means, as MindFormers computed it for this data; each token counted once: "
                 f"{self.metric.token_weighted()}"
+            )
+        if "PplMetric" in values:
+            yield (
+                "PplMetric is ModelScope's number, over all positions of the rows, padding included; PPL is over what "
+                "is learned"
+            )
+        if self.info.metadata.get("learn_padding"):
+            yield (
+                "note: this data was made with --learn_padding, so PPL counts the padding, too; make evaluation data "
+                "without it"
             )
         if self.info.metadata.get("padding_target"):
             yield (
@@ -119,7 +134,7 @@ class Classification:
         }
 
 
-MEASURES = {"CausalLanguageModelingTrainer": Perplexity, "TextClassificationTrainer": Classification}
+MEASURES = {measure.name: measure for measure in (Perplexity, Classification, Generation)}
 
 
 class Evaluator:
@@ -131,7 +146,7 @@ class Evaluator:
     """
 
     def __init__(self, config: RunConfig):
-        self.measure = MEASURES[config.trainer.type](config)
+        self.measure = MEASURES[config.metric.type](config)
         self.config: RunConfig = self.measure.config
         self._cell: nn.Cell | None = None
         self._lengths = CompilationNotice()
@@ -148,6 +163,8 @@ class Evaluator:
         Several data-parallel processes must all call it; they get the values of all data.
         """
         measure, was_training = self.measure, model.training
+        if isinstance(measure, Generation):
+            return measure.run(model)
         if self._cell is None:
             self._cell = measure.cell(model)
         try:

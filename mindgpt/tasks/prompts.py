@@ -21,6 +21,7 @@ from mindgpt.io.files import DOWNLOADS, read_lines
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.weights_files import weights_path
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.jieba_tokenizer import JiebaTokenizer
 from mindgpt.tokenizers.loading import (
     KINDS,
     holds_tokenizer,
@@ -153,7 +154,8 @@ def find_tokenizer(config: RunConfig) -> BaseTokenizer:
         if tokenizer_kind(file) == "WordPiece":
             files = read_wordpiece_file(file)
             return _with_special_tokens(lambda **tokens: WordPieceTokenizer(files=files, **settings, **tokens), section)
-        return _with_special_tokens(lambda **tokens: GPT2Tokenizer(tokenizer_file=file, **tokens), section)
+        made_of_json = JiebaTokenizer if _kind_of(section, file) == "Jieba" else GPT2Tokenizer
+        return _with_special_tokens(lambda **tokens: made_of_json(tokenizer_file=file, **settings, **tokens), section)
     folder = section.path or _folder_with_tokenizer(config)
     settings = _checked_settings(section, Path(folder))
     tokenizer = _with_special_tokens(lambda **tokens: load_tokenizer(folder, **settings, **tokens), section)
@@ -163,21 +165,28 @@ def find_tokenizer(config: RunConfig) -> BaseTokenizer:
 
 
 def _checked_settings(section: TokenizerSection, path: Path) -> dict[str, Any]:
-    """The section's arguments of `WordPieceTokenizer`.
+    """The section's arguments of tokenizers of one kind only.
 
     Raises:
         UserError: there are some, or the type names a kind, and the files are of another.
     """
-    settings, kind = section.wordpiece_settings, tokenizer_kind(tokenizer_path(path))
+    kind = _kind_of(section, path)
     wanted = section.type.removesuffix("Tokenizer")
     wanted = {"type": wanted} if wanted in KINDS else {}
-    for key, name in (wanted | dict.fromkeys(settings, "WordPiece")).items():
+    of_kinds = {key: name for name, settings in section.settings_of_kinds.items() for key in settings}
+    for key, name in (wanted | of_kinds).items():
         if kind not in (name, None):
             raise UserError(
                 f"processor.tokenizer.{key}: is for a {name} tokenizer, and {path} holds {kind}. Remove the key, or "
                 f"name {KINDS[name].wanted}."
             )
-    return settings
+    return section.settings_of_kinds.get(kind, {})
+
+
+def _kind_of(section: TokenizerSection, path: Path) -> str | None:
+    """The kind of tokenizer at a path. A tokenizer.json alone does not tell that it is for jieba's words."""
+    kind = tokenizer_kind(tokenizer_path(path))
+    return "Jieba" if section.type == "JiebaTokenizer" and kind == "byte-level BPE" and path.is_file() else kind
 
 
 def _folder_with_tokenizer(config: RunConfig) -> Path:

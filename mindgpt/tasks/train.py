@@ -85,7 +85,8 @@ def train(config: RunConfig) -> None:
         say(note)
     say(trained_values(model.get_parameters()))
     say(state_line(step.optimizer))
-    say(decay_groups(step.optimizer.parameters, config.optimizer.weight_decay))
+    decays = config.optimizer.weight_decay, bool(config.optimizer.decay_all)
+    say(decay_groups(step.optimizer.parameters, *decays))
     say(schedule_line(config.lr_schedule, learning_rates))
     if note := loss_scale_note(config):
         say(note)

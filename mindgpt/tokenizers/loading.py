@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from mindgpt.config.errors import UserError
 from mindgpt.config.paths import expanded_path
 from mindgpt.io.files import DOWNLOADS
-from mindgpt.tokenizers import byte_level_bpe, sentencepiece_files, wordpiece_files
+from mindgpt.tokenizers import byte_level_bpe, jieba_files, sentencepiece_files, wordpiece_files
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.jieba_tokenizer import JiebaTokenizer
 from mindgpt.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from mindgpt.tokenizers.settings_files import SETTINGS_FILES
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
@@ -33,6 +34,9 @@ class TokenizerKind(NamedTuple):
 
 
 KINDS = {  # the first that matches is used
+    "Jieba": TokenizerKind(
+        jieba_files.holds_jieba, JiebaTokenizer.from_pretrained, jieba_files.FILES, jieba_files.WANTED
+    ),
     "SentencePiece": TokenizerKind(
         sentencepiece_files.holds_sentencepiece,
         SentencePieceTokenizer.from_pretrained,

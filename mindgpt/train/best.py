@@ -16,7 +16,9 @@ from mindgpt.train.progress import RunProgress
 
 # Metrics that can decide which weights are best, and whether greater is better. The first one that an evaluation
 # returns is used, unless the configuration names another.
-DIRECTIONS = {"PPL": False, "ACC": True, "F1": True, "macro_F1": True, "MCC": True, "loss": False}
+DIRECTIONS = {"PPL": False, "ACC": True, "F1": True, "macro_F1": True, "MCC": True, "loss": False} | dict.fromkeys(
+    ("rouge-l", "rouge-1", "bleu-4", "bleu-1"), True
+)
 
 
 def deciding_metric(

@@ -298,7 +298,7 @@ def test_classification(load):
         ('"Ascend"', '"GPU"', "context.device_target: must be 'Ascend', 'CPU'"),
         ("FP32StateAdamWeightDecay", "Came", "optimizer.type: must be one of adamw"),
         ("MFTrainOneStepCell", "TrainOneStepCell", "runner_wrapper.type: must be one of MFTrainOneStepCell"),
-        ("PerplexityMetric", "EntityScore", "metric.type: must be 'PerplexityMetric' or 'Accuracy'"),
+        ("PerplexityMetric", "EntityScore", "metric.type: must be 'PerplexityMetric', 'Accuracy' or"),
         ("type: ObsMonitor\neval", "type: ProfileMonitor\neval", "callbacks.2: ProfileMonitor is not in mindgpt: "),
     ],
 )

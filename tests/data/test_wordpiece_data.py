@@ -176,5 +176,5 @@ def test_a_vocabulary_is_learned_and_used(run, tmp_path, capsys):
     run(TRAIN, *arguments[2:4], "--read_as", "text", "--vocab_size", 300, "--output_dir", "new", "--overwrite")
     assert type(load_tokenizer(tmp_path / "new")) is GPT2Tokenizer
     assert {"tokenizer-1.model", "vocab-1.txt"} <= {path.name for path in (tmp_path / "new").iterdir()}
-    with pytest.raises(UserError, match="--keep_case is for --kind wordpiece; byte-level BPE always keeps the case"):
+    with pytest.raises(UserError, match="--keep_case is for --kind wordpiece; the other kinds always keep the case"):
         run(TRAIN, *arguments[2:], "--keep_case")

@@ -40,6 +40,27 @@ def test_mean_of_batch_means():
     assert metric.token_weighted() == PerplexityMetric.eval(feed(PerplexityMetric(), BATCHES))
 
 
+def test_modelscopes_number_is_beside_the_perplexity():
+    """Against `PplMetric` itself: batch means weighted by rows, of all positions; the last batch is short."""
+    draw = np.random.default_rng(0)
+    metric, average, rows = PerplexityMetric(whole_rows=True), 0.0, 0
+    learned = []
+    for size in (4, 4, 3):
+        losses = draw.exponential(2.0, (size, 7))
+        counts = draw.random((size, 7)) < 0.4
+        values = losses[counts].sum(), counts.sum(), losses.sum(), losses.size
+        metric.update(*(Tensor(value, ms.float32) for value in values))
+        average = (average * rows + losses.mean() * size) / (rows + size)
+        rows += size
+        learned.append(losses[counts])
+    mean = np.concatenate(learned).mean()
+    wanted = {"loss": mean, "PPL": np.exp(mean), "PplMetric": np.exp(average)}
+    assert metric.eval() == pytest.approx(wanted, rel=1e-6)
+    merged = PerplexityMetric(whole_rows=True)
+    merged.restore([metric.state(), metric.state()])
+    assert merged.eval() == pytest.approx(wanted, rel=1e-6)
+
+
 def test_clear_resets_the_metric():
     metric = feed(PerplexityMetric(), BATCHES)
     metric.clear()
@@ -185,3 +206,19 @@ def test_rows_longer_than_the_context_length(by):
     model = model_with_large_weights()
     with pytest.raises(ValueError, match="9 tokens in a row, but the position table holds 8"):
         PerplexityCell(model)(Tensor(np.zeros((1, 10), np.int32)))
+
+
+def test_the_cell_also_sums_over_whole_rows(by):
+    """Against NumPy on the logits of rows that nothing masks: padding is a token like others, with id 0."""
+    model = model_with_large_weights()
+    draw = np.random.default_rng(5)
+    mask = np.array(PADDING["on the right"], np.int32)
+    ids = (draw.integers(1, 23, (3, 8)) * mask).astype(np.int32)
+    labels = np.where((mask == 1) & (draw.random((3, 8)) < 0.5), ids, -100).astype(np.int32)
+    logits = model(Tensor(ids)).asnumpy().astype(np.float64)[:, :-1]
+    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, ids[:, 1:, None], -1)[..., 0]
+    found = [
+        value.asnumpy().item() for value in PerplexityCell(model, whole_rows=True)(*map(Tensor, (ids, mask, labels)))
+    ]
+    learned = labels[:, 1:] != -100
+    assert found == pytest.approx([losses[learned].sum(), learned.sum(), losses.sum(), losses.size], rel=1e-4)

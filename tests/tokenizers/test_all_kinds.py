@@ -7,6 +7,7 @@ import pytest
 
 from mindgpt.config.errors import UserError
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from mindgpt.tokenizers.jieba_tokenizer import JiebaTokenizer
 from mindgpt.tokenizers.loading import load_tokenizer, tokenizer_kind
 from mindgpt.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
@@ -26,11 +27,17 @@ def sentencepiece_tokenizer():
     return SentencePieceTokenizer(model=model.getvalue(), add_bos_token=True)
 
 
-@pytest.fixture(params=["byte-level BPE", "WordPiece", "SentencePiece"])
+@pytest.fixture(params=["byte-level BPE", "WordPiece", "SentencePiece", "Jieba"])
 def tokenizer(request):
     if request.param == "SentencePiece":
         return sentencepiece_tokenizer()
-    make = {"byte-level BPE": (GPT2Tokenizer, 320), "WordPiece": (WordPieceTokenizer, 80)}
+    if request.param == "Jieba":
+        pytest.importorskip("jieba")
+    make = {
+        "byte-level BPE": (GPT2Tokenizer, 320),
+        "WordPiece": (WordPieceTokenizer, 80),
+        "Jieba": (JiebaTokenizer, 290),
+    }
     kind, size = make[request.param]
     found = kind.train(LEARNED, size)
     assert found.kind == request.param
@@ -58,6 +65,8 @@ def test_decoding_is_joining_what_each_token_adds(tokenizer):
         ids = random.integers(0, len(tokenizer) + 3, random.integers(0, 12)).tolist()
         parts = [tokenizer.token_text(token, before) for before, token in zip([None, *ids], ids, strict=False)]
         assert b"".join(parts).decode("utf-8", "replace") == tokenizer.decode(ids)
+        if isinstance(tokenizer, JiebaTokenizer) and tokenizer.sep_token_id in ids:
+            ids = ids[: ids.index(tokenizer.sep_token_id)]  # what follows is left out with special tokens
         kept = [token for token in ids if token not in tokenizer.all_special_ids]
         assert tokenizer.decode(ids, skip_special_tokens=True) == tokenizer.decode(kept)
     for text in TEXTS:

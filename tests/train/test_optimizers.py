@@ -51,6 +51,8 @@ def run_both(dtype=ms.float32, **settings):
         {"params": [p for p in theirs.values() if p.dim() > 1], "weight_decay": section.weight_decay},
         {"params": [p for p in theirs.values() if p.dim() < 2], "weight_decay": 0.0},
     ]
+    if section.decay_all:
+        groups = [{"params": list(theirs.values()), "weight_decay": section.weight_decay}]
     reference = oracle_of(section, groups)
     for step in range(STEPS):
         gradients = [
@@ -67,7 +69,14 @@ def run_both(dtype=ms.float32, **settings):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"beta2": 0.999, "weight_decay": 0.3}, {"weight_decay": 0.0, "eps": 1e-3}, {"beta1": 0.0, "beta2": 0.9}],
+    [
+        {},
+        {"beta2": 0.999, "weight_decay": 0.3},
+        {"weight_decay": 0.0, "eps": 1e-3},
+        {"beta1": 0.0, "beta2": 0.9},
+        {"weight_decay": 5.0, "decay_all": True},
+        {"beta1": 0.0, "weight_decay": 5.0, "decay_all": True},
+    ],
     ids=str,
 )
 def test_follows_torch_step_for_step(settings):
@@ -237,6 +246,7 @@ def test_decay_groups_line():
     line = decay_groups(parameters, 0.1)
     assert line == "weight decay 0.1 on 2 matrices (47 values), none on 2 biases and layer norms (11 values)"
     assert decay_groups(parameters, 0.0) == "no weight decay (58 values)"
+    assert decay_groups(parameters, 0.1, decay_all=True) == "weight decay 0.1 on all 58 values"
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,19 @@ def test_equal_to_transformers(settings, name, arguments):
     np.testing.assert_allclose(rates(**settings), expected, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("rate", "warmup", "expected"),
+    [
+        (3e-4, 100, {1: 3.0e-7, 50: 1.5e-5, 100: 3.0e-5, 200: 2.12e-5}),
+        (1e-4, 200, {1: 3.54e-8, 100: 3.54e-6, 200: 7.07e-6, 400: 5.0e-6}),
+    ],
+)
+def test_noam_gives_the_rates_of_modelscopes_scripts(rate, warmup, expected):
+    """The poetry and the DuReader script: the first step is s = 1."""
+    values = learning_rates(LRScheduleSection(type="noam", learning_rate=rate, warmup_steps=warmup), 400)
+    assert {s: values[s - 1] for s in expected} == pytest.approx(expected, rel=2e-3)
+
+
 def test_noam_formula():
     """Vaswani et al. 2017, section 5.3; the peaks are those of GPT-3 fine-tuning in ModelScope."""
     values = learning_rates(LRScheduleSection(type="noam", learning_rate=3e-4, warmup_steps=100), 1000)

@@ -1,7 +1,8 @@
 """Optimizers, by the `optimizer` section of a configuration.
 
-All count steps in `global_step`, decay only matrices, and hold their float32 state as parameters named
-`<kind>.<name of the weight>`, which checkpoints contain and which are skipped when only weights are loaded.
+All count steps in `global_step`, decay only matrices (but for AdamW's `decay_all`), and hold their float32 state as
+parameters named `<kind>.<name of the weight>`, which checkpoints contain and which are skipped when only weights are
+loaded.
 """
 
 from collections.abc import Sequence
@@ -41,10 +42,12 @@ def build_optimizer(
     return _CLASSES[section.type](parameters, schedule, **settings)
 
 
-def decay_groups(parameters: Sequence[Parameter], weight_decay: float) -> str:
+def decay_groups(parameters: Sequence[Parameter], weight_decay: float, decay_all: bool = False) -> str:
     """A line for the user: how many values are decayed and how many are not."""
     if weight_decay == 0:
         return f"no weight decay ({sum(p.size for p in parameters):,} values)"
+    if decay_all:
+        return f"weight decay {weight_decay:g} on all {sum(p.size for p in parameters):,} values"
     decayed = [p.size for p in parameters if is_decayed(p)]
     rest = [p.size for p in parameters if not is_decayed(p)]
     return (

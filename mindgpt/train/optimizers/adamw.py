@@ -75,6 +75,7 @@ class AdamW(GroupedOptimizer):
         schedule: the learning rate by step.
         beta1, beta2, eps, weight_decay: as above; only matrices are decayed.
         correct_bias: which of the two.
+        decay_all: decay biases and layer norms, too.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class AdamW(GroupedOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         correct_bias: bool = True,
+        decay_all: bool = False,
     ):
         super().__init__(parameters, schedule)
         self.first_moment = zeros_like(self._parameters, "adam_m")
@@ -97,7 +99,7 @@ class AdamW(GroupedOptimizer):
             for beta in (self.beta1, self.beta2)
         )
         self.eps, self.correct_bias = (eps if correct_bias else Tensor(eps, ms.float32)), correct_bias
-        self.decays = tuple(Tensor(weight_decay * is_decayed(p), ms.float32) for p in self._parameters)
+        self.decays = tuple(Tensor(weight_decay * (decay_all or is_decayed(p)), ms.float32) for p in self._parameters)
         fused = beta1 > 0 and beta2 > 0 and all(p.dtype == ms.float32 for p in self._parameters)
         if not correct_bias:
             fused = fused and weight_decay * schedule.highest < 1  # the kernel's d divides by 1 - rate decay
