@@ -33,14 +33,10 @@ _SIZES = {  # the settings that the shapes of weights imply
     SCORE: ("num_labels", "hidden_size"),
 }
 _LAYER = re.compile(r"backbone\.blocks\.(\d+)\.")
-_SAME_SHAPES = (  # settings that change the network but no shape, so that strict loading cannot see a difference
-    "num_heads",
-    "hidden_act",
-    "layer_norm",
-    "layernorm_epsilon",
-    "scale_attn_weights",
-    "scale_attn_by_inverse_layer_idx",
-)
+# Settings that change the network but no shape, so that strict loading cannot see a difference. Those that a YAML does
+# not name are taken from the config of its weights.
+_TAKEN_FROM_WEIGHTS = ("hidden_act", "layernorm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx")
+_SAME_SHAPES = ("num_heads", "layer_norm", *_TAKEN_FROM_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,8 @@ def resolve_with_weights(config: RunConfig, weights: Weights | None) -> tuple[Ru
     """
     if weights is not None:
         untied = UNTIED_HEAD in weights.source.entries if TOKENS in weights.source.entries else None
-        config = _with_network_of(config, weights.config or weights.without_heads, weights.source.path, untied)
+        found = weights.config or weights.without_heads
+        config = _with_network_of(config, found, weights.source.path, untied, weights.assumed)
         _check_same_network(config.model.config, weights)
         config = config.replaced({"model.config.label_names": _label_names(config.model.config, weights)})
     lora = plan_lora(config, weights, adapter_path(config))
@@ -307,22 +304,32 @@ def _check_same_network(config: GPT2Section, weights: Weights) -> None:
         say(f"note: the config.json beside {path} differs: {'; '.join(differences)}. The YAML is obeyed.")
 
 
-def _with_network_of(config: RunConfig, found: GPT2Config | None, path: Path, untied: bool | None) -> RunConfig:
-    """The configuration with the arithmetic of layer norms and the kind of output head of its weights; says what was
-    taken from there. Neither changes the shape of another weight, so a YAML need not name them.
+def _with_network_of(
+    config: RunConfig, found: GPT2Config | None, path: Path, untied: bool | None, assumed: tuple[str, ...] = ()
+) -> RunConfig:
+    """The configuration with the settings of its weights that change no shape and that the YAML does not name; says
+    what was taken from there.
 
     Args:
         config: of the run.
         found: the config that lies with the weights, or None.
         path: of the weights.
         untied: whether they have an untied output head; None: they have no head to compare.
+        assumed: settings of `found` that no file says.
 
     Raises:
         UserError: the YAML names another.
     """
     section = config.model.config
     named = section.model_fields_set
-    changes = {} if found is None else _layer_norm_of(section, found, path)
+    changes = {}
+    if found is not None:
+        changes = _layer_norm_of(section, found, path)
+        for name in _TAKEN_FROM_WEIGHTS:
+            value = getattr(found, name)
+            if name not in named and name not in assumed and value != getattr(section, name):
+                changes[name] = value
+                say(f"{name}: {value}, as the config of {path} says")
     is_language_model = config.model.arch.type == "GPT2LMHeadModel"
     if is_language_model and untied is not None and untied == section.tie_word_embeddings:
         head = "an output head of its own (head.weight)" if untied else "the token embedding as its output head"
@@ -360,11 +367,6 @@ def _layer_norm_of(section: GPT2Section, found: GPT2Config, path: Path) -> dict[
             f"{section.layer_norm_conversion!r}. Take model.model_config.layer_norm_conversion out of the YAML: it "
             "only records what was done to the weights."
         )
-    converted = found.layer_norm != "standard" or conversion is not None
-    if (converted or "layer_norm" in changes) and "layernorm_epsilon" not in named:  # of UER-py: it goes with gamma
-        changes["layernorm_epsilon"] = found.layernorm_epsilon
-        if found.layernorm_epsilon != section.layernorm_epsilon:
-            say(f"layernorm_epsilon: {found.layernorm_epsilon:g}, as the config of {path} says")
     return changes
 
 

@@ -82,7 +82,8 @@ def test_a_yaml_that_names_another_is_refused(build, named, values, words):
         ("standard", "folded", 1e-7, {}, 1e-7),
         ("standard", "folded", 1e-7, {"layernorm_epsilon": 1e-5}, 1e-5),
         ("uer", "uer", 1e-4, {"layer_norm": "uer"}, 1e-4),  # TencentPretrain's layernorm_eps
-        ("standard", None, 1e-4, {}, 1e-5),  # a GPT-2's: the YAML is obeyed, and the difference said
+        ("standard", None, 1e-4, {}, 1e-4),
+        ("standard", None, 1e-4, {"layernorm_epsilon": 1e-5}, 1e-5),  # the YAML is obeyed, and the difference said
     ],
 )
 def test_the_eps_of_converted_weights_goes_with_them(
@@ -96,7 +97,7 @@ def test_the_eps_of_converted_weights_goes_with_them(
     _, config = build(folder.name, **named)
     assert config.model.config.layernorm_epsilon == expected
     said = capsys.readouterr().out
-    assert (f"layernorm_epsilon: {eps:g}, as the config of" in said) == (expected == eps)
+    assert (f"layernorm_epsilon: {eps}, as the config of" in said) == (expected == eps)
     assert ("The YAML is obeyed" in said) == (expected != eps)
 
 
