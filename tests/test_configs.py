@@ -9,11 +9,12 @@ import yaml
 
 from mindgpt.config import load_config
 
-FOLDERS = [Path(__file__).resolve().parent.parent / "configs" / name for name in ("gpt2", "gpt2_chinese", "gpt2_ml")]
+REPO = Path(__file__).resolve().parent.parent
+FOLDERS = [REPO / "configs" / name for name in ("gpt2", "gpt2_chinese", "gpt2_ml", "gpt3")]
 CONFIGS = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))
 NO_PART_OF_THE_NETWORK = (
-    "checkpoint_name_or_path", "max_new_tokens", "min_new_tokens", "end_token", "do_sample", "top_k", "pet_config",
-    "num_labels",
+    "checkpoint_name_or_path", "param_init_type", "max_new_tokens", "min_new_tokens", "end_token", "do_sample", "top_k",
+    "pet_config", "num_labels",
 )  # fmt: skip
 
 
@@ -24,10 +25,13 @@ def test_loads_without_ignored_keys(path):
 
 
 def networks():
-    """One file of each network that the files hold, by the names of all that hold it."""
+    """One file of each network that the files hold, by the names of all that hold it. Those of gpt3 from 13B on, of which
+    a layer takes up to 8 GB, are compiled without values instead, in tests/tasks/test_shipped_layouts.py."""
     same = {}
     for path in CONFIGS:
         network = load_config(path)[0].model.config.model_dump(exclude=set(NO_PART_OF_THE_NETWORK))
+        if path.parent.name == "gpt3" and network["hidden_size"] > 4096:
+            continue
         same.setdefault(str(sorted(network.items())), []).append(path)
     return {", ".join(path.stem for path in paths): paths[0] for paths in same.values()}
 
@@ -129,6 +133,34 @@ def test_networks_of_gpt2_ml(size, vocab_size, parameters, shared_data):
             "hidden_dropout_rate", "attention_dropout_rate", "layernorm_epsilon", "tie_word_embeddings",
         ):  # fmt: skip
             assert getattr(config, name) == getattr(expected, name), name
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "heads", "width", "learning_rate", "millions_of_tokens"),
+    [
+        ("base", 12, 12, 768, 6.0e-4, 0.5),
+        ("large", 24, 16, 1024, 3.0e-4, 0.5),
+        ("1.3b", 24, 32, 2048, 2.0e-4, 2),
+        ("2.7b", 32, 32, 2560, 1.6e-4, 2),
+        ("13b", 40, 40, 5120, 1.0e-4, 6),
+        ("30b", 48, 56, 7168, 1.0e-4, 6),
+        ("175b", 96, 96, 12288, 1.2e-4, 6),
+    ],
+)
+def test_chinese_gpt3_is_that_of_modelscopes_table(size, layers, heads, width, learning_rate, millions_of_tokens):
+    from mindgpt import GPT2Config
+    from mindgpt.config.layout import rows_of_step
+
+    for file in (REPO / "configs" / "gpt3").glob(f"*_gpt3_{size}_*fp16.yaml"):
+        network = load_config(file)[0].model.config
+        assert (network.num_layers, network.num_heads, network.hidden_size) == (layers, heads, width), file
+        assert (network.seq_length, network.vocab_size) == (2048, 25600), file
+    config, _ = load_config(REPO / "configs" / "gpt3" / f"pretrain_gpt3_{size}_fp16.yaml")
+    assert config.lr_schedule.learning_rate == learning_rate
+    assert rows_of_step(config) * 2048 == millions_of_tokens * 2**20
+    products = 12 * layers * width**2 + 13 * layers * width  # of the blocks, with their biases and layer norms
+    expected = products + (25600 + 2048) * width + 2 * width
+    assert GPT2Config.from_section(config.model.config).num_parameters() == expected
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""Every YAML in configs/gpt2, configs/gpt2_chinese and configs/gpt2_ml compiles for Ascend at its layout.
+"""Every YAML in the folders of configs compiles for Ascend at its layout.
 
 At its true width, heads, vocabulary and row length, with as few layers as its pipeline stages need; all layers are for
 tools/dry_run.py (docs/parallel.md). Files that differ only in what no graph depends on share a compilation.
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mindgpt.config.hardware import load_hardware
-from mindgpt.config.layout import grid_of
+from mindgpt.config.layout import grid_of, shards_vocabulary
 from mindgpt.config.loader import dump_config, load_config
 from mindgpt.config.strategy import asks_for_semi_auto
 from mindgpt.planning.dry_run import dry_run
@@ -21,6 +21,7 @@ from tests.programs import run_simulated
 REPO = Path(__file__).resolve().parents[2]
 PAGES = {  # folder in configs -> page in docs
     "gpt2": "parallel.md", "gpt2_chinese": "chinese_gpt2.md", "gpt2_ml": "gpt2_ml.md",
+    "gpt3": "chinese_gpt3.md",
 }  # fmt: skip
 CONFIGS = sorted(path for folder in PAGES for path in (REPO / "configs" / folder).glob("*.yaml"))
 SERVER = 8  # cards for what is data parallel, on however many
@@ -33,8 +34,15 @@ pytestmark = pytest.mark.needs_ascend
 
 
 def shallow(path):
+    """A file's configuration with few layers and few micro-batches, whose number changes no weight."""
     config, _ = load_config(path)
-    return config.replaced({"model.config.num_layers": max(2, grid_of(config).pipeline_stage)})
+    stages = grid_of(config).pipeline_stage
+    fewer = {
+        "model.config.num_layers": max(2, stages),
+        "parallel_config.micro_batch_num": min(config.parallel_config.micro_batch_num, 2 * stages),
+        "runner_config.gradient_accumulation_steps": min(config.runner_config.gradient_accumulation_steps, 2),
+    }
+    return config.replaced(fewer)
 
 
 def what_compiles(config):
@@ -69,7 +77,7 @@ WRITING = {name: path for name, path in GROUPS.items() if shallow(path).run_mode
 
 
 def cases(groups):
-    """Parameters for pytest. One file of gpt2_ml stands for its others, which are slow: their blocks are the same."""
+    """Parameters for pytest. In some folders one file stands for the others, which are slow: their blocks are alike."""
     return [
         pytest.param(path, id=names, marks=[pytest.mark.slow] if is_stood_for(path) else [])
         for names, path in groups.items()
@@ -77,7 +85,9 @@ def cases(groups):
 
 
 def is_stood_for(path):
-    return path.parent.name == "gpt2_ml" and path.stem != "finetune_gpt2_ml_mega_fp16"
+    return path.stem != {"gpt2_ml": "finetune_gpt2_ml_mega_fp16", "gpt3": "pretrain_gpt3_30b_fp16"}.get(
+        path.parent.name, path.stem
+    )
 
 
 @pytest.mark.parametrize("path", cases(TRAINED))
@@ -92,7 +102,8 @@ def test_training_step(path):
         assert stage.parameters == bytes_of_parameters(config, stage.stage)
         kinds = {collective.kind for collective in stage.collectives if collective.purpose == "activations"}
         by_tokens = {"AllGather", "ReduceScatter"} if config.parallel_config.use_seq_parallel else set()
-        sums_of_loss = {"AllReduce"} if sharded and config.parallel_config.data_parallel > 1 else set()
+        sums = config.parallel_config.data_parallel > 1 or shards_vocabulary(config)  # of losses, of a table's rows
+        sums_of_loss = {"AllReduce"} if sharded and sums else set()
         assert kinds == by_tokens | sums_of_loss
 
 
@@ -109,12 +120,12 @@ def test_the_table_in_the_docs_has_it(path):
 
 
 def bytes_of_parameters(config, stage):
-    """What a rank of a stage holds, by hand: products sharded by model_parallel, all else whole.
+    """What a rank of a stage holds, by hand: products, and the vocabulary if that is asked for, sharded by
+    model_parallel, all else whole.
 
     With optimizer_shard every matrix is also sharded by data_parallel, and no vector.
     """
     network, grid = config.model.config, grid_of(config)
-    assert config.parallel_config.vocab_emb_dp, "the formula has no such term"
     hidden, wide, mp = network.hidden_size, network.ffn_hidden_size, grid.model_parallel
     shards = 1
     if config.parallel_config.optimizer_shard:
@@ -129,8 +140,9 @@ def bytes_of_parameters(config, stage):
     blocks = network.num_layers // grid.pipeline_stage
     of_block = of_matrices // mp // shards + of_vectors // mp + 2 * hidden  # whole: biases of the two projections
     values, in_float32 = blocks * of_block, blocks * in_float32
+    of_tokens = network.vocab_size * hidden // (mp if shards_vocabulary(config) else 1)
     if stage == 0:
-        values += (network.vocab_size + network.max_position_embeddings) * hidden // shards
+        values += (of_tokens + network.max_position_embeddings * hidden) // shards
     if stage == (grid.pipeline_stage - 1 if network.final_norm else 0):
         in_float32 += 2 * hidden  # the layer norm after the last block, or after the embeddings
     if stage == grid.pipeline_stage - 1:
@@ -138,7 +150,7 @@ def bytes_of_parameters(config, stage):
         if classifies:
             values += network.num_labels * hidden
         elif stage > 0:
-            values += network.vocab_size * hidden // shards  # the head, which is the first stage's embedding
+            values += of_tokens // shards  # the head, which is the first stage's embedding
     of_value = {"float32": 4, "float16": 2}[network.param_init_type]
     return of_value * values + 4 * in_float32
 
