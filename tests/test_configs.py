@@ -25,8 +25,8 @@ def test_loads_without_ignored_keys(path):
 
 
 def networks():
-    """One file of each network that the files hold, by the names of all that hold it. Those of gpt3 from 13B on, of which
-    a layer takes up to 8 GB, are compiled without values instead, in tests/tasks/test_shipped_layouts.py."""
+    """One file of each network that the files hold, by the names of all that hold it. Those of gpt3 from 13B on, of
+    which a layer takes up to 8 GB, are compiled without values instead, in tests/tasks/test_shipped_layouts.py."""
     same = {}
     for path in CONFIGS:
         network = load_config(path)[0].model.config.model_dump(exclude=set(NO_PART_OF_THE_NETWORK))
