@@ -113,7 +113,7 @@ def convert_to_mindspore(source: Path, target: Path, options: ConversionOptions 
         print(f"note: no {CONFIG_FILE} lies with {source}, and weights do not tell the number of heads: pass --config")
     copy_tokenizer(view.path, target.parent, opened.vocabulary)
     if opened.variant == GPT2_ML:
-        write_bert_settings(target.parent, GPT2_ML_RULES)
+        write_bert_settings(view.path, target.parent, opened.vocabulary, GPT2_ML_RULES)
 
 
 def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
@@ -164,7 +164,7 @@ def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptio
             print("note: transformers computes standard layer norms; only mindgpt obeys layer_norm 'uer' in the config")
         write_config(target / CONFIG_FILE, config.to_hf_dict(_architecture(view.sizes)))
         copy_tokenizer(path, target, opened.vocabulary)
-        write_bert_settings(target, GPT2_ML_RULES if opened.variant == GPT2_ML else None)
+        write_bert_settings(path, target, opened.vocabulary, GPT2_ML_RULES if opened.variant == GPT2_ML else None)
 
 
 def convert_to_uer(source: Path, target: Path, options: ConversionOptions | None = None) -> None:

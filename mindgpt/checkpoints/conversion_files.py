@@ -135,9 +135,17 @@ def check_vocabulary_beside(weights: Path, rows: int) -> None:
         )
 
 
-def write_bert_settings(folder: Path, more: Mapping[str, Any] | None = None) -> None:
-    """Write the tokenizer_config.json that lets transformers open a folder's vocab.txt as `BertTokenizer`, unless the
-    folder has settings, or another vocabulary. `more`: further settings."""
-    others = any((folder / name).exists() for name in (TOKENIZER_SETTINGS, *_OTHER_VOCABULARIES))
-    if (folder / VOCABULARY).is_file() and not others:
-        write_config(folder / TOKENIZER_SETTINGS, {**_BERT_TOKENIZER, **(more or {})})
+def write_bert_settings(
+    weights: Path, target: Path, vocabulary: Path | None = None, more: Mapping[str, Any] | None = None
+) -> None:
+    """Write the tokenizer_config.json that lets transformers open the vocab.txt that `copy_tokenizer` has written as
+    `BertTokenizer`, unless the folder has settings, or had the vocabulary of another model.
+
+    Args:
+        weights, target, vocabulary: as in `copy_tokenizer`.
+        more: further settings.
+    """
+    others = any((target / name).exists() for name in (TOKENIZER_SETTINGS, *_OTHER_VOCABULARIES))
+    theirs, held = vocabulary or file_beside(weights, VOCABULARY), target / VOCABULARY
+    if not others and theirs is not None and held.is_file() and held.read_bytes() == theirs.read_bytes():
+        write_config(target / TOKENIZER_SETTINGS, {**_BERT_TOKENIZER, **(more or {})})
