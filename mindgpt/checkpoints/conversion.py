@@ -30,7 +30,7 @@ from mindgpt.checkpoints.gpt2_config import CONFIG_FILE
 from mindgpt.checkpoints.gpt2_ml_config import VARIANT as GPT2_ML
 from mindgpt.checkpoints.gpt2_ml_conversion import convert_to_port
 from mindgpt.checkpoints.gpt2_ml_views import ToGPT2MLView
-from mindgpt.checkpoints.gpt2_names import SCORE
+from mindgpt.checkpoints.gpt2_names import HEAD, SCORE
 from mindgpt.checkpoints.gpt2_views import HuggingFaceView
 from mindgpt.checkpoints.layer_norm_conversion import with_norms
 from mindgpt.checkpoints.locations import SAFETENSORS_NAME, config_beside, find_weights
@@ -135,6 +135,12 @@ def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptio
     if opened.kind == "hugging_face":
         raise UserError(f"--mindspore_path {source}: holds Hugging Face's weights already, {opened.source.path}.")
     config, path = opened.config, opened.source.path
+    (head,) = HEAD.mf_names
+    if opened.variant == GPT2_ML and head in opened.source.entries:
+        raise UserError(
+            f"{path}: a GPT2_ML with an output head of its own ({head}), for which its folders have no place. A run "
+            "takes the checkpoint as it is (--load_checkpoint)."
+        )
     wanted = options.layer_norm or ("copy" if config is not None and config.layer_norm == "uer" else None)
     change = norm_change(config, wanted, path, layer_norm_conversion.to_model)
     view = (ToGPT2MLView if opened.variant == GPT2_ML else HuggingFaceView)(with_norms(opened.source, change))

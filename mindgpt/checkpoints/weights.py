@@ -252,8 +252,8 @@ def check_variant(built: str, held: str | None, path: Path) -> None:
     if held not in (None, built):
         raise UserError(
             f"{path}: holds the weights of {VARIANTS[held].model} (variant {held}), and the model is "
-            f"{VARIANTS[built].model} (variant {built}), another network. Set model.model_config.variant to {held}, or "
-            "name other weights."
+            f"{VARIANTS[built].model} (variant {built}), another network. Set variant to {held} (in a YAML "
+            "model.model_config.variant), or name other weights."
         )
 
 

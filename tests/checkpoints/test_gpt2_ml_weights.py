@@ -220,10 +220,20 @@ def test_flags_that_make_no_sense(made, tmp_path):
     assert "GPT2_ML's never were UER-py's" in message
     message = refused(made / "tf", tmp_path / "x.ckpt", "--source_format", "huggingface")
     assert "its weights have GPT2_ML's names" in message
+    message = refused(made / "tf", tmp_path / "y.ckpt", "--target_format", "gpt2_ml_torch")
+    assert "y.ckpt: is not the name of a file of the port. Name a folder, or a file that ends in .bin" in message
     assert "--layers 3" in refused(made / "tf", tmp_path / "x.ckpt", "--layers", 3)
     CONFIG.replaced({"num_labels": 4}).save_pretrained(tmp_path / "port")
     with pytest.raises(UserError, match=r"port/config.json: is the config of another model"):
         convert(made / "a", tmp_path / "port", "--target_format", "gpt2_ml_torch")
+
+
+def test_an_output_head_of_its_own(tmp_path):
+    GPT2LMHeadModel(CONFIG.replaced({"tie_word_embeddings": False})).save_pretrained(tmp_path / "untied")
+    message = refused(tmp_path / "untied", tmp_path / "hf")
+    assert "a GPT2_ML with an output head of its own (head.weight), for which its folders have no place" in message
+    message = refused(tmp_path / "untied", tmp_path / "port", "--target_format", "gpt2_ml_torch")
+    assert "computes no such model: tie_word_embeddings False" in message
 
 
 def test_a_config_of_the_other_variant(made, gpt2, tmp_path):
