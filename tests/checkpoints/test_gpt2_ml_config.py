@@ -179,8 +179,8 @@ def test_a_vocabulary_and_the_rows_of_the_table(tmp_path, monkeypatch, lines, fi
     tokens = [*TOKENS, "more", "and more", "most"][:lines]
     for named in (None, write_vocabulary(tmp_path, tokens), tmp_path):
         if fits:
-            assert found(tmp_path, None, named).vocabulary == tmp_path / "vocab.txt" or named is None
-        elif named:
+            assert found(tmp_path, None, named).vocabulary == tmp_path / "vocab.txt"
+        else:
             with pytest.raises(UserError, match=f"vocab.txt: has {lines} tokens, and .*model.ckpt-7.index has 60"):
                 found(tmp_path, None, named)
 
