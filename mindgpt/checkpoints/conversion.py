@@ -30,7 +30,7 @@ from mindgpt.checkpoints.gpt2_config import CONFIG_FILE
 from mindgpt.checkpoints.gpt2_ml_config import VARIANT as GPT2_ML
 from mindgpt.checkpoints.gpt2_ml_conversion import convert_to_port
 from mindgpt.checkpoints.gpt2_ml_views import ToGPT2MLView
-from mindgpt.checkpoints.gpt2_names import SCORE
+from mindgpt.checkpoints.gpt2_names import HEAD, SCORE
 from mindgpt.checkpoints.gpt2_views import HuggingFaceView
 from mindgpt.checkpoints.layer_norm_conversion import with_norms
 from mindgpt.checkpoints.locations import SAFETENSORS_NAME, config_beside, find_weights
@@ -113,7 +113,7 @@ def convert_to_mindspore(source: Path, target: Path, options: ConversionOptions 
         print(f"note: no {CONFIG_FILE} lies with {source}, and weights do not tell the number of heads: pass --config")
     copy_tokenizer(view.path, target.parent, opened.vocabulary)
     if opened.variant == GPT2_ML:
-        write_bert_settings(target.parent, GPT2_ML_RULES)
+        write_bert_settings(view.path, target.parent, opened.vocabulary, GPT2_ML_RULES)
 
 
 def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
@@ -135,6 +135,12 @@ def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptio
     if opened.kind == "hugging_face":
         raise UserError(f"--mindspore_path {source}: holds Hugging Face's weights already, {opened.source.path}.")
     config, path = opened.config, opened.source.path
+    (head,) = HEAD.mf_names
+    if opened.variant == GPT2_ML and head in opened.source.entries:
+        raise UserError(
+            f"{path}: a GPT2_ML with an output head of its own ({head}), for which its folders have no place. A run "
+            "takes the checkpoint as it is (--load_checkpoint)."
+        )
     wanted = options.layer_norm or ("copy" if config is not None and config.layer_norm == "uer" else None)
     change = norm_change(config, wanted, path, layer_norm_conversion.to_model)
     view = (ToGPT2MLView if opened.variant == GPT2_ML else HuggingFaceView)(with_norms(opened.source, change))
@@ -164,7 +170,7 @@ def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptio
             print("note: transformers computes standard layer norms; only mindgpt obeys layer_norm 'uer' in the config")
         write_config(target / CONFIG_FILE, config.to_hf_dict(_architecture(view.sizes)))
         copy_tokenizer(path, target, opened.vocabulary)
-        write_bert_settings(target, GPT2_ML_RULES if opened.variant == GPT2_ML else None)
+        write_bert_settings(path, target, opened.vocabulary, GPT2_ML_RULES if opened.variant == GPT2_ML else None)
 
 
 def convert_to_uer(source: Path, target: Path, options: ConversionOptions | None = None) -> None:

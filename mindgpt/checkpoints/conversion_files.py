@@ -23,6 +23,7 @@ _BERT_TOKENIZER = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
+_OF_OTHER_FORMATS = (".ckpt", ".safetensors")
 GPT2_ML_RULES = {"rules": "bert4keras"}  # settings of a WordPieceTokenizer: no special tokens around a text
 
 
@@ -86,8 +87,9 @@ def check_folder(folder: Path, weights: Path, config: GPT2Config | None) -> None
 
 def check_port_folder(folder: Path, content: dict[str, Any]) -> None:
     """Raise a UserError for a folder that a model cannot be written to whose config.json is `content`; else make it."""
-    if folder.is_file():
-        raise UserError(f"{folder}: is a file. Name a folder, or a file that ends in .bin.")
+    if folder.is_file() or (folder.suffix in _OF_OTHER_FORMATS and not folder.is_dir()):
+        what = "is a file" if folder.is_file() else "is not the name of a file of the port"
+        raise UserError(f"{folder}: {what}. Name a folder, or a file that ends in .bin.")
     existing = folder / CONFIG_FILE
     if existing.exists() and read_json(existing) != content:
         raise UserError(f"{existing}: is the config of another model. Choose another folder, or remove it.")
@@ -135,9 +137,17 @@ def check_vocabulary_beside(weights: Path, rows: int) -> None:
         )
 
 
-def write_bert_settings(folder: Path, more: Mapping[str, Any] | None = None) -> None:
-    """Write the tokenizer_config.json that lets transformers open a folder's vocab.txt as `BertTokenizer`, unless the
-    folder has settings, or another vocabulary. `more`: further settings."""
-    others = any((folder / name).exists() for name in (TOKENIZER_SETTINGS, *_OTHER_VOCABULARIES))
-    if (folder / VOCABULARY).is_file() and not others:
-        write_config(folder / TOKENIZER_SETTINGS, {**_BERT_TOKENIZER, **(more or {})})
+def write_bert_settings(
+    weights: Path, target: Path, vocabulary: Path | None = None, more: Mapping[str, Any] | None = None
+) -> None:
+    """Write the tokenizer_config.json that lets transformers open the vocab.txt that `copy_tokenizer` has written as
+    `BertTokenizer`, unless the folder has settings, or had the vocabulary of another model.
+
+    Args:
+        weights, target, vocabulary: as in `copy_tokenizer`.
+        more: further settings.
+    """
+    others = any((target / name).exists() for name in (TOKENIZER_SETTINGS, *_OTHER_VOCABULARIES))
+    theirs, held = vocabulary or file_beside(weights, VOCABULARY), target / VOCABULARY
+    if not others and theirs is not None and held.is_file() and held.read_bytes() == theirs.read_bytes():
+        write_config(target / TOKENIZER_SETTINGS, {**_BERT_TOKENIZER, **(more or {})})

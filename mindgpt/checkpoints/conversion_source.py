@@ -31,6 +31,13 @@ _NAMING_OF_FORMAT = {
     "gpt2_ml": "gpt2_ml",
     "modelscope": "megatron",
 }
+_OWNERS = {
+    "uer": "UER-py's or TencentPretrain's",
+    "gpt2_ml": "GPT2_ML's",
+    "megatron": "Megatron's",
+    "hugging_face": "Hugging Face's",
+    "checkpoint": "MindFormers'",
+}
 
 
 @dataclass(frozen=True)
@@ -95,19 +102,8 @@ def open_to_convert(path: Path, options: ConversionOptions) -> OpenedWeights:
     """
     stored = open_source(path)
     kind = naming_of(stored)
-    wanted = options.source_format
-    if wanted != "auto" and (
-        kind not in (_NAMING_OF_FORMAT[wanted], "other model") or (wanted == "deepspeed" and not is_deepspeed(path))
-    ):
-        named = {
-            "uer": "UER-py's or TencentPretrain's",
-            "gpt2_ml": "GPT2_ML's",
-            "megatron": "Megatron's",
-            "hugging_face": "Hugging Face's",
-            "checkpoint": "MindFormers'",
-        }
-        found = f"its weights have {named[kind]} names" if kind != _NAMING_OF_FORMAT[wanted] else "is no such folder"
-        raise UserError(f"{path}: --source_format {wanted}: {found}. Leave the flag out, or name another file.")
+    if options.source_format != "auto":
+        _check_format(path, kind, options.source_format)
     view = NAMINGS[kind].view(stored)
     if options.layer_norm is not None and variant_of(view.entries) == GPT2_ML:
         raise UserError(f"{view.path}: --layer_norm {options.layer_norm}: GPT2_ML's never were UER-py's. Leave it out.")
@@ -145,6 +141,19 @@ def open_to_convert(path: Path, options: ConversionOptions) -> OpenedWeights:
     elif MF_EMBEDDING in view.entries:
         check_vocabulary_beside(view.path, view.entries[MF_EMBEDDING].shape[0])
     return OpenedWeights(kind, view, config, [*notes, *of_config, *of_head], vocabulary)
+
+
+def _check_format(path: Path, kind: str, wanted: str) -> None:
+    """Raise a UserError if weights with names of the kind `kind` are not in the format `wanted`. Another model than
+    GPT-2 is reported as such later."""
+    naming = _NAMING_OF_FORMAT[wanted]
+    if kind not in (naming, "other model"):
+        found = f"its weights have {_OWNERS[kind]} names"
+    elif wanted == "deepspeed" and not is_deepspeed(path):
+        found = "it is no folder of DeepSpeed"
+    else:
+        return
+    raise UserError(f"{path}: --source_format {wanted}: {found}. Leave the flag out, or name another file.")
 
 
 def norm_change(config: GPT2Config | None, wanted: str | None, path: Path, decide) -> NormChange:

@@ -212,7 +212,7 @@ def load_weights(
     source = weights.source if isinstance(weights, Weights) else weights
     parameters = dict(model) if isinstance(model, Mapping) else model.parameters_dict()
     if built := variant_of(parameters):
-        check_variant(built, source)
+        check_variant(built, variant_of(source.entries), source.path)
     allowed = [re.compile(pattern) for pattern in may_be_missing]
     left_out = {
         name: why for name, why in (left_out or {}).items() if name in source.entries and name not in parameters
@@ -238,22 +238,22 @@ def load_weights(
     return report
 
 
-def check_variant(built: str, source: TensorSource) -> None:
+def check_variant(built: str, held: str | None, path: Path) -> None:
     """Refuse weights of another variant of GPT-2 than the network to be loaded.
 
     Args:
         built: the network's, as `GPT2Config.variant`.
-        source: weights under our names.
+        held: that of the weights; None: not known.
+        path: of the weights.
 
     Raises:
         UserError: names both.
     """
-    held = variant_of(source.entries)
     if held not in (None, built):
         raise UserError(
-            f"{source.path}: holds the weights of {VARIANTS[held].model} (variant {held}), and the model is "
-            f"{VARIANTS[built].model} (variant {built}), another network. Set model.model_config.variant to {held}, or "
-            "name other weights."
+            f"{path}: holds the weights of {VARIANTS[held].model} (variant {held}), and the model is "
+            f"{VARIANTS[built].model} (variant {built}), another network. Set variant to {held} (in a YAML "
+            "model.model_config.variant), or name other weights."
         )
 
 

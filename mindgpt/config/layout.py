@@ -8,7 +8,7 @@ from mindgpt.config.run_config import RunConfig
 from mindgpt.config.strategy import Strategy, asks_for_semi_auto
 
 _SHOWN = 3  # working layouts that a message names
-_WITH_MEANS_OF_MATRICES = ("adafactor",)  # optimizers that cannot do with shards of a model-parallel rank
+_WITH_MEANS_OF_MATRICES = ("adafactor",)  # optimizers that need means over whole rows and columns
 
 
 class DeviceGrid(NamedTuple):

@@ -16,7 +16,7 @@ from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
 from mindgpt.checkpoints.torch_format import is_torch_file
 from mindgpt.checkpoints.weights import CheckpointWeights
 from mindgpt.config.errors import UserError
-from mindgpt.config.model_sections import PetSection
+from mindgpt.config.model_sections import VARIANTS, PetSection
 from mindgpt.pet.names import FACTOR_A, SCORE, check_pairs, is_factor, linears_with_factors
 from mindgpt.pet.peft_folder import is_peft_folder, read_peft
 from mindgpt.pet.tencentpretrain_lora import read_tencentpretrain_lora
@@ -42,10 +42,12 @@ class Adapter:
     Attributes:
         source: the factors, and whatever else was trained: biases, a classification head.
         settings: keys of `PetSection` with their values; empty if no config lies beside a `.ckpt`.
+        variant: of the network it was trained with, as `GPT2Config.variant`; None if no file says.
     """
 
     source: TensorSource
     settings: dict[str, Any]
+    variant: str | None = None
 
 
 def open_adapter(path: Path) -> Adapter:
@@ -60,7 +62,7 @@ def open_adapter(path: Path) -> Adapter:
         return Adapter(Arrays(path, arrays), settings)
     if path.is_file() and is_torch_file(path):
         settings, arrays = read_tencentpretrain_lora(path)
-        return Adapter(Arrays(path, arrays), settings)
+        return Adapter(Arrays(path, arrays), settings, "gpt2")
     if path.suffix != ".ckpt" and not holds_shards(path):
         raise UserError(
             f"{path}: not an adapter. Name a PEFT folder (with adapter_config.json), a .ckpt or folder "
@@ -74,7 +76,18 @@ def open_adapter(path: Path) -> Adapter:
             f"{path}: holds the base weights, too ({others[0]}, ...): it is a whole LoRA checkpoint. Name it as "
             "load_checkpoint, without an adapter."
         )
-    return Adapter(source, settings_beside(source.path))
+    file = config_beside(source.path)
+    return Adapter(source, settings_beside(source.path), GPT2Config.from_pretrained(file).variant if file else None)
+
+
+def check_adapter_variant(adapter: Adapter, built: str | None) -> None:
+    """Raise a UserError if an adapter was trained with another variant of GPT-2 than `built`; None: not known."""
+    if None not in (adapter.variant, built) and adapter.variant != built:
+        raise UserError(
+            f"{adapter.source.path}: is an adapter of {VARIANTS[adapter.variant].model} (variant {adapter.variant}), "
+            f"and the base model is {VARIANTS[built].model} (variant {built}), another network. Name the base that the "
+            "adapter was trained with."
+        )
 
 
 def check_factors(source: TensorSource) -> list[str]:

@@ -112,12 +112,14 @@ def activations_of_stage(config: RunConfig, stage: int, blocks: int) -> int:
     rows = config.runner_config.batch_size * network.seq_length  # tokens of one interleaved batch
     kept, working = _with_recompute(config, recompute, kept_by_block(config))
     total = micro_batches * blocks * kept + working
-    if stage == 0 and network.embedding_dropout_rate:
-        total += micro_batches * rows * network.hidden_size // _VALUES_PER_MASK_BYTE
+    norm_bytes = _KEPT_BY_LAYER_NORM[network.layer_norm] * BYTES[network.layernorm_compute_type]
+    if stage == 0:
+        total += micro_batches * rows * network.hidden_size * norm_bytes if network.embedding_norm else 0
+        if network.embedding_dropout_rate:
+            total += micro_batches * rows * network.hidden_size // _VALUES_PER_MASK_BYTE
     if last:
-        norm_bytes = _KEPT_BY_LAYER_NORM[network.layer_norm] * BYTES[network.layernorm_compute_type]
-        norm_bytes += BYTES[network.compute_dtype]
-        total += interleaved * rows * network.hidden_size * norm_bytes
+        of_head = BYTES[network.compute_dtype] + (norm_bytes if network.final_norm else 0)
+        total += interleaved * rows * network.hidden_size * of_head
         if config.trainer.type == "CausalLanguageModelingTrainer":
             classes = network.vocab_size // (grid.model_parallel if shards_vocabulary(config) else 1)
             total += interleaved * 3 * 4 * rows * classes  # float32: logits, their exponentials, and the gradient

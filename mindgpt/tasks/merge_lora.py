@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config
-from mindgpt.checkpoints.gpt2_names import MF_EMBEDDING
+from mindgpt.checkpoints.gpt2_ml_config import VARIANT as GPT2_ML
+from mindgpt.checkpoints.gpt2_names import MF_EMBEDDING, variant_of
 from mindgpt.checkpoints.locations import newest_in, own_config
 from mindgpt.checkpoints.mindspore_format import write_checkpoint
 from mindgpt.checkpoints.run_folder import rank_folders
@@ -22,7 +23,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.loader import load_config
 from mindgpt.config.model_sections import PetSection
 from mindgpt.io.files import atomic_write, read_json
-from mindgpt.pet.adapter import check_factors, open_adapter, rank_of, settings_beside
+from mindgpt.pet.adapter import check_adapter_variant, check_factors, open_adapter, rank_of, settings_beside
 from mindgpt.pet.merge import MergedWeights
 from mindgpt.pet.names import FACTOR_A, SCORE, is_factor, linears_with_factors, pattern_of
 from mindgpt.pet.peft_folder import is_peft_folder, write_peft
@@ -67,6 +68,7 @@ def merge(
     else:
         opened = open_adapter(_newest(adapter) if not is_peft_folder(adapter) else adapter)
         factors, metadata = opened.source, opened.settings
+        check_adapter_variant(opened, variant_of(weights.source.entries))
     check_factors(factors)
     if weights.without_heads is not None:
         raise UserError(f"{weights.source.path}: its number of heads is unknown. Put its config.json beside it.")
@@ -90,22 +92,29 @@ def export_peft(source: Path, folder: Path, alpha: float | None = None) -> None:
         folder: of PEFT.
         alpha: what lora_alpha was; None: as it lies with the source.
     """
-    settings, arrays = _trained(source, alpha)
+    settings, arrays, variant = _trained(source, alpha)
     if settings is None:
         raise UserError(_no_scaling(source) + " Put its config.json, with pet_config, beside it, or give --lora_alpha.")
     write_peft(folder, settings, arrays)
     print(f"wrote {folder}: {sum(map(is_factor, arrays)) // 2} LoRA updates of rank {settings.lora_rank}")
+    if variant == GPT2_ML:
+        print("note: transformers has no network of this kind; the adapter is for mindgpt's GPT2_ML alone")
 
 
 def export_tencentpretrain(source: Path, file: Path) -> None:
     """Write the LoRA in a checkpoint or adapter as a LoRA file of TencentPretrain, and say what lora_alpha was.
 
     Raises:
-        UserError: as `merge` does; or the LoRA has more than factors of query and value.
+        UserError: as `merge` does; or the LoRA has more than factors of query and value, or is of a GPT2_ML.
     """
     if not is_torch_file(file):
         raise UserError(f"--tencentpretrain_path: {file} must be the name of a file that ends in .bin.")
-    settings, arrays = _trained(source, None)
+    settings, arrays, variant = _trained(source, None)
+    if variant == GPT2_ML:
+        raise UserError(
+            f"{source}: is a LoRA of a GPT2_ML, a network that TencentPretrain does not have. Merge it with "
+            "tools/transform_ckpt_lora.py instead."
+        )
     write_tencentpretrain_lora(file, arrays)
     print(f"wrote {file}: {len(arrays) // 2} LoRA updates")
     if settings is not None:
@@ -130,6 +139,7 @@ def import_adapter(source: Path, target: Path, base_config: Path | None, alpha: 
     _check_adapter_target(target)
     config = None if base_config is None else GPT2Config.from_pretrained(base_config)
     opened = open_adapter(source)
+    check_adapter_variant(opened, config and config.variant)
     arrays = {name: opened.source.read(name) for name in opened.source.entries}
     metadata = _with_alpha(opened.settings, arrays, alpha)
     if not metadata:
@@ -142,13 +152,14 @@ def import_adapter(source: Path, target: Path, base_config: Path | None, alpha: 
     _write_config(target, config.replaced({"pet_config": PetSection(**metadata)}), SCORE in arrays)
 
 
-def _trained(source: Path, alpha: float | None) -> tuple[PetSection | None, dict[str, np.ndarray]]:
-    """The settings of a LoRA, None if they are unknown, and what was trained: factors, biases, a classifier's head."""
+def _trained(source: Path, alpha: float | None) -> tuple[PetSection | None, dict[str, np.ndarray], str | None]:
+    """The settings of a LoRA, None if they are unknown; what was trained: factors, biases, a classifier's head; and the
+    variant of the network, None if it is unknown."""
     if source.is_file() and is_torch_file(source):
         opened = open_adapter(source)
         arrays = {name: opened.source.read(name) for name in opened.source.entries}
         metadata = _with_alpha(opened.settings, arrays, alpha)
-        return PetSection(**metadata) if metadata else None, arrays
+        return PetSection(**metadata) if metadata else None, arrays, opened.variant
     weights = _open(source, None)
     check_factors(weights.source)
     settings = _settings(weights.source, settings_beside(weights.source.path))
@@ -160,7 +171,8 @@ def _trained(source: Path, alpha: float | None) -> tuple[PetSection | None, dict
         settings = PetSection(**_with_alpha({}, arrays, alpha))
     elif alpha is not None and settings.lora_alpha != alpha:
         raise UserError(f"--lora_alpha {alpha:g}: the config of {source} says {settings.lora_alpha:g}.")
-    return settings, arrays
+    config = weights.config or weights.without_heads
+    return settings, arrays, variant_of(weights.source.entries) or (config and config.variant)
 
 
 def _with_alpha(settings: dict[str, Any], arrays: dict[str, np.ndarray], alpha: float | None) -> dict[str, Any]:

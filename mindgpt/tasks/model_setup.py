@@ -8,6 +8,7 @@ from typing import Any
 from mindspore import Parameter, nn
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config, read_config
+from mindgpt.checkpoints.gpt2_names import variant_of
 from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.resizing import POSITIONS, TOKENS, UNTIED_HEAD, resized
 from mindgpt.checkpoints.weights import Weights, check_variant, load_weights, open_weights
@@ -19,7 +20,14 @@ from mindgpt.models import model_class
 from mindgpt.models.acceleration import why_no_kernels
 from mindgpt.models.gpt2.gpt2_tensor_parallel import ShardOfWeights, keep_shard
 from mindgpt.models.gpt2.pretrained import PretrainedCell
-from mindgpt.pet.adapter import Adapter, check_factors, open_adapter, resolve_settings, settings_beside
+from mindgpt.pet.adapter import (
+    Adapter,
+    check_adapter_variant,
+    check_factors,
+    open_adapter,
+    resolve_settings,
+    settings_beside,
+)
 from mindgpt.pet.lora import add_lora
 from mindgpt.pet.names import SCORE, is_factor, linears_with_factors, shown_paths
 from mindgpt.runtime.collectives import strategy
@@ -149,6 +157,7 @@ def resolve_with_weights(config: RunConfig, weights: Weights | None) -> tuple[Ru
     if weights is not None:
         untied = UNTIED_HEAD in weights.source.entries if TOKENS in weights.source.entries else None
         found = weights.config or weights.without_heads
+        check_variant(config.model.config.variant, variant_of(weights.source.entries), weights.source.path)
         config = _with_network_of(config, found, weights.source.path, untied, weights.assumed)
         _check_same_network(config.model.config, weights)
         config = config.replaced({"model.config.label_names": _label_names(config.model.config, weights)})
@@ -194,6 +203,7 @@ def plan_lora(config: RunConfig, weights: Weights | None, adapter_path: Path | N
             section, settings_beside(path) if weights.kind == "checkpoint" else {}, weights.source
         )
     elif adapter is not None:
+        check_adapter_variant(adapter, config.model.config.variant)
         settings = resolve_settings(section, adapter.settings, adapter.source)
     else:
         settings = section
@@ -271,9 +281,8 @@ def _check_same_network(config: GPT2Section, weights: Weights) -> None:
     """Compare the weights with the YAML: names settings where loading could only list parameters, or see nothing.
 
     Raises:
-        UserError: the weights are of another variant, of a network of another size, or with another number of heads.
+        UserError: the weights are of a network of another size, or with another number of heads.
     """
-    check_variant(config.variant, weights.source)
     sizes, path = _sizes(weights), weights.source.path
     wrong = [
         f"{name} is {size} in the file and {getattr(config, name)} in the YAML"
@@ -318,12 +327,13 @@ def _with_network_of(
         assumed: settings of `found` that no file says.
 
     Raises:
-        UserError: the YAML names another.
+        UserError: the YAML names another, or another variant.
     """
     section = config.model.config
     named = section.model_fields_set
     changes = {}
     if found is not None:
+        check_variant(section.variant, found.variant, path)
         changes = _layer_norm_of(section, found, path)
         for name in _TAKEN_FROM_WEIGHTS:
             value = getattr(found, name)

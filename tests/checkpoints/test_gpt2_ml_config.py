@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mindgpt import GPT2LMHeadModel
+from mindgpt import GPT2Config, GPT2LMHeadModel
 from mindgpt.checkpoints.gpt2_ml_config import config_of_gpt2_ml, port_json, read_ml_config
 from mindgpt.checkpoints.gpt2_ml_names import tensorflow_table
 from mindgpt.checkpoints.gpt2_ml_views import GPT2MLView
@@ -179,8 +179,8 @@ def test_a_vocabulary_and_the_rows_of_the_table(tmp_path, monkeypatch, lines, fi
     tokens = [*TOKENS, "more", "and more", "most"][:lines]
     for named in (None, write_vocabulary(tmp_path, tokens), tmp_path):
         if fits:
-            assert found(tmp_path, None, named).vocabulary == tmp_path / "vocab.txt" or named is None
-        elif named:
+            assert found(tmp_path, None, named).vocabulary == tmp_path / "vocab.txt"
+        else:
             with pytest.raises(UserError, match=f"vocab.txt: has {lines} tokens, and .*model.ckpt-7.index has 60"):
                 found(tmp_path, None, named)
 
@@ -212,6 +212,14 @@ def test_the_published_models(tmp_path, shared_data, vocabulary, rows, config, p
     fits = lines <= rows <= lines + 1024
     says = "mega.json does not describe these weights: vocab_size is 8021, the weights have 21130"
     assert (says if fits else wrong_vocabulary) in str(raised.value)
+
+
+def test_the_form_of_gpt2_ml_without_weights_is_no_gpt2(tmp_path):
+    file = write(tmp_path / "mega.json", JSON)
+    with pytest.raises(UserError, match=r"mega.json: is a config in the form of GPT2_ML .*variant='gpt2_ml'"):
+        GPT2Config.from_pretrained(file)
+    write(file, {key: value for key, value in JSON.items() if key != "intermediate_size"} | {"n_inner": 128})
+    assert GPT2Config.from_pretrained(file).num_layers == 2  # names that transformers takes for a GPT-2, too
 
 
 def test_a_file_of_uers_is_refused(tmp_path):

@@ -20,7 +20,6 @@ from mindgpt.checkpoints.crc32c import masked_crc32c
 from mindgpt.checkpoints.weights import open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.tokenizers.loading import load_tokenizer
-from mindgpt.tokenizers.wordpiece_files import RULES
 from tests.checkpoints.gpt2_ml_files import (
     CONFIG,
     WEIGHTS,
@@ -129,8 +128,6 @@ def test_what_was_skipped_is_counted(made, tmp_path, capsys):
 def test_the_tokenizer_reads_as_bert4keras_does(made):
     settings = json.loads((made / "hf" / "tokenizer_config.json").read_text())
     assert settings["do_lower_case"] is True and settings["rules"] == "bert4keras"
-    if "bert4keras" not in RULES:
-        pytest.skip("the tokenizer has no such rules yet")
     for folder in ("a", "port", "hf"):
         assert load_tokenizer(made / folder)("T1 t2")["input_ids"] == [6, 7]
 
@@ -139,6 +136,14 @@ def test_settings_of_a_tokenizer_that_are_there_stay(made, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     convert(made / "tf", tmp_path / "x.ckpt")
     assert (tmp_path / "tokenizer_config.json").read_text() == '{"do_lower_case": false}'
+
+
+def test_the_vocabulary_of_another_model_gets_no_rules(made, tmp_path, capsys):
+    """A tokenizer_config.json would take the special tokens from a model whose vocab.txt lay there before."""
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nother\n")
+    convert(made / "tf", tmp_path / "x.ckpt")
+    assert "vocab.txt differs from" in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "vocab.txt", "x.ckpt"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -215,10 +220,20 @@ def test_flags_that_make_no_sense(made, tmp_path):
     assert "GPT2_ML's never were UER-py's" in message
     message = refused(made / "tf", tmp_path / "x.ckpt", "--source_format", "huggingface")
     assert "its weights have GPT2_ML's names" in message
+    message = refused(made / "tf", tmp_path / "y.ckpt", "--target_format", "gpt2_ml_torch")
+    assert "y.ckpt: is not the name of a file of the port. Name a folder, or a file that ends in .bin" in message
     assert "--layers 3" in refused(made / "tf", tmp_path / "x.ckpt", "--layers", 3)
     CONFIG.replaced({"num_labels": 4}).save_pretrained(tmp_path / "port")
     with pytest.raises(UserError, match=r"port/config.json: is the config of another model"):
         convert(made / "a", tmp_path / "port", "--target_format", "gpt2_ml_torch")
+
+
+def test_an_output_head_of_its_own(tmp_path):
+    GPT2LMHeadModel(CONFIG.replaced({"tie_word_embeddings": False})).save_pretrained(tmp_path / "untied")
+    message = refused(tmp_path / "untied", tmp_path / "hf")
+    assert "a GPT2_ML with an output head of its own (head.weight), for which its folders have no place" in message
+    message = refused(tmp_path / "untied", tmp_path / "port", "--target_format", "gpt2_ml_torch")
+    assert "computes no such model: tie_word_embeddings False" in message
 
 
 def test_a_config_of_the_other_variant(made, gpt2, tmp_path):

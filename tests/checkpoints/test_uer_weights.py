@@ -278,7 +278,10 @@ def test_several_files_in_a_folder_are_listed(tmp_path):
 def test_source_format_is_checked(tmp_path, copied):
     file = write_model(tmp_path, state())
     assert "have UER-py" in refused(tmp_path, file, tmp_path / "x.ckpt", "--source_format", "huggingface")
-    assert "is no such folder" in refused(tmp_path, file, tmp_path / "x.ckpt", "--source_format", "deepspeed")
+    no_folder = "--source_format deepspeed: it is no folder of DeepSpeed"
+    assert no_folder in refused(tmp_path, file, tmp_path / "x.ckpt", "--source_format", "deepspeed")
+    torch.save({"bert.embeddings.word_embeddings.weight": torch.zeros(4, 2)}, tmp_path / "bert.bin")
+    assert no_folder in refused(tmp_path, tmp_path / "bert.bin", tmp_path / "x.ckpt", "--source_format", "deepspeed")
     convert(file, tmp_path / "x.ckpt", "--source_format", "tencentpretrain")
     wanted = refused(tmp_path, copied, tmp_path / "y.ckpt", "--source_format", "uer")
     assert "have Hugging Face's names" in wanted

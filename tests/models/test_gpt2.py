@@ -129,13 +129,12 @@ def test_training_rows_may_be_one_longer_than_the_position_table():
     assert np.isfinite(model(Tensor(ids((2, 41)))).asnumpy())
 
 
-def test_initialisation_is_hugging_faces():
+@pytest.mark.parametrize(("variant", "scaled"), [("gpt2", 0.02 / np.sqrt(2 * 8)), ("gpt2_ml", 0.02)])
+def test_initialisation_is_hugging_faces_and_that_of_gpt2_ml(variant, scaled):
     ms.set_seed(1)
-    model = GPT2LMHeadModel(
-        GPT2Config(num_layers=8, num_heads=4, hidden_size=256, vocab_size=3000, initializer_range=0.02)
-    )
+    sizes = {"num_layers": 8, "num_heads": 4, "hidden_size": 256, "vocab_size": 3000}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, variant=variant, initializer_range=0.02))
     parameters = {name: p.init_data().asnumpy() for name, p in model.parameters_dict().items()}
-    scaled = 0.02 / np.sqrt(2 * 8)
     for name, value in parameters.items():
         if name.endswith(("bias", "beta")):
             assert not value.any(), name

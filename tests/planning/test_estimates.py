@@ -77,6 +77,14 @@ def test_early_stages_hold_more_micro_batches():
     assert estimates.activations_of_stage(few, 0, 3) == 2 * 3 * block
 
 
+def test_gpt2_ml_has_a_layer_norm_after_the_embeddings_and_none_before_the_head(monkeypatch):
+    monkeypatch.setattr(estimates, "_KEPT_BY_ACTIVATION", {"gelu": 1, "gelu_erf": 1})
+    both = [config(ALL_HALF | {"variant": name}, pipeline_stage=2, micro_batch_num=4) for name in ("gpt2", "gpt2_ml")]
+    of_gpt2, of_ml = ([estimates.activations_of_stage(run, stage, 3) for stage in (0, 1)] for run in both)
+    norm = 2 * B * S * H  # its input in half precision, which the first stage keeps of two micro-batches
+    assert (of_ml[0] - of_gpt2[0], of_ml[1] - of_gpt2[1]) == (2 * norm, -norm)
+
+
 def test_operations_of_gpt3_13b():
     """Brown et al. 2020, table D.1: 2.31e22 operations for the 13B model and 300e9 tokens, scores apart."""
     run = config({"seq_length": 2048, "hidden_size": 5140, "num_heads": 20, "num_layers": 40, "vocab_size": 50257})
