@@ -20,6 +20,7 @@ from mindgpt.checkpoints.uer_names import HEAD as UER_HEAD
 from mindgpt.checkpoints.weights import NAMINGS, naming_of
 from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import VARIANTS
+from mindgpt.tokenizers.loading import MOST_PADDING
 
 SOURCE_FORMATS = ("auto", "huggingface", "uer", "tencentpretrain", "deepspeed", "mindformers", "gpt2_ml", "modelscope")
 _NAMING_OF_FORMAT = {
@@ -137,7 +138,8 @@ def open_to_convert(path: Path, options: ConversionOptions) -> OpenedWeights:
     config, view, of_head = agree_on_head(config, view)
     vocabulary = options.vocabulary
     if vocabulary is not None and MF_EMBEDDING in view.entries:
-        vocabulary = checked_vocabulary(view.path, view.entries[MF_EMBEDDING].shape[0], vocabulary)
+        rows = view.entries[MF_EMBEDDING].shape[0]
+        vocabulary = checked_vocabulary(view.path, rows, vocabulary, padding=MOST_PADDING)
     elif MF_EMBEDDING in view.entries:
         check_vocabulary_beside(view.path, view.entries[MF_EMBEDDING].shape[0])
     return OpenedWeights(kind, view, config, [*notes, *of_config, *of_head], vocabulary)

@@ -6,17 +6,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from mindgpt.config.errors import UserError
+from mindgpt.tokenizers.wordpiece_text import is_chinese as is_ideograph
 
-_IDEOGRAPHS = (  # as in BERT's tokenizer
-    (0x4E00, 0x9FFF),
-    (0x3400, 0x4DBF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2B73F),
-    (0x2B740, 0x2B81F),
-    (0x2B820, 0x2CEAF),
-    (0xF900, 0xFAFF),
-    (0x2F800, 0x2FA1F),
-)
 _PUNCTUATION = (  # of Chinese: general, its own, vertical and small forms, full width
     (0x00B7, 0x00B7),
     (0x2013, 0x2027),
@@ -45,7 +36,7 @@ def words(text: str) -> list[str]:
 
 def _is_chinese(character: str) -> bool:
     code = ord(character)
-    if any(first <= code <= last for first, last in _IDEOGRAPHS):
+    if is_ideograph(character):
         return True
     in_range = any(first <= code <= last for first, last in _PUNCTUATION)
     return in_range and unicodedata.category(character)[0] in "PS"

@@ -95,11 +95,13 @@ class GenerationSettings(GenerationSection):
             UserError: two names of one setting have different values.
         """
         own: dict[str, Any] = {}
+        names: dict[str, str] = {}
         for name, value in given.items():
             known = cls.other_names.get(name, name)
             if known in own and own[known] != value:
-                raise _user_error([((name,), f"means the same as {known}, and has another value; give one of them")])
-            own[known] = value
+                other = names[known]
+                raise _user_error([((name,), f"means the same as {other}, and has another value; give one of them")])
+            own[known], names[known] = value, name
         return own
 
     @property

@@ -240,7 +240,10 @@ def check_tokenizer_fits(tokenizer: BaseTokenizer, vocab_size: int) -> None:
     """
     if tokenizer.text_vocab_size <= vocab_size <= len(tokenizer) + MOST_PADDING:
         return
-    way_out = "Use the tokenizer that the model was trained with."
+    way_out = (
+        "Use the tokenizer that the model was trained with; or, if the weights have another size, set vocab_size to it "
+        "(model.model_config.vocab_size in the YAML)."
+    )
     if tokenizer.new_tokens and len(tokenizer) - len(tokenizer.new_tokens) <= vocab_size < len(tokenizer):
         roles = [role for role, token in tokenizer.special_tokens_map.items() if token in tokenizer.new_tokens]
         key = "eos_token" if "eos_token" in roles else roles[0]

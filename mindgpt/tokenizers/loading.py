@@ -1,7 +1,8 @@
 """The kinds of tokenizers, and `load_tokenizer`, which tells them apart. A new kind adds a module and an entry here."""
 
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,11 +92,12 @@ def load_tokenizer(path: str | os.PathLike[str], **overrides: Any) -> BaseTokeni
         overrides: arguments of the tokenizer's class that take precedence over the files, such as `pad_token`.
 
     Raises:
-        UserError: there is no tokenizer of a known kind, or it is broken.
+        UserError: there is no tokenizer of a known kind, it is broken, or its kind has no such argument.
     """
     path = tokenizer_path(path)
     kind = tokenizer_kind(path)
     if kind is not None:
+        _check_arguments(kind, overrides, path)
         return KINDS[kind].open(path, **overrides)
     wanted = "; or ".join(f"{kind.wanted} ({name})" for name, kind in KINDS.items())
     if not path.exists():
@@ -105,3 +107,15 @@ def load_tokenizer(path: str | os.PathLike[str], **overrides: Any) -> BaseTokeni
     found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
     shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "") if found else "no file"
     raise UserError(f"No tokenizer in {path}: found {shown}. Give {wanted}.")
+
+
+def _check_arguments(kind: str, names: Iterable[str], path: Path) -> None:
+    """Raise a UserError if the class of a kind has no argument of one of these names."""
+    opens = KINDS[kind].open
+    of_class = inspect.signature(getattr(opens, "__self__", opens)).parameters
+    for name in names:
+        if name not in of_class:
+            known = ", ".join(key for key, one in of_class.items() if one.kind is one.KEYWORD_ONLY)
+            raise UserError(
+                f"{name}: {path} holds a tokenizer of the kind {kind}, which has no such argument. It has: {known}."
+            )

@@ -22,6 +22,7 @@ from mindgpt.config.errors import UserError
 from mindgpt.tokenizers.loading import load_tokenizer
 from tests.checkpoints.gpt2_ml_files import (
     CONFIG,
+    TOKENS,
     WEIGHTS,
     L,
     P,
@@ -29,6 +30,7 @@ from tests.checkpoints.gpt2_ml_files import (
     convert,
     refused,
     write_model,
+    write_vocabulary,
 )
 from tests.checkpoints.tensorflow_files import CODES, Stored, entry, header, write_table
 from tests.models.gpt2_ml_reference import reference_logits, under_our_names
@@ -130,6 +132,22 @@ def test_the_tokenizer_reads_as_bert4keras_does(made):
     assert settings["do_lower_case"] is True and settings["rules"] == "bert4keras"
     for folder in ("a", "port", "hf"):
         assert load_tokenizer(made / folder)("T1 t2")["input_ids"] == [6, 7]
+
+
+def test_a_vocabulary_that_is_named_for_weights_of_a_run(made, tmp_path):
+    """A run's checkpoint has none beside it; the table has two rows more than the vocabulary has lines."""
+    weights = tmp_path / "run" / "x.ckpt"
+    weights.parent.mkdir()
+    for name in ("x.ckpt", "config.json"):
+        shutil.copy(made / "a" / name, weights.with_name(name))
+    vocabulary = made / "tf" / "vocab.txt"
+    for target, more in (("hf", ()), ("port", ("--target_format", "gpt2_ml_torch"))):
+        convert(weights, tmp_path / target, "--vocab", vocabulary, *more)
+        assert (tmp_path / target / "vocab.txt").read_bytes() == vocabulary.read_bytes()
+    assert load_tokenizer(tmp_path / "hf").rules == "bert4keras"
+    longer = write_vocabulary(tmp_path / "longer", [*TOKENS, "a", "b", "c"])
+    message = refused(weights, tmp_path / "new", "--vocab", longer)
+    assert f"has {len(TOKENS) + 3} tokens, and" in message
 
 
 def test_settings_of_a_tokenizer_that_are_there_stay(made, tmp_path):

@@ -195,3 +195,9 @@ def test_the_example(folder, repo):
     assert done.returncode == 0, done.stderr
     (first,), (second,) = map(ast.literal_eval, done.stdout.splitlines()[-2:])
     assert first.startswith("今天") and len(first) > 50 and second.startswith("好") and first != second
+
+
+def test_the_example_without_a_model(tmp_path, repo):
+    command = [sys.executable, "examples/gpt2_ml/article_completion.py", tmp_path / "none"]
+    done = programs.run(command, repo, programs.user_environment() | {"PYTHONPATH": str(repo)})
+    assert done.returncode == 2 and "there is no such folder" in done.stderr and "Traceback" not in done.stderr

@@ -283,6 +283,8 @@ def test_names_of_bert4keras_mean_ours():
     )
     with pytest.raises(UserError, match="topk: means the same as top_k, and has another value"):
         settings.changed(top_k=4, topk=5)
+    with pytest.raises(UserError, match="end_token: means the same as end_id, and has another value"):
+        settings.changed(end_id=3, end_token="。")
     with pytest.raises(UserError, match="generation: start_id: unknown key; a text begins with its prompt"):
         settings.changed(start_id=1)
 

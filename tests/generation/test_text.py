@@ -147,7 +147,7 @@ SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": 64}
         ("", "model", SIZES, "an empty text is no prompt"),
         ("xyz" * 40, "model", SIZES, "fills the context length of 64"),
         ("bad.txt", "model", SIZES, "bad.txt:2: not UTF-8: byte 0xff at offset 9"),
-        ("a", "larger", SIZES, "they do not belong together. Use the tokenizer"),
+        ("a", "larger", SIZES, "Use the tokenizer that the model was trained with; or, if the weights"),
         ("a", "model", SIZES | {"hidden_size": 16}, "hidden_size is 32 in the file and 16 in the YAML"),
     ],
     ids=["empty", "over the context", "no UTF-8", "tokenizer of another model", "checkpoint of another model"],

@@ -29,6 +29,13 @@ def test_a_folder_without_a_known_tokenizer_is_refused_with_its_files(tmp_path):
         load_tokenizer(tmp_path / "absent")
 
 
+def test_an_argument_of_another_kind_is_refused(folder):
+    with pytest.raises(
+        UserError, match="rules: .* kind byte-level BPE, which has no such argument. It has: .*eos_token"
+    ):
+        load_tokenizer(folder, rules="bert4keras")
+
+
 def test_the_files_of_all_kinds_are_copied_with_weights():
     assert {"vocab.json", "merges.txt", "tokenizer.json", "vocab.txt", "added_tokens.json"} <= {*TOKENIZER_FILES}
 
