@@ -56,5 +56,6 @@ def convert_to_port(source: Path, target: Path, options: ConversionOptions | Non
     write_torch(file, chain(with_progress(view, options.dtype, target), masks.items()), same)
     say_skipped(opened)
     print(f"wrote {file}: {summary(view, view.sizes, options.dtype)}")
+    print("note: open it with the port's own classes; transformers would take it for a GPT-2, another network")
     write_config_in_form_beside(file, content)
     copy_tokenizer(path, folder, opened.vocabulary)

@@ -134,7 +134,7 @@ def test_the_tokenizer_reads_as_bert4keras_does(made):
         assert load_tokenizer(made / folder)("T1 t2")["input_ids"] == [6, 7]
 
 
-def test_a_vocabulary_that_is_named_for_weights_of_a_run(made, tmp_path):
+def test_a_vocabulary_that_is_named_for_weights_of_a_run(made, tmp_path, capsys):
     """A run's checkpoint has none beside it; the table has two rows more than the vocabulary has lines."""
     weights = tmp_path / "run" / "x.ckpt"
     weights.parent.mkdir()
@@ -144,6 +144,8 @@ def test_a_vocabulary_that_is_named_for_weights_of_a_run(made, tmp_path):
     for target, more in (("hf", ()), ("port", ("--target_format", "gpt2_ml_torch"))):
         convert(weights, tmp_path / target, "--vocab", vocabulary, *more)
         assert (tmp_path / target / "vocab.txt").read_bytes() == vocabulary.read_bytes()
+    only_mindgpt, only_port = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert "only mindgpt opens this folder" in only_mindgpt and "the port's own classes" in only_port
     assert load_tokenizer(tmp_path / "hf").rules == "bert4keras"
     longer = write_vocabulary(tmp_path / "longer", [*TOKENS, "a", "b", "c"])
     message = refused(weights, tmp_path / "new", "--vocab", longer)
