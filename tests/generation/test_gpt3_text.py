@@ -52,19 +52,18 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def leaning(layout, *ids):
-    """Weights whose last layer norm leans towards these tokens, so that texts end."""
+def leaning(layout, token, by):
+    """Weights whose last layer norm leans towards a token, so that some texts end with it and some do not."""
     held = state(layout)
     table = next(tensor for name, tensor in held.items() if name.endswith("word_embeddings.weight"))
     norm = next(name for name in held if name.endswith("final_layernorm.bias"))
-    for token in ids:
-        held[norm] += 1.5 * table[token] / table[token].norm()
+    held[norm] += by * table[token] / table[token].norm()
     return held
 
 
 @pytest.fixture(scope="module")
 def held():
-    return leaning("parallel", SEP, EOD)
+    return leaning("parallel", SEP, -1.0)  # without, all texts end with it
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +246,7 @@ def without_spaces(text):
 def test_base_and_large(tmp_path):
     vocabulary = ["[PAD]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "，", "。", *CHARACTERS]
     sep, special = 4, [0, 1, 2, 3, 5, *range(len(vocabulary), V)]
-    held = leaning("base", sep)
+    held = leaning("base", sep, 1.5)
     folder = write_base(tmp_path / "x", held, BASE)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     generate = mindgpt.pipeline("text-generation", model=folder)
