@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mindgpt.config.command_line import config_from_command_line
+
 # As the interpreter that makes environments, and as the one in an environment. BREAK names what fails.
 STUB = r"""#!/usr/bin/env bash
 printf '%s\n' "$PWD: $*" >> "$LOG"
@@ -231,6 +233,36 @@ def test_examples_of_chinese_gpt2(script, tmp_path, repo, name, files, arguments
         assert f"--load_checkpoint {folder}/checkpoint" in run
     for missing in (f"{command} {arguments.split()[0]}", f"{command} nowhere {arguments}".rsplit(" ", 1)[0]):
         assert script(missing)[0] == 2
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("poetry", ["poems.json"]), ("dureader", [])])
+def test_examples_of_gpt3(script, tmp_path, repo, monkeypatch, name, arguments):
+    """Paths are the caller's, all go into OUT_DIR, the runs understand their flags, and the second has the first's
+    weights."""
+    here, out = tmp_path / "here", tmp_path / "home" / "out"
+    for file in arguments:
+        (here / file).write_text('[{"paragraphs": ["春眠"]}]')
+    (out / "model").mkdir(parents=True)
+    (out / "model" / "eval_generations.jsonl").write_text("as if it had been written")
+    command = " ".join(["bash $REPO/examples/gpt3/" + f"{name}.sh", *arguments])
+    status, output, calls = script(f"{command} '~/out'", HOME=str(tmp_path / "home"))
+    assert status == 0, output
+    assert any(call.endswith(" ".join(["-", *(f"{here}/{file}" for file in arguments), str(out)])) for call in calls)
+    assert sorted(os.listdir(here)) == arguments
+    monkeypatch.chdir(repo)
+    runs = [call.split("run_mindformer.py ")[1] for call in calls if "run_mindformer.py" in call]
+    learnt = [run.replace("vocab_size=", "vocab_size=300").split() for run in runs]
+    training, other = (config_from_command_line(words)[0] for words in learnt)
+    assert training.do_eval and training.optimizer.decay_all and training.lr_schedule.type == "noam"
+    assert training.output_dir == other.output_dir == str(out / "model")
+    assert f"--load_checkpoint {out}/model/checkpoint" in runs[1]
+    sizes = ("num_layers", "hidden_size", "num_heads", "vocab_size", "max_position_embeddings")
+    assert all(getattr(training.model.config, size) == getattr(other.model.config, size) for size in sizes)
+    for wrong in (
+        f"{command} '~/out' more",
+        command.replace("poems.json", "nowhere '~/out'") if arguments else command,
+    ):
+        assert script(wrong)[0] == 2
 
 
 def test_predict_expands_the_home_folder_in_quotes(script, tmp_path):

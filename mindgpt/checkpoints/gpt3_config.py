@@ -9,8 +9,9 @@ Which of its keys count depends on the layout of the weights' names (`megatron_n
                                     attention_probs_dropout_prob        attention_dropout
     initialisation                  initializer_range                   init_method_std
 
-`intermediate_size` and `hidden_act` are in the file and ignored by ModelScope. Source: its `models/nlp/gpt3`, of which
-`configuration.py` has `GPT3Config`, whose class defaults are those here.
+`intermediate_size` and `hidden_act` are in the file and ignored by ModelScope. A text ends with `eod_id`; beside a
+tokenizer.json also with its `<sep>`, since ModelScope shows nothing of what follows it. Source: its `models/nlp/gpt3`,
+of which `configuration.py` has `GPT3Config`, whose class defaults are those here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from mindgpt.checkpoints.uer_config import FoundConfig
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
 from mindgpt.io.files import read_json
+from mindgpt.tokenizers.jieba_files import separator_id
 
 _SIZES = {"vocab_size": "V", "hidden_size": "H", "num_hidden_layers": "L", "max_position_embeddings": "P"}
 _NEEDED = {  # what weights do not say and nobody may guess; and vocab_size, without which ModelScope takes 25600
@@ -114,12 +116,20 @@ def settings_of_gpt3(content: Mapping[str, Any], view: MegatronView, file: Path)
         "prompt_special_tokens": "bos" if layout == "base" else "none",
     }
     if "eod_id" in content:
-        settings["eos_token_id"] = content["eod_id"]
+        settings["eos_token_id"] = _ends(content["eod_id"], view)
     generation, notes = _generation(content, layout, file)
     activation = content.get("hidden_act", "gelu")
     if activation != "gelu":
         notes.append(f"{file}: hidden_act {shown(activation)} is ignored, as ModelScope does; {settings['hidden_act']}")
     return settings | generation, notes
+
+
+def _ends(eod_id: int, view: MegatronView) -> int | list[int]:
+    """The ids that end a text."""
+    tokenizer = file_beside(view.path, "tokenizer.json") if view.layout == "parallel" else None
+    separator = separator_id(tokenizer) if tokenizer else None
+    within = separator is not None and separator < view.sizes["V"]
+    return [eod_id, separator] if within and separator != eod_id else eod_id
 
 
 def _wrong_sizes(content: Mapping[str, Any], view: MegatronView) -> Iterator[str]:
@@ -170,8 +180,8 @@ def _wrong_values(content: Mapping[str, Any], view: MegatronView) -> Iterator[st
 
 
 def _generation(content: Mapping[str, Any], layout: str, file: Path) -> tuple[dict[str, Any], list[str]]:
-    """The settings of generation, and notes. ModelScope samples by top_k or by top_p, never by both; top_k 1 is greedy
-    search. base and large always add 100 tokens."""
+    """The settings of generation, and notes. ModelScope samples by top_k or by top_p, never by both. base and large
+    always add 100 tokens."""
     notes = []
 
     def value(key: str, default: float, is_allowed: Any) -> Any:
@@ -188,9 +198,7 @@ def _generation(content: Mapping[str, Any], layout: str, file: Path) -> tuple[di
     temperature = value("temperature", 1.0, lambda number: number > 0)
     length = value("tokens_to_generate", _NEW_TOKENS, lambda number: number >= 1 and number == int(number))
     settings: dict[str, Any] = {"max_new_tokens": int(length) if layout == "parallel" else _NEW_TOKENS}
-    if top_k == 1:
-        return settings, notes
-    settings |= {"do_sample": True, "temperature": temperature}
+    settings |= {"do_sample": True, "temperature": temperature, "exclusive_filters": True}
     if top_k and content.get("top_p"):
         notes.append(f"{file}: top_k {top_k} and top_p {top_p}: ModelScope samples by one of the two; top_k is taken")
     if top_k:

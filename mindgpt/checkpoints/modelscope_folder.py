@@ -1,7 +1,6 @@
 """Writes ModelScope's folder of a GPT-3: weights, `config.json` and `configuration.json`."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +15,8 @@ from mindgpt.checkpoints.tensor_parallel_files import shard_of, shard_shape
 from mindgpt.checkpoints.tensor_source import TensorInfo
 from mindgpt.checkpoints.torch_archive import StateDictWriter
 from mindgpt.config.errors import UserError
-from mindgpt.io.files import atomic_write, make_folder, parse_json, read_json, read_text
+from mindgpt.io.commented_json import read_commented_json
+from mindgpt.io.files import atomic_write, make_folder, read_json
 
 CONFIGURATION_FILE = "configuration.json"
 BASE_FILE = "pytorch_model.bin"
@@ -36,7 +36,6 @@ _NEW_CONFIGURATION = {  # of a model that was none of ModelScope's
         "pipeline": {"type": "text-generation"},
     },
 }
-_NOT_JSON = re.compile(r'("(?:\\.|[^"\\])*")|#[^\n]*|,(?=(?:\s|#[^\n]*\n)*[}\]])')
 
 
 def layout_to_write(config: GPT2Config, ranks: int | None) -> str:
@@ -124,22 +123,9 @@ def configuration(weights: Path, target: Path, layout: str, ranks: int) -> dict[
     """
     own = target / CONFIGURATION_FILE
     file = own if own.is_file() else file_beside(weights, CONFIGURATION_FILE)
-    content = _NEW_CONFIGURATION[layout] if file is None else read_configuration(file)
+    content = _NEW_CONFIGURATION[layout] if file is None else read_commented_json(file)
     if layout == "base":
         return {key: value for key, value in content.items() if key != "megatron"}
     megatron = content.get("megatron")
     sizes = dict.fromkeys(("checkpoint_tensor_model_parallel_size", "world_size", "tensor_model_parallel_size"), ranks)
     return {**content, "megatron": {**(megatron if isinstance(megatron, Mapping) else {}), **sizes}}
-
-
-def read_configuration(file: Path) -> dict[str, Any]:
-    """The content of a configuration.json. Comments from `#` to the end of a line and commas before a closing bracket,
-    as in ModelScope's documentation, are left out.
-
-    Raises:
-        UserError: it is no JSON object.
-    """
-    content = parse_json(_NOT_JSON.sub(lambda match: match[1] or "", read_text(file)), file)
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: must hold a JSON object.")
-    return content

@@ -91,13 +91,15 @@ KNOWN_ELSEWHERE = {
     "random_seed": "the name is seed",
     "start_id": "a text begins with its prompt; prompt_special_tokens puts a token in front of it",  # of bert4keras
     "end_id": "the name is end_token",
+    "tokens_to_generate": "the name is max_new_tokens",  # of ModelScope
+    "eod_id": "the name is eos_token_id",
     "minlen": "the name is min_new_tokens",
     "maxlen": "the name is max_new_tokens",
     "topk": "the name is top_k",
     "topp": "the name is top_p",
     "n": "the name is num_return_sequences",
 }
-"""Names of transformers, MindFormers and bert4keras that are no settings here, each with the reason or what to use."""
+"""Names of other programs that are no settings here, each with the reason or what to use."""
 
 
 class GenerationSection(Section):
@@ -131,6 +133,8 @@ class GenerationSection(Section):
         min_p: sample among tokens at least this many times as likely as the likeliest.
         typical_p: sample among the fewest tokens of nearly the expected information that together have this
             probability.
+        exclusive_filters: `top_k` and `top_p` exclude each other, as in Megatron-LM and ModelScope's GPT-3: one that is
+            given replaces the other, 0 is none of them, and `top_k: 1` takes the likeliest token.
         num_return_sequences: texts for each prompt.
         num_beams: texts to pursue at once in beam search; 1: no beam search.
         length_penalty: beams are compared by log-probability / length ** length_penalty.
@@ -164,6 +168,7 @@ class GenerationSection(Section):
     top_p: Probability = 1.0
     min_p: Fraction | None = None
     typical_p: Probability = 1.0
+    exclusive_filters: bool = False
 
     num_return_sequences: Count = 1
     num_beams: Count = 1
@@ -208,6 +213,8 @@ class GenerationSection(Section):
         for name, default in (("length_penalty", 1), ("early_stopping", False)):
             if beams == 1 and getattr(self, name) != default:
                 yield name, f"is for beam search: set num_beams to 2 or more, or leave {name} out"
+        if self.exclusive_filters and self.top_k is not None and self.top_p < 1:
+            yield "top_p", f"{self.top_p:g}: exclusive_filters allows one of top_k and top_p, and top_k is {self.top_k}"
         longest_new = self.max_new_tokens or max_length
         counted_new = ("min_new_tokens",) if self.end_token is None else ("min_new_tokens", "min_length", "min_ends")
         for name in counted_new:

@@ -84,6 +84,8 @@ def layout_problems(config: RunConfig, target: str, strategy: Strategy, devices:
         yield from tensor_parallel_problems(config, devices)
     elif strategy is Strategy.DATA_PARALLEL:
         yield from data_parallel_problems(config, devices, target)
+    if target == "Ascend":
+        yield from _flash_problems(config)
 
 
 def semi_auto_problems(config: RunConfig, devices: int) -> Iterator[str]:
@@ -103,6 +105,17 @@ def semi_auto_problems(config: RunConfig, devices: int) -> Iterator[str]:
             "among which a sharded optimizer shards the weights. Its state is small as it is: set "
             "parallel_config.optimizer_shard to False (and parallel.enable_parallel_optimizer), or use adamw, lion or "
             "sgd"
+        )
+
+
+def _flash_problems(config: RunConfig) -> Iterator[str]:
+    """Rows of which flash attention cannot drop weights: its mask has a bit for each key, in whole bytes."""
+    network = config.model.config
+    dropped, rows = network.attention_dropout_rate, network.seq_length
+    if config.trains and network.use_flash_attention and dropped > 0 and rows % 8:
+        yield (
+            f"model.model_config.use_flash_attention: with attention_dropout_rate {dropped:g} it needs a seq_length "
+            f"that is a multiple of 8, not {rows}. Set it to False, or attention_dropout_rate to 0"
         )
 
 

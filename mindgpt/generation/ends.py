@@ -7,17 +7,18 @@ from mindgpt.tokenizers.tokenizer import BaseTokenizer
 
 
 def with_ends(settings: GenerationSettings, tokenizer: BaseTokenizer) -> GenerationSettings:
-    """The settings with the id of an `end_token` that is a text; without an `end_token`, with the tokenizer's
-    end-of-text token for an `eos_token_id` of None.
+    """The settings with the id of an `end_token` that is a text; without an `end_token`, with all ids at which the
+    tokenizer's texts end for an `eos_token_id` of None, or of the tokenizer's end-of-text token alone.
 
     Raises:
         UserError: the text of `end_token` is not one token.
     """
     if isinstance(settings.end_token, str):
         return settings.changed(end_token=_id_of_text(settings.end_token, tokenizer))
-    if settings.end_token is not None or settings.eos_token_ids:
+    if settings.end_token is not None or settings.eos_token_ids not in ((), (tokenizer.eos_token_id,)):
         return settings
-    return settings.changed(eos_token_id=tokenizer.eos_token_id)
+    ends = tokenizer.text_end_ids
+    return settings.changed(eos_token_id=ends[0] if len(ends) == 1 else ends)
 
 
 def _id_of_text(text: str, tokenizer: BaseTokenizer) -> int:

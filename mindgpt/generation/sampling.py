@@ -55,7 +55,7 @@ def next_tokens(
     """
     logits = process(logits, texts, prompt_lengths, limits, settings)
     check_choice(logits)
-    if not settings.do_sample:
+    if not settings.samples:
         return logits.argmax(axis=-1)
     return sample(warp(logits, settings), np.array([stream.random() for stream in streams]))
 

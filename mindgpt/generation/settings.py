@@ -71,9 +71,11 @@ class GenerationSettings(GenerationSection):
         """These settings with `changes` in place; see `from_config`.
 
         An `eos_token_id` replaces an `end_token` that was set before. With an `end_token`, a `min_length` replaces a
-        `min_new_tokens`, and the other way round.
+        `min_new_tokens`, and the other way round; with `exclusive_filters` a `top_k` replaces a `top_p`.
         """
         changes = self.in_own_names(changes)
+        if changes.get("exclusive_filters", self.exclusive_filters):
+            changes = _with_one_filter(changes)
         given = {name for name, value in changes.items() if value is not None}
         if {"end_token", "eos_token_id"} <= given:
             raise _user_error([(("eos_token_id",), "end_token ends a text instead of it; give one of the two")])
@@ -105,6 +107,11 @@ class GenerationSettings(GenerationSection):
         return own
 
     @property
+    def samples(self) -> bool:
+        """Whether the next token is sampled, and not the likeliest."""
+        return self.do_sample and not (self.exclusive_filters and self.top_k == 1)
+
+    @property
     def least_new_tokens(self) -> int:
         """With an `end_token`: how many new tokens a text has at least that it ends."""
         return max(self.min_length, self.min_new_tokens, 1)
@@ -123,6 +130,16 @@ class GenerationSettings(GenerationSection):
             raise _user_error(problems)
         if isinstance(self.end_token, str):
             raise _user_error([(("end_token",), "give the tokenizer=, too: it is a text, and these are ids")])
+
+
+def _with_one_filter(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of settings that have `exclusive_filters`: a `top_k` or `top_p` of 0 is none, any other is the only one
+    unless both are given."""
+    off = {"top_k": None, "top_p": 1.0}
+    changes = {name: off[name] if name in off and value == 0 else value for name, value in changes.items()}
+    filters = [name for name in off if changes.get(name, off[name]) != off[name]]
+    others = off if filters else {}
+    return {name: value for name, value in others.items() if name not in changes} | changes
 
 
 def _user_error(problems: Iterable[tuple[tuple[int | str, ...], str]]) -> UserError:

@@ -13,7 +13,7 @@ from mindgpt.generation.prompt_ids import last_tokens, prompt_ids
 from mindgpt.generation.requests import length_limits
 from mindgpt.generation.settings import GenerationSettings
 from mindgpt.generation.streaming import StopStrings, TextStream
-from mindgpt.tokenizers.loading import MOST_PADDING
+from mindgpt.tokenizers.loading import may_be_padding
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 from mindgpt.tokenizers.unknown_tokens import refuse_unknown
 
@@ -233,12 +233,12 @@ def check_batch_size(batch_size: int) -> None:
 
 def check_tokenizer_fits(tokenizer: BaseTokenizer, vocab_size: int) -> None:
     """Raise `UserError` if the tokenizer knows ids for which the model has no embedding, or the model so many for which
-    the tokenizer has no text that they are not the padding of a table.
+    the tokenizer has no text that they are not the padding of a table (`may_be_padding`).
 
     A padding or unknown token after the table does no harm: no text becomes it unless it spells its name, for which
     there is `check_ids`.
     """
-    if tokenizer.text_vocab_size <= vocab_size <= len(tokenizer) + MOST_PADDING:
+    if tokenizer.text_vocab_size <= vocab_size and may_be_padding(tokenizer, vocab_size):
         return
     way_out = (
         "Use the tokenizer that the model was trained with; or, if the weights have another size, set vocab_size to it "

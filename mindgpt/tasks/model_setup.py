@@ -13,9 +13,11 @@ from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.resizing import POSITIONS, TOKENS, UNTIED_HEAD, resized
 from mindgpt.checkpoints.weights import Weights, check_variant, load_weights, open_weights
 from mindgpt.config.errors import UserError
+from mindgpt.config.generation_section import GenerationSection
 from mindgpt.config.model_sections import GPT2Section, PetSection
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.strategy import Strategy
+from mindgpt.generation import GenerationSettings
 from mindgpt.models import model_class
 from mindgpt.models.acceleration import why_no_kernels
 from mindgpt.models.gpt2.gpt2_tensor_parallel import ShardOfWeights, keep_shard
@@ -340,6 +342,7 @@ def _with_network_of(
             if name not in named and name not in assumed and value != getattr(section, name):
                 changes[name] = value
                 say(f"{name}: {value}, as the config of {path} says")
+        changes |= _generation_of(config, found, path)
     is_language_model = config.model.arch.type == "GPT2LMHeadModel"
     if is_language_model and untied is not None and untied == section.tie_word_embeddings:
         head = "an output head of its own (head.weight)" if untied else "the token embedding as its output head"
@@ -351,6 +354,27 @@ def _with_network_of(
         changes["tie_word_embeddings"] = not untied
         say(f"tie_word_embeddings: {not untied}: {path} has {head}")
     return config.replaced({f"model.config.{name}": value for name, value in changes.items()})
+
+
+def _generation_of(config: RunConfig, found: GPT2Config, path: Path) -> dict[str, Any]:
+    """The settings of generation that a YAML leaves to the config of its weights, if these are of ModelScope's GPT-3,
+    whose config.json has its users' defaults."""
+    section = config.model.config
+    if not found.exclusive_filters:
+        return {}
+    given = {name: getattr(section, name) for name in section.model_fields_set & {*GenerationSection.model_fields}}
+    if "max_decode_length" in section.model_fields_set:
+        given["max_length"] = section.max_decode_length
+    settings = GenerationSettings.from_config(found, **given)
+    values = {name: getattr(settings, name) for name in GenerationSection.model_fields}
+    values["max_decode_length"] = settings.max_length
+    if "prompt_special_tokens" not in section.model_fields_set:
+        values["prompt_special_tokens"] = found.prompt_special_tokens
+    changes = {name: value for name, value in values.items() if value != getattr(section, name)}
+    if changes and config.run_mode == "predict":
+        listed = ", ".join(f"{name} {value}" for name, value in changes.items())
+        say(f"generation: {listed}, as the config of {path} says")
+    return changes
 
 
 def _layer_norm_of(section: GPT2Section, found: GPT2Config, path: Path) -> dict[str, Any]:

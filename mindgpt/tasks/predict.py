@@ -44,6 +44,7 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
     sizes = model_config.vocab_size, model_config.max_position_embeddings
     encode_prompts(tokenizer, texts, settings, *sizes, names, model_config.prompt_special_tokens)
     model, config = build_model(config)
+    settings = GenerationSettings.from_config(config.model.config, seed=config.seed)  # perhaps those of the weights
     generator = Generator(model)
     say_if_kernels_are_missing()
     if is_simulated():

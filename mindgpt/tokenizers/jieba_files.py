@@ -73,6 +73,17 @@ def read_jieba(path: PathLike) -> tuple[Tokenizer, dict[str, Any]]:
     return backend, settings
 
 
+def separator_id(tokenizer_file: Path) -> int | None:
+    """The id of `<sep>` in a tokenizer.json; None if there is no such file or token. Loading the tokenizer reports what
+    may be wrong with it."""
+    if not tokenizer_file.is_file():
+        return None
+    try:
+        return read_jieba_file(tokenizer_file).token_to_id(SEPARATOR)
+    except UserError:
+        return None
+
+
 def read_jieba_file(file: PathLike) -> Tokenizer:
     """Read a tokenizer.json under any name, and no other file.
 

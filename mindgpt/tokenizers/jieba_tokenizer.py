@@ -88,6 +88,11 @@ class JiebaTokenizer(LibraryTokenizer):
         return self._id_of(SEPARATOR)
 
     @property
+    def text_end_ids(self) -> tuple[int, ...]:
+        """See `BaseTokenizer`. ModelScope shows nothing of what follows `<sep>`."""
+        return (self.eos_token_id, self.sep_token_id)
+
+    @property
     def split_at(self) -> list[str]:
         """The tokens that are found in a text before jieba splits it."""
         return list(self._split_at)

@@ -59,6 +59,18 @@ TOKENIZER_FILES = tuple(dict.fromkeys([*(name for kind in KINDS.values() for nam
 MOST_PADDING = 1024
 """Rows after the vocabulary by which people make an embedding table divisible by 128 x the cards that share it."""
 
+_ROWS_AT_ONCE = 128
+_MOST_PADDING_SHARE = 4
+
+
+def may_be_padding(tokenizer: BaseTokenizer, rows: int) -> bool:
+    """Whether the rows of an embedding table after the vocabulary may be padding: `MOST_PADDING` at most. In a table of
+    a multiple of 128 rows a quarter of the vocabulary, as of ModelScope's base: 25,600 rows for 21,128 tokens. Of
+    jieba's any number: such a tokenizer is for no other models than ModelScope's, whose tables are padded."""
+    tokens = len(tokenizer)
+    share = tokens // _MOST_PADDING_SHARE if rows % _ROWS_AT_ONCE == 0 else 0
+    return tokenizer.kind == JiebaTokenizer.kind or rows <= tokens + max(MOST_PADDING, share)
+
 
 def tokenizer_kind(path: Path) -> str | None:
     """The kind of tokenizer at a path, a name in `KINDS`; None if it is none. `load_tokenizer` reports what may be

@@ -354,6 +354,11 @@ class BaseTokenizer(abc.ABC):
         return self._id_of(self.eos_token)
 
     @property
+    def text_end_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens at which a generated text ends, the end-of-text token first."""
+        return (self.eos_token_id,)
+
+    @property
     def unk_token_id(self) -> int:
         return self._id_of(self.unk_token)
 

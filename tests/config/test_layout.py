@@ -8,6 +8,7 @@ from mindgpt.config.layout import (
     DeviceGrid,
     data_parallel_problems,
     divides_layers,
+    layout_problems,
     rows_of_step,
     semi_auto_problems,
     shards_vocabulary,
@@ -15,6 +16,7 @@ from mindgpt.config.layout import (
     working_grids,
 )
 from mindgpt.config.run_config import RunConfig
+from mindgpt.config.strategy import Strategy
 
 
 def config(model=None, runner=None, mode=1, **layout):
@@ -153,3 +155,16 @@ def test_adafactor_takes_its_means_over_model_parallel_ranks_alone():
     (message,) = problems_of(4, data_parallel=2, model_parallel=2, optimizer_shard=True)
     assert "adafactor does not take its row and column means over data-parallel ranks" in message
     assert "optimizer_shard to False" in message
+
+
+def test_rows_of_which_flash_attention_cannot_drop_weights():
+    def found(target="Ascend", **network):
+        given = config(model={"use_flash_attention": True, "seq_length": 127} | network, mode=0)
+        return list(layout_problems(given, target, Strategy.SINGLE, 1))
+
+    (message,) = found()
+    assert (
+        "use_flash_attention: with attention_dropout_rate 0.1 it needs a seq_length that is a multiple of 8" in message
+    )
+    assert found(seq_length=128) == found(attention_dropout_rate=0.0) == found(target="CPU") == []
+    assert found(use_flash_attention=False) == []

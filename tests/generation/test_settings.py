@@ -32,6 +32,7 @@ OF_ONE_VALUE = {
     "top_p": (0.0, -0.1, 1.1, NAN),
     "min_p": (-0.1, 1.1, NAN),
     "typical_p": (0.0, 1.1, NAN),
+    "exclusive_filters": ("yes", 1),
     "seed": (-1, 0.5),
     "num_return_sequences": (0, 1.5),
     "num_beams": (0, -2),
@@ -69,6 +70,7 @@ def test_every_setting_has_values_that_are_refused():
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens", "9 is more than there may be, 8"),
         ({"min_new_tokens": 9, "max_length": 8}, "min_new_tokens", "9 is more than there may be, 8"),
         ({"eos_token_id": [1, 3], "bad_words_ids": [[2], [3]]}, "bad_words_ids", "suppress_tokens rules it out"),
+        ({"exclusive_filters": True, "top_k": 5, "top_p": 0.5}, "top_p", "one of top_k and top_p, and top_k is 5"),
         ({"suppress_tokens": [3], "forced_bos_token_id": 3}, "forced_bos_token_id", "give one of them"),
         ({"suppress_tokens": [3, 4], "forced_eos_token_id": [4, 3]}, "forced_eos_token_id", "give one of them"),
     ],
@@ -185,8 +187,8 @@ OTHERS = {
     "forced_eos_token_id": [4, 9],
     "suppress_tokens": [11],
 }
-"""For each key of the config a value that is not its default; but for `WITH_END_TOKEN`, which beams exclude."""
-WITH_END_TOKEN = {"end_token": "。", "min_ends": 2}
+"""For each key of the config a value that is not its default; but for `WITH_END_TOKEN`, which these exclude."""
+WITH_END_TOKEN = {"end_token": "。", "min_ends": 2, "exclusive_filters": True}
 
 
 def test_the_config_has_every_setting_and_changes_go_before_it():
