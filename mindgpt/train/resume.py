@@ -30,6 +30,7 @@ from mindgpt.runtime.ranks import say
 from mindgpt.train.checkpoint_monitor import COUNTERS, parameters_of_step
 
 STATE = "training_state"
+_FORMER_PREFIXES = {"adafactor_row.": "exp_avg_sq_row_", "adafactor_col.": "exp_avg_sq_col_"}
 _CPU_KEY = "dropout_key"  # determines the dropout masks on CPU
 
 
@@ -223,19 +224,21 @@ def restore_parameters(step: nn.Cell, point: ResumePoint) -> None:
         UserError: the checkpoint is of another model, optimizer or layout; names and shapes are listed.
     """
     file = CheckpointFile(point.path)
+    held = {_today(name): name for name in file.entries}
+    entries = {name: file.entries[stored] for name, stored in held.items()}
     parameters = parameters_of_step(step)
     if step.parameter_layout_dict:
         # Ascend has its own generator of dropout masks. A step over micro-batches has no key, and its checkpoint may
         # have been resharded for a layout without micro-batches.
-        parameters = {name: p for name, p in parameters.items() if name != _CPU_KEY or name in file.entries}
+        parameters = {name: p for name, p in parameters.items() if name != _CPU_KEY or name in entries}
     problems = [
         f"{name} {list(parameter.shape)}"
-        + (f" is {list(file.entries[name].shape)} in the file" if name in file.entries else " is missing in the file")
+        + (f" is {list(entries[name].shape)} in the file" if name in entries else " is missing in the file")
         for name, parameter in parameters.items()
-        if name not in file.entries or tuple(file.entries[name].shape) != tuple(parameter.shape)
+        if name not in entries or tuple(entries[name].shape) != tuple(parameter.shape)
     ]
     not_needed = (*COUNTERS, _CPU_KEY) if step.parameter_layout_dict else COUNTERS
-    left_over = [name for name in file.entries if name not in parameters and name not in not_needed]
+    left_over = [name for name in entries if name not in parameters and name not in not_needed]
     problems += [f"{name} is in the file alone" for name in left_over]
     if problems:
         raise UserError(
@@ -244,7 +247,15 @@ def restore_parameters(step: nn.Cell, point: ResumePoint) -> None:
             + ". Model, optimizer, loss scale and the layout on cards must be those of the run that wrote it."
         )
     for name, parameter in parameters.items():
-        parameter.set_data(Tensor(file.read(name), parameter.dtype))
+        parameter.set_data(Tensor(file.read(held[name]), parameter.dtype))
+
+
+def _today(name: str) -> str:
+    """The name that a parameter of a step has today; some of AdaFactor's state had other ones."""
+    for former, today in _FORMER_PREFIXES.items():
+        if name.startswith(former):
+            return today + name.removeprefix(former)
+    return name
 
 
 class StartAt(Callback):

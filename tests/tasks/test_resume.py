@@ -244,6 +244,11 @@ def test_what_is_missing_or_left_over_in_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"weight \[2\] is missing in the file; other is in the file alone\. Model"):
         restore_parameters(step, point(other=[0]))
     assert step.weight.asnumpy().tolist() == [1, 2]
+    step.insert_param_to_cell("row", Parameter(Tensor(np.zeros(2, np.float32)), name="exp_avg_sq_row_weight"))
+    restore_parameters(
+        step, point(**{"weight": [1, 2], "adafactor_row.weight": [5, 6]})
+    )  # as earlier versions named it
+    assert step.row.asnumpy().tolist() == [5, 6]
 
 
 def test_weights_alone_are_no_run_to_resume(program, toy, copy):
