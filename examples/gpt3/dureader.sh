@@ -26,7 +26,7 @@ facts = {  # a sentence, the answer in it, and the question that asks for it
     "founded": (lambda: f"{draw.randint(11, 19)}世纪", "始建于{}", "{}是什么时候建的？"),
     "product": (lambda: draw.choice(["茶叶", "苹果", "豆腐", "瓷器", "竹器"]), "以{}闻名", "{}的特产是什么？"),
 }
-rows = {"train": 900, "valid": 100}
+rows = {"train": 400, "valid": 100}
 for part, count in rows.items():
     with open(out / f"{part}.jsonl", "w", encoding="utf-8") as file:
         for _ in range(count):
@@ -50,13 +50,13 @@ for part in train valid; do
         --output_file "$out/data/$part.mindrecord" --sequence_length 64 --tokenizer_type "$out/tokenizer" --overwrite
 done
 
-step "3/4 training, 10 epochs of batches of 4"
+step "3/4 training, 4 epochs of batches of 4"
 # At its highest, after 200 steps, noam's learning rate is 0.02 / sqrt(200) = 1.4e-3: a small model from random weights
 # needs more than the 7e-6 that fine-tune 2.7 billion.
 small+=("model.model_config.vocab_size=$(tokens_of "$out/tokenizer")")
 run run_mindformer.py --config configs/gpt3/finetune_gpt3_2.7b_dureader.yaml --run_mode train \
     --train_dataset_dir "$out/data/train.mindrecord" --eval_dataset_dir "$out/data/valid.mindrecord" \
-    --output_dir "$out/model" --batch_size 4 --options "${small[@]}" load_checkpoint= trainer.model_name=gpt3_small \
+    --output_dir "$out/model" --batch_size 4 --epochs 4 --options "${small[@]}" load_checkpoint= trainer.model_name=gpt3_small \
     recompute_config.recompute=False model.model_config.seq_length=63 lr_schedule.learning_rate=2.0e-2
 
 step "4/4 questions to the texts that were held out, compared with the right ones"
