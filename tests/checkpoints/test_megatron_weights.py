@@ -163,6 +163,8 @@ def output_best(folder):
         saves_of_training,
         a_save_of_training,
         lambda folder: a_save_of_training(folder, "iter_20_"),
+        lambda folder: a_save_of_training(folder, "best_epoch3_ppl12.5_"),
+        lambda folder: a_save_of_training(folder, "best_iter20_rouge-l0.25_"),
         saves_alone,
         output_best,
     ],
