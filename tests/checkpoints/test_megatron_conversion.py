@@ -254,6 +254,8 @@ def test_folders_that_cannot_be_written(tmp_path):
     assert "is a file, and ModelScope's weights are a folder" in refused(
         tmp_path, folder, tmp_path / "file", *MODELSCOPE
     )
+    message = refused(tmp_path, folder, tmp_path / "new.ckpt", *MODELSCOPE)
+    assert "new.ckpt: is the name of a file, and ModelScope's weights are a folder" in message
     (tmp_path / "z/pytorch_model.bin").write_bytes(b"x")
     assert "holds other weights" in refused(tmp_path, folder, tmp_path / "z", *MODELSCOPE, "--tensor_parallel", 4)
 
