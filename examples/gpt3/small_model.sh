@@ -1,5 +1,5 @@
 # Sourced by the examples beside it: what examples/gpt2_chinese/small_model.sh defines, and a GPT-3 for two cores.
-#   $small                       options of run_mindformer.py that make a shipped model small and one process train it
+#   $small                       options of run_mindformer.py that make a shipped model small (without the vocabulary)
 #   tokens_of FOLDER             the number of tokens of a tokenizer
 
 source "$(dirname "${BASH_SOURCE[0]}")/../gpt2_chinese/small_model.sh"

@@ -74,11 +74,12 @@ def convert(source: Path, target: Path, target_format: str | None, options: Conv
 
 
 def convert_to_mindspore(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
-    """Write weights of Hugging Face, UER-py or GPT2_ML to the file `target`, with config and tokenizer beside it.
+    """Write weights of Hugging Face, UER-py, GPT2_ML or ModelScope's GPT-3 to the file `target`, with config and
+    tokenizer beside it.
 
     Args:
-        source: folder, `.safetensors`, `.bin`, `.pt`, `.pth` or `*.index.json`; a folder of DeepSpeed; or a checkpoint
-            of TensorFlow.
+        source: folder, `.safetensors`, `.bin`, `.pt`, `.pth` or `*.index.json`; a folder of DeepSpeed or of
+            ModelScope's GPT-3; or a checkpoint of TensorFlow.
         target: a file name that ends in `.ckpt`.
         options: see `ConversionOptions`.
 
@@ -117,12 +118,12 @@ def convert_to_mindspore(source: Path, target: Path, options: ConversionOptions 
 
 
 def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
-    """Write weights of ours or UER-py so that `transformers.GPT2LMHeadModel.from_pretrained(folder)` opens them. A
+    """Write weights of ours, UER-py or ModelScope's GPT-3 as a folder that `transformers.GPT2LMHeadModel` opens. A
     GPT2_ML's become a folder of the same files, which only mindgpt opens.
 
     Args:
         source: a `.ckpt`, MindFormers' safetensors, our folder, or a run's folder `checkpoint`, of which the newest is
-            taken; or weights of UER-py or GPT2_ML as in `convert_to_mindspore`.
+            taken; or weights of UER-py, GPT2_ML or ModelScope as in `convert_to_mindspore`.
         target: a folder, which gets `model.safetensors`, `config.json` and the tokenizer; or a single file whose
             name ends in `.safetensors`, `.bin`, `.pt` or `.pth`.
         options: see `ConversionOptions`.

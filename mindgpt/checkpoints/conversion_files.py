@@ -1,6 +1,6 @@
 """The files that a conversion writes beside the weights: config and tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +96,14 @@ def check_port_folder(folder: Path, content: dict[str, Any]) -> None:
     make_folder(folder)
 
 
-def copy_tokenizer(weights: Path, target: Path, vocabulary: Path | None = None) -> None:
+def copy_tokenizer(weights: Path, target: Path, vocabulary: Path | None = None, without: Collection[str] = ()) -> None:
     """Copy tokenizer files of weights that the folder `target` lacks; those that differ are left alone and reported.
 
     `vocabulary`: becomes vocab.txt, whatever its name and place. Files beside the weights that hold another vocabulary
     would take precedence over it: they are not copied then, nor what belongs to them.
+    `without`: names of files that the target has in a form of its own.
     """
-    names = dict.fromkeys((*TOKENIZER_FILES, VOCABULARY))
+    names = [name for name in dict.fromkeys((*TOKENIZER_FILES, VOCABULARY)) if name not in without]
     files = {name: file for name in names if (file := file_beside(weights, name))}
     if vocabulary is not None:
         others = files.keys() & {*_OTHER_VOCABULARIES}

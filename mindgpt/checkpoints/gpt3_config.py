@@ -14,6 +14,7 @@ tokenizer.json also with its `<sep>`, since ModelScope shows nothing of what fol
 of which `configuration.py` has `GPT3Config`, whose class defaults are those here.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -174,9 +175,12 @@ def _wrong_values(content: Mapping[str, Any], view: MegatronView) -> Iterator[st
     for key in _DROPOUT[view.layout]:
         if key in content and not (_is_number(content[key]) and 0 <= content[key] < 1):
             yield f"{key} is {shown(content[key])}, and must be a number from 0 to below 1"
-    for key in (_INITIALISATION[view.layout],):
-        if key in content and not (_is_number(content[key]) and content[key] > 0):
-            yield f"{key} is {shown(content[key])}, and must be a number above 0"
+    key = _INITIALISATION[view.layout]
+    if key in content and not (_is_number(content[key]) and content[key] > 0):
+        yield f"{key} is {shown(content[key])}, and must be a number above 0"
+    key = "bias_gelu_fusion"
+    if view.layout == "parallel" and not isinstance(content.get(key, True), bool):
+        yield f"{key} is {shown(content[key])}, and must be true (the tanh form of gelu) or false (erf)"
 
 
 def _generation(content: Mapping[str, Any], layout: str, file: Path) -> tuple[dict[str, Any], list[str]]:
@@ -301,7 +305,7 @@ def _in_our_form(named: str, view: MegatronView) -> tuple[GPT2Config, list[str]]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_count(value: Any) -> bool:

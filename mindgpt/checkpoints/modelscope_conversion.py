@@ -4,10 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mindgpt.checkpoints import layer_norm_conversion
-from mindgpt.checkpoints.conversion_files import (
-    copy_tokenizer,
-    write_config,
-)
+from mindgpt.checkpoints.conversion_files import copy_tokenizer, write_config
 from mindgpt.checkpoints.conversion_report import say_notes, say_skipped, summary, with_progress
 from mindgpt.checkpoints.conversion_source import ConversionOptions, check_sizes, norm_change, open_to_convert
 from mindgpt.checkpoints.foreign_configs import is_gpt3_json
@@ -76,7 +73,7 @@ def convert_to_modelscope(source: Path, target: Path, options: ConversionOptions
     print(f"wrote {where}: {summary(view, view.sizes, options.dtype)}")
     write_config(target / CONFIG_FILE, content)
     write_config(target / CONFIGURATION_FILE, more)
-    copy_tokenizer(path, target, opened.vocabulary)
+    copy_tokenizer(path, target, opened.vocabulary, without=[CONFIGURATION_FILE])
 
 
 def _with_other_keys(content: dict[str, Any], file: str | Path) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from mindgpt.checkpoints.modelscope_format import MODEL_FOLDER
 from mindgpt.checkpoints.tensor_parallel_files import shard_of, shard_shape
 from mindgpt.checkpoints.tensor_source import TensorInfo
 from mindgpt.checkpoints.torch_archive import StateDictWriter
+from mindgpt.checkpoints.torch_format import TORCH_SUFFIXES
 from mindgpt.config.errors import UserError
 from mindgpt.io.commented_json import read_commented_json
 from mindgpt.io.files import atomic_write, make_folder, read_json
 
 CONFIGURATION_FILE = "configuration.json"
 BASE_FILE = "pytorch_model.bin"
+_OF_FILES = (".ckpt", ".safetensors", *TORCH_SUFFIXES)
 _NEW_CONFIGURATION = {  # of a model that was none of ModelScope's
     "parallel": {
         "framework": "pytorch",
@@ -77,8 +79,9 @@ def check_modelscope_folder(folder: Path, files: list[Path], config: Mapping[str
         files: of weights in it.
         config: the content of its config.json.
     """
-    if folder.is_file():
-        raise UserError(f"{folder}: is a file, and ModelScope's weights are a folder. Name a folder.")
+    if folder.is_file() or (folder.suffix in _OF_FILES and not folder.is_dir()):
+        what = "is a file" if folder.is_file() else "is the name of a file"
+        raise UserError(f"{folder}: {what}, and ModelScope's weights are a folder. Name a folder.")
     existing = folder / CONFIG_FILE
     if existing.exists() and read_json(existing) != config:
         raise UserError(f"{existing}: is the config of another model. Choose another folder, or remove it.")

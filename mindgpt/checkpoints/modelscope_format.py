@@ -2,6 +2,7 @@
 
     <folder>/model/mp_rank_00_model_states.pt          downloaded, and in `output/` and `output_best/` of a training
     <work_dir>/epoch_3_mp_rank_00_model_states.pt      what a training saves; `iter_3000_...` likewise
+    <work_dir>/best_epoch3_ppl12.5_mp_rank_00_model_states.pt      the best of it
 
 A file is a state dict, or has one under the key `module`. The names in it are Megatron's; DeepSpeed has files of the
 same name, with other names inside. base and large are a plain pytorch_model.bin, which `torch_format` reads.
@@ -27,7 +28,9 @@ from mindgpt.config.errors import UserError
 
 MODEL_FOLDER = "model"
 LAST, BEST = "output", "output_best"
-_SHARD = re.compile(r"(?P<save>(?:epoch|iter)_\d+_)?mp_rank_(?P<rank>\d+)_model_states\.pt")
+_SHARD = re.compile(
+    r"(?P<save>(?:(?:epoch|iter)_\d+|best_(?:epoch|iter)\d+_.+)_)?mp_rank_(?P<rank>\d+)_model_states\.pt"
+)
 _OPTIMIZER_OF_ZERO = "*zero_pp_rank_*_optim_states.pt"
 _OUTER_KEYS = ("module", "state_dict", "model")
 _MOST_MAPPED = 128 << 20  # bytes of all files that may stay in memory after they were read

@@ -62,7 +62,7 @@ _ONE_OR_MORE = _checked(
     lambda value: isinstance(value, bool) or not isinstance(value, int) or value >= 1,
 )
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 TokenOrText = Annotated[int | str, _ID_OR_TEXT]
 TokenIds = Annotated[int | tuple[int, ...], _ID_OR_IDS]
@@ -265,7 +265,7 @@ class GenerationSection(Section):
     def unused_sampling_settings(self) -> dict[str, list[str]]:
         """The settings of sampling that are set although nothing is sampled, by reason."""
         fields = GenerationSection.model_fields
-        names = [name for name in _SAMPLING if getattr(self, name) != fields[name].default]
+        names = [name for name in SAMPLING if getattr(self, name) != fields[name].default]
         reason = "do_sample is False, so the likeliest tokens are taken; set it to True to sample"
         return {reason: names} if names and not self.do_sample else {}
 

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.generation_section import KNOWN_ELSEWHERE, GenerationSection
+from mindgpt.config.generation_section import KNOWN_ELSEWHERE, SAMPLING, GenerationSection
 from mindgpt.config.model_sections import GPT2Section
 from mindgpt.config.no_effect import no_effect
 from mindgpt.config.section import Count, CountOrZero, dotted, nearest, problems_of, refuse
@@ -71,9 +71,14 @@ class GenerationSettings(GenerationSection):
         """These settings with `changes` in place; see `from_config`.
 
         An `eos_token_id` replaces an `end_token` that was set before. With an `end_token`, a `min_length` replaces a
-        `min_new_tokens`, and the other way round; with `exclusive_filters` a `top_k` replaces a `top_p`.
+        `min_new_tokens`, and the other way round; with `exclusive_filters` a `top_k` replaces a `top_p`. A `do_sample`
+        of False removes the settings of sampling that are not among the changes.
         """
         changes = self.in_own_names(changes)
+        if (
+            changes.get("do_sample") is False
+        ):  # of the settings before, nobody needs to be told that they have no effect
+            changes = dict.fromkeys(SAMPLING) | changes
         if changes.get("exclusive_filters", self.exclusive_filters):
             changes = _with_one_filter(changes)
         given = {name for name, value in changes.items() if value is not None}

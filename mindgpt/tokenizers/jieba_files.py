@@ -113,4 +113,7 @@ def check_backend(backend: Tokenizer, source: str) -> None:
             f"{', '.join(map(repr, wanted))}. Is this the tokenizer.json of another model?"
         )
     if backend.num_special_tokens_to_add(False):
-        raise UserError(f"{source}: puts special tokens around every word, which mindgpt does not do.")
+        raise UserError(
+            f"{source}: its post-processor puts special tokens around a text, which ModelScope's GPT-3 does not have. "
+            "Remove the post_processor."
+        )

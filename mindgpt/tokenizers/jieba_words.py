@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
@@ -61,6 +62,10 @@ class WordSplitter:
         self._seen = 0
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["WordSplitter"], tuple[()]]:
+        """A copy starts processes of its own, so that tokenizers can be copied and pickled."""
+        return WordSplitter, ()
 
     def __call__(self, texts: Sequence[str]) -> list[list[str]]:
         """The words of each text.
@@ -151,7 +156,8 @@ def _cores() -> int:
 def _end(workers: list[_Worker]) -> None:
     """A worker ends with its input."""
     for worker in workers:
-        worker.process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended before, with texts left to send
+            worker.process.stdin.close()
         worker.process.stdout.close()
         worker.process.wait()
 

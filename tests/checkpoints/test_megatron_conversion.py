@@ -143,7 +143,7 @@ def test_base_and_large(tmp_path):
     assert len(os.listdir(tmp_path / "shards/model")) == 2
 
 
-def test_the_files_beside_the_shards(tmp_path):
+def test_the_files_beside_the_shards(tmp_path, capsys):
     """Keys that mean nothing to us stay; the number of ranks is the new one."""
     config = PARALLEL | {"fp16": True, "hidden_act": "gelu", "top_k": 3, "top_p": 0.0, "pad": [1, {"a": None}]}
     folder = write_ranks(tmp_path / "x", [state()], config)
@@ -160,6 +160,7 @@ def test_the_files_beside_the_shards(tmp_path):
         "pipeline": {"type": "gpt3-generation"},
         "megatron": {**sizes, "seed": 42},
     }
+    assert "was left alone" not in capsys.readouterr().out
 
 
 def test_comments_in_configuration_json(tmp_path):
@@ -253,6 +254,8 @@ def test_folders_that_cannot_be_written(tmp_path):
     assert "is a file, and ModelScope's weights are a folder" in refused(
         tmp_path, folder, tmp_path / "file", *MODELSCOPE
     )
+    message = refused(tmp_path, folder, tmp_path / "new.ckpt", *MODELSCOPE)
+    assert "new.ckpt: is the name of a file, and ModelScope's weights are a folder" in message
     (tmp_path / "z/pytorch_model.bin").write_bytes(b"x")
     assert "holds other weights" in refused(tmp_path, folder, tmp_path / "z", *MODELSCOPE, "--tensor_parallel", 4)
 

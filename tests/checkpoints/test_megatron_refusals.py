@@ -181,6 +181,8 @@ def test_missing_keys_are_asked_for_in_one_message(tmp_path, layout):
         ({"max_position_embeddings": 2 * P}, f"max_position_embeddings is {2 * P}, the weights have {P}"),
         ({"hidden_size": 16}, "hidden_size is 16, the weights have 32"),
         ({"ffn_hidden_size": None}, "ffn_hidden_size is not there, so 128, the weights have 96"),
+        ({"bias_gelu_fusion": "false"}, "bias_gelu_fusion is 'false', and must be true (the tanh form of gelu) or"),
+        ({"layernorm_epsilon": float("inf")}, "layernorm_epsilon is inf, and must be a number"),
         ({"num_experts": 8}, "num_experts is 8: mindgpt has no mixture of experts"),
     ],
 )

@@ -163,6 +163,8 @@ def output_best(folder):
         saves_of_training,
         a_save_of_training,
         lambda folder: a_save_of_training(folder, "iter_20_"),
+        lambda folder: a_save_of_training(folder, "best_epoch3_ppl12.5_"),
+        lambda folder: a_save_of_training(folder, "best_iter20_rouge-l0.25_"),
         saves_alone,
         output_best,
     ],
@@ -254,6 +256,7 @@ def test_config_of_base_and_large(tmp_path):
         ({"top_k": 5, "top_p": 0.9}, {"do_sample": True, "top_k": 5, "top_p": 1.0}, "one of the two; top_k is taken"),
         ({"top_k": 0, "top_p": 0.0}, {"do_sample": True, "top_k": None, "top_p": 1.0}, ""),
         ({"temperature": 0}, {"do_sample": True, "temperature": 1.0, "top_p": 0.9}, "temperature 0 is not allowed"),
+        ({"top_k": float("inf")}, {"top_k": None, "top_p": 0.9}, "top_k inf is not allowed"),
         ({"tokens_to_generate": "many"}, {"max_new_tokens": 100}, "tokens_to_generate 'many' is not allowed"),
     ],
 )

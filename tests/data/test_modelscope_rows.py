@@ -162,6 +162,24 @@ def test_the_tool_reads_pairs(tool, jieba_dir, jieba_tokenizer, tmp_path, kind, 
     assert ids.shape == (2, 20) and (ids == sep).sum(1).tolist() == [2, 1]
 
 
+def test_the_tool_reads_texts_under_another_key(tool, jieba_dir, jieba_tokenizer, tmp_path, capsys):
+    """As docs/chinese_gpt3.md has it of the poems; a template is for pairs."""
+    (tmp_path / "x.jsonl").write_text(lines({"text1": "黄鹂"}, {"text1": "翠柳", "n": 1}), "utf-8")
+    (tmp_path / "t.json").write_text('{"prompt": "{prompt}\\n"}')
+    arguments = ["--input_file", tmp_path / "x.jsonl", "--tokenizer_type", jieba_dir, "--prompt_key", "text1"]
+    tool(
+        *arguments, "--layout", "modelscope", "--output_file", tmp_path / "a.mindrecord", "--template",
+        tmp_path / "t.json",
+    )  # fmt: skip
+    ids, _, labels = columns_of(tmp_path / "a.mindrecord")
+    for row, label, text in zip(ids, labels, ["黄鹂", "翠柳"], strict=True):
+        wanted = modelscope_row(jieba_tokenizer.encode(text), None, jieba_tokenizer.sep_token_id, 128)
+        assert row.tolist() == wanted[0].tolist() and learned(label).tolist() == wanted[1].tolist()
+    assert "warning: 2 example(s) without a response: --template has no effect" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--prompt_key and --response_key are both required"):
+        tool(*arguments, "--output_file", tmp_path / "b.mindrecord")
+
+
 def test_a_tokenizer_is_learned_by_the_tool(run_tool, jieba_tokenizer, tmp_path, capsys):
     text = "".join([POEM, *WORDS] * 3)
     (tmp_path / "x.txt").write_text(text, "utf-8")

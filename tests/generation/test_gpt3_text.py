@@ -223,6 +223,9 @@ def test_a_filter_replaces_the_other_and_both_ways():
     assert (settings.changed(top_k=5).top_k, settings.changed(top_k=5).top_p) == (5, 1.0)
     assert (settings.changed(top_k=5).changed(top_p=0.5).top_k, settings.changed(top_k=0).top_p) == (None, 0.9)
     assert settings.changed(top_p=0.0).top_p == 1.0
+    greedy = settings.changed(do_sample=False)  # the config's top_p is not the caller's
+    assert not greedy.unused_sampling_settings() and not greedy.samples
+    assert [*settings.changed(do_sample=False, top_p=0.5).unused_sampling_settings().values()] == [["top_p"]]
     assert not settings.changed(top_k=1).samples and settings.changed(top_k=2).samples
     plain = GenerationSettings(do_sample=True, top_p=0.9).changed(top_k=1)
     assert (plain.top_p, plain.samples) == (0.9, True)  # transformers applies both

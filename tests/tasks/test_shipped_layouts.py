@@ -115,6 +115,11 @@ def test_the_table_in_the_docs_has_it(path):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
     (row,) = (row for row in rows if set(row[0].replace("`", "").split(", ")) == set(names.split(", ")))
     config, _ = load_config(path)
+    grid = grid_of(config)
+    if grid.devices > 1:  # else data parallel on however many cards
+        assert row[1] == str(grid.devices)
+        assert f"data_parallel {grid.data_parallel}" in row[2] or grid.data_parallel == 1
+        assert f"model_parallel {grid.model_parallel}" in row[2] or grid.model_parallel == 1
     assert row[3] == f"{bytes_of_parameters(config, stage=0) / 2**30:.2f}"
     assert float(row[6]) == pytest.approx(sum(map(float, row[3:6])), abs=0.02)
 

@@ -1,6 +1,8 @@
 """The tokenizer of ModelScope's Chinese GPT-3 against jieba and `tokenizers` themselves."""
 
+import copy
 import json
+import pickle
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -138,6 +140,22 @@ def test_several_processes_give_the_words_of_one(monkeypatch):
     assert all(process.poll() is not None for process in processes)
 
 
+def test_a_process_that_has_ended_before_it_got_its_texts_is_cleared_away():
+    worker = jieba_words._Worker()
+    worker.process.kill()
+    worker.process.wait()
+    with pytest.raises(UserError, match="A process that splits text into words has ended"):
+        worker.words(TEXTS)
+    jieba_words._end([worker])
+    assert worker.process.stdin.closed and worker.process.stdout.closed
+
+
+def test_copies_give_the_same_ids(tokenizer):
+    for again in (pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer)):
+        assert again.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+        assert again._split is not tokenizer._split
+
+
 # ---- decoding --------------------------------------------------------------------------------------------------------
 
 
@@ -210,11 +228,11 @@ def test_a_tokenizer_without_the_tokens_is_refused(folder):
         load_tokenizer(folder)
 
 
-def test_special_tokens_around_words_are_refused(tokenizer, tmp_path):
+def test_special_tokens_around_texts_are_refused(tokenizer, tmp_path):
     backend = Tokenizer.from_str(tokenizer._backend.to_str())
     around = processors.TemplateProcessing(single=["<|endoftext|>", "$A"], special_tokens=[("<|endoftext|>", 0)])
     backend.post_processor = around
-    with pytest.raises(UserError, match="puts special tokens around every word"):
+    with pytest.raises(UserError, match="post-processor puts special tokens around a text"):
         JiebaTokenizer(backend=backend)
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "JiebaTokenizer", "add_bos_token": true}')

@@ -81,7 +81,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="of ModelScope's tokenizer: tokens to find in the text, such as '<sep>', which is text otherwise",
     )
     parser.add_argument("--format", choices=FORMATS, help=f"the keys (default: by the first record). {formats}")
-    parser.add_argument("--prompt_key", metavar="KEY", help="key or column of the prompt or instruction, if another")
+    parser.add_argument(
+        "--prompt_key", metavar="KEY", help="key or column of the prompt, instruction or source, if another"
+    )
     parser.add_argument("--response_key", metavar="KEY", help="that of the response")
     parser.add_argument(
         "--input_key", metavar="KEY", help="that of the input to an instruction; prompts are then worded as of alpaca"
@@ -99,7 +101,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         choices=["truncate", "drop"],
         default="truncate",
         help="an example of more than max_length tokens has the end of its response truncated, without <|endoftext|> "
-        "(default), or is dropped. One whose prompt fills the row is dropped in either case",
+        "(default), or is dropped. One whose prompt fills the row is dropped in either case; with --layout modelscope "
+        "only if this says so",
     )
     parser.add_argument(
         "--pack",
@@ -119,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     bad = bad_records(arguments)
     examples = ExampleReader(
         input_files(arguments.input_file, RECORD_SUFFIXES),
-        format_with_keys(arguments.format, arguments.prompt_key, arguments.response_key, arguments.input_key),
+        format_with_keys(_format(arguments), arguments.prompt_key, arguments.response_key, arguments.input_key),
         read_templates(arguments.template) if arguments.template else TEMPLATES,
         on_bad=bad or refuse_with_hint,
         all_alike=arguments.layout == "modelscope",
@@ -143,6 +146,13 @@ def main(argv: list[str] | None = None) -> None:
         print("much of this is padding, which costs as much time as text: --pack puts several examples into a row")
 
 
+def _format(arguments: argparse.Namespace) -> str | None:
+    """The name of a format. ModelScope's, if its rows are made of the texts under one key, which needs no response."""
+    only_prompt = arguments.prompt_key is not None and (arguments.response_key, arguments.input_key) == (None, None)
+    is_source = arguments.layout == "modelscope" and only_prompt
+    return "src_tgt" if arguments.format is None and is_source else arguments.format
+
+
 def warn_of_losses(summary: ExamplesSummary, examples: ExampleReader, bad: BadRecords | None) -> None:
     """One line for everything that was read and is not learned."""
     length = summary.row_length
@@ -152,6 +162,8 @@ def warn_of_losses(summary: ExamplesSummary, examples: ExampleReader, bad: BadRe
         warn(f"{summary.unlearned} example(s) whose source fills the row: nothing of them is learned")
     if summary.dropped:
         warn(f"{summary.dropped} example(s) dropped as too long for {length} tokens")
+    if summary.continued and examples.templates is not TEMPLATES:
+        warn(f"{summary.continued} example(s) without a response: --template has no effect on them")
     if examples.empty.count:
         warn(f"{examples.empty.count} record(s) with an empty response left out: {examples.empty.first}")
     if bad and bad.count:
