@@ -237,8 +237,9 @@ def test_hugging_faces_gpt2_for_uer(tmp_path, capsys):
 
 
 def test_a_vocabulary_for_other_weights(tmp_path, copied):
-    (tmp_path / "short.txt").write_text("[PAD]\n")
-    assert "has 1 tokens" in refused(tmp_path, copied, tmp_path / "x" / "x.ckpt", "--vocab", tmp_path / "short.txt")
+    longer = (copied / "vocab.txt").read_text(encoding="utf-8") + "one more\n"
+    (tmp_path / "longer.txt").write_text(longer, encoding="utf-8")
+    assert " tokens, and " in refused(tmp_path, copied, tmp_path / "x" / "x.ckpt", "--vocab", tmp_path / "longer.txt")
     convert(copied, tmp_path / "y" / "x.ckpt", "--vocab", copied)
     assert (tmp_path / "y" / "vocab.txt").read_bytes() == (copied / "vocab.txt").read_bytes()
 
