@@ -1,7 +1,9 @@
 """The dry run: bytes against bytes worked out by hand, collectives and products against a hand count, and refusals."""
 
+import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -260,12 +262,13 @@ def test_refusals_are_one_clear_message(toy, repo, tmp_path):
 
 @pytest.mark.needs_ascend
 def test_what_mindspore_refuses_is_told_in_its_words(toy, repo, monkeypatch):
-    """Flash attention packs the bits of its dropout mask to bytes, so it needs rows of a multiple of 8 tokens, which is
-    checked before unless that is switched off."""
-    monkeypatch.setattr("mindgpt.config.layout._flash_problems", lambda config: ())
-    file = toy({"seq_length": 36, "use_flash_attention": True}, parallel_config={"data_parallel": 2})
-    with pytest.raises(
-        UserError, match=r"^MindSpore refuses the plan of rank 0 of 2: For primitive\[Reshape\]"
-    ) as told:
-        dry_run(load_config(file)[0], 2, load_hardware(repo / "configs" / "hardware" / "atlas_800t_a2.yaml"))
-    assert "C++ Call Stack" not in str(told.value)
+    """No layout is known that passes our checks and that MindSpore refuses, so the compiling process is replaced."""
+
+    def refuse(command, rank, size, cwd, **_):
+        (cwd / "facts.json").write_text(json.dumps({"refused": "For primitive[Reshape], the shapes differ."}))
+        return SimpleNamespace(returncode=0, stdout="", stderr="")
+
+    monkeypatch.setattr("mindgpt.planning.dry_run.run_simulated", refuse)
+    config, _ = load_config(toy({}, parallel_config={"data_parallel": 2}))
+    with pytest.raises(UserError, match=r"^MindSpore refuses the plan of rank 0 of 2: For primitive\[Reshape\], the"):
+        dry_run(config, 2, load_hardware(repo / "configs" / "hardware" / "atlas_800t_a2.yaml"))
