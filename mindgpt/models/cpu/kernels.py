@@ -36,7 +36,12 @@ ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu", "silu", "relu")
 SWITCH = "MINDGPT_CPU_KERNELS"
 _MOST_THREADS = 16  # memory is the limit, and a few cores reach it; not measured on more than two
 _SOURCES = Path(__file__).parent
-OPTIONS = ("-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
+OPTIONS = (
+    *("-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC", "-pthread"),
+    # For some AMD processors GCC fuses no multiplication and addition in long chains, which single rows have: a row
+    # would then depend on how many there are.
+    "--param=avoid-fma-max-bits=0",
+)
 
 
 def library() -> Path | None:
