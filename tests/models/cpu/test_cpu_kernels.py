@@ -246,7 +246,7 @@ def test_a_row_depends_neither_on_the_others_nor_on_the_threads(libraries):
     gamma, beta = randoms(9, (300,), (300,))
     transposed = np.ascontiguousarray(w.T)
     products = (lambda *where: sums(*where, w, b)), (lambda *where: logits(*where, gamma, beta, transposed))
-    for few, some in ((1, 4), (9, 33), (140, 410)):  # up to 4 are few on every processor, 8 where it has 32 registers
+    for few, some in ((1, 4), (9, 33), (140, 410)):  # up to 4 are few on every processor
         (x,) = randoms(10, (some, 300))
         for product in products:
             several = [product(libraries(threads=n), x) for n in (1, 2, 3)]
