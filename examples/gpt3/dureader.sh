@@ -11,7 +11,7 @@ mkdir -p "$out"
 make_environment "[jieba,generation-metrics]"
 cd "$repo"
 
-step "1/4 texts about towns, each with an answer behind [SEP], and the questions; a tokenizer of jieba's words"
+step "1/4 texts about towns, each with an answer after [SEP], and the questions; a tokenizer of jieba's words"
 "$PYTHON" - "$out" <<'PYTHON_END'
 import json
 import random

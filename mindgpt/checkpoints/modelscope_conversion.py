@@ -28,6 +28,8 @@ from mindgpt.checkpoints.tensor_source import TensorInfo
 from mindgpt.checkpoints.torch_format import import_torch
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import read_json
+from mindgpt.tokenizers.jieba_tokenizer import JiebaTokenizer
+from mindgpt.tokenizers.loading import tokenizer_kind
 
 
 def convert_to_modelscope(source: Path, target: Path, options: ConversionOptions | None = None) -> None:
@@ -65,6 +67,12 @@ def convert_to_modelscope(source: Path, target: Path, options: ConversionOptions
         content = _with_other_keys(content, options.config or config_file_of(path))
     files, more = weight_files(target, layout, ranks), configuration(path, target, layout, ranks)
     check_modelscope_folder(target, files, content)
+    kind = tokenizer_kind(path if path.is_dir() else path.parent)
+    if layout == "parallel" and kind not in (None, JiebaTokenizer.kind):
+        notes.append(
+            f"the tokenizer beside {path} is {kind}, and ModelScope opens a GPT-3 of this form with jieba and a "
+            "tokenizer.json alone"
+        )
     say_notes([*opened.notes, *notes], change)
     entries = {name: TensorInfo(info.shape, options.dtype or info.dtype) for name, info in view.entries.items()}
     write_shards(files, entries, with_progress(view, options.dtype, target))

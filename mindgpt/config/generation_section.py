@@ -185,6 +185,11 @@ class GenerationSection(Section):
     suppress_tokens: Annotated[tuple[int, ...], _IDS] | None = None
 
     @property
+    def samples(self) -> bool:
+        """Whether the next token is sampled, and not the likeliest."""
+        return self.do_sample and not (self.exclusive_filters and self.top_k == 1)
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a text wherever they come up, and are no part of it; () if none does, as with an
         `end_token`."""
@@ -204,11 +209,12 @@ class GenerationSection(Section):
         sequences, beams = self.num_return_sequences, self.num_beams
         if beams > 1 and sequences > beams:
             yield "num_return_sequences", f"{sequences} is more than num_beams, {beams}: raise that, or ask for fewer"
-        if sequences > 1 and beams == 1 and not self.do_sample:
+        if sequences > 1 and beams == 1 and not self.samples:
+            sampled = "another top_k than 1" if self.do_sample else "do_sample: True"
             yield (
                 "num_return_sequences",
-                f"the likeliest tokens make one text for a prompt, not {sequences}: set do_sample: True to sample "
-                f"them, or num_beams: {sequences} to search for them",
+                f"the likeliest tokens make one text for a prompt, not {sequences}: set {sampled} to sample them, or "
+                f"num_beams: {sequences} to search for them",
             )
         for name, default in (("length_penalty", 1), ("early_stopping", False)):
             if beams == 1 and getattr(self, name) != default:

@@ -75,9 +75,7 @@ class GenerationSettings(GenerationSection):
         of False removes the settings of sampling that are not among the changes.
         """
         changes = self.in_own_names(changes)
-        if (
-            changes.get("do_sample") is False
-        ):  # of the settings before, nobody needs to be told that they have no effect
+        if changes.get("do_sample") is False:  # no warning that earlier settings of sampling have no effect
             changes = dict.fromkeys(SAMPLING) | changes
         if changes.get("exclusive_filters", self.exclusive_filters):
             changes = _with_one_filter(changes)
@@ -110,11 +108,6 @@ class GenerationSettings(GenerationSection):
                 raise _user_error([((name,), f"means the same as {other}, and has another value; give one of them")])
             own[known], names[known] = value, name
         return own
-
-    @property
-    def samples(self) -> bool:
-        """Whether the next token is sampled, and not the likeliest."""
-        return self.do_sample and not (self.exclusive_filters and self.top_k == 1)
 
     @property
     def least_new_tokens(self) -> int:

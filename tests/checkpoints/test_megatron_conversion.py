@@ -186,7 +186,7 @@ def test_numbers_of_ranks_that_do_not_fit(tmp_path, count, expected):
     assert expected in refused(tmp_path, folder, tmp_path / "y", *MODELSCOPE, "--tensor_parallel", count)
 
 
-def test_models_that_modelscope_does_not_have(tmp_path):
+def test_models_that_modelscope_does_not_have(tmp_path, capsys):
     def hugging_face(**changes):
         config = transformers.GPT2Config(
             n_embd=16, n_layer=1, n_head=2, vocab_size=V, n_positions=P, bos_token_id=3, **{"eos_token_id": 3} | changes
@@ -206,7 +206,11 @@ def test_models_that_modelscope_does_not_have(tmp_path):
         tmp_path, hugging_face(), tmp_path / "x.ckpt", "--tensor_parallel", 2
     )
     assert "--source_format modelscope: its weights have Hugging Face's" in message("--source_format", "modelscope")
-    convert(hugging_face(), tmp_path / "gpt2", *MODELSCOPE)
+    (hugging_face() / "merges.txt").write_text("")
+    (tmp_path / "hf" / "vocab.json").write_text("{}")
+    capsys.readouterr()
+    convert(tmp_path / "hf", tmp_path / "gpt2", *MODELSCOPE)
+    assert "is byte-level BPE, and ModelScope opens a GPT-3 of this form with jieba" in capsys.readouterr().out
     written = json.loads((tmp_path / "gpt2/config.json").read_text())
     assert (written["eod_id"], written["ffn_hidden_size"], written["layernorm_epsilon"]) == (3, 64, 1e-5)
     assert (written["top_k"], written["top_p"]) == (1, 0.0)  # a GPT-2 of Hugging Face is greedy by default

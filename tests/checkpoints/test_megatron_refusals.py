@@ -23,7 +23,7 @@ from tests.checkpoints.megatron_models import (
 LAYER = "language_model.encoder.layers.0."
 
 
-def opening(path) -> str:
+def refusal_of(path) -> str:
     """The message of weights that cannot be opened."""
     with pytest.raises(UserError) as raised:
         open_weights(path)
@@ -43,11 +43,11 @@ def test_missing_ranks(tmp_path, lost):
 def test_ranks_of_two_sizes(tmp_path):
     folder = write_ranks(tmp_path / "x", ranks_of(state(), 4))
     write_ranks(folder, ranks_of(state(), 2))
-    assert "different numbers of tensor-parallel ranks: ranks 0, 1 of 2; ranks 2, 3 of 4" in opening(folder)
+    assert "different numbers of tensor-parallel ranks: ranks 0, 1 of 2; ranks 2, 3 of 4" in refusal_of(folder)
     again = write_ranks(tmp_path / "y", ranks_of(state(), 2))
     for rank in (2, 3):
         torch.save(ranks_of(state(), 2)[1], again / "model" / f"mp_rank_{rank:02d}_model_states.pt")
-    message = opening(again)
+    message = refusal_of(again)
     assert "sharded over 2 tensor-parallel ranks, and there are 4 files: those of ranks 2, 3 are of another" in message
 
 
@@ -55,7 +55,7 @@ def test_ranks_of_two_sizes(tmp_path):
 def test_other_weights_in_the_folder_model(tmp_path, name):
     folder = write_ranks(tmp_path, ranks_of(state(), 2))
     (folder / "model" / name).write_bytes(b"x")
-    message = opening(folder)
+    message = refusal_of(folder)
     assert f"nothing else, mp_rank_00_model_states.pt, mp_rank_01_model_states.pt. Move {name} away" in message
 
 
@@ -69,11 +69,11 @@ def test_other_files_in_the_folder_model_are_named(tmp_path):
 def test_two_files_of_one_rank_and_weights_of_two_kinds(tmp_path):
     folder = write_ranks(tmp_path, [state()])
     torch.save(state("base"), folder / "pytorch_model.bin")
-    assert "holds weights beside the folder model/, and nothing says which" in opening(folder)
+    assert "holds weights beside the folder model/, and nothing says which" in refusal_of(folder)
     assert open_weights(folder / "model").source.layout == "parallel"
     assert open_weights(write_base(tmp_path / "base", state("base"))).source.layout == "base"
     torch.save(state(), folder / "model" / "mp_rank_0_model_states.pt")
-    assert "are of the same rank" in opening(folder / "model")
+    assert "are of the same rank" in refusal_of(folder / "model")
 
 
 @pytest.mark.parametrize(
@@ -82,17 +82,19 @@ def test_two_files_of_one_rank_and_weights_of_two_kinds(tmp_path):
 def test_ranks_that_disagree(tmp_path, name):
     ranks = ranks_of(state(), 4)
     ranks[2][name].view(-1)[-1] += 1e-6
-    message = opening(write_ranks(tmp_path, ranks))
+    message = refusal_of(write_ranks(tmp_path, ranks))
     assert f"{name} is not the same in ranks 0 and 2, and every tensor-parallel rank must hold it whole" in message
 
 
 def test_ranks_with_other_tensors_shapes_and_versions(tmp_path):
     ranks = ranks_of(state(), 2)
     del ranks[1][f"{LAYER}mlp.dense_4h_to_h.bias"]
-    assert f"not all tensor-parallel ranks hold {LAYER}mlp.dense_4h_to_h.bias" in opening(write_ranks(tmp_path, ranks))
+    assert f"not all tensor-parallel ranks hold {LAYER}mlp.dense_4h_to_h.bias" in refusal_of(
+        write_ranks(tmp_path, ranks)
+    )
     ranks = ranks_of(state(), 2)
     ranks[1][f"{LAYER}self_attention.dense.weight"] = torch.zeros(H, 3)
-    message = opening(write_ranks(tmp_path, ranks))
+    message = refusal_of(write_ranks(tmp_path, ranks))
     assert "dense.weight has other shapes in other tensor-parallel ranks: [32, 16], [32, 3]" in message
     held = state()
     held[f"{LAYER}mlp.dense_h_to_4h.weight"] = torch.zeros(95, H)
@@ -106,11 +108,11 @@ def test_ranks_with_other_tensors_shapes_and_versions(tmp_path):
     assert "missing: language_model.encoder.final_layernorm.bias" in message
     first, second = ranks_of(state(), 2)
     ranks = [{"module": first, "checkpoint_version": 3.0}, {"module": second, "checkpoint_version": 0}]
-    assert "the ranks have different checkpoint_version" in opening(write_ranks(tmp_path / "versions", ranks))
-    assert "checkpoint_version is [3]. Known" in opening(
+    assert "the ranks have different checkpoint_version" in refusal_of(write_ranks(tmp_path / "versions", ranks))
+    assert "checkpoint_version is [3]. Known" in refusal_of(
         write_ranks(tmp_path / "list", [state()], key="module", checkpoint_version=[3])
     )
-    assert "checkpoint_version is 0.5. Known are 0, 1.0 and 2 or more" in opening(
+    assert "checkpoint_version is 0.5. Known are 0, 1.0 and 2 or more" in refusal_of(
         write_ranks(tmp_path / "version", [state()], key="module", checkpoint_version=0.5)
     )
 
@@ -125,19 +127,19 @@ def test_damaged_files(tmp_path):
         assert str(file) in message
         assert "cut short" in message or "is empty" in message
     torch.save([1, 2], file)
-    assert "holds a list, where a state dict is needed" in opening(folder)
+    assert "holds a list, where a state dict is needed" in refusal_of(folder)
     torch.save({"module": {"a": 1, "b": "x"}}, file)
-    assert "These entries are not tensors: a, b" in opening(folder)
+    assert "These entries are not tensors: a, b" in refusal_of(folder)
 
 
 def test_checkpoints_of_other_models(tmp_path):
     bert = state() | {"language_model.embedding.tokentype_embeddings.weight": torch.zeros(2, H)}
-    assert "a BERT of Megatron" in opening(write_ranks(tmp_path / "bert", [bert]))
+    assert "a BERT of Megatron" in refusal_of(write_ranks(tmp_path / "bert", [bert]))
     experts = state() | {f"{LAYER}mlp.deepspeed_moe.gate.wg.weight": torch.zeros(2, H)}
-    assert "mixture of experts" in opening(write_ranks(tmp_path / "moe", [experts]))
+    assert "mixture of experts" in refusal_of(write_ranks(tmp_path / "moe", [experts]))
     other = {"encoder.weight": torch.zeros(3, 3)}
     folder = write_ranks(tmp_path / "other", [other])
-    assert "encoder.weight" in opening(folder)
+    assert "encoder.weight" in refusal_of(folder)
 
 
 @pytest.mark.parametrize("layout", ["parallel", "base"])
@@ -154,13 +156,13 @@ def test_missing_keys_are_asked_for_in_one_message(tmp_path, layout):
     assert f"{', '.join(needed)} are not there. The result depends on each of them" in message
     for key in needed:
         left = {name: value for name, value in full.items() if name != key}
-        message = opening(write(left))
+        message = refusal_of(write(left))
         assert f"  {key} is not there. The result depends on it" in message
         given = tmp_path / "given.json"
         given.write_text(json.dumps(full))
         convert(tmp_path / "x", tmp_path / f"{key}.ckpt", "--config", given)
     (tmp_path / "x/config.json").unlink()
-    message = opening(tmp_path / "x")
+    message = refusal_of(tmp_path / "x")
     assert f"no config.json lies with these weights, and they do not tell {', '.join(needed[1:])}" in message
 
 
@@ -188,19 +190,19 @@ def test_missing_keys_are_asked_for_in_one_message(tmp_path, layout):
 )
 def test_configs_that_are_wrong(tmp_path, given, expected):
     folder = write_ranks(tmp_path, ranks_of(state(), 2), PARALLEL | given)
-    assert expected in opening(folder)
+    assert expected in refusal_of(folder)
     (folder / "config.json").write_text("[1]")
-    assert "config.json" in opening(folder)
+    assert "config.json" in refusal_of(folder)
 
 
 def test_all_problems_of_a_config_at_once(tmp_path):
     wrong = PARALLEL | {"vocab_size": 1, "num_attention_heads": 5, "hidden_dropout": 2}
     del wrong["layernorm_epsilon"]
-    message = opening(write_ranks(tmp_path, [state()], wrong))
+    message = refusal_of(write_ranks(tmp_path, [state()], wrong))
     assert message.count("\n  ") == 4
 
 
 def test_deepspeed_is_still_deepspeed(tmp_path):
     """A tag called `model`, with other names inside, is none of ModelScope's folders."""
     folder = write_ranks(tmp_path, [{"wte.weight": torch.zeros(3, 3)}], key="module")
-    assert "GPT-3" not in opening(folder)
+    assert "GPT-3" not in refusal_of(folder)

@@ -27,7 +27,7 @@ def main(folders: list[str]) -> None:
     prepare_device(ContextSection(device_target="CPU"), "output", seed=0)
     if world_size() > 1:
         join(Strategy.TENSOR_PARALLEL)
-    say("told: " + json.dumps([run(folder) for folder in folders]))
+    say("results: " + json.dumps([run(folder) for folder in folders]))
 
 
 def run(folder: str) -> dict[str, Any]:

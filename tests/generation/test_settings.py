@@ -64,6 +64,11 @@ def test_every_setting_has_values_that_are_refused():
     [
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences", "raise that, or ask for fewer"),
         ({"num_return_sequences": 3}, "num_return_sequences", "do_sample: True .* or num_beams: 3"),
+        (
+            {"num_return_sequences": 2, "do_sample": True, "exclusive_filters": True, "top_k": 1},
+            "num_return_sequences",
+            "another top_k than 1 to sample them, or num_beams: 2",
+        ),
         ({"length_penalty": 2.0}, "length_penalty", "set num_beams to 2 or more"),
         ({"early_stopping": "never"}, "early_stopping", "set num_beams to 2 or more"),
         ({"min_length": 9, "max_length": 8}, "min_length", "9 is more than the greatest length, 8"),

@@ -36,8 +36,8 @@ def folders(tmp_path_factory, cpu):
 
 
 @pytest.fixture
-def told(repo, folders, tmp_path):
-    """Run the program in so many processes: what rank 0 tells of each model."""
+def results_of(repo, folders, tmp_path):
+    """Run the program in so many processes: what rank 0 prints about each model."""
 
     def run(processes):
         environment = {key: value for key, value in os.environ.items() if not key.startswith(CLEAN)}
@@ -50,14 +50,14 @@ def told(repo, folders, tmp_path):
         ]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
-        (line,) = [line for line in done.stdout.splitlines() if "told: " in line]
-        return json.loads(line.partition("told: ")[2])
+        (line,) = [line for line in done.stdout.splitlines() if "results: " in line]
+        return json.loads(line.partition("results: ")[2])
 
     return run
 
 
-def test_two_processes_compute_what_one_does(told):
-    for variant, one, two in zip(VARIANTS, told(1), told(2), strict=True):
+def test_two_processes_compute_what_one_does(results_of):
+    for variant, one, two in zip(VARIANTS, results_of(1), results_of(2), strict=True):
         assert np.abs(one["logits"]).max() > 5
         np.testing.assert_allclose(two["logits"], one["logits"], atol=1e-4, err_msg=variant)
         assert two["new"] == one["new"]

@@ -35,7 +35,7 @@ def theirs(chinese_folder):
 
 @pytest.fixture(scope="session")
 def characters(tmp_path_factory):
-    """A vocabulary of single characters, so that no rule hides behind [UNK]: all that generated texts often hold."""
+    """A vocabulary of single characters, so that [UNK] hides no rule: all that generated texts often hold."""
     known = [c for c in map(chr, range(0x21, 0x3000)) if unicodedata.category(c) not in ("Cc", "Zs", "Zl", "Zp")]
     known += [c for part in PARTS for c in part if c.strip() and c not in known and c.isprintable()]
     known += [*"\ue000\U000f0000\U0002b820", *map(chr, range(0x3041, 0x3100)), *map(chr, range(0xFF01, 0xFF60))]

@@ -266,9 +266,8 @@ def use_flash_kernel(config: GPT2Config) -> bool:
 
 
 def projection_std(config: GPT2Config) -> float:
-    """The standard deviation of the initial weights of a projection onto the residual: smaller by the root of their
-    number (Radford et al. 2019, section 2.3). Where the residual is normalised in every block they are as all others.
-    """
+    """The standard deviation of the initial weights of a projection into the residual: divided by the square root of
+    the number of these projections (Radford et al. 2019, section 2.3), unless every block normalises the residual."""
     std = config.initializer_range
     return std / math.sqrt(2 * config.num_layers) if config.variant == "gpt2" else std
 
@@ -367,7 +366,7 @@ class Block(nn.Cell):
 class GPT2MLBlock(Block):
     """The block of GPT2_ML: r = x + Attention(x); x = LN2(r + FeedForward(LN1 r)).
 
-    Both layer norms are about the feed-forward, and the residual of a block is normalised. Source: `train/modeling.py`
+    Both layer norms are around the feed-forward, and the residual of a block is normalised. Source: `train/modeling.py`
     of imcaspar/gpt2-ml, where they are `mlp_ln0` and `mlp_ln1`.
     """
 

@@ -172,7 +172,7 @@ def _shard_block(block: Block, layout: Layout) -> None:
     _shard_activation(block.output.activation, layout)
     if isinstance(block, GPT2MLBlock) and layout.sequence_parallel:
         # MindSpore 2.10 gathers the input of a block once for each of query, key and value, and in the backward pass
-        # does not merge their three ReduceScatter. Behind an operator it is one of each, as behind GPT-2's layer norm.
+        # does not merge their three ReduceScatter. After an operator it is one of each, as after GPT-2's layer norm.
         block.gather_rows = ops.Identity().shard(((layout.data_parallel, 1),))
     for residual in (block.add1, block.add2):
         residual.shard(((rows, 1), (rows, 1)))

@@ -1,8 +1,8 @@
 """Optimizers, by the `optimizer` section of a configuration.
 
 All count steps in `global_step`, decay only matrices (but for AdamW's `decay_all`), and hold their float32 state as
-parameters named `<kind>.<name of the weight>`, which checkpoints contain and which are skipped when only weights are
-loaded.
+parameters named `<kind>.<name of the weight>` (AdaFactor's row and column means `<kind>_<name of the weight>`), which
+checkpoints contain and which are skipped when only weights are loaded.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,8 @@ from mindgpt.train.optimizers.state import is_decayed, state_bytes
 from mindgpt.train.schedules import LearningRateTable
 
 _CLASSES = {"adamw": AdamW, "adafactor": AdaFactor, "lion": Lion, "sgd": SGD}
-_SCHEDULE_KEYS = (
-    "relative_step",
-    "warmup_init",
-    "relative_step_factor",
-)  # keys that `schedules.learning_rates_of_run` uses
+# Keys that `schedules.learning_rates_of_run` uses.
+_SCHEDULE_KEYS = ("relative_step", "warmup_init", "relative_step_factor")
 _ADAMW_BYTES = 8  # a parameter: two float32 moments
 
 
