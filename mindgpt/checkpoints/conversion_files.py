@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from mindgpt.checkpoints.found_config import VOCABULARY
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config
 from mindgpt.checkpoints.locations import file_beside, own_config
-from mindgpt.checkpoints.uer_config import VOCABULARY
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import atomic_write, make_folder, open_to_read, read_json, write_json
 from mindgpt.tokenizers.loading import MOST_PADDING, TOKENIZER_FILES

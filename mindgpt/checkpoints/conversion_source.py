@@ -6,6 +6,7 @@ from pathlib import Path
 from mindgpt.checkpoints.conversion_files import check_vocabulary_beside
 from mindgpt.checkpoints.deepspeed_format import is_deepspeed
 from mindgpt.checkpoints.formats import open_source
+from mindgpt.checkpoints.found_config import checked_vocabulary
 from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.gpt2_ml_config import VARIANT as GPT2_ML
 from mindgpt.checkpoints.gpt2_ml_config import read_config_for
@@ -15,7 +16,6 @@ from mindgpt.checkpoints.gpt3_config import config_of_gpt3
 from mindgpt.checkpoints.layer_norm_conversion import NormChange
 from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.tensor_source import TensorSource
-from mindgpt.checkpoints.uer_config import checked_vocabulary
 from mindgpt.checkpoints.uer_names import HEAD as UER_HEAD
 from mindgpt.checkpoints.weights import NAMINGS, naming_of
 from mindgpt.config.errors import UserError

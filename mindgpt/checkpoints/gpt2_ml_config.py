@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mindgpt.checkpoints.found_config import HEAD_SIZE, FoundConfig, check_sizes_of_config, checked_vocabulary
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, config_from_content, read_config
 from mindgpt.checkpoints.gpt2_ml_views import GPT2MLView
 from mindgpt.checkpoints.gpt2_names import variant_of
 from mindgpt.checkpoints.locations import file_beside, own_config
 from mindgpt.checkpoints.tensor_source import TensorSource
-from mindgpt.checkpoints.uer_config import HEAD_SIZE, FoundConfig, checked_vocabulary
 from mindgpt.config.errors import UserError
 from mindgpt.config.model_sections import VARIANTS
 from mindgpt.config.paths import expanded_path
@@ -76,20 +76,9 @@ def config_of_gpt2_ml(
     if named is None:
         return _without_config(view, num_heads, vocabulary)
     config, notes = read_ml_config(named, view.sizes)
-    wrong = [
-        f"{key} is {getattr(config, key)}, the weights have {view.sizes[letter]}"
-        for letter, (key, _) in _SIZES.items()
-        if getattr(config, key) != view.sizes[letter]
-    ]
-    if config.variant != VARIANT:
-        wrong.append(f"variant is {config.variant}, the weights are those of {VARIANTS[VARIANT].model}")
-    if num_heads not in (None, config.num_heads):
-        wrong.append(f"num_heads is {config.num_heads}, and --num_heads {num_heads}")
-    if wrong:
-        raise UserError(
-            f"{view.path}: the config {named} does not describe these weights: {'; '.join(wrong)}. Correct it, or "
-            "put the right one there (convert_weight.py takes another with --config)."
-        )
+    held = {key: view.sizes[letter] for letter, (key, _) in _SIZES.items()}
+    another = f"variant is {config.variant}, the weights are those of {VARIANTS[VARIANT].model}"
+    check_sizes_of_config(config, held, named, view.path, num_heads, () if config.variant == VARIANT else (another,))
     return FoundConfig(config, notes, vocabulary=vocabulary)
 
 

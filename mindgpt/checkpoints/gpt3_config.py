@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from mindgpt.checkpoints.foreign_configs import is_gpt3_json
+from mindgpt.checkpoints.found_config import FoundConfig, check_sizes_of_config
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
 from mindgpt.checkpoints.locations import file_beside, own_config
 from mindgpt.checkpoints.megatron_views import MegatronView
-from mindgpt.checkpoints.uer_config import FoundConfig
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import shown
 from mindgpt.io.files import read_json
@@ -284,23 +284,14 @@ def _generation_json(config: GPT2Config) -> dict[str, Any]:
 def _in_our_form(named: str, view: MegatronView) -> tuple[GPT2Config, list[str]]:
     """The config of a preset, or of a file of ours or Hugging Face's, with the sizes checked."""
     config, notes = read_config(named)
-    pairs = {
-        "vocab_size": "V",
-        "num_layers": "L",
-        "hidden_size": "H",
-        "ffn_hidden_size": "F",
-        "max_position_embeddings": "P",
+    held = {
+        "vocab_size": view.sizes["V"],
+        "num_layers": view.sizes["L"],
+        "hidden_size": view.sizes["H"],
+        "ffn_hidden_size": view.sizes["F"],
+        "max_position_embeddings": view.sizes["P"],
     }
-    wrong = [
-        f"{key} is {getattr(config, key)}, the weights have {view.sizes[letter]}"
-        for key, letter in pairs.items()
-        if getattr(config, key) != view.sizes[letter]
-    ]
-    if wrong:
-        raise UserError(
-            f"{view.path}: the config {named} does not describe these weights: {'; '.join(wrong)}. Correct it, or pass "
-            "another with --config."
-        )
+    check_sizes_of_config(config, held, named, view.path)
     return config.replaced({"tie_word_embeddings": not view.untied}), notes
 
 

@@ -6,9 +6,15 @@ line gave the rest. Sources: `models/gpt2/*.json` and `opts.py` of both.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mindgpt.checkpoints.foreign_configs import is_uer_json
+from mindgpt.checkpoints.found_config import (
+    HEAD_SIZE,
+    FoundConfig,
+    check_sizes_of_config,
+    checked_vocabulary,
+)
 from mindgpt.checkpoints.gpt2_config import CONFIG_FILE, GPT2Config, read_config
 from mindgpt.checkpoints.locations import file_beside, own_config
 from mindgpt.checkpoints.uer_views import UERView
@@ -17,9 +23,6 @@ from mindgpt.config.model_sections import UER_EPSILON
 from mindgpt.config.section import shown
 from mindgpt.io.files import read_json
 from mindgpt.tokenizers.wordpiece_files import read_vocab
-
-VOCABULARY = "vocab.txt"
-HEAD_SIZE = 64  # of all five published sizes
 
 _ACTIVATIONS = {"gelu": "gelu_erf", "gelu_fast": "gelu", "relu": "relu", "silu": "silu"}
 _OF_GPT2 = {  # the values that make a GPT-2; the first is written
@@ -45,23 +48,6 @@ _OTHERS = {  # that must have this value, which is also their default
 }  # fmt: skip
 _SIZES = {"layers_num": "L", "hidden_size": "H", "emb_size": "H", "feedforward_size": "F", "max_seq_length": "P"}
 _SPECIAL_TOKENS = {"bos_token_id": "[CLS]", "eos_token_id": "[SEP]", "pad_token_id": "[PAD]"}
-
-
-class FoundConfig(NamedTuple):
-    """The config of weights.
-
-    Attributes:
-        config: None if the number of heads is unknown: then `without_heads` has all the rest.
-        notes: sentences for the user.
-        assumed: settings that neither the weights nor a file say.
-        vocabulary: the file that was read, or None.
-    """
-
-    config: GPT2Config | None
-    notes: list[str]
-    assumed: tuple[str, ...] = ()
-    vocabulary: Path | None = None
-    without_heads: GPT2Config | None = None
 
 
 def config_of_uer(
@@ -196,32 +182,6 @@ def uer_json(config: GPT2Config, path: Path) -> tuple[dict[str, Any], list[str]]
     return content, notes
 
 
-def checked_vocabulary(weights: Path, tokens: int, named: Path | None, padding: int = 0) -> Path | None:
-    """The vocabulary of weights, if it is named or lies beside them.
-
-    Args:
-        weights: their path.
-        tokens: the number of tokens that they have.
-        named: a vocab.txt, or a folder that holds one; None: look beside the weights.
-        padding: how many of the tokens the vocabulary may lack.
-
-    Raises:
-        UserError: it has another number of tokens than the weights.
-    """
-    file = named / VOCABULARY if named is not None and named.is_dir() else named
-    file = file or file_beside(weights, VOCABULARY)
-    if file is None:
-        return None
-    count = max(read_vocab(file).values()) + 1
-    if not count <= tokens <= count + padding:
-        way_out = "Name the vocabulary it was trained with: --vocab" if named else "Put its own beside it, or name it"
-        raise UserError(
-            f"{file}: has {count} tokens, and {weights} has {tokens}. {way_out}; with another one, ids "
-            "would mean other tokens."
-        )
-    return file
-
-
 def _special_ids(vocabulary: Path) -> dict[str, int]:
     ids = read_vocab(vocabulary)
     return {key: ids[token] for key, token in _SPECIAL_TOKENS.items() if token in ids}
@@ -258,19 +218,7 @@ def _in_our_form(
 ) -> FoundConfig:
     """The config of a preset or a file of ours or Hugging Face's, with the sizes checked and UER-py's arithmetic."""
     config, notes = read_config(named)
-    pairs = ("vocab_size", "num_layers", "hidden_size", "ffn_hidden_size", "max_position_embeddings")
-    wrong = [
-        f"{key} is {getattr(config, key)}, the weights have {settings[key]}"
-        for key in pairs
-        if getattr(config, key) != settings[key]
-    ]
-    if num_heads not in (None, config.num_heads):
-        wrong.append(f"num_heads is {config.num_heads}, and --num_heads {num_heads}")
-    if wrong:
-        raise UserError(
-            f"{view.path}: the config {named} does not describe these weights: {'; '.join(wrong)}. Correct it, or pass "
-            "another with --config."
-        )
+    check_sizes_of_config(config, settings, named, view.path, num_heads)
     kept = {key: settings.get(key, getattr(config, key)) for key in _SPECIAL_TOKENS}
     if config.layer_norm == "uer":
         kept["layernorm_epsilon"] = config.layernorm_epsilon

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mindgpt.checkpoints.formats import open_source
+from mindgpt.checkpoints.found_config import FoundConfig
 from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.gpt2_ml_config import config_of_gpt2_ml, read_config_for
 from mindgpt.checkpoints.gpt2_ml_views import GPT2MLView, is_gpt2_ml
@@ -33,7 +34,7 @@ from mindgpt.checkpoints.run_folder import rank_folders
 from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint
 from mindgpt.checkpoints.skip_rules import skip_rule
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, cast
-from mindgpt.checkpoints.uer_config import FoundConfig, config_of_uer
+from mindgpt.checkpoints.uer_config import config_of_uer
 from mindgpt.checkpoints.uer_names import are_uer
 from mindgpt.checkpoints.uer_views import UERView
 from mindgpt.config.errors import UserError
