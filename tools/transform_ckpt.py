@@ -6,6 +6,8 @@
     # for the layout that other strategy files describe, with all that a run needs to go on
     python tools/transform_ckpt.py --src_ckpt_dir output/checkpoint --dst_ckpt_strategy other/strategy \\
         --dst_ckpt_dir resharded
+    # without the padding of the vocabulary
+    python tools/transform_ckpt.py --src_ckpt_dir output/checkpoint --dst_ckpt_dir merged --vocab_size 50257
     # one whole file, sharded for a layout
     python tools/transform_ckpt.py --src_ckpt_dir gpt2.ckpt --dst_ckpt_strategy other/strategy --dst_ckpt_dir sharded
 
@@ -57,6 +59,12 @@ def main() -> None:
         action=argparse.BooleanOptionalAction,
         help="write optimizer state, loss scale and counters, too (only with --dst_ckpt_strategy)",
     )
+    add(
+        "--vocab_size",
+        type=int,
+        metavar="ROWS",
+        help="rows of the token table: more add padding of zeros, fewer remove padding (as many as there are)",
+    )
     given = parser.parse_args()
     transform(
         given.src_ckpt_dir,
@@ -66,6 +74,7 @@ def main() -> None:
         given.dst_ckpt_strategy,
         given.step,
         given.training_state,
+        given.vocab_size,
     )
 
 

@@ -15,6 +15,7 @@ from mindgpt.checkpoints.gpt2_views import agree_on_head
 from mindgpt.checkpoints.gpt3_config import config_of_gpt3
 from mindgpt.checkpoints.layer_norm_conversion import NormChange
 from mindgpt.checkpoints.locations import config_beside
+from mindgpt.checkpoints.padded_vocabulary import config_with_rows, with_vocabulary
 from mindgpt.checkpoints.tensor_source import TensorSource
 from mindgpt.checkpoints.uer_names import HEAD as UER_HEAD
 from mindgpt.checkpoints.weights import NAMINGS, naming_of
@@ -54,6 +55,7 @@ class ConversionOptions:
         layer_norm: a key of `layer_norm_conversion.CONVERSIONS`, or None for the target's default.
         source_format: one of `SOURCE_FORMATS`.
         tensor_parallel: the number of ranks to shard ModelScope's weights over, or None.
+        vocab_size: how many rows the token table is to have, with its padding or without; None: as many as it has.
     """
 
     layers: int | None = None
@@ -64,6 +66,7 @@ class ConversionOptions:
     layer_norm: str | None = None
     source_format: str = "auto"
     tensor_parallel: int | None = None
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,21 @@ def in_float32(options: ConversionOptions | None) -> ConversionOptions:
 
 
 def open_to_convert(path: Path, options: ConversionOptions) -> OpenedWeights:
-    """The weights at a path under our names, with their config.
+    """The weights at a path under our names, with their config, and with the rows of padding that the options ask for.
 
     Raises:
-        UserError: they cannot be opened, or are of another format than the options say.
+        UserError: they cannot be opened, are of another format than the options say, or have no such padding.
     """
+    opened, rows = _opened(path, options), options.vocab_size
+    if rows is None:
+        return opened
+    if opened.vocabulary is not None:
+        checked_vocabulary(opened.source.path, rows, opened.vocabulary, padding=rows)
+    source = with_vocabulary(opened.source, opened.config, rows)
+    return replace(opened, source=source, config=opened.config and config_with_rows(opened.config, rows))
+
+
+def _opened(path: Path, options: ConversionOptions) -> OpenedWeights:
     stored = open_source(path)
     kind = naming_of(stored)
     if options.source_format != "auto":

@@ -67,6 +67,7 @@ _CONVERTED_SEPARATELY = {
     "num_labels",
     "label_names",
     "checkpoint_name_or_path",
+    "offset",  # of a run, not of a network
     "variant",
 }
 """Fields that config.json holds in another form, or that describe a run rather than the network."""

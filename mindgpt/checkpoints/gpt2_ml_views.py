@@ -24,7 +24,7 @@ from mindgpt.checkpoints.gpt2_names import (
 )
 from mindgpt.checkpoints.gpt2_views import check_entries, concrete_shape, count_layers
 from mindgpt.checkpoints.skip_rules import skip_rule
-from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, equal_bits
+from mindgpt.checkpoints.tensor_source import Box, TensorInfo, TensorSource, box_of_part, equal_bits, read_box
 from mindgpt.config.errors import UserError
 
 MODEL = "a GPT2_ML"
@@ -76,6 +76,15 @@ class GPT2MLView:
         if self._last[0] != row.name:  # query, key and value are one tensor, read once
             self._last = (row.name, self._source.read(self._stored[row.name]))
         return row.split(self._last[1], part)
+
+    def read_box(self, name: str, box: Box | None) -> np.ndarray:
+        """See `tensor_source.read_box`. Of query, key and value, one is read without the others."""
+        row, part = self._place[name]
+        if not box:
+            return self.read(name)
+        place = box_of_part(box, self.entries[name].shape, part, row.transposed)
+        array = read_box(self._source, self._stored[row.name], place)
+        return np.array(array.T, order="C") if row.transposed else array
 
     def _weights(self) -> dict[str, str]:
         """Name in the table -> stored name; all others go to `skipped`."""

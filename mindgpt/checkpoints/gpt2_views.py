@@ -25,7 +25,15 @@ from mindgpt.checkpoints.gpt2_names import (
     hint,
     table,
 )
-from mindgpt.checkpoints.tensor_source import FLOAT_DTYPES, TensorInfo, TensorSource, equal_bits
+from mindgpt.checkpoints.tensor_source import (
+    FLOAT_DTYPES,
+    Box,
+    TensorInfo,
+    TensorSource,
+    box_of_part,
+    equal_bits,
+    read_box,
+)
 from mindgpt.config.errors import UserError
 
 _FUSED_MATRIX = "attn.c_attn.weight"  # its two dimensions always differ, so a transposed matrix is detectable
@@ -79,6 +87,17 @@ class MindFormersView:
             self._last = (row.hf_name, self._source.read(self._stored[row.hf_name]))
         return row.split(self._last[1], part)
 
+    def read_box(self, name: str, box: Box | None) -> np.ndarray:
+        """See `tensor_source.read_box`. Of query, key and value, one is read without the others."""
+        row, part = self._place[name]
+        stored = self._stored[row.hf_name]
+        if len(row.mf_names) == 1:
+            return read_box(self._source, stored, box)
+        if not box:
+            return self.read(name)
+        place = box_of_part(box, self.entries[name].shape, part, transposed=True)
+        return np.array(read_box(self._source, stored, place).T, order="C")
+
     def _plain_names(self, stored_names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
         """Name without prefix -> stored name, for the weights; and stored name -> rule, for what is skipped."""
         weights: dict[str, str] = {}
@@ -130,6 +149,10 @@ class UntiedHead:
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
         return self._source.read(MF_EMBEDDING if name == HEAD.mf_names[0] else name)
+
+    def read_box(self, name: str, box: Box | None) -> np.ndarray:
+        """See `tensor_source.read_box`."""
+        return read_box(self._source, MF_EMBEDDING if name == HEAD.mf_names[0] else name, box)
 
 
 class Agreed(NamedTuple):

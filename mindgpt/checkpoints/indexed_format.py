@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindgpt.checkpoints.tensor_source import TensorSource
+from mindgpt.checkpoints.tensor_source import Box, TensorSource, read_box
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import read_json
 
@@ -58,6 +58,10 @@ class IndexedFiles:
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
         return self._source[name].read(name)
+
+    def read_box(self, name: str, box: Box | None) -> np.ndarray:
+        """See `tensor_source.read_box`."""
+        return read_box(self._source[name], name, box)
 
     def _is_tied_to_another(self, name: str) -> bool:
         """Whether a shard holds the tensor under the name that it is tied to."""

@@ -42,6 +42,7 @@ DTYPES = {tensor_type: dtype for dtype, tensor_type in TENSOR_TYPES.items()}
 SLICE_BYTES = 512 * 1024 * 1024  # as MindSpore: a protobuf message ends at 2 GiB
 CRC_MARK = b"crc_num"
 CRC_BYTES = len(CRC_MARK) + 10
+_PIECE = 16 * 1024 * 1024
 
 UTF32 = "utf-32-le"  # MindSpore stores strings as NumPy does
 
@@ -148,9 +149,12 @@ def _content_end(buffer: mmap.mmap) -> int:
     end = len(buffer) - CRC_BYTES
     if end < 0 or buffer[end : end + len(CRC_MARK)] != CRC_MARK:
         return len(buffer)
-    with memoryview(buffer) as view, view[:end] as content:
-        if zlib.crc32(content) != int.from_bytes(buffer[end + len(CRC_MARK) :], "big"):
-            raise Malformed("its checksum does not match its contents")
+    checksum = 0
+    for start in range(0, end, _PIECE):
+        checksum = zlib.crc32(buffer[start : min(start + _PIECE, end)], checksum)
+        buffer.madvise(mmap.MADV_DONTNEED, start, _PIECE)
+    if checksum != int.from_bytes(buffer[end + len(CRC_MARK) :], "big"):
+        raise Malformed("its checksum does not match its contents")
     return end
 
 

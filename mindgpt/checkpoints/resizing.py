@@ -6,7 +6,8 @@
 - More tokens: the old rows, and new ones that are the mean of the old plus a little noise. The table is the output head
   too: rows near zero would get logits near 0, far above GPT-2's usual logits, and nearly all of the probability. With
   the mean, a new token is as likely as an average one (Hewitt 2021, "Initializing New Word Embeddings for Pretrained
-  Language Models"; transformers does the same). An untied head gets new rows in the same way.
+  Language Models"; transformers does the same). An untied head gets new rows in the same way. Rows that are to be no
+  tokens are padding, which is zero and takes no part in the softmax: `padded_vocabulary.py`.
 - Fewer tokens: refused. The highest ids would lose their rows, among them GPT-2's end-of-text token.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.gpt2_names import HEAD, MF_EMBEDDING
+from mindgpt.checkpoints.padded_vocabulary import VocabularyRows, config_with_rows
 from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
 from mindgpt.checkpoints.weights import Weights
 from mindgpt.config.errors import UserError
@@ -93,6 +95,9 @@ def fit_to(weights: Weights, changes: Mapping[str, Any], resize: bool) -> tuple[
     if others.get("layer_norm", config.layer_norm) != config.layer_norm:
         del kept["layernorm_epsilon"]  # is another number in the other arithmetic
     new = GPT2Config(**{**kept, **sizes, **others}) if changes else config
+    if new.vocab_size != config.vocab_size and new.token_count == config.token_count:  # padding alone
+        config = config_with_rows(config, new.vocab_size)
+        weights = replace(weights, source=VocabularyRows(weights.source, new.vocab_size), config=config)
     differing = [
         f"{name} is {getattr(config, name)} there and {getattr(new, name)} here"
         for name in ("max_position_embeddings", "vocab_size")

@@ -21,8 +21,8 @@ from mindgpt.checkpoints.mindspore_format import CheckpointFile
 from mindgpt.checkpoints.run_folder import Step, choose_files, listed, rank_folders, rank_of_file, step_of
 from mindgpt.checkpoints.safetensors_format import SafetensorsFile
 from mindgpt.checkpoints.skip_rules import skip_rule
-from mindgpt.checkpoints.strategy_format import Box, ShardingStrategy, TensorLayout, read_strategy
-from mindgpt.checkpoints.tensor_source import TensorInfo, as_numbers
+from mindgpt.checkpoints.strategy_format import ShardingStrategy, TensorLayout, read_strategy
+from mindgpt.checkpoints.tensor_source import Box, TensorInfo, as_numbers
 from mindgpt.config.errors import UserError
 
 _SQUARE = ("attention.projection.weight", "attention.dense1.weight")  # hidden_size x hidden_size

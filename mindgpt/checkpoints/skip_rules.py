@@ -4,7 +4,7 @@ import re
 
 # What training checkpoints of MindSpore, MindFormers and TensorFlow hold besides weights: (rule, the names it skips).
 SKIP_RULES = (
-    ("optimizer state", re.compile(r"(adam_[mv]|adafactor_(row|col|v|m)|lion_m|sgd_v|accu_grads|grad_sum)\.")),
+    ("optimizer state", re.compile(r"(adam_[mv]|adafactor_(row|col|v|m)|lion_m|sgd_v|master|accu_grads|grad_sum)\.")),
     # AdaFactor, Came, Momentum, SGD and others of MindSpore and MindFormers.
     ("optimizer state", re.compile(r"(moments|moment[12]|accum|stat|(max_)?exp_avg(_sq)?)\.|exp_avg_(sq|insta)_")),
     ("optimizer state", re.compile(r"(mean_square|vhat|lamb_[mv]|pma_weight)\.")),

@@ -19,10 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mindgpt.checkpoints.tensor_source import Box
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import open_to_read
-
-Box = tuple[slice, ...]  # the place of a shard in its tensor: one slice for each dimension
 
 _RANK_IN_NAME = re.compile(r"_rank_(\d+)\.ckpt$")
 _STAGE_IN_NAME = re.compile(r"^(\d+)-")  # of a parameter name, in a file that merge_pipeline_strategys wrote

@@ -1,9 +1,12 @@
 """`TensorSource`, the interface of every checkpoint format, and casts between floating-point types.
 
 A source lists names, shapes and dtypes without reading the tensors, and reads one tensor at a time. So a file is
-checked before anything is written, and a conversion needs memory for one tensor, not for the model.
+checked before anything is written, and a conversion needs memory for one tensor, not for the model. Most sources also
+read a box of a tensor, such as the shard of a rank, without the rest of it: `read_box`.
 """
 
+import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,6 +18,10 @@ from mindgpt.io.files import refuse_lfs_pointer
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 BFLOAT16_BITS = np.dtype("V2")  # a stored bfloat16: two bytes that NumPy can copy but not compute with
+Box = tuple[slice, ...]  # a place in a tensor, such as that of a shard: one slice for each dimension
+
+_PAGE = 4096  # bytes; a disk delivers no less
+_BUFFER = 4 * 1024 * 1024
 
 
 class TensorInfo(NamedTuple):
@@ -65,34 +72,62 @@ class SpanFile:
         """See `TensorSource.read`. Raises UserError if the file has become shorter since it was opened."""
         return as_numbers(self.read_box(name))
 
-    def read_box(self, name: str, box: tuple[slice, ...] | None = None) -> np.ndarray:
-        """A box of tensor `name`, one slice for each dimension, or the whole tensor; bfloat16 stays `BFLOAT16_BITS`.
+    def read_box(self, name: str, box: Box | None = None) -> np.ndarray:
+        """A box of tensor `name`, or the whole tensor; bfloat16 stays `BFLOAT16_BITS`.
 
-        Only the rows of the box are read from the disk. Raises UserError as `read` does.
+        Only the box is read from the disk, by runs of bytes that lie together; where these are shorter than a page, the
+        rows they lie in, a few at a time. Raises UserError as `read` does.
         """
         info = self.entries[name]
         dtype = BFLOAT16_BITS if info.dtype == "bfloat16" else np.dtype(info.dtype)
         if not box:
-            return self._bytes(name, 0, info.nbytes).view(dtype).reshape(info.shape)
-        row = info.nbytes // max(info.shape[0], 1)
-        rows = self._bytes(name, box[0].start * row, box[0].stop * row).view(dtype)
-        return rows.reshape(-1, *info.shape[1:])[(slice(None), *box[1:])]
+            box = tuple(slice(0, size) for size in info.shape)
+        raw = np.empty(math.prod(side.stop - side.start for side in box) * dtype.itemsize, np.uint8)
+        partial = [axis for axis, side in enumerate(box) if side != slice(0, info.shape[axis])]
+        axis = max(partial, default=0)  # after it the box is as wide as the tensor
+        with open(self.path, "rb", buffering=0) as file:
+            if not len(raw):
+                pass
+            elif axis == 0:
+                row = info.nbytes // max(info.shape[0], 1) if box else 0
+                self._fill(raw, file.fileno(), name, box[0].start * row if box else 0)
+            else:
+                self._fill_rows(raw, file.fileno(), name, box[: axis + 1])
+        return raw.view(dtype).reshape([side.stop - side.start for side in box])
 
-    def _bytes(self, name: str, first: int, last: int) -> np.ndarray:
-        """Bytes [first, last) of tensor `name`, uint8."""
-        raw = np.empty(last - first, np.uint8)
+    def _fill_rows(self, raw: np.ndarray, file: int, name: str, box: Box) -> None:
+        """Read a box whose last side is a part of its axis: a run of bytes in each row along that axis."""
+        info = self.entries[name]
+        unit = info.nbytes // math.prod(info.shape[: len(box)])  # bytes of an index of the last axis
+        row = unit * info.shape[len(box) - 1]
+        first, last = box[-1].start * unit, box[-1].stop * unit
+        runs = raw.reshape(-1, box[-2].stop - box[-2].start, last - first)
+        at_once = 1 if last - first >= _PAGE else max(1, _BUFFER // row)
+        rows = np.empty(0 if at_once == 1 else (at_once, row), np.uint8)
+        for target, outer in zip(runs, np.ndindex(*(side.stop - side.start for side in box[:-2])), strict=True):
+            begin = 0  # the number of the row that the box begins in
+            for index, side, size in zip(outer, box, info.shape, strict=False):
+                begin = begin * size + side.start + index
+            begin = begin * info.shape[len(box) - 2] + box[-2].start
+            for number in range(0, len(target), at_once):
+                if at_once == 1:
+                    self._fill(target[number], file, name, (begin + number) * row + first)
+                else:
+                    some = rows[: len(target) - number]
+                    self._fill(some.reshape(-1), file, name, (begin + number) * row)
+                    target[number : number + at_once] = some[:, first:last]
+
+    def _fill(self, raw: np.ndarray, file: int, name: str, first: int) -> None:
+        """Fill `raw`, uint8, with the bytes of tensor `name` from byte `first` on."""
         begin = 0  # of the span within the tensor
-        with open(self.path, "rb") as file:
-            for offset, length in self.spans[name]:
-                low, high = max(first, begin), min(last, begin + length)
-                if low < high:
-                    file.seek(offset + low - begin)
-                    if file.readinto(raw[low - first : high - first].data) != high - low:
-                        raise UserError(
-                            f"{self.path}: ends inside {name}: the file is cut short. Copy or make it again."
-                        )
-                begin += length
-        return raw
+        for offset, length in self.spans[name]:
+            low, high = max(first, begin), min(first + len(raw), begin + length)
+            while low < high:  # the system reads 2 GiB at once at most
+                count = os.preadv(file, [raw[low - first : high - first].data], offset + low - begin)
+                if not count:
+                    raise UserError(f"{self.path}: ends inside {name}: the file is cut short. Copy or make it again.")
+                low += count
+            begin += length
 
 
 def existing_file(path: Path) -> Path:
@@ -105,6 +140,29 @@ def existing_file(path: Path) -> Path:
         raise UserError(f"{path}: the file is empty. Copy or make it again.")
     refuse_lfs_pointer(path)
     return path
+
+
+def read_box(source: TensorSource, name: str, box: Box | None) -> np.ndarray:
+    """A box of a tensor, or all of it, as a new array; bfloat16 as float32. Of a source that cannot read boxes, the
+    whole tensor is read."""
+    if not box:
+        return source.read(name)
+    if hasattr(source, "read_box"):
+        return as_numbers(source.read_box(name, box))
+    return np.array(source.read(name)[box], order="C")
+
+
+def box_of_part(box: Box, shape: tuple[int, ...], part: int, transposed: bool) -> Box:
+    """Where a box of a tensor lies in the stored one, whose last axis holds several such tensors one after another.
+
+    Args:
+        box: in a tensor of this `shape`.
+        part: its number among them.
+        transposed: whether it is stored transposed.
+    """
+    *others, last = box[::-1] if transposed else box
+    zero = part * (shape[0] if transposed else shape[-1])
+    return (*others, slice(zero + last.start, zero + last.stop))
 
 
 def as_numbers(stored: np.ndarray) -> np.ndarray:
@@ -143,10 +201,19 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
 
 
 def equal_bits(source: TensorSource, first: str, second: str) -> bool:
-    """Whether two tensors of a source have the same shape, dtype and values, bit for bit."""
-    if source.entries[first] != source.entries[second]:
+    """Whether two tensors of a source have the same shape, dtype and values, bit for bit. They are read by pieces."""
+    info = source.entries[first]
+    if info != source.entries[second]:
         return False
-    return np.array_equal(*(source.read(name).reshape(-1).view(np.uint8) for name in (first, second)))
+    boxes: list[Box | None] = [None]
+    if info.shape and hasattr(source, "read_box"):
+        rows = max(1, _BUFFER * info.shape[0] // max(info.nbytes, 1))
+        others = tuple(slice(0, size) for size in info.shape[1:])
+        boxes = [(slice(row, min(row + rows, info.shape[0])), *others) for row in range(0, info.shape[0], rows)]
+    return all(
+        np.array_equal(*(read_box(source, name, box).reshape(-1).view(np.uint8) for name in (first, second)))
+        for box in boxes
+    )
 
 
 def tensors(source: TensorSource, dtype: str | None = None) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,5 +1,8 @@
 """State dicts that PyTorch saved. PyTorch is imported only when one is read or written."""
 
+import ctypes
+import functools
+import mmap
 import re
 import warnings
 import zipfile
@@ -10,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mindgpt.checkpoints.tensor_source import TensorInfo
+from mindgpt.checkpoints.tensor_source import Box, TensorInfo
 from mindgpt.config.errors import UserError
 from mindgpt.io.files import atomic_write
 
@@ -47,6 +50,7 @@ class TorchFile:
         self.notes: list[str] = []
         self.checkpoint_version = None  # Megatron's, which says the order of rows in query_key_value
         self._torch = import_torch(path)
+        self._mapped = zipfile.is_zipfile(path)  # files from before PyTorch 1.6, GPT-2's own among them, cannot be
         self._tensors = self._load()
         self.entries = {
             name: TensorInfo(tuple(tensor.shape), dtype_of(tensor)) for name, tensor in self._tensors.items()
@@ -54,16 +58,21 @@ class TorchFile:
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
-        return as_array(self._tensors[name])
+        return self.read_box(name)
+
+    def read_box(self, name: str, box: Box | None = None) -> np.ndarray:
+        """See `tensor_source.read_box`."""
+        tensor = self._tensors[name]
+        array = as_array(tensor[box] if box else tensor)
+        if self._mapped:
+            release_pages(tensor)
+        return array
 
     def _load(self) -> Mapping[str, Any]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of a pickle's version, before the error that counts
-                # Files from before PyTorch 1.6, GPT-2's own among them, are not zip archives and cannot be mapped.
-                loaded = self._torch.load(
-                    self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path)
-                )
+                loaded = self._torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
         except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ... for broken files
             # Its first sentence: the next ones advise to run what is in the file.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
@@ -110,6 +119,20 @@ class TorchFile:
             and len(value) > 0
             and all(isinstance(tensor, self._torch.Tensor) for tensor in value.values())
         )
+
+
+def release_pages(tensor: Any) -> None:
+    """Give back the memory of a mapped tensor that has been read. It is in the file, and read again where needed."""
+    storage = tensor.untyped_storage()
+    begin, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def as_array(tensor: Any) -> np.ndarray:

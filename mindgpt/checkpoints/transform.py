@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from mindgpt.checkpoints.gpt2_config import GPT2Config
+from mindgpt.checkpoints.gpt2_names import MF_EMBEDDING
 from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoint
+from mindgpt.checkpoints.padded_vocabulary import VocabularyRows, config_with_rows, with_vocabulary
 from mindgpt.checkpoints.run_folder import Step, checkpoint_files, choose_files, listed, rank_folders, step_of
 from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint, refuse_shard
 from mindgpt.checkpoints.skip_rules import skip_rule
-from mindgpt.checkpoints.strategy_format import Box, ShardingStrategy, read_strategy
-from mindgpt.checkpoints.tensor_source import TensorInfo
+from mindgpt.checkpoints.strategy_format import ShardingStrategy, read_strategy
+from mindgpt.checkpoints.tensor_source import Box, TensorInfo
 from mindgpt.config.errors import UserError
-from mindgpt.io.files import atomic_write, open_to_read
+from mindgpt.io.files import atomic_write, open_to_read, read_json
 
 Source = ShardedCheckpoint | CheckpointFile
 
@@ -27,6 +30,7 @@ def transform(
     target_strategy: Path | None = None,
     step: Step | None = None,
     training_state: bool | None = None,
+    vocab_size: int | None = None,
 ) -> list[Path]:
     """Write the checkpoint of a run for another number of ranks, as `<target>/rank_<r>/<prefix><r>.ckpt`, or as
     `<prefix><r>-<epoch>_<step>.ckpt` where a sharded run can resume from the result.
@@ -42,6 +46,8 @@ def transform(
         step: which checkpoint; None for the newest, which every rank must have.
         training_state: whether to write optimizer state, loss scale, counters and the like, too; None: only if
             `target_strategy` is given, since a run can then resume from the result.
+        vocab_size: rows of the result's token table and of its optimizer state, with padding or without; None: as many
+            as in the source.
 
     Returns:
         The files.
@@ -57,7 +63,8 @@ def transform(
     ending = f"-{saved_step}.ckpt" if saved_step else ".ckpt"
     files = [target / f"rank_{r}" / f"{prefix}{r}{ending}" for r in range(layouts.ranks if layouts else 1)]
     _check_target(target, files, source, strategy, target_strategy)
-    entries = {name: info for name, info in checkpoint.entries.items() if _kept(name, keep_state)}
+    held = checkpoint if vocab_size is None else _with_vocabulary(checkpoint, vocab_size, keep_state)
+    entries = {name: info for name, info in held.entries.items() if _kept(name, keep_state)}
     texts = {name: text for name, text in checkpoint.texts.items() if _kept(name, keep_state)}
     left_out = _check_fit(layouts, entries, checkpoint) if layouts else []
     entries = {name: info for name, info in entries.items() if name not in left_out}
@@ -65,8 +72,8 @@ def transform(
     boxes_of_ranks = [_boxes(layouts, rank, entries) for rank in range(len(files))]
     with tqdm(total=sum(map(len, boxes_of_ranks)), desc=target.name, unit=" tensors", disable=None) as progress:
         for file, boxes in zip(files, boxes_of_ranks, strict=True):
-            write_checkpoint(file, _contents(checkpoint, boxes, texts, progress.update))
-            _copy_config(checkpoint.path, file)
+            write_checkpoint(file, _contents(held, boxes, texts, progress.update))
+            _copy_config(checkpoint.path, file, vocab_size)
     state = "with training state" if keep_state else "weights only"
     result = f"sharded for {len(files)} ranks: {target}" if layouts else files[0]
     print(f"wrote {len(entries)} tensors, {state}, {result}")
@@ -85,6 +92,16 @@ def _open(source: Path, strategy: Path | None, step: Step | None) -> Source:
     if strategy is None and len(folders) == 1:
         return CheckpointFile(choose_files(list(folders.values()), step)[0])
     return ShardedCheckpoint(source, strategy, step)
+
+
+def _with_vocabulary(checkpoint: Source, rows: int, keep_state: bool) -> VocabularyRows:
+    """The checkpoint with so many rows in its token tables. Raises a UserError as `with_vocabulary`."""
+    beside = config_beside(checkpoint.path)
+    held = with_vocabulary(checkpoint, beside and GPT2Config.from_pretrained(beside), rows, training_state=keep_state)
+    old = checkpoint.entries[MF_EMBEDDING].shape[0]
+    changed = [name for name in held.changed if _kept(name, keep_state)]
+    print(f"vocabulary: from {old} to {rows} rows in {len(changed)} tensors")
+    return held
 
 
 def _kept(name: str, state: bool) -> bool:
@@ -153,7 +170,7 @@ def _boxes(layouts: ShardingStrategy | None, rank: int, entries: Mapping[str, Te
 
 
 def _contents(
-    checkpoint: Source,
+    checkpoint: Source | VocabularyRows,
     boxes: Mapping[str, Box | None],
     texts: Mapping[str, str],
     count: Callable[[int], object],
@@ -184,8 +201,11 @@ def _check_target(target: Path, files: list[Path], source: Path, *strategies: Pa
         )
 
 
-def _copy_config(source: Path, file: Path) -> None:
+def _copy_config(source: Path, file: Path, vocab_size: int | None) -> None:
     config = config_beside(source)
-    if config is not None:
+    if config is not None and vocab_size is not None:
+        architecture = (read_json(config).get("architectures") or ["GPT2LMHeadModel"])[0]
+        config_with_rows(GPT2Config.from_pretrained(config), vocab_size).save_pretrained(file.parent, architecture)
+    elif config is not None:
         with open_to_read(config) as content, atomic_write(file.with_name("config.json")) as output:
             output.write(content.read())

@@ -7,7 +7,7 @@ import numpy as np
 
 from mindgpt.checkpoints.gpt2_names import MF_LAYER, TIED_HEAD
 from mindgpt.checkpoints.gpt2_views import check_entries, concrete_shape, count_layers
-from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, equal_bits
+from mindgpt.checkpoints.tensor_source import Box, TensorInfo, TensorSource, equal_bits, read_box
 from mindgpt.checkpoints.uer_names import (
     HEAD,
     LORA_FACTOR,
@@ -57,6 +57,12 @@ class UERView:
         """See `TensorSource.read`."""
         row = self._rows[name]
         array = self._source.read(self._stored[row.name])
+        return np.ascontiguousarray(array.T) if row.transposed else array
+
+    def read_box(self, name: str, box: Box | None) -> np.ndarray:
+        """See `tensor_source.read_box`."""
+        row = self._rows[name]
+        array = read_box(self._source, self._stored[row.name], box and box[:: -1 if row.transposed else 1])
         return np.ascontiguousarray(array.T) if row.transposed else array
 
     def _has_untied_head(self) -> bool:

@@ -33,7 +33,7 @@ from mindgpt.checkpoints.other_models import other_model, refuse_other_model
 from mindgpt.checkpoints.run_folder import rank_folders
 from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint
 from mindgpt.checkpoints.skip_rules import skip_rule
-from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, cast
+from mindgpt.checkpoints.tensor_source import Box, TensorInfo, TensorSource, cast, read_box
 from mindgpt.checkpoints.uer_config import config_of_uer
 from mindgpt.checkpoints.uer_names import are_uer
 from mindgpt.checkpoints.uer_views import UERView
@@ -78,6 +78,10 @@ class CheckpointWeights:
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
         return self._source.read(self._stored[name])
+
+    def read_box(self, name: str, box: Box | None) -> np.ndarray:
+        """See `tensor_source.read_box`."""
+        return read_box(self._source, self._stored[name], box)
 
 
 class Naming(NamedTuple):
@@ -168,7 +172,7 @@ def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weight
 
 @dataclass
 class LoadReport:
-    """What `load_weights` did with each name."""
+    """What `load_weights` does with each name."""
 
     path: Path
     loaded: list[str] = field(default_factory=list)
@@ -186,15 +190,73 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def load_weights(
+@dataclass(frozen=True)
+class CheckedWeights:
+    """Weights that fit a model, and are not read yet: from `check_weights`.
+
+    Attributes:
+        source: of the weights.
+        names: those to load.
+        report: what loading does with each name in the file.
+    """
+
+    source: TensorSource
+    names: tuple[str, ...]
+    report: LoadReport
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of them, as they are stored."""
+        return sum(self.source.entries[name].nbytes for name in self.names)
+
+    def load(
+        self,
+        parameters: "Mapping[str, Parameter]",
+        boxes: "Callable[[Parameter, tuple[int, ...]], Box | None] | None" = None,
+        masters: "Mapping[str, Parameter] | None" = None,
+        unrounded: "dict[str, Tensor] | None" = None,
+    ) -> int:
+        """Set parameters to their weights, cast to their dtypes, one at a time.
+
+        Args:
+            parameters: name -> Parameter; weights whose names are not among them are not read.
+            boxes: of a parameter that is a shard, and the shape of the whole: where the shard lies. None: all are
+                whole.
+            masters: name of a weight in half precision -> its float32 master copy, which is set, too.
+            unrounded: receives the float32 values of weights that are trained in half precision, from which masters
+                that are made later start.
+
+        Returns:
+            The bytes of what was set, as it is in the file.
+
+        Raises:
+            UserError: the values of a tensor overflow in the model's dtype.
+        """
+        loaded = 0
+        for name in self.names:
+            if name not in parameters:
+                continue
+            parameter, info = parameters[name], self.source.entries[name]
+            box = boxes(parameter, info.shape) if boxes else None
+            array = read_box(self.source, name, box)
+            assert array.shape == tuple(parameter.shape), f"{name}: {array.shape}, {parameter.shape} from {box}"
+            parameter.set_data(_tensor(array, parameter, f"{self.source.path}: {name}"), slice_shape=boxes is not None)
+            in_float32 = info.dtype == "float32" and dtype_name(parameter) != "float32" and parameter.requires_grad
+            if masters and name in masters:
+                masters[name].set_data(_tensor(array, masters[name], name), slice_shape=boxes is not None)
+            elif unrounded is not None and in_float32:
+                unrounded[name] = _tensor(array, None, name)
+            loaded += TensorInfo(array.shape, info.dtype).nbytes
+        return loaded
+
+
+def check_weights(
     model: "nn.Cell | Mapping[str, Parameter]",
     weights: Weights | TensorSource,
     may_be_missing: Iterable[str] = (),
     left_out: Mapping[str, str] | None = None,
-) -> LoadReport:
-    """Set the parameters of `model` from `weights`, cast to the dtypes of the model.
-
-    All names and shapes are checked before the first parameter changes.
+) -> CheckedWeights:
+    """Check that `weights` have the names and shapes of `model`, which needs no values and is not changed.
 
     Args:
         model: a cell, or name -> Parameter.
@@ -205,11 +267,9 @@ def load_weights(
             skipped.
 
     Raises:
-        UserError: the weights are of another variant; names or shapes do not fit, and all are listed, with both shapes;
-            or the values of a tensor overflow in the model's dtype.
+        UserError: the weights are of another variant; or names or shapes do not fit, and all are listed, with both
+            shapes.
     """
-    from mindspore import Tensor
-
     source = weights.source if isinstance(weights, Weights) else weights
     parameters = dict(model) if isinstance(model, Mapping) else model.parameters_dict()
     if built := variant_of(parameters):
@@ -224,19 +284,39 @@ def load_weights(
     ]
     entries = {name: entry for name, entry in source.entries.items() if name not in left_out}
     _check_match(parameters, entries, report)
-    for name in entries:
-        parameter = parameters[name]
-        held, wanted = entries[name].dtype, dtype_name(parameter)
-        array = source.read(name)
-        if wanted == "bfloat16":  # NumPy has no such type
-            value = Tensor.from_numpy(cast(array, "float32", f"{source.path}: {name}")).astype(parameter.dtype)
-        else:
-            value = Tensor.from_numpy(aligned(cast(array, wanted, f"{source.path}: {name}")))
-        parameter.set_data(value)
-        report.loaded.append(name)
-        if held != wanted:
-            report.casts[name] = (held, wanted)
-    return report
+    report.loaded = list(entries)
+    dtypes = {name: (entry.dtype, dtype_name(parameters[name])) for name, entry in entries.items()}
+    report.casts = {name: (held, wanted) for name, (held, wanted) in dtypes.items() if held != wanted}
+    return CheckedWeights(source, tuple(entries), report)
+
+
+def load_weights(
+    model: "nn.Cell | Mapping[str, Parameter]",
+    weights: Weights | TensorSource,
+    may_be_missing: Iterable[str] = (),
+    left_out: Mapping[str, str] | None = None,
+) -> LoadReport:
+    """Set the parameters of `model` from `weights`, cast to the dtypes of the model.
+
+    All names and shapes are checked before the first parameter changes: `check_weights`, which has the same arguments
+    and errors.
+
+    Raises:
+        UserError: as `check_weights` and `CheckedWeights.load`.
+    """
+    checked = check_weights(model, weights, may_be_missing, left_out)
+    checked.load(model if isinstance(model, Mapping) else model.parameters_dict())
+    return checked.report
+
+
+def _tensor(array: np.ndarray, parameter: "Parameter | None", name: str) -> "Tensor":
+    """An array in the dtype of a parameter, or float32; its memory, where possible."""
+    from mindspore import Tensor
+
+    wanted = "float32" if parameter is None else dtype_name(parameter)
+    if wanted == "bfloat16":  # NumPy has no such type
+        return Tensor(cast(array, "float32", name), parameter.dtype)
+    return Tensor.from_numpy(aligned(cast(array, wanted, name)))
 
 
 def check_variant(built: str, held: str | None, path: Path) -> None:
@@ -297,10 +377,11 @@ def save_checkpoint(
         UserError: the file cannot be written.
     """
     values = parameters if isinstance(parameters, Mapping) else parameters.parameters_dict()
-    write_checkpoint(path, ((name, _storable(value)) for name, value in values.items()))
+    write_checkpoint(path, ((name, storable(value)) for name, value in values.items()))
 
 
-def _storable(value: "Parameter | Tensor | np.ndarray | int | float | bool | str") -> np.ndarray | str:
+def storable(value: "Parameter | Tensor | np.ndarray | int | float | bool | str") -> np.ndarray | str:
+    """The value of a checkpoint's entry as its file holds it; of a parameter perhaps not a copy."""
     if isinstance(value, (str, np.ndarray)):
         return value
     if isinstance(value, (bool, int, float)):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf, SerializeAsAny
 
-from mindgpt.config.no_effect import NoEffect, if_sharded, in_training
+from mindgpt.config.no_effect import NoEffect, if_sharded
 from mindgpt.config.section import (
     ANY_VALUE,
     Count,
@@ -49,7 +49,8 @@ class CheckpointMonitorSection(Section):
     """A callback that saves checkpoints; `directory` "" means `output_dir`/checkpoint.
 
     It writes one every `save_checkpoint_steps` steps or `save_checkpoint_seconds` seconds (0: disabled), and
-    deletes the oldest when there are more than `keep_checkpoint_max` (0: all are kept).
+    deletes the oldest when there are more than `keep_checkpoint_max` (0: all are kept). With `async_save` the values
+    are copied and training goes on while they are written.
     """
 
     type: Annotated[
@@ -85,7 +86,6 @@ class CheckpointMonitorSection(Section):
         "global_batch_size": ANY_VALUE,
     }
     no_effect: ClassVar = (
-        NoEffect("async_save", in_training("checkpoints are saved synchronously, before the next step begins")),
         NoEffect(
             "integrated_save",
             if_sharded("each card writes its shards; tools/transform_ckpt.py merges"),
@@ -216,6 +216,7 @@ CALLBACKS: dict[str, type[Section]] = {
 REFUSED = {
     "ProfileMonitor": "profiling is not in this version; start the run under MindSpore's own profiler",
     "TrainingStateMonitor": "norms of single parameters are not recorded; log/train.jsonl has the global gradient norm",
+    "OnRequestExit": LAST_CHECKPOINT_IS_INTACT,
     "StressDetectCallBack": "mindgpt does not test the hardware; use Ascend's own tools before the run",
 }
 """Types of callbacks that are refused, each with the reason or what to use instead."""

@@ -7,6 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from mindgpt.config.no_effect import NoEffect, Run, if_data_parallel, if_sharded, if_unsharded, in_training, when
+from mindgpt.config.parallel_settings import (
+    NO_FUSION_BY_INDEX,
+    AscendConfigSection,
+    CommFusionSection,
+    ParallelOptimizerSection,
+    PipelineConfigSection,
+)
 from mindgpt.config.section import (
     ANY_VALUE,
     Count,
@@ -20,7 +27,6 @@ from mindgpt.config.section import (
     shown,
 )
 from mindgpt.config.strategy import Strategy
-from mindgpt.config.unsupported import AscendConfigSection, ParallelOptimizerSection, PipelineConfigSection
 
 _MEMORY_SIZE = re.compile(r"\d+(\.\d+)?GB")
 _PARALLEL_MODES = {
@@ -60,6 +66,7 @@ class ContextSection(Section):
     save_graphs: bool | Literal[0, 1, 2, 3] = False
     save_graphs_path: PathText = "./graph"
     deterministic: bool = False
+    ascend_config: AscendConfigSection = Field(default_factory=AscendConfigSection)
 
     ignored: ClassVar = any_value(
         "affinity_cpu_list mempool_block_size variable_memory_max_size graph_memory_max_size runtime_num_threads "
@@ -68,12 +75,11 @@ class ContextSection(Section):
         "jit_syntax_level gpu_config debug_level exec_order env_config_path"
     ) | {
         "enable_compile_cache": ANY_VALUE,  # mindgpt keeps compiled graphs itself
-        "ascend_config": AscendConfigSection,
         "enable_dump": only(False, reason="MindSpore's environment variable MINDSPORE_DUMP_CONFIG switches dumps on"),
         "print_file_path": only("", reason="nothing is printed from within a graph"),
         "precompile_only": only(False, reason="tools/dry_run.py checks a run without starting it"),
         "memory_offload": only(
-            "OFF", False, reason="mindgpt keeps everything on the card; recompute_config saves memory"
+            "OFF", False, reason="MindSpore 2.9 and 2.10 have no such setting; recompute_config saves memory"
         ),
         "support_binary": only(False, reason="mindgpt runs from its sources"),
     }
@@ -136,8 +142,6 @@ def why_no_data_sinking(run: Run) -> str | None:
         return None
     if run.target != "Ascend":
         return "on CPU batches are passed from the host one by one"
-    if run.config.runner_config.gradient_accumulation_steps > 1:
-        return "with gradient accumulation, micro-batches are passed from the host one by one"
     if run.config.trainer.type == "TextClassificationTrainer":
         return "batches of several lengths are passed from the host one by one"
     return None
@@ -198,6 +202,14 @@ class StrategyCheckpointSection(Section):
     )
 
 
+_OF_SHARDED_MODELS = (
+    "comm_fusion",
+    "enable_alltoall",
+    "force_fp32_communication",
+    "gradient_fp32_sync",
+)
+
+
 class ParallelSection(Section):
     """`parallel`: how the devices share the work. `parallel_mode` is stored as MindSpore's name."""
 
@@ -208,6 +220,11 @@ class ParallelSection(Section):
     enable_parallel_optimizer: bool = False
     strategy_ckpt_save_file: PathText = _STRATEGY_FILE
     strategy_ckpt_config: StrategyCheckpointSection | None = None
+    parallel_optimizer_config: ParallelOptimizerSection = Field(default_factory=ParallelOptimizerSection)
+    comm_fusion: CommFusionSection | None = None
+    enable_alltoall: bool = False
+    force_fp32_communication: bool = False
+    gradient_fp32_sync: bool = True
 
     no_effect: ClassVar = (
         NoEffect("strategy_ckpt_save_file", _STRATEGY_FOLDER),
@@ -223,15 +240,15 @@ class ParallelSection(Section):
             if_sharded("a value that several cards compute redundantly is counted once"),
             value=False,
         ),
+        *(NoEffect(key, if_unsharded("the model is not sharded over cards")) for key in _OF_SHARDED_MODELS),
     )
 
     ignored: ClassVar = any_value(
-        "search_mode auto_parallel_search_mode global_rank gradient_fp32_sync enable_alltoall "
-        "all_reduce_fusion_config comm_fusion force_fp32_communication pipeline_result_broadcast group_ckpt_save_file"
+        "search_mode auto_parallel_search_mode global_rank pipeline_result_broadcast group_ckpt_save_file"
     ) | {
         "device_num": ANY_VALUE,  # the launcher says how many processes there are, and which one this is
+        "all_reduce_fusion_config": only([], reason=NO_FUSION_BY_INDEX),
         "parameter_broadcast": ANY_VALUE,  # processes begin equal, which is checked
-        "parallel_optimizer_config": ParallelOptimizerSection,
         "pipeline_config": PipelineConfigSection,
         "dataset_strategy": only(
             "full_batch",
@@ -249,6 +266,16 @@ class ParallelSection(Section):
         "auto_pipeline": only(False, reason="layers are shared out evenly over pipeline stages"),
     }
 
+    def given(self) -> dict[str, Any]:
+        """The settings that go to MindSpore as they are, for a sharded model, under MindSpore's names."""
+        settings = {key: getattr(self, key) for key in _OF_SHARDED_MODELS}
+        settings["parallel_optimizer_config"] = self.parallel_optimizer_config
+        return {
+            key: value.given() if isinstance(value, Section) else value
+            for key, value in settings.items()
+            if value is not None
+        }
+
 
 def _shards_rows_only(value: Any) -> bool:
     """Whether a `dataset_strategy` shards the rows of each column, and no other dimension."""
@@ -259,7 +286,8 @@ def _shards_rows_only(value: Any) -> bool:
 
 _WHOLE_VOCABULARY = (
     "model_parallel {config.parallel_config.model_parallel} does not divide vocab_size "
-    "{config.model.config.vocab_size}, so every card keeps the whole vocabulary"
+    "{config.model.config.vocab_size}, so every card keeps the whole vocabulary; with rows of padding "
+    "(model.model_config.unpadded_vocab_size) it can be divided"
 )
 
 
@@ -308,38 +336,4 @@ class ParallelConfigSection(Section):
             if_data_parallel("without model sharding, all gradients are all-reduced together"),
         ),
         NoEffect("micro_batch_num", when(_has_one_stage, _ONE_STAGE)),
-    )
-
-
-def _for_all_blocks(value: Any) -> Any:
-    if isinstance(value, list | tuple | dict):
-        raise ValueError(
-            f"must be True or False for all blocks, not {shown(value)}; recomputation cannot be set per layer or "
-            "pipeline stage"
-        )
-    return value
-
-
-Recompute = Annotated[bool, BeforeValidator(_for_all_blocks)]
-
-
-class RecomputeSection(Section):
-    """`recompute_config`: which activations are recomputed in the backward pass rather than kept."""
-
-    recompute: Recompute = False
-    select_recompute: Recompute = False
-    parallel_optimizer_comm_recompute: Recompute = False
-    mp_comm_recompute: Recompute = True
-    recompute_slice_activation: Recompute = False
-
-    ignored: ClassVar = {
-        "select_comm_recompute": only(False, [], {}, reason="the key is mp_comm_recompute, for all blocks alike"),
-        "select_recompute_exclude": only(False, [], {}, reason="single operators cannot be left out of recomputation"),
-        "select_comm_recompute_exclude": only(
-            False, [], {}, reason="single operators cannot be left out of recomputation"
-        ),
-    }
-    no_effect: ClassVar = tuple(
-        NoEffect(key, if_unsharded("the model is not sharded over cards"))
-        for key in ("recompute_slice_activation", "parallel_optimizer_comm_recompute", "mp_comm_recompute")
     )

@@ -259,14 +259,14 @@ class GenerationSection(Section):
             if getattr(self, name) != GenerationSection.model_fields[name].default:
                 yield name, f"{reason}: leave {name} out, or num_beams"
 
-    def ids_outside(self, vocab_size: int) -> Iterator[tuple[str, str]]:
-        """The ids that a vocabulary does not have. Yields (key, what is wrong)."""
+    def ids_outside(self, vocab_size: int, key: str = "vocab_size") -> Iterator[tuple[str, str]]:
+        """The ids that a vocabulary does not have, whose size is the setting `key`. Yields (key, what is wrong)."""
         names = ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "bad_words_ids")
         for name in names if isinstance(self.end_token, (str, NoneType)) else (*names, "end_token"):
             value = getattr(self, name)
             ids = [i for word in value or () for i in word] if name == "bad_words_ids" else _ids(value)
             if outside := [i for i in ids if i >= vocab_size]:
-                yield name, f"{min(outside)} is outside the vocabulary, whose size (vocab_size) is {vocab_size}"
+                yield name, f"{min(outside)} is outside the vocabulary, whose size ({key}) is {vocab_size}"
 
     def unused_sampling_settings(self) -> dict[str, list[str]]:
         """The settings of sampling that are set although nothing is sampled, by reason."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mindgpt.config.recompute_section import blocks_meant
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.strategy import Strategy, asks_for_semi_auto
 
@@ -36,6 +37,36 @@ def grid_of(config: RunConfig) -> DeviceGrid:
     return DeviceGrid(section.data_parallel, section.model_parallel, section.pipeline_stage)
 
 
+def blocks_of_stages(config: RunConfig) -> list[int]:
+    """The number of blocks of each pipeline stage, which are consecutive: as `offset` says, else as even as can be, the
+    later stages one block more.
+
+    The first stage has the embedding as well, and keeps the most activations under the schedule one forward, one
+    backward, so the remainder goes to the end.
+    """
+    stages, network = config.parallel_config.pipeline_stage, config.model.config
+    if isinstance(network.offset, list):
+        return [network.num_layers // stages + more for more in network.offset]
+    return [(network.num_layers + stage) // stages for stage in range(stages)]
+
+
+class RecomputedBlocks(NamedTuple):
+    """Blocks of a pipeline stage: all, those recomputed as a whole, and those that recompute their attention kernel."""
+
+    blocks: int
+    full: int
+    selective: int
+
+
+def recomputed_blocks(config: RunConfig, stage: int) -> RecomputedBlocks:
+    """What `recompute_config` asks of a pipeline stage. Operators that `select_recompute` names count as nothing."""
+    section, blocks = config.recompute_config, blocks_of_stages(config)[stage]
+    full = blocks_meant(section.recompute, stage, blocks)
+    if section.names_operators:
+        return RecomputedBlocks(blocks, full, 0)
+    return RecomputedBlocks(blocks, full, max(0, blocks_meant(section.select_recompute, stage, blocks) - full))
+
+
 def shards_optimizer(config: RunConfig) -> bool:
     """Whether weights and optimizer state are sharded over data-parallel ranks. `optimizer_shard`, if set, decides."""
     wanted = config.parallel_config.optimizer_shard
@@ -58,6 +89,19 @@ def shards_vocabulary(config: RunConfig) -> bool:
     section = config.parallel_config
     divisible = config.model.config.vocab_size % section.model_parallel == 0
     return section.model_parallel > 1 and not section.vocab_emb_dp and divisible
+
+
+def shards_rows_of_head(config: RunConfig) -> bool:
+    """Whether the ranks of a model-parallel group share the rows (tokens) of the head and the loss, each with the whole
+    vocabulary: where they do not shard the vocabulary, and can divide the tokens of a row.
+
+    Otherwise each would compute all logits. It adds sums of two scalars to a step and saves the gathering of the rows
+    with sequence parallelism; without it every rank has the rows, and what it gives back to the last block is its part
+    of a gradient that the blocks sum over the group anyway.
+    """
+    parallel = config.parallel_config.model_parallel
+    divisible = config.model.config.seq_length % parallel == 0
+    return parallel > 1 and not shards_vocabulary(config) and divisible
 
 
 def rows_of_step(config: RunConfig) -> int:
@@ -213,7 +257,7 @@ def _pipeline_problems(config: RunConfig, grid: DeviceGrid) -> Iterator[str]:
 def _recompute_problems(config: RunConfig, grid: DeviceGrid) -> Iterator[str]:
     """Combinations that MindSpore 2.10 fails to compile."""
     section, interleaves = config.recompute_config, interleaved_batches(config) > 1
-    if not section.recompute:
+    if not any(recomputed_blocks(config, stage).full for stage in range(grid.pipeline_stage)):
         return
     if interleaves and grid.pipeline_stage > 1 and _has_dropout(config):
         yield (

@@ -20,8 +20,9 @@ from mindgpt.config.section import (
     one_of,
     only,
     refuse,
+    shown,
 )
-from mindgpt.config.unsupported import is_one_device, is_one_expert
+from mindgpt.config.unsupported import INTERLEAVED_STAGES, is_one_device, is_one_expert
 
 ACTIVATIONS = {
     "gelu": "gelu",  # the tanh form, as OpenAI and MindFormers mean it
@@ -106,6 +107,21 @@ class PetSection(Section):
         return value
 
 
+def _offset(value: Any) -> int | list[int]:
+    if isinstance(value, list) and any(isinstance(number, list) for number in value):
+        raise ValueError(
+            f"must be one list with a number for each pipeline stage, not {shown(value)}: {INTERLEAVED_STAGES}"
+        )
+    if isinstance(value, list) and value and all(type(number) is int for number in value):
+        return value
+    if value != 0 or isinstance(value, bool):
+        raise ValueError(f"must be 0 or a list with a number for each pipeline stage, not {shown(value)}")
+    return 0
+
+
+Offset = Annotated[Any, BeforeValidator(_offset)]
+
+
 class Variant(NamedTuple):
     """What a variant of GPT-2 changes beside the order of its block, which is `gpt2_modules.BLOCKS`'.
 
@@ -154,6 +170,12 @@ class GPT2Section(GenerationSection):
     has the standard one with gamma unchanged, as their own converters write it; "folded" the standard one with
     gamma * sqrt((H - 1) / H), which is nearest to it.
 
+    `unpadded_vocab_size`: how many of the `vocab_size` rows of the token table are tokens; the others are padding, by
+    which cards can share the table, and take no part in the softmax. None: all are tokens.
+
+    `offset`: the blocks of each pipeline stage beyond num_layers // pipeline_stage, as in MindFormers, such as
+    [-1, 0, 1, 2]; 0: as even as can be.
+
     `tie_word_embeddings`: whether the output head is the token embedding (Press & Wolf 2017) or has its own weights.
 
     `prompt_special_tokens`: the special tokens around a prompt: "bos" (the first token alone), "all" (whatever the
@@ -166,6 +188,7 @@ class GPT2Section(GenerationSection):
     seq_length: Count | None = None
     max_position_embeddings: Count | None = None
     vocab_size: Count = 50257
+    unpadded_vocab_size: Count | None = None
     hidden_size: Count = 768
     num_layers: Count = 12
     num_heads: Count = 12
@@ -194,6 +217,8 @@ class GPT2Section(GenerationSection):
     softmax_compute_type: DType = "float32"
     use_flash_attention: bool = False
 
+    offset: Offset = 0
+
     checkpoint_name_or_path: PathText = ""
     use_past: bool = True
     batch_size: Count | None = None
@@ -209,8 +234,11 @@ class GPT2Section(GenerationSection):
         "use_incre_flash_attention": only(False, reason="the key is use_flash_attention"),
         "post_layernorm_residual": only(False, reason="a block adds its input as it was before layer normalization"),
         "unk_token_id": ANY_VALUE,  # byte-level tokens have no unknown
-        "offset": only(0, reason="layers are shared out evenly over pipeline stages"),
-        "layers_per_stage": only(reason="layers are shared out evenly over pipeline stages"),
+        "layers_per_stage": only(reason="the key is offset"),
+        "pp_interleave_num": only(1, reason=INTERLEAVED_STAGES),
+        "fine_grain_interleave": ANY_VALUE,  # micro_batch_interleave_num overlaps messages with computation
+        "start_stage": only(0, reason="a network begins with the first pipeline stage"),
+        "stage_num": only(0, reason="the key is parallel_config.pipeline_stage"),
         "is_dynamic": ANY_VALUE,  # of the key/value cache, which needs none of these three
         "block_size": ANY_VALUE,
         "num_blocks": ANY_VALUE,
@@ -284,6 +312,11 @@ class GPT2Section(GenerationSection):
             self.fill(layernorm_epsilon=UER_EPSILON)
 
     @property
+    def token_count(self) -> int:
+        """The number of tokens: `vocab_size` without padding."""
+        return self.vocab_size if self.unpadded_vocab_size is None else self.unpadded_vocab_size
+
+    @property
     def embedding_norm(self) -> bool:
         """Whether the network has a layer norm after the embeddings."""
         return VARIANTS[self.variant].embedding_norm
@@ -315,11 +348,19 @@ class GPT2Section(GenerationSection):
         if names is not None and (len(names) != self.num_labels or len(set(names)) != len(names)):
             yield "label_names", f"must be {self.num_labels} different names, as many as num_labels; not {names}"
         yield from self.contradictions(self.max_decode_length)
-        yield from self.ids_outside(self.vocab_size)
+        tokens = self.token_count
+        if tokens > self.vocab_size:
+            yield (
+                "unpadded_vocab_size",
+                f"{tokens} tokens need as many rows, and vocab_size, which counts the rows with padding, is "
+                f"{self.vocab_size}",
+            )
+        size = "vocab_size" if self.unpadded_vocab_size is None else "unpadded_vocab_size"
+        yield from self.ids_outside(tokens, size)
         for name in ("bos_token_id", "pad_token_id"):
             token = getattr(self, name)
-            if token is not None and token >= self.vocab_size:
-                yield name, f"{token} is outside the vocabulary, whose size (vocab_size) is {self.vocab_size}"
+            if token is not None and token >= tokens:
+                yield name, f"{token} is outside the vocabulary, whose size ({size}) is {tokens}"
 
     def _problems_of_layer_norm(self) -> Iterator[tuple[str, str]]:
         conversion = self.layer_norm_conversion

@@ -20,13 +20,13 @@ from mindgpt.config.execution_sections import (
     ContextSection,
     ParallelConfigSection,
     ParallelSection,
-    RecomputeSection,
     RunnerConfigSection,
 )
 from mindgpt.config.model_sections import ModelSection
 from mindgpt.config.no_effect import NoEffect, if_unsharded
 from mindgpt.config.optimizer_sections import NO_LEARNING_RATE_WITH_RELATIVE_STEP, LRScheduleSection, OptimizerSection
 from mindgpt.config.paths import expanded
+from mindgpt.config.recompute_section import RecomputeSection
 from mindgpt.config.section import ANY_VALUE, Count, PathText, Section, any_value, only, refuse, shown
 from mindgpt.config.training_sections import (
     MetricSection,
@@ -167,7 +167,7 @@ class RunConfig(Section):
         return self.run_mode in ("train", "finetune")
 
     def complete(self) -> None:
-        refuse([*self._task_problems(), *self._training_problems()])
+        refuse([*self._task_problems(), *self._training_problems(), *self._stage_problems()])
         self.fill(**self.replaced(dict(self._derived_values())).__dict__)
 
     def _derived_values(self) -> Iterator[tuple[str, Any]]:
@@ -234,6 +234,25 @@ class RunConfig(Section):
             yield "model.model_config.num_labels", f"must be at least 2 for classification, not {labels}"
         if isinstance(weights, list) and len(weights) != labels:
             yield "trainer.class_weights", f"has {len(weights)} factors, and model.model_config.num_labels is {labels}"
+
+    def _stage_problems(self) -> Iterator[tuple[str, str]]:
+        """Lists that do not fit the number of pipeline stages."""
+        stages, network = self.parallel_config.pipeline_stage, self.model.config
+        for key, problem in self.recompute_config.wrong_lengths(stages):
+            yield f"recompute_config.{key}", problem
+        offset, layers = network.offset, network.num_layers
+        if isinstance(offset, list) and layers >= stages:
+            if len(offset) != stages:
+                yield "model.model_config.offset", f"has {len(offset)} numbers, and pipeline_stage is {stages}"
+            elif sum(offset) != layers % stages:
+                yield (
+                    "model.model_config.offset",
+                    f"{offset} adds up to {sum(offset)}, and must to {layers % stages}, the remainder of num_layers "
+                    f"{layers} by pipeline_stage {stages}: a stage has {layers // stages} blocks and its number",
+                )
+            elif min(offset) + layers // stages < 1:
+                stage = offset.index(min(offset))
+                yield "model.model_config.offset", f"{offset} leaves stage {stage} (from 0) without a block"
 
     def _training_problems(self) -> Iterator[tuple[str, str]]:
         kinds = [callback.type for callback in self.callbacks]

@@ -30,15 +30,18 @@ class ScaleSenseSection(Section):
     """`runner_wrapper.scale_sense`: what the loss is multiplied by, so that small fp16 gradients survive.
 
     A dynamic scale is divided by `scale_factor` after an overflow and multiplied by it after `scale_window` steps
-    without one. After validation `loss_scale_value` has a value: 1 if static, 2^16 if dynamic.
+    without one; with a factor of 1 it is a static one. After validation `loss_scale_value` has a value: 1 if static,
+    2^16 if dynamic.
     """
 
     type: Annotated[str, one_of(LOSS_SCALES)] = "static"
     loss_scale_value: Positive | None = None
-    scale_factor: Annotated[Number, Field(gt=1)] | None = None
+    scale_factor: Annotated[Number, Field(ge=1)] | None = None
     scale_window: Count | None = None
 
     def complete(self) -> None:
+        if self.type == "dynamic" and self.scale_factor == 1:
+            self.fill(type="static", scale_factor=None, scale_window=None)
         if self.type == "static":
             given = [key for key in ("scale_factor", "scale_window") if getattr(self, key) is not None]
             refuse((key, "has no effect on a static loss scale") for key in given)

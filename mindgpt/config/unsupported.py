@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from mindgpt.config.section import ANY_VALUE, Section, any_value, only
 
+INTERLEAVED_STAGES = "a card holds one pipeline stage; micro_batch_num fills the gaps"
 ONE_EXPERT = "mindgpt has no mixture of experts; one expert is the plain network"
 
 
@@ -59,52 +60,10 @@ class MonitorSection(Section):
     }
 
 
-class AscendConfigSection(Section):
-    """`context.ascend_config`: settings of the Ascend back end."""
-
-    ignored: ClassVar = {
-        "precision_mode": only(
-            "must_keep_origin_dtype",
-            reason="the precision is what model.model_config says (compute_dtype, softmax_compute_type and the like)",
-        ),
-        "matmul_allow_hf32": only(
-            False, reason="it would compute float32 products in fewer bits; set model.model_config.compute_dtype"
-        ),
-        "op_precision_mode": only("", reason="the precision of single operators cannot be set"),
-        "ge_options": only({}, "", reason="options of the graph engine are not handed on"),
-        "jit_compile": ANY_VALUE,
-        "atomic_clean_policy": ANY_VALUE,
-        "conv_allow_hf32": ANY_VALUE,  # GPT-2 has no convolution
-        "exception_dump": ANY_VALUE,
-        "parallel_speed_up_json_path": ANY_VALUE,
-        "topo_order": ANY_VALUE,
-        "hccl_watchdog": ANY_VALUE,
-    }
-
-
 class KernelLaunchGroupSection(Section):
     """`kernel_launch_group`: how operators are launched on the device."""
 
     ignored: ClassVar = {"thread_num": ANY_VALUE, "kernel_group_num": ANY_VALUE}
-
-
-class ParallelOptimizerSection(Section):
-    """`parallel.parallel_optimizer_config`: which weights and optimizer state are sharded; the results are the same."""
-
-    ignored: ClassVar = {
-        "gradient_accumulation_shard": ANY_VALUE,
-        "parallel_optimizer_threshold": ANY_VALUE,
-        "optimizer_weight_shard_size": ANY_VALUE,
-    }
-
-
-class PipelineConfigSection(Section):
-    """`parallel.pipeline_config`: the order in which pipeline stages compute."""
-
-    ignored: ClassVar = {
-        "pipeline_interleave": only(False, reason="a card holds one pipeline stage; micro_batch_num fills the gaps"),
-        "pipeline_scheduler": only("1f1b", "gpipe", "", reason="pipeline stages follow MindSpore's 1f1b order"),
-    }
 
 
 def is_one_expert(value: Any) -> bool:

@@ -73,6 +73,9 @@ class MaskedDropout(nn.Cell):
         """x: any shape, floating -> the same shape and dtype"""
         if not self.training or self.rate == 0:
             return x
+        if x.dtype == ms.bfloat16:  # which the operator does not take
+            dropped = self.apply_mask(self.cast(x, ms.float32), self.draw_mask(x.shape, self.keep), self.keep)
+            return self.cast(dropped, ms.bfloat16)
         keep = self.cast(self.keep, x.dtype)  # one number for both: values are kept as often as their scale assumes
         return self.apply_mask(x, self.draw_mask(x.shape, self.cast(keep, ms.float32)), keep)
 

@@ -21,7 +21,8 @@ from mindgpt.config.loader import dump_config
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.strategy import Strategy, strategy_of
 from mindgpt.planning import estimates
-from mindgpt.planning.estimates import StepTime
+from mindgpt.planning.estimates import Activations, StepTime, memory_terms
+from mindgpt.planning.formula import stage_kinds
 from mindgpt.runtime.compiled_graph import DUMP_ENVIRONMENT, Collective
 from mindgpt.runtime.simulated_ascend import is_cann_installed, run_simulated
 
@@ -29,6 +30,8 @@ _REPO = Path(__file__).resolve().parents[2]
 _PUBLISHED = "MindFormers published 1376 tokens/s per card for fine-tuning 13B at 2048 tokens on Atlas 800T A2"
 _SIZES_OF_13B = (40, 5120, 2048)
 _GIB = 2**30
+_FROM_GRAPH = ("parameters", "gradients", "optimizer state", "gathered weights")
+_ALWAYS_SHOWN = ("parameters", "gradients", "optimizer state")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ class StagePlan:
         kept_by_block: bytes that a block keeps for its backward pass, from the compiled graph.
         flops: of all matrix products, recomputed ones too, from the compiled graph.
         collectives: how often in a step, from the compiled graph.
-        activations: bytes, by formula.
+        gathered_weights: bytes of optimizer-sharded weights, gathered from their shards once a step and kept to the end
+            of the backward pass, from the compiled graph.
+        reduced: name of a weight -> bytes of its gradient that are summed over cards, from the compiled graph.
+        activations: by formula.
         time: estimated.
         seconds, peak_memory: of compiling; the latter in bytes.
     """
@@ -56,7 +62,9 @@ class StagePlan:
     kept_by_block: int
     flops: int
     collectives: Counter[Collective]
-    activations: int
+    gathered_weights: int
+    reduced: dict[str, int]
+    activations: Activations
     time: StepTime
     seconds: float
     peak_memory: int
@@ -64,7 +72,12 @@ class StagePlan:
     @property
     def memory(self) -> int:
         """Bytes on a device, including activations."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return sum(self.terms.values())
+
+    @property
+    def terms(self) -> dict[str, int]:
+        """What a device's memory holds: bytes by name."""
+        return memory_terms(self.parameters, self.gradients, self.optimizer, self.gathered_weights, self.activations)
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,11 @@ class Plan:
         """The stage whose step takes longest; the others wait for it."""
         return max(self.stages, key=lambda stage: stage.time.total)
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Estimated, of one card."""
+        return estimates.tokens_per_second(self.config, self.slowest.time)
+
 
 def dry_run(config: RunConfig, devices: int, hardware: Hardware) -> Plan:
     """Compile the plan of `config` for `devices` devices.
@@ -92,15 +110,15 @@ def dry_run(config: RunConfig, devices: int, hardware: Hardware) -> Plan:
     Raises:
         UserError: the layout does not fit, MindSpore refuses it, or nothing can be compiled here.
     """
-    config, notes = _as_launched(config, devices)
+    config, notes = as_launched(config, devices)
     stages = []
-    for stage in _stage_kinds(config):
+    for stage in stage_kinds(config):
         found = _compiled(config, stage * (devices // grid_of(config).pipeline_stage), devices)
         stages.append(_stage_plan(config, hardware, stage, found))
     return Plan(config, notes, hardware, devices, stages)
 
 
-def _as_launched(config: RunConfig, devices: int) -> tuple[RunConfig, list[str]]:
+def as_launched(config: RunConfig, devices: int) -> tuple[RunConfig, list[str]]:
     """The configuration as a launcher of `devices` processes on Ascend would run it, and notes about what was changed.
 
     Raises:
@@ -133,22 +151,10 @@ def _as_launched(config: RunConfig, devices: int) -> tuple[RunConfig, list[str]]
     return config, notes
 
 
-def _stage_kinds(config: RunConfig) -> list[int]:
-    """The stages to compile: the first, the last, and a middle one; the fullest is among them.
-
-    The last `num_layers % stages` stages have a block more (`gpt2_parallel.stage_of_blocks`). Earlier stages hold more
-    micro-batches, so the fullest of the middle ones is the first with a block more. Where none of them has one, all
-    hold less than the first stage, and any will do.
-    """
-    stages = grid_of(config).pipeline_stage
-    first_with_more = stages - config.model.config.num_layers % stages
-    return sorted({0, max(0, min(first_with_more, stages - 2)), stages - 1})
-
-
 def _compiled(config: RunConfig, rank: int, devices: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mindgpt-dry-run-") as name:
         folder = Path(name)
-        config = config.replaced({"output_dir": str(folder / "output")})
+        config = config.replaced({"output_dir": str(folder / "output")} | _absolute_paths(config))
         (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         result = run_simulated(
             [sys.executable, "-m", "mindgpt.planning.planned_step", "config.yaml", "facts.json"],
@@ -172,6 +178,13 @@ def _compiled(config: RunConfig, rank: int, devices: int) -> dict[str, Any]:
     return found | {"rank": rank}
 
 
+def _absolute_paths(config: RunConfig) -> dict[str, str]:
+    """Files that a compiled step reads, as it is compiled in a folder of its own."""
+    key = "context.ascend_config.parallel_speed_up_json_path"
+    file = config.context.ascend_config.parallel_speed_up_json_path
+    return {key: str(Path(file).absolute())} if file else {}
+
+
 def _stage_plan(config: RunConfig, hardware: Hardware, stage: int, found: dict[str, Any]) -> StagePlan:
     collectives = Counter(
         {Collective(kind, purpose, tuple(ranks), size): n for kind, purpose, ranks, size, n in found["collectives"]}
@@ -186,6 +199,8 @@ def _stage_plan(config: RunConfig, hardware: Hardware, stage: int, found: dict[s
         kept_by_block=found["kept_by_block"],
         flops=found["flops"],
         collectives=collectives,
+        gathered_weights=sum(c.bytes * n for c, n in collectives.items() if c.purpose == "weights"),
+        reduced=found["reduced"],
         activations=estimates.activations_of_stage(config, stage, found["blocks"]),
         time=estimates.step_time(config, hardware, found["flops"], collectives, found["rank"]),
         seconds=found["seconds"],
@@ -200,7 +215,7 @@ def report(plan: Plan) -> Iterator[str]:
     cards = f"{plan.devices} card{'s' if plan.devices > 1 else ''}"
     yield from plan.notes
     yield f"legal: {cards} = {grid}; compiled for simulated Ascend with {with_what}"
-    limit = _memory_limit(config, plan.hardware)
+    limit = memory_limit(config, plan.hardware)
     for stage in plan.stages:
         yield from _stage_lines(config, stage, limit)
     yield from _cost_lines(plan)
@@ -208,21 +223,16 @@ def report(plan: Plan) -> Iterator[str]:
 
 def shortfall(plan: Plan) -> str | None:
     """Why a plan does not fit the memory of a device, and what to change; None if it does."""
-    fullest, limit = max(plan.stages, key=lambda stage: stage.memory), _memory_limit(plan.config, plan.hardware)
+    fullest, limit = max(plan.stages, key=lambda stage: stage.memory), memory_limit(plan.config, plan.hardware)
     if fullest.memory <= limit * _GIB:
         return None
-    sizes = {
-        "parameters": fullest.parameters,
-        "gradients": fullest.gradients,
-        "optimizer state": fullest.optimizer,
-        "activations (estimate)": fullest.activations,
-    }
-    listed = ", ".join(f"{name} {_rounded(size)}" for name, size in sizes.items())
-    changes = list(_activation_savers(plan.config)) if 2 * fullest.activations > fullest.memory else []
+    listed = ", ".join(f"{name} {rounded(size)}" for name, size in fullest.terms.items() if size)
+    activations = fullest.activations.total
+    changes = list(_activation_savers(plan.config)) if 2 * activations > fullest.memory else []
     changes += [*_weight_savers(plan.config), "a larger model_parallel or pipeline_stage, or more cards"]
     where = f"a card of stage {fullest.stage}" if grid_of(plan.config).pipeline_stage > 1 else "a card"
     return (
-        f"the layout is legal, but {where} would hold {_rounded(fullest.memory)} of the {limit:g} GiB available: "
+        f"the layout is legal, but {where} would hold {rounded(fullest.memory)} of the {limit:g} GiB available: "
         f"{listed}. What reduces it: {'; or '.join(changes)}"
     )
 
@@ -245,7 +255,7 @@ def _weight_savers(config: RunConfig) -> Iterator[str]:
         yield "parallel_config.optimizer_shard: True (with parallel.parallel_mode: 1)"
 
 
-def _memory_limit(config: RunConfig, hardware: Hardware) -> float:
+def memory_limit(config: RunConfig, hardware: Hardware) -> float:
     """GiB that a run may use on a device."""
     allowed = config.context.max_device_memory
     return min(hardware.memory_gib, float(allowed.removesuffix("GB")) if allowed else hardware.memory_gib)
@@ -258,10 +268,9 @@ def _stage_lines(config: RunConfig, stage: StagePlan, limit: float) -> Iterator[
         f"{where} ({stage.blocks} blocks; compiled as rank {stage.rank} in {stage.seconds:.0f} s with "
         f"{stage.peak_memory / _GIB:.1f} GiB):"
     )
-    yield f"  parameters        {_size(stage.parameters)}"
-    yield f"  gradients         {_size(stage.gradients)}"
-    yield f"  optimizer state   {_size(stage.optimizer)}"
-    yield f"  activations       {_size(stage.activations)}   estimate"
+    for name, size in stage.terms.items():
+        if size or name in _ALWAYS_SHOWN:
+            yield f"  {name:<18}{_size(size)}{'' if name in _FROM_GRAPH else '   estimate'}"
     in_graph = f"{stage.kept_by_block:,} bytes in the compiled graph"
     yield f"    kept by a block {_size(by_formula)}   formula, if nothing is recomputed; {in_graph}"
     fits = "fits" if stage.memory <= limit * _GIB else "DOES NOT FIT"
@@ -275,6 +284,11 @@ def _stage_lines(config: RunConfig, stage: StagePlan, limit: float) -> Iterator[
     for (kind, purpose, ranks), count in sorted(by_group.items()):
         size = _size(sizes[kind, purpose, ranks])
         yield f"    {count:>5} {kind:<13} of {purpose:<11} {size}   cards {_shown(ranks)}"
+    if stage.reduced:
+        name, size = max(stage.reduced.items(), key=lambda item: item[1])
+        yield f"    the largest of the gradients: {rounded(size)} of {name}"
+        if grid_of(config).data_parallel == 1:
+            yield "      cards of model_parallel that hold a whole weight each compute a part of its gradient"
 
 
 def _cost_lines(plan: Plan) -> Iterator[str]:
@@ -287,7 +301,7 @@ def _cost_lines(plan: Plan) -> Iterator[str]:
     )
     time = slowest.time
     yield (
-        f"estimated, not measured: {estimates.tokens_per_second(config, time):.0f} tokens/s per card on "
+        f"estimated, not measured: {plan.tokens_per_second:.0f} tokens/s per card on "
         f"{plan.hardware.name}, {rows_of_step(config)} rows of {config.model.config.seq_length} tokens a step in "
         f"{time.total:.3g} s ({time.compute:.3g} computing, {time.messages:.3g} waiting for messages, {time.idle:.3g} "
         "idle)"
@@ -298,10 +312,10 @@ def _cost_lines(plan: Plan) -> Iterator[str]:
 
 
 def _size(size: int) -> str:
-    return f"{_rounded(size):>12} ({size:,} bytes)"
+    return f"{rounded(size):>12} ({size:,} bytes)"
 
 
-def _rounded(size: int) -> str:
+def rounded(size: int) -> str:
     unit, name = (_GIB, "GiB") if size >= _GIB else (2**20, "MiB")
     return f"{size / unit:.2f} {name}"
 

@@ -8,11 +8,19 @@ dry run prints what a block keeps by formula beside what it keeps in the compile
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mindgpt.config.execution_sections import RecomputeSection
 from mindgpt.config.hardware import Hardware
-from mindgpt.config.layout import grid_of, interleaved_batches, rows_of_step, shards_vocabulary
+from mindgpt.config.layout import (
+    grid_of,
+    interleaved_batches,
+    recomputed_blocks,
+    rows_of_step,
+    shards_optimizer,
+    shards_rows_of_head,
+    shards_vocabulary,
+)
 from mindgpt.config.model_sections import GPT2Section
 from mindgpt.config.run_config import RunConfig
+from mindgpt.config.strategy import asks_for_semi_auto
 from mindgpt.runtime.compiled_graph import Collective
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -35,14 +43,14 @@ def flops_of_step(config: RunConfig) -> float:
     network = config.model.config
     tokens = rows_of_step(config) * network.seq_length
     h, s = network.hidden_size, network.seq_length
-    weights = network.num_layers * _weights_of_block(network)
+    weights = network.num_layers * weights_of_block(network)
     if config.trainer.type == "CausalLanguageModelingTrainer":
         weights += network.vocab_size * h
     per_weight = 6 if network.pet_config is None else 4
     return tokens * (per_weight * weights + 12 * network.num_layers * h * s)
 
 
-def _weights_of_block(network: GPT2Section) -> int:
+def weights_of_block(network: GPT2Section) -> int:
     """Weights in the matrix products of a block: query, key, value, projection; feed-forward up and down."""
     return 4 * network.hidden_size**2 + 2 * network.hidden_size * network.ffn_hidden_size
 
@@ -53,8 +61,8 @@ def kept_by_block(config: RunConfig) -> int:
 
     Equations 1, 2 and 4 of the paper, adapted to how this network is written: every term has its own dtype, the
     activation function counts what it keeps, flash attention replaces the scores. Products keep copies of their
-    weights: cast, or plain since the update will overwrite them. With sequence parallelism the inputs of
-    column-parallel products are kept gathered.
+    weights: cast, or plain if the update will overwrite them; but with a sharded optimizer the gathered weights, which
+    are counted by themselves. With sequence parallelism the inputs of column-parallel products are kept gathered.
     """
     network, grid = config.model.config, grid_of(config)
     t, rows = grid.model_parallel, config.runner_config.batch_size * network.seq_length
@@ -67,12 +75,26 @@ def kept_by_block(config: RunConfig) -> int:
     query_key_value_context = values * 4 * compute
     wide = rows * network.ffn_hidden_size * compute * (1 + _KEPT_BY_ACTIVATION[network.hidden_act])
     attention = _kept_by_attention_kernel(config)
-    weights = _weights_of_block(network) * compute
-    sharded = (query_key_value_context + wide + attention + weights) // t
-    return norms + inputs_of_columns + sharded + _masks_of_block(config)
+    sharded = (query_key_value_context + wide + attention) // t + _copies_of_weights(config)
+    return norms + inputs_of_columns + sharded + _dropout_masks_of_block(config)
 
 
-def _masks_of_block(config: RunConfig) -> int:
+def _copies_of_weights(config: RunConfig) -> int:
+    """Bytes of a block's weights that its products keep copies of."""
+    network = config.model.config
+    is_overwritten = network.pet_config is None or network.param_init_type != network.compute_dtype
+    if gathers_weights(config) or not is_overwritten:
+        return 0
+    return weights_of_block(network) * BYTES[network.compute_dtype] // grid_of(config).model_parallel
+
+
+def gathers_weights(config: RunConfig) -> bool:
+    """Whether weights are sharded by the optimizer, so that a step gathers them. MindSpore 2.10 does it once in a step,
+    outside the blocks, and keeps them all to the end of the backward pass, under every kind of recomputation."""
+    return asks_for_semi_auto(config) and shards_optimizer(config) and grid_of(config).devices > 1
+
+
+def _dropout_masks_of_block(config: RunConfig) -> int:
     """Bytes of a block's dropout masks on a device. They are kept under every kind of recomputation."""
     network, t = config.model.config, grid_of(config).model_parallel
     b, s, a = config.runner_config.batch_size, network.seq_length, network.num_heads
@@ -94,8 +116,48 @@ def _kept_by_attention_kernel(config: RunConfig) -> int:
     return a * b * s * s * (softmax + cast)
 
 
-def activations_of_stage(config: RunConfig, stage: int, blocks: int) -> int:
-    """Peak bytes of activations on a device of a pipeline stage.
+class Activations(NamedTuple):
+    """Peak bytes of activations on a device of a pipeline stage, by what they are.
+
+    Attributes:
+        kept: by the blocks for the backward pass, and by the layer norm after the embeddings.
+        dropout_masks: of all blocks and of the embeddings.
+        working_set: what one block needs while it is recomputed.
+        logits: the head's: its input, logits, their exponentials and gradient, the token table as it is multiplied.
+        attention_mask: which keys a query sees, T x T, for each row if rows are padded; and the constant it is made of.
+    """
+
+    kept: int
+    dropout_masks: int
+    working_set: int
+    logits: int
+    attention_mask: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
+
+def memory_terms(
+    parameters: int, gradients: int, optimizer: int, gathered_weights: int, activations: Activations
+) -> dict[str, int]:
+    """What the memory of a device holds: bytes by name, in the order of a report. Terms that are 0 are among them."""
+    return {
+        "parameters": parameters,
+        "gradients": gradients,
+        "optimizer state": optimizer,
+        "gathered weights": gathered_weights,
+        "kept by blocks": activations.kept,
+        "dropout masks": activations.dropout_masks,
+        "working set": activations.working_set,
+        "logits and loss": activations.logits,
+        "attention mask": activations.attention_mask,
+    }
+
+
+def activations_of_stage(config: RunConfig, stage: int, blocks: int) -> Activations:
+    """What activations take on a device of a pipeline stage.
 
     In a pipeline with the schedule one forward, one backward, stage i of p holds p - i micro-batches (Narayanan et al.
     2021, section 2.2.1).
@@ -105,39 +167,66 @@ def activations_of_stage(config: RunConfig, stage: int, blocks: int) -> int:
         stage: from 0.
         blocks: of the stage.
     """
-    network, grid, recompute = config.model.config, grid_of(config), config.recompute_config
-    last = stage == grid.pipeline_stage - 1
+    network, grid = config.model.config, grid_of(config)
     interleaved = interleaved_batches(config)
     micro_batches = min(grid.pipeline_stage - stage, config.parallel_config.micro_batch_num) * interleaved
-    rows = config.runner_config.batch_size * network.seq_length  # tokens of one interleaved batch
-    kept, working = _with_recompute(config, recompute, kept_by_block(config))
-    total = micro_batches * blocks * kept + working
-    norm_bytes = _KEPT_BY_LAYER_NORM[network.layer_norm] * BYTES[network.layernorm_compute_type]
-    if stage == 0:
-        total += micro_batches * rows * network.hidden_size * norm_bytes if network.embedding_norm else 0
-        if network.embedding_dropout_rate:
-            total += micro_batches * rows * network.hidden_size // _VALUES_PER_MASK_BYTE
-    if last:
-        of_head = BYTES[network.compute_dtype] + (norm_bytes if network.final_norm else 0)
-        total += interleaved * rows * network.hidden_size * of_head
-        if config.trainer.type == "CausalLanguageModelingTrainer":
-            classes = network.vocab_size // (grid.model_parallel if shards_vocabulary(config) else 1)
-            total += interleaved * 3 * 4 * rows * classes  # float32: logits, their exponentials, and the gradient
+    values = config.runner_config.batch_size * network.seq_length * network.hidden_size  # of one interleaved batch
+    kept_by_blocks, working = _with_recompute(config, stage)
+    kept, masks = micro_batches * kept_by_blocks, micro_batches * blocks * _dropout_masks_of_block(config)
+    if network.param_init_type == network.compute_dtype:
+        keeping = blocks - recomputed_blocks(config, stage).full
+        kept -= (micro_batches - 1) * keeping * _copies_of_weights(config)  # one serves all; casts are each one's own
+    if stage == 0 and network.embedding_norm:
+        kept += micro_batches * values * _bytes_of_norm(network)
+    if stage == 0 and network.embedding_dropout_rate:
+        masks += micro_batches * values // _VALUES_PER_MASK_BYTE
+    logits = interleaved * _kept_by_head(config) if stage == grid.pipeline_stage - 1 else 0
+    return Activations(kept, masks, working, logits, _attention_masks(config, micro_batches))
+
+
+def _bytes_of_norm(network: GPT2Section) -> int:
+    """That a layer norm keeps of each value."""
+    return _KEPT_BY_LAYER_NORM[network.layer_norm] * BYTES[network.layernorm_compute_type]
+
+
+def _kept_by_head(config: RunConfig) -> int:
+    """Bytes of an interleaved batch in the last layer norm, the head and the loss."""
+    network, t = config.model.config, grid_of(config).model_parallel
+    rows, compute = config.runner_config.batch_size * network.seq_length, BYTES[network.compute_dtype]
+    total = rows * network.hidden_size * (compute + (_bytes_of_norm(network) if network.final_norm else 0))
+    if config.trainer.type != "CausalLanguageModelingTrainer":
+        return total
+    by_classes, by_rows = shards_vocabulary(config), shards_rows_of_head(config)
+    logits = rows * network.vocab_size // (t if by_classes or by_rows else 1)
+    total += 3 * 4 * logits  # float32: logits, their exponentials, and the gradient
+    if network.param_init_type != network.compute_dtype:
+        total += network.vocab_size * network.hidden_size * compute // (t if by_classes else 1)  # the cast table
     return total
 
 
-def _with_recompute(config: RunConfig, recompute: RecomputeSection, block_bytes: int) -> tuple[int, int]:
-    """Bytes that a block keeps, and bytes that are needed besides while one block is recomputed."""
+def _attention_masks(config: RunConfig, micro_batches: int) -> int:
+    """Bytes of the mask of T x T that a micro-batch keeps, in the form of the attention kernel, and of the constant."""
+    network = config.model.config
+    columns = config.train_dataset.input_columns
+    padded = not columns or "attention_mask" in columns
+    of_value = 1 if network.use_flash_attention else BYTES[network.softmax_compute_type]
+    masks = micro_batches * config.runner_config.batch_size if padded else 1
+    return network.max_position_embeddings**2 + masks * network.seq_length**2 * of_value
+
+
+def _with_recompute(config: RunConfig, stage: int) -> tuple[int, int]:
+    """Bytes that the blocks of a stage keep, and bytes that are needed besides while one block is recomputed, both
+    without dropout masks, which are never recomputed."""
     network, t = config.model.config, grid_of(config).model_parallel
-    if recompute.recompute:
-        kept = config.runner_config.batch_size * network.seq_length * network.hidden_size * BYTES[network.compute_dtype]
-        sharded = config.parallel_config.use_seq_parallel or recompute.recompute_slice_activation
-        masks = _masks_of_block(config)
-        return kept // (t if sharded else 1) + masks, block_bytes - masks
-    if recompute.select_recompute:
-        again = _kept_by_attention_kernel(config) // t
-        return block_bytes - again, again
-    return block_bytes, 0
+    block = kept_by_block(config) - _dropout_masks_of_block(config)
+    attention = _kept_by_attention_kernel(config) // t
+    blocks, full, selective = recomputed_blocks(config, stage)
+    inputs = config.runner_config.batch_size * network.seq_length * network.hidden_size * BYTES[network.compute_dtype]
+    sharded = config.parallel_config.use_seq_parallel or config.recompute_config.recompute_slice_activation
+    kept = (
+        full * (inputs // (t if sharded else 1)) + selective * (block - attention) + (blocks - full - selective) * block
+    )
+    return kept, block if full else attention if selective else 0
 
 
 class StepTime(NamedTuple):

@@ -5,7 +5,8 @@ The collectives of a training step are in `mindgpt/train/step.py`; these are for
 
 import functools
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ class Sharding:
         shard_optimizer: weights and optimizer state are sharded over data-parallel ranks (ZeRO, Rajbhandari et al.
             2020).
         strategy_folder: where each rank writes how its parameters are sharded, `ckpt_strategy_rank_<r>.ckpt`.
+        settings: further arguments of `mindspore.set_auto_parallel_context`.
     """
 
     stages: int
     shard_optimizer: bool
     strategy_folder: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def stage(self) -> int:
@@ -71,6 +74,7 @@ def join(strategy: Strategy, sharding: Sharding | None = None) -> None:
                 "save_file": str(sharding.strategy_folder / f"ckpt_strategy_rank_{rank()}.ckpt"),
                 "only_trainable_params": False,  # the weights that LoRA freezes are sharded too
             },
+            **sharding.settings,
         )
 
 

@@ -29,6 +29,7 @@ _CARDS = re.compile(r"(?:group_rank_ids|rank_list): \(([\d, ]+)\)")
 _OTHER_CARD = re.compile(r"(?:dst|src)_global_rank: I64\((\d+)\)")
 _GRADIENT_NAMES = ("irror", "reduce_gradient")  # in names of MindSpore, and of train/step.py
 _OTHER_NAMES = ("all_reduce", "reduce_loss")  # in train/global_norm.py and train/step.py
+_WEIGHT = re.compile(r'mirror_user_id: "([^"]+)"')
 _INSTANCE = re.compile(r"\{instance name: (\w+)\}")
 _PARAMETER = re.compile(r"%para\d+_(\S+): (<Ref\[.*)")
 _TENSOR = re.compile(r"<(Ref\[)?Tensor\[(\w+)\]\]?, \(([\d, ]*)\)")
@@ -69,6 +70,7 @@ class _Subgraph:
     """One function of the text: its own operations, and its calls."""
 
     collectives: Counter[Collective] = field(default_factory=Counter)
+    reduced: dict[str, int] = field(default_factory=dict)  # weight -> bytes of its gradient, where MindSpore names it
     operations: int = 0
     flops: int = 0
     kept_bytes: int = 0
@@ -117,6 +119,11 @@ class CompiledGraph:
         backward pass; what it recomputes is not counted.
         """
         return sum(self._functions[name].flops * times for name, times in self._times.items())
+
+    @property
+    def reduced_gradients(self) -> dict[str, int]:
+        """Name of a weight -> bytes of its gradient that are summed over ranks, for those that MindSpore names."""
+        return {name: size for function in self._times for name, size in self._functions[function].reduced.items()}
 
     def kept_bytes(self, within: str) -> int:
         """Bytes of activations that a function keeps for its backward pass, without parameters.
@@ -180,7 +187,10 @@ def _add(part: _Subgraph, result: str, kind: str, rest: str, types: str) -> None
     inputs, outputs = _tensors(before), _tensors(after)
     if kind in COLLECTIVES:
         size = max(tensor.bytes for tensor in inputs + outputs)
-        part.collectives[Collective(kind, _purpose(kind, rest), _cards(rest), size)] += 1
+        purpose = _purpose(kind, rest)
+        part.collectives[Collective(kind, purpose, _cards(rest), size)] += 1
+        if purpose == "gradients" and (match := _WEIGHT.search(rest)):
+            part.reduced[match[1]] = size
     elif kind == "Load":
         part.loaded.add(result)
     elif kind == "Partial" and rest.startswith("@") and "◂" in rest.split(",")[0]:  # the mark of a backward pass

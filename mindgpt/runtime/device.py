@@ -13,12 +13,20 @@ from mindgpt.io.processes import available_cores, quota_binds
 from mindgpt.io.user_cache import why_not_cached, work_folder
 from mindgpt.runtime.kernel_cache import fetch_kernels, keep_kernels
 from mindgpt.runtime.ranks import rank, world_size
+from mindgpt.runtime.speed_up import check_speed_up_file
 from mindgpt.runtime.targets import choose_target
 
 # What MindSpore and CANN write into the working directory. A folder `rank_<r>` may also be one of checkpoints, so it is
 # recognised by its content.
 _LOG, _KERNELS = "dsa_transfrom.log", "kernel_meta"  # the first is MindSpore's own spelling
 _IN_RANK_FOLDER = {"om", "ir_dump", "ir", "graph_cache", "verbose_ir_files", "somas_meta", "trace_code_graph"}
+
+# MindFormers' too. At its own, 1000, MindSpore refuses to update 40 layers of half-precision weights.
+_CALL_DEPTH = 10_000
+
+
+_PRECISION = {"precision_mode": "must_keep_origin_dtype", "matmul_allow_hf32": False}
+"""What a graph computes in is what the model says; the compiler of jit_level O2 would else take float16 for float32."""
 
 
 def _tidy_up_at_exit(leftovers: Path) -> None:
@@ -71,6 +79,8 @@ def prepare_device(section: ContextSection, output_dir: str | Path, seed: int | 
     ms.set_context(mode=section.mode)
     if section.max_call_depth is not None:
         ms.set_recursion_limit(section.max_call_depth)
+    elif target == "Ascend":
+        ms.set_recursion_limit(_CALL_DEPTH)
     if section.save_graphs:
         ms.set_context(save_graphs=section.save_graphs, save_graphs_path=section.save_graphs_path)
     notes = [f"device: {target}"]
@@ -100,6 +110,10 @@ def _prepare_ascend(section: ContextSection) -> list[str]:
         ms.set_context(graph_kernel_flags=section.graph_kernel_flags)
     if section.deterministic:
         ms.set_deterministic(True)
+    given = section.ascend_config.given()
+    if file := given.get("parallel_speed_up_json_path"):
+        check_speed_up_file(file)
+    ms.set_context(ascend_config=_PRECISION | given)
     return []
 
 
@@ -129,6 +143,7 @@ def _prepare_cpu(section: ContextSection) -> list[str]:
         "memory_optimize_level": section.memory_optimize_level,
         "jit_config": section.jit_config.jit_level,
         "deterministic": section.deterministic or None,
+        "ascend_config": section.ascend_config.given() or None,
     }
     named = [f"context.{key}" for key, value in only_ascend.items() if value is not None]
     if named:

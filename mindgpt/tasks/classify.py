@@ -37,9 +37,9 @@ def classify(config: RunConfig, predict_data: list[str]) -> list[Prediction]:
     """
     texts = [prompt.text.strip() for prompt in read_prompts(predict_data)]
     tokenizer = find_tokenizer(config)
-    check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
+    check_tokenizer_fits(tokenizer, config.model.config.token_count)
     longest = config.model.config.seq_length
-    rows, truncated = encode_texts(tokenizer, texts, longest, config.model.config.vocab_size)
+    rows, truncated = encode_texts(tokenizer, texts, longest, config.model.config.token_count)
     model, config = build_model(config)
     names = model.config.names_of_labels()
     mine = [rows[number] for number in share(len(rows))]

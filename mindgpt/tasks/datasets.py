@@ -113,9 +113,9 @@ def _inspected(config: RunConfig, section: DatasetSection, name: str, training: 
             "TextClassificationTrainer); a language model's labels are as many as the tokens of the row."
         )
     check_row_length(info, config.model.config.seq_length, training=training, columns=lengths)
-    check_vocabulary(config.model.config.vocab_size, info)
+    check_vocabulary(config.model.config.token_count, info)
     if "labels" in lengths and "vocab_size" not in info.metadata:
-        _check_labels(config.model.config.vocab_size, info)
+        _check_labels(config.model.config.token_count, info)
     return info
 
 

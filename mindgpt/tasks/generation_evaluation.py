@@ -60,7 +60,7 @@ class Generation:
         self.config, self.metric = config, GenerationMetric()
         self.dataset, self.info = evaluation_data(config)
         self.tokenizer = find_tokenizer(config)
-        check_tokenizer_fits(self.tokenizer, config.model.config.vocab_size)
+        check_tokenizer_fits(self.tokenizer, config.model.config.token_count)
         _check_data(self.info, self.tokenizer, config.eval_dataset.input_columns)
         self._ends = _ends_of_responses(self.tokenizer, self.info)
         self.settings = GenerationSettings(

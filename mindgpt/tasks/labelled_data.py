@@ -65,7 +65,7 @@ def _read(config: RunConfig, section: DatasetSection, name: str) -> tuple[Datase
     config = _with_label_names(config, info)
     with reading(info):
         rows = read_rows(info, section.num_samples)
-    check_vocabulary(config.model.config.vocab_size, info, rows.ids)
+    check_vocabulary(config.model.config.token_count, info, rows.ids)
     longest, positions = int(rows.lengths.max()), config.model.config.seq_length
     if longest > positions:
         raise UserError(

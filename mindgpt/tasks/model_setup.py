@@ -1,17 +1,21 @@
 """From `load_checkpoint` and the section `model` to a model with its weights and its LoRA."""
 
+import contextlib
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspore import Parameter, nn
+from mindspore import Parameter, Tensor, nn
+from mindspore.nn.utils import no_init_parameters
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config, read_config
 from mindgpt.checkpoints.gpt2_names import variant_of
 from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.resizing import POSITIONS, TOKENS, UNTIED_HEAD, resized
-from mindgpt.checkpoints.weights import Weights, check_variant, load_weights, open_weights
+from mindgpt.checkpoints.tensor_source import Box
+from mindgpt.checkpoints.weights import CheckedWeights, Weights, check_variant, check_weights, open_weights
 from mindgpt.config.errors import UserError
 from mindgpt.config.generation_section import GenerationSection
 from mindgpt.config.model_sections import GPT2Section, PetSection
@@ -34,6 +38,7 @@ from mindgpt.pet.lora import add_lora
 from mindgpt.pet.names import SCORE, is_factor, linears_with_factors, shown_paths
 from mindgpt.runtime.collectives import strategy
 from mindgpt.runtime.ranks import rank, say, world_size
+from mindgpt.tasks.vocabulary_padding import fit_vocabulary
 from mindgpt.tasks.weights_files import adapter_path, strategy_file, weights_path
 
 _SIZES = {  # the settings that the shapes of weights imply
@@ -80,11 +85,50 @@ class LoRAPlan:
             return parameters
         return {name: value for name, value in parameters.items() if not is_factor(name) and name not in self.added}
 
-    def load_adapter(self, model: nn.Cell) -> None:
-        """Load the adapter, strictly: it must hold what this LoRA trains, and nothing else."""
+    def checked_adapter(self, model: nn.Cell) -> CheckedWeights | None:
+        """The adapter, checked strictly: it must hold what this LoRA trains, and nothing else."""
+        if self.adapter is None:
+            return None
+        trained = {parameter.name: parameter for parameter in model.trainable_params()}
+        return check_weights(trained, self.adapter.source)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a built model begins with: weights that fit it and are not read yet.
+
+    Attributes:
+        weights: or None.
+        without: what is said where there are none.
+        adapter: of LoRA, on top of the weights; or None.
+        model: what is said of the model.
+    """
+
+    weights: CheckedWeights | None
+    without: str
+    adapter: CheckedWeights | None
+    model: str
+
+    def load(
+        self,
+        parameters: Mapping[str, Parameter],
+        boxes: Callable[[Parameter, tuple[int, ...]], Box | None] | None = None,
+        masters: Mapping[str, Parameter] | None = None,
+        unrounded: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Set these parameters from the weights, which are read now; as `CheckedWeights.load`. Says what was done."""
+        if self.weights is None:
+            say(f"weights: {self.without}")
+        else:
+            report = self.weights.report
+            loaded = self.weights.load(parameters, boxes, masters, unrounded)
+            shard = f"; the shards of rank {rank()}: {loaded / 2**20:,.1f} of " if boxes else ""
+            shard += f"{self.weights.nbytes / 2**20:,.1f} MiB" if boxes else ""
+            say(f"weights: {report}{' (new, and random)' if report.not_in_file else ''}{shard}")
         if self.adapter is not None:
-            trained = {parameter.name: parameter for parameter in model.trainable_params()}
-            say(f"adapter: {load_weights(trained, self.adapter.source)}")
+            self.adapter.load(parameters, boxes, masters, unrounded)
+            say(f"adapter: {self.adapter.report}")
+        say(self.model)
 
 
 def say_if_kernels_are_missing() -> None:
@@ -93,9 +137,18 @@ def say_if_kernels_are_missing() -> None:
         say(f"on CPU, MindSpore's own operators are used, which takes longer than mindgpt's kernels would: {reason}")
 
 
-def build_model(config: RunConfig, weights_follow: Path | None = None) -> tuple[PretrainedCell, RunConfig]:
-    """The network of the section `model`, with weights if the configuration names any; in training modes a classifier
-    may start from a language model's.
+def build_model(config: RunConfig) -> tuple[PretrainedCell, RunConfig]:
+    """As `plan_model`; the weights are loaded."""
+    model, config, start = plan_model(config)
+    start.load(model.parameters_dict())
+    return model, config
+
+
+def plan_model(config: RunConfig, weights_follow: Path | None = None) -> tuple[PretrainedCell, RunConfig, Start]:
+    """The network of the section `model`, and the weights that it begins with if the configuration names any; in
+    training modes a classifier may start from a language model's.
+
+    If it is to be sharded, its parameters have no values yet: `sharded_start.load_shards` gives them these, or loading.
 
     Args:
         config: of the run.
@@ -103,7 +156,7 @@ def build_model(config: RunConfig, weights_follow: Path | None = None) -> tuple[
             rank's shards.
 
     Returns:
-        The model, and the configuration resolved with the weights.
+        The model, the configuration resolved with the weights, and these, which fit the model and are not loaded.
 
     Raises:
         UserError: the run needs weights and none are named; they are not there; or they do not fit.
@@ -112,6 +165,7 @@ def build_model(config: RunConfig, weights_follow: Path | None = None) -> tuple[
     weights = None if path is None else open_weights(path, strategy_file(config, path))
     for note in weights.notes if weights else ():
         say(f"note: {note}")
+    config, weights = fit_vocabulary(config, weights)
     if config.resize_embeddings:
         weights = _resized(config, weights)
     if weights_follow and (file := config_beside(weights_follow)):
@@ -121,25 +175,27 @@ def build_model(config: RunConfig, weights_follow: Path | None = None) -> tuple[
     section = config.model.config
     if lora is not None:  # the path of an adapter says nothing about the network
         section = section.replaced({"pet_config.adapter": ""})
-    model = model_class(config.model.arch.type)(GPT2Config.from_section(section))
-    if config.trains and config.trainer.class_weights is not None:  # metrics weigh all rows alike
-        model.set_class_weights(config.trainer.class_weights)
-    if lora is not None:
-        lora.put_on(model)
+    will_shard = strategy() in (Strategy.SEMI_AUTO, Strategy.TENSOR_PARALLEL)
+    with no_init_parameters() if will_shard else contextlib.nullcontext():
+        model = model_class(config.model.arch.type)(GPT2Config.from_section(section))
+        if config.trains and config.trainer.class_weights is not None:  # metrics weigh all rows alike
+            model.set_class_weights(config.trainer.class_weights)
+        if lora is not None:
+            lora.put_on(model)
     if strategy() is Strategy.TENSOR_PARALLEL:
         weights = _shard(model, lora, weights)
+    checked, without = None, "random, training from scratch"
     if weights_follow:
-        say("weights: of the checkpoint to resume from, once the model is sharded")
-    elif weights is None:
-        say("weights: random, training from scratch")
-    else:
+        without = "of the checkpoint to resume from"
+    elif weights is not None:
         parameters = lora.parameters_of_base(model) if lora else model
-        report = load_weights(parameters, weights, model.may_be_new if config.trains else (), model.leaves_out)
-        say(f"weights: {report}{' (new, and random)' if report.not_in_file else ''}")
-    if lora is not None:
-        lora.load_adapter(model)
-    say(f"model: {config.trainer.model_name}, {sum(value.size for value in model.get_parameters()):,} parameters")
-    return model, config
+        checked = check_weights(parameters, weights, model.may_be_new if config.trains else (), model.leaves_out)
+    adapter = None if lora is None else lora.checked_adapter(model)
+    if checked is not None and strategy() is Strategy.SEMI_AUTO:
+        say(f"weights: {checked.report.path} fits the model; each card reads its shards once the step is compiled")
+    size = sum(value.size for value in model.get_parameters())
+    start = Start(checked, without, adapter, f"model: {config.trainer.model_name}, {size:,} parameters")
+    return model, config, start
 
 
 def resolve_with_weights(config: RunConfig, weights: Weights | None) -> tuple[RunConfig, LoRAPlan | None]:

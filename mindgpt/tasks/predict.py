@@ -41,7 +41,7 @@ def predict(config: RunConfig, predict_data: list[str]) -> list[Completion]:
     model_config = config.model.config
     settings = GenerationSettings.from_config(model_config, seed=config.seed)
     texts, names = zip(*prompts, strict=True)
-    sizes = model_config.vocab_size, model_config.max_position_embeddings
+    sizes = model_config.token_count, model_config.max_position_embeddings
     encode_prompts(tokenizer, texts, settings, *sizes, names, model_config.prompt_special_tokens)
     model, config = build_model(config)
     settings = GenerationSettings.from_config(config.model.config, seed=config.seed)  # perhaps those of the weights

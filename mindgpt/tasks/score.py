@@ -68,9 +68,9 @@ def score_texts(config: RunConfig, files: list[str], output: str | None = None, 
     """
     texts = read_prompts(files, called="texts")
     tokenizer = find_tokenizer(config)
-    check_tokenizer_fits(tokenizer, config.model.config.vocab_size)
+    check_tokenizer_fits(tokenizer, config.model.config.token_count)
     rows = _encoded(tokenizer, texts, config.model.config)
-    check_ids(tokenizer, rows, [text.name for text in texts], config.model.config.vocab_size)
+    check_ids(tokenizer, rows, [text.name for text in texts], config.model.config.token_count)
     for text, row in zip(texts, rows, strict=True):
         refuse_unknown(tokenizer, text.text, row, text.name)
     model, _ = build_model(config)

@@ -10,9 +10,7 @@ from mindspore.train import Callback, Model
 
 from mindgpt.config.callback_sections import SummaryMonitorSection
 from mindgpt.config.errors import UserError
-from mindgpt.config.execution_sections import why_no_data_sinking
 from mindgpt.config.layout import holds_shards
-from mindgpt.config.no_effect import Run
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import Section
 from mindgpt.config.strategy import Strategy
@@ -27,11 +25,19 @@ from mindgpt.tasks.checks import ranks_in, resume_folders
 from mindgpt.tasks.datasets import reading, rows_a_step, training_data
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.labelled_data import labelled_training_data
-from mindgpt.tasks.model_setup import build_model
+from mindgpt.tasks.model_setup import plan_model
 from mindgpt.tasks.output_folder import earlier_run_note
 from mindgpt.tasks.session import save_config
+from mindgpt.tasks.sharded_start import load_shards
 from mindgpt.tasks.training_callbacks import RunCallbacks
-from mindgpt.tasks.training_step import build_step, compile_sharded, loss_scale_note, sharding_of, zeros_for
+from mindgpt.tasks.training_step import (
+    build_step,
+    compile_sharded,
+    loss_scale_note,
+    sharding_of,
+    sinks_data,
+    zeros_for,
+)
 from mindgpt.train.callbacks import StepMeter, non_finite_part
 from mindgpt.train.optimizers import decay_groups, state_line
 from mindgpt.train.progress import RunProgress
@@ -65,14 +71,19 @@ def train(config: RunConfig) -> None:
         say(f"nothing to resume: {point.path} is of step {point.step}, and the run has {progress.total_steps}")
         return
     learning_rates = learning_rates_of_run(config.lr_schedule, config.optimizer, progress.total_steps)
-    model, resolved = build_model(_starting_from(config, point), point.path if point and sharded else None)
+    model, resolved, start = plan_model(_starting_from(config, point), point.path if point and sharded else None)
     config = config.replaced({"model": resolved.model})
+    if not sharded:
+        model.unrounded = {}
+        start.load(model.parameters_dict(), unrounded=model.unrounded)
     step, layout = build_step(config, model, learning_rates, padding=len(dataset.get_col_names()) > 1)
     callbacks = RunCallbacks(config, progress, model, evaluator, _tokens_per_step(config, dataset), plan)
     if sharded:
         say("compiling for all cards")
         step.set_train()
         compile_sharded(step, zeros_for(dataset.output_shapes()), layout)  # now a parameter is this rank's shard
+        load_shards(step, start)
+    del start  # and with it what is held of the files
     if point is not None:
         restore_parameters(step, point)
         callbacks.resume(point)
@@ -230,7 +241,7 @@ def _run(
     runner = config.runner_config
     step.set_train()
     loop = Model(step)
-    if runner.sink_mode and why_no_data_sinking(Run(config, ms.get_context("device_target"), strategy())) is None:
+    if sinks_data(config):
         size = progress.steps_per_epoch if runner.sink_size == -1 else runner.sink_size
         loop.train(
             progress.total_steps // size,

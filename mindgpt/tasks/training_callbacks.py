@@ -127,7 +127,7 @@ class RunCallbacks:
 
     def close(self) -> None:
         """Close all files; also called when a run ended by an error."""
-        for callback in (self.loss_monitor, self.summary, self.evaluation):
+        for callback in (self.checkpoints, self.loss_monitor, self.summary, self.evaluation):
             if callback is not None:
                 callback.close()
 

@@ -4,23 +4,28 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from mindgpt.config.layout import shards_optimizer, shards_vocabulary
+from mindgpt.config.execution_sections import why_no_data_sinking
+from mindgpt.config.layout import blocks_of_stages, shards_optimizer, shards_rows_of_head, shards_vocabulary
+from mindgpt.config.no_effect import Run
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.strategy import Strategy
 from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.gpt2.gpt2_parallel import (
     Layout,
     apply_layout,
-    apply_recompute,
     has_tied_copy,
+    is_tied,
     parameters_of_stage,
 )
+from mindgpt.models.gpt2.gpt2_recompute import apply_recompute
 from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.pet.lora_parallel import apply_layout_to_lora
 from mindgpt.runtime.collectives import Sharding, neighbours, strategy
+from mindgpt.train.accumulation_loop import AccumulationLoop
 from mindgpt.train.micro_batch_step import InterleavedNetwork, MicroBatchTrainStep
 from mindgpt.train.optimizers import build_optimizer
 from mindgpt.train.optimizers.adafactor import AdaFactor, MeanOverShards
@@ -37,6 +42,7 @@ def sharding_of(config: RunConfig) -> Sharding:
         stages=config.parallel_config.pipeline_stage,
         shard_optimizer=shards_optimizer(config),
         strategy_folder=Path(config.output_dir) / "strategy",
+        settings=config.parallel.given(),
     )
 
 
@@ -46,9 +52,10 @@ def layout_of(config: RunConfig, padding: bool) -> Layout:
     return Layout(
         data_parallel=section.data_parallel,
         model_parallel=section.model_parallel,
-        pipeline_stages=section.pipeline_stage,
+        blocks=tuple(blocks_of_stages(config)),
         sequence_parallel=section.use_seq_parallel and section.model_parallel > 1,
         vocab_parallel=shards_vocabulary(config),
+        head_by_rows=shards_rows_of_head(config),
         padding=padding,
     )
 
@@ -57,16 +64,36 @@ def shard_model(config: RunConfig, model: PretrainedCell, layout: Layout, stage:
     """Shard a built model. Returns the parameters that this rank trains: in a pipeline, those of its stage."""
     apply_layout(model, layout)
     apply_layout_to_lora(model, layout)
-    apply_recompute(model.backbone, config.recompute_config)
+    apply_recompute(model.backbone, config.recompute_config, blocks_of_stages(config))
     group = config.parallel_config.gradient_aggregation_group  # blocks whose gradients travel in one message
     for number, block in enumerate(model.backbone.blocks):
         block.set_comm_fusion(number // group + 2)  # 1 is MindSpore's own, which the embedding keeps
     stages = layout.pipeline_stages
-    trained = parameters_of_stage(model, stages, stage)
+    if stages > 1 and shards_optimizer(config) and is_tied(model):
+        _store_in_float32(model, model.backbone.embedding.word_embedding.embedding_table)
+    trained = parameters_of_stage(model, layout.blocks, stage)
     held = {id(parameter) for parameter in trained}
     for parameter in model.trainable_params():
         parameter.requires_grad = id(parameter) in held or has_tied_copy(model, stages, stage, parameter)
     return trained
+
+
+def _store_in_float32(model: PretrainedCell, table: Parameter) -> None:
+    """Store a half-precision tied table in float32. In stages with a sharded optimizer MindSpore 2.10 fails to add its
+    two gradients, of the token embedding and of the head: one is in half precision, the other in float32. It takes less
+    memory than a half-precision table and its master copy."""
+    if table.dtype == ms.float32 or not table.requires_grad:
+        return
+    values = None if table.has_init else model.unrounded.get(table.name, Tensor(table, ms.float32))
+    table.set_dtype(ms.float32)
+    if values is not None:
+        table.set_data(values)
+
+
+def sinks_data(config: RunConfig) -> bool:
+    """Whether the device takes batches from a queue, several steps in a row, without Python between."""
+    run = Run(config, ms.get_context("device_target"), strategy())
+    return config.runner_config.sink_mode and why_no_data_sinking(run) is None
 
 
 def _step_cell(config: RunConfig, model: nn.Cell, optimizer: nn.Optimizer, sharded: bool) -> nn.Cell:
@@ -79,7 +106,8 @@ def _step_cell(config: RunConfig, model: nn.Cell, optimizer: nn.Optimizer, shard
     if sharded and section.pipeline_stage > 1:
         return MicroBatchTrainStep(model, optimizer, loss_scale, clip, section.micro_batch_num)
     if batches > 1:
-        kind = MicroBatchTrainStep if sharded else AccumulatingTrainStep
+        whole_steps = AccumulationLoop if sinks_data(config) else AccumulatingTrainStep
+        kind = MicroBatchTrainStep if sharded else whole_steps
         return kind(model, optimizer, loss_scale, clip, batches)
     return TrainStep(model, optimizer, loss_scale, clip)
 
@@ -122,12 +150,14 @@ def build_step(
     if sharded:
         trained = shard_model(config, model, layout, sharding_of(config).stage)
     else:
-        apply_recompute(model.backbone, config.recompute_config)
+        apply_recompute(model.backbone, config.recompute_config, blocks_of_stages(config))
         trained = model.trainable_params()
     shards = None
     if sharded and layout.model_parallel > 1:
         shards = MeanOverShards(neighbours(layout.model_parallel), layout.model_parallel)
     optimizer = build_optimizer(config.optimizer, trained, LearningRateTable(learning_rates), shards)
+    optimizer.set_masters(model.unrounded)
+    model.unrounded = {}  # no longer needed
     return _step_cell(config, model, optimizer, sharded), layout
 
 
@@ -139,6 +169,7 @@ def compile_sharded(step: nn.Cell, columns: Sequence[Tensor], layout: Layout) ->
     """
     whole = {parameter.name: parameter.shape for parameter in step.optimizer.parameters}
     step.compile(*columns)
+    step.optimizer.round_weights()
     ranks_of_a_stage = layout.data_parallel * layout.model_parallel
     holders = {
         parameter.name: ranks_of_a_stage * parameter.size // math.prod(whole[parameter.name])

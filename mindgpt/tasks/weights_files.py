@@ -39,6 +39,8 @@ def weights_path(config: RunConfig) -> Path | None:
     if config.run_mode == "train" and is_model_name(named) and not somewhere:
         say(f"weights: {named} is not in {DOWNLOADS}, and nothing is downloaded")
         return None
+    if config.src_strategy_path_or_dir and len(rank_folders(Path(named))) > 1:
+        return Path(named)  # shards; only that strategy says so if none lies beside them
     try:
         return find_weights(named)
     except UserError as error:

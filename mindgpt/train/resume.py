@@ -28,6 +28,7 @@ from mindgpt.checkpoints.run_folder import (
 from mindgpt.config.errors import UserError
 from mindgpt.runtime.ranks import say
 from mindgpt.train.checkpoint_monitor import COUNTERS, parameters_of_step
+from mindgpt.train.optimizers.state import MASTER
 
 STATE = "training_state"
 _FORMER_PREFIXES = {"adafactor_row.": "exp_avg_sq_row_", "adafactor_col.": "exp_avg_sq_col_"}
@@ -220,13 +221,22 @@ def check_same_plan(point: ResumePoint, plan: Mapping[str, Any]) -> None:
 def restore_parameters(step: nn.Cell, point: ResumePoint) -> None:
     """Load every parameter of the training step from the checkpoint.
 
+    The master copies of half-precision weights start from the weights if the checkpoint has none, and a weight that is
+    now float32 is restored from the master that the checkpoint has of it.
+
     Raises:
         UserError: the checkpoint is of another model, optimizer or layout; names and shapes are listed.
     """
     file = CheckpointFile(point.path)
     held = {_today(name): name for name in file.entries}
-    entries = {name: file.entries[stored] for name, stored in held.items()}
     parameters = parameters_of_step(step)
+    from_weights = [name for name in parameters if name.startswith(MASTER) and name not in held]
+    held |= {name: held[of] for name in from_weights if (of := name.removeprefix(MASTER)) in held}
+    from_masters = [name for name in held if name.startswith(MASTER) and name not in parameters]
+    for name in from_masters:
+        if (of := name.removeprefix(MASTER)) in parameters:
+            held[of] = held.pop(name)
+    entries = {name: file.entries[stored] for name, stored in held.items()}
     if step.parameter_layout_dict:
         # Ascend has its own generator of dropout masks. A step over micro-batches has no key, and its checkpoint may
         # have been resharded for a layout without micro-batches.
@@ -248,6 +258,8 @@ def restore_parameters(step: nn.Cell, point: ResumePoint) -> None:
         )
     for name, parameter in parameters.items():
         parameter.set_data(Tensor(file.read(held[name]), parameter.dtype))
+    if from_weights:
+        say(f"note: {point.path} has no float32 master copies of {len(from_weights)} weights: they start from these")
 
 
 def _today(name: str) -> str:

@@ -102,17 +102,20 @@ def test_training_state_is_skipped_by_named_rules(path):
     ours = [build_optimizer(OptimizerSection(**settings), [*Net().get_parameters()], rates) for settings in OPTIMIZERS]
     names = {p.name for optimizer in (*theirs, *ours) for p in optimizer.get_parameters()} - {"weight", "bias"}
     names |= {"exp_avg.weight", "exp_avg_sq_row_weight", "exp_avg_insta_col_weight", "afactor_step"}  # AdaFactor, Came
+    names |= {"master.weight"}  # of a weight in half precision
     assert {"moments.weight", "accum.weight", "adam_m.weight", "exp_avg_sq_row_weight", "lion_m.weight"} <= names
     assert all(skip_rule(name) for name in names), names
     write(path, weight=WEIGHT, bias=BIAS, **dict.fromkeys(names, BIAS))
     report = load(Net(), path)
     assert set(report.skipped) == names
-    assert report.skipped["adam_m.weight"] == "optimizer state"
+    assert report.skipped["adam_m.weight"] == report.skipped["master.weight"] == "optimizer state"
     assert report.skipped["global_step"] == "training counter"
     assert "skipped (optimizer state)" in str(report)
 
 
-@pytest.mark.parametrize("name", ["weight", "backbone.blocks.0.attention.dense1.bias", "score.weight", "my_adam_m.x"])
+@pytest.mark.parametrize(
+    "name", ["weight", "backbone.blocks.0.attention.dense1.bias", "score.weight", "my_adam_m.x", "masters.x"]
+)
 def test_no_rule_skips_a_weight(name):
     assert skip_rule(name) is None
 

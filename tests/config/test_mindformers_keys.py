@@ -21,11 +21,12 @@ from mindgpt.config.execution_sections import (
     JitConfigSection,
     ParallelConfigSection,
     ParallelSection,
-    RecomputeSection,
     RunnerConfigSection,
 )
 from mindgpt.config.model_sections import GPT2Section, PetSection
 from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection
+from mindgpt.config.parallel_settings import AscendConfigSection
+from mindgpt.config.recompute_section import RecomputeSection
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import ANY_VALUE, Section
 from mindgpt.config.training_sections import RunnerWrapperSection, TensorBoardSection
@@ -43,6 +44,7 @@ SECTIONS: dict[str, type[Section]] = {
     "": RunConfig,
     "context": ContextSection,
     "context.jit_config": JitConfigSection,
+    "context.ascend_config": AscendConfigSection,
     "parallel": ParallelSection,
     "parallel_config": ParallelConfigSection,
     "recompute_config": RecomputeSection,
@@ -194,11 +196,10 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "debug_level": (1, None),
         "exec_order": ("bfs", None),
         "env_config_path": ("", None),
-        "ascend_config": ({"jit_compile": False}, Refused({"precision_mode": "force_fp16"}, "the precision is what")),
         "enable_dump": (False, Refused(True, "MINDSPORE_DUMP_CONFIG")),
         "print_file_path": ("", Refused("x.txt", "nothing is printed from within a graph")),
         "precompile_only": (False, Refused(True, "tools/dry_run.py")),
-        "memory_offload": ("OFF", Refused("ON", "recompute_config saves memory")),
+        "memory_offload": ("OFF", Refused("ON", "MindSpore 2.9 and 2.10 have no such setting")),
         "support_binary": (False, Refused(True, "runs from its sources")),
     },
     "context.ascend_config": {
@@ -206,13 +207,8 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "matmul_allow_hf32": (False, Refused(True, "in fewer bits; set model.model_config.compute_dtype")),
         "op_precision_mode": ("", Refused("op.ini", "precision of single operators")),
         "ge_options": ({}, Refused({"global": {}}, "options of the graph engine")),
-        "jit_compile": (False, None),
-        "atomic_clean_policy": (1, None),
         "conv_allow_hf32": (True, None),
         "exception_dump": ("2", None),
-        "parallel_speed_up_json_path": ("./parallel_speed_up.json", None),
-        "topo_order": ({}, None),
-        "hccl_watchdog": (True, None),
     },
     "context.jit_config": {
         "exc_mode": ("auto", None),
@@ -225,14 +221,9 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "device_num": (8, None),
         "global_rank": (0, None),
         "parameter_broadcast": (False, None),
-        "gradient_fp32_sync": (True, None),
-        "enable_alltoall": (True, None),
-        "all_reduce_fusion_config": ([85, 160], None),
-        "comm_fusion": ({"allreduce": {"mode": "auto"}}, None),
-        "force_fp32_communication": (False, None),
+        "all_reduce_fusion_config": ([], Refused([85, 160], "gradient_aggregation_group")),
         "pipeline_result_broadcast": (False, None),
         "group_ckpt_save_file": ("", None),
-        "parallel_optimizer_config": ({"parallel_optimizer_threshold": 64}, Refused(64, "must be a group of keys")),
         "pipeline_config": ({"pipeline_interleave": False}, Refused({"pipeline_interleave": True}, "one pipeline")),
         "dataset_strategy": ([[8, 1], [8, 1]], Refused([[1, 8]], "only the batch dimension can be sharded")),
         "pipeline_stages": (1, Refused(2, "parallel_config.pipeline_stage")),
@@ -240,14 +231,9 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "strategy_ckpt_load_file": ("", Refused("x.ckpt", "src_strategy_path_or_dir")),
         "auto_pipeline": (False, Refused(True, "evenly over pipeline stages")),
     },
-    "parallel.parallel_optimizer_config": {
-        "gradient_accumulation_shard": (False, None),
-        "parallel_optimizer_threshold": (64, None),
-        "optimizer_weight_shard_size": (8, None),
-    },
     "parallel.pipeline_config": {
         "pipeline_interleave": (False, Refused(True, "a card holds one pipeline stage")),
-        "pipeline_scheduler": ("1f1b", Refused("seqpipe", "MindSpore's 1f1b order")),
+        "pipeline_scheduler": ("1f1b", Refused("seqpipe", "MindSpore 2.10 has this order alone")),
     },
     "parallel_config": {
         "expert_parallel": (1, Refused(2, "no mixture of experts")),
@@ -256,11 +242,6 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "ulysses_degree_in_cp": (1, None),
         "seq_split_num": (1, Refused(2, "does not split sequences")),
         "mem_coeff": (0.1, None),
-    },
-    "recompute_config": {
-        "select_comm_recompute": (False, Refused([2, 2], "mp_comm_recompute")),
-        "select_recompute_exclude": (False, Refused(["add"], "single operators")),
-        "select_comm_recompute_exclude": (False, Refused({"norm": True}, "single operators")),
     },
     "runner_config": {
         "num_classes": (1, None),
@@ -351,8 +332,11 @@ HARMLESS: dict[str, dict[str, tuple[object, Refused | None]]] = {
         "use_incre_flash_attention": (False, Refused(True, "the key is use_flash_attention")),
         "post_layernorm_residual": (False, Refused(True, "before layer normalization")),
         "unk_token_id": (50256, None),
-        "offset": (0, Refused(1, "evenly over pipeline stages")),
-        "layers_per_stage": (None, Refused([5, 7], "it must be empty, not [5, 7]: layers are shared out evenly")),
+        "layers_per_stage": (None, Refused([5, 7], "it must be empty, not [5, 7]: the key is offset")),
+        "pp_interleave_num": (1, Refused(2, "a card holds one pipeline stage")),
+        "fine_grain_interleave": (2, None),
+        "start_stage": (0, Refused(1, "begins with the first pipeline stage")),
+        "stage_num": (0, Refused(4, "parallel_config.pipeline_stage")),
         "is_dynamic": (True, None),
         "block_size": (16, None),
         "num_blocks": (512, None),
@@ -533,12 +517,6 @@ def test_the_folder_of_tensorboard_makes_a_summary_monitor(load):
         ("context.deterministic", "maybe", "context.deterministic: must be ON or OFF, not 'maybe'"),
         ("context.save_graphs", 4, "context.save_graphs: must be True, False or a level from 0 to 3, not 4"),
         ("context", {"jit_level": "O0", "jit_config": {"jit_level": "O1"}}, "jit_level: differs from jit_config"),
-        (
-            "recompute_config.recompute",
-            [3, 4],
-            "True or False for all blocks, not [3, 4]; recomputation cannot",
-        ),
-        ("recompute_config.select_recompute", {"mul": True}, "must be True or False for all blocks, not "),
         ("eval_dataset.data_loader.type", "TFRecordDataset", "tools/dataset_preprocess makes them"),
         ("optimizer.auto_register", "x.Y", "optimizer.auto_register: unknown key; mindgpt has no registry"),
         ("swap_config.swp", True, "swap_config.swp: unknown key; did you mean 'swap'?"),

@@ -6,10 +6,11 @@ import pytest
 from mindspore import Tensor, nn
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
-from mindgpt.config.execution_sections import RecomputeSection
+from mindgpt.config.recompute_section import RecomputeSection
 from mindgpt.config.training_sections import ScaleSenseSection
 from mindgpt.models.dropout import HashedDropout, MaskedDropout, StepKey, mask_generator
-from mindgpt.models.gpt2.gpt2_parallel import Layout, apply_recompute, shard_dropout
+from mindgpt.models.gpt2.gpt2_parallel import Layout, shard_dropout
+from mindgpt.models.gpt2.gpt2_recompute import apply_recompute
 from mindgpt.train.optimizers import AdamW
 from mindgpt.train.schedules import LearningRateTable
 from mindgpt.train.step import TrainStep

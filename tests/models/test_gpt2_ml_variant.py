@@ -158,8 +158,8 @@ def test_a_layout_shards_it():
     assert backbone.blocks[0].layernorm2.layer_norm.sub.in_strategy == ((4, 1), (4, 1))
     assert backbone.embedding.layernorm.layer_norm.mul.in_strategy == ((2, 1, 1), (1,))
     staged = GPT2LMHeadModel(CONFIG)
-    apply_layout(staged, Layout(pipeline_stages=2))
-    held = [parameters_of_stage(staged, 2, stage) for stage in (0, 1)]
+    apply_layout(staged, Layout(blocks=(1, 1)))
+    held = [parameters_of_stage(staged, (1, 1), stage) for stage in (0, 1)]
     assert sum(map(len, held)) == len(staged.trainable_params())
 
 

@@ -219,8 +219,8 @@ def test_a_layout_shards_them():
 
 def test_the_head_is_the_last_stages_own():
     model = model_of(TOY)
-    apply_layout(model, Layout(pipeline_stages=2))
-    held = [{parameter.name for parameter in parameters_of_stage(model, 2, stage)} for stage in (0, 1)]
+    apply_layout(model, Layout(blocks=(1, 1)))
+    held = [{parameter.name for parameter in parameters_of_stage(model, (1, 1), stage)} for stage in (0, 1)]
     assert not held[0] & held[1] and held[0] | held[1] == set(model.parameters_dict())
     assert "head.weight" in held[1] and uer_reference.TABLE.format("word") in held[0]
     assert not any(has_tied_copy(model, 2, 1, parameter) for parameter in model.get_parameters())

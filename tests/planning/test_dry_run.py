@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from mindgpt.config.errors import UserError
-from mindgpt.config.execution_sections import RecomputeSection
 from mindgpt.config.hardware import load_hardware
 from mindgpt.config.loader import load_config
+from mindgpt.config.recompute_section import RecomputeSection
 from mindgpt.planning import estimates
 from mindgpt.planning.dry_run import dry_run, report, shortfall
+from mindgpt.planning.formula import flops_of_stage
 from mindgpt.runtime.compiled_graph import Collective
 from tests import programs
 
@@ -73,13 +74,19 @@ def layer_norms(layers, hidden):
     return (2 * layers + 1) * 2 * hidden
 
 
-def test_parameters_of_13b_by_the_rule_that_the_toy_is_compiled_by(repo):
-    """docs/parallel.md shows what the dry run of 13B printed, which takes minutes. Weights are stored in half precision
-    there, layer norms in single, and the optimizer's two states of each value too."""
-    values, norms = parameters_of_card(40, 5120, 4 * 5120, 50257, 2048, mp=8), layer_norms(40, 5120)
+def test_memory_of_13b_by_hand(repo):
+    """docs/parallel.md shows what the dry run of 13B printed, which takes minutes: weights in half precision sharded by
+    data_parallel 2 x model_parallel 4, biases and layer norms by model_parallel or not at all, the table of a prime
+    number of rows whole, positions by all 8."""
+    h, wide = 5120, 4 * 5120
+    matrices = 40 * (4 * h * h + 2 * h * wide)
+    vectors, whole = 40 * (3 * h + wide) // 4, 40 * 2 * h + 50257 * h
+    values = matrices // 8 + vectors + whole + 2048 * h // 8
+    norms = layer_norms(40, h)
     page = (repo / "docs" / "parallel.md").read_text(encoding="utf-8")
-    assert f"{2 * (values - norms) + 4 * norms:,} bytes" in page
-    assert f"{2 * 4 * values:,} bytes" in page
+    assert f"parameters            3.42 GiB ({2 * values + 4 * norms:,} bytes)" in page
+    assert f"optimizer state      20.48 GiB ({12 * values + 8 * norms:,} bytes)" in page  # master, two moments
+    assert f"gathered weights      5.88 GiB ({2 * (matrices // 4 + 2048 * h):,} bytes)" in page
 
 
 @pytest.mark.needs_ascend
@@ -96,9 +103,9 @@ def test_a_tensor_parallel_plan_by_hand(toy, plan):
         by_purpose[kind, purpose, cards] = by_purpose.get((kind, purpose, cards), 0) + count
     assert by_purpose == {
         ("AllReduce", "activations", (0, 1)): 4 * LAYERS,  # Megatron's 2 forward and 2 backward
-        ("AllReduce", "activations", (0, 2)): 3,  # sums of losses and of weights, and the gradient of the first
         ("AllReduce", "gradients", (0, 2)): 10 * LAYERS,  # 6 weights, 4 biases of column-parallel products
         ("AllReduce", "gradients", (0, 1, 2, 3)): 6 * LAYERS + 4,  # layer norms, whole biases, embeddings
+        ("AllReduce", "activations", (0, 1, 2, 3)): 3,  # sums of losses and of weights, and the gradient of the first
         ("AllReduce", "other", (0, 1, 2, 3)): 1,  # the norm of all gradients
     }
     assert card.collectives[Collective("AllReduce", "activations", (0, 1), rows * HIDDEN * 2)] == 4 * LAYERS
@@ -106,10 +113,39 @@ def test_a_tensor_parallel_plan_by_hand(toy, plan):
     assert sum(weights) == size  # every gradient once
 
     block = 2 * rows * (4 * HIDDEN**2 + 2 * HIDDEN * WIDE) // 2 + 2 * 2 * rows * TOKENS * HIDDEN // 2
-    assert card.flops == 3 * (LAYERS * block + 2 * rows * HIDDEN * VOCAB)  # the head is whole on every card
+    assert card.flops == 3 * (LAYERS * block + 2 * rows * HIDDEN * VOCAB // 2)  # the head's rows are shared by two
 
     statistics = 4 * rows * 4  # of layer norm, which the formula leaves out
     assert card.kept_by_block == statistics + estimates.kept_by_block(found.config)
+
+
+@pytest.mark.needs_ascend
+def test_blocks_of_stages_and_recomputation_by_stage(toy, plan):
+    """4 blocks as 1 and 3. The first is recomputed but for its scores; of the others one, and of one the attention."""
+    file = toy(
+        network={"num_layers": 4, "offset": [-1, 1]},
+        parallel_config={"pipeline_stage": 2, "micro_batch_num": 2},
+        recompute_config={
+            "recompute": [1, 1],
+            "select_recompute": [0, 2],
+            "select_recompute_exclude": {r"attention\.attend\.scores": [1, 0]},
+        },
+    )
+    found = plan(file, 2)
+    assert [stage.blocks for stage in found.stages] == [1, 3]
+    rows = ROWS * TOKENS
+    scores = 2 * rows * TOKENS * HIDDEN
+    products = 2 * rows * (4 * HIDDEN**2 + 2 * HIDDEN * WIDE)
+    last = 2 * rows * WIDE * HIDDEN  # whose result nothing needs again
+    block, again = products + 2 * scores, products - last + 2 * scores
+    expected = [2 * (3 * block + again - scores), 2 * (9 * block + again + scores + 3 * 2 * rows * HIDDEN * VOCAB)]
+    assert [stage.flops for stage in found.stages] == expected
+    assert flops_of_stage(found.config, 1) == expected[1]
+    assert flops_of_stage(found.config, 0) - expected[0] == 2 * scores  # operators that are taken out are not counted
+    kept = estimates.kept_by_block(found.config) - estimates._dropout_masks_of_block(found.config)
+    inputs, attention = rows * HIDDEN * 2, estimates._kept_by_attention_kernel(found.config)
+    by_stage = [estimates._with_recompute(found.config, stage)[0] for stage in (0, 1)]
+    assert by_stage == [inputs, inputs + 2 * kept - attention]
 
 
 def adafactor_state(mp):
@@ -196,7 +232,9 @@ def test_every_kind_of_stage_is_compiled_and_recomputation_obeyed(toy, plan):
     hidden = ROWS * TOKENS * HIDDEN * 2
     masks = (2 * ROWS * TOKENS * HIDDEN + 8 * ROWS * TOKENS * TOKENS) // 8  # a bit for each value and score of 8 heads
     rest = estimates.kept_by_block(found.config) - masks
-    assert [first.activations, middle.activations] == [n * (hidden + masks) + rest for n in (4, 6)]
+    held = [(card.activations.kept, card.activations.dropout_masks) for card in (first, middle)]
+    assert held == [(n * hidden, n * masks) for n in (4, 6)]
+    assert first.activations.working_set == middle.activations.working_set == rest
     values = parameters_of_card(1, HIDDEN, WIDE, 0, 0, mp=1) - 2 * HIDDEN  # one block
     table, positions, norm = VOCAB * HIDDEN, TOKENS * HIDDEN, 2 * HIDDEN
     assert first.parameters == 4 * (values + table + positions)
@@ -218,18 +256,19 @@ def test_what_does_not_fit_ends_with_status_3_and_what_to_change(toy, repo, plan
     assert result.returncode == 3, result.stderr
     weights = 4 * 4 * parameters_of_card(LAYERS, HIDDEN, WIDE, VOCAB, TOKENS, mp=2)  # they, gradients, two states
     found = plan(file, 4)
-    activations = estimates.activations_of_stage(found.config, 0, LAYERS)
+    activations = estimates.activations_of_stage(found.config, 0, LAYERS).total
     assert f"{(weights + activations) / 2**20:.2f} MiB ({weights + activations:,} bytes)" in result.stdout
     assert "DOES NOT FIT 0.001 GiB" in result.stdout
     (message,) = result.stderr.splitlines()
     assert message.startswith("error: the layout is legal, but a card would hold ")
-    assert f"activations (estimate) {activations / 2**20:.2f} MiB" in message
+    of_head = found.stages[0].activations.logits
+    assert f"logits and loss {of_head / 2**20:.2f} MiB" in message
     assert "parallel_config.optimizer_shard: True" in message
     assert "recompute_config" not in message  # which it has already
 
     assert shortfall(found) is None
     config = found.config.model_copy(deep=True, update={"recompute_config": RecomputeSection()})
-    card = replace(found.stages[0], activations=65 * 2**30)
+    card = replace(found.stages[0], activations=estimates.Activations(65 * 2**30, 0, 0, 0, 0))
     message = shortfall(replace(found, config=config, stages=[found.stages[0], card]))
     for change in ("batch_size below 4", "recompute: True", "use_flash_attention: True", "use_seq_parallel: True"):
         assert change in message

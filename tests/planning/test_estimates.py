@@ -60,27 +60,51 @@ def test_flash_attention_keeps_no_scores(fused_activation):
 def test_full_recomputation_keeps_inputs_and_masks_of_blocks_and_one_block():
     full = {"recompute_config": {"recompute": True}}
     block = estimates.kept_by_block(config(ALL_HALF))
-    head = B * S * (H * 4 + V * 12)
-    mask = B * S * H // 8
     masks = (2 * B * S * H + A * B * S * S) // 8  # are not recomputed
+    causal = S * S + B * S * S * 2  # the constant, and a float16 mask of each row
     kept = estimates.activations_of_stage(config(ALL_HALF, full), 0, LAYERS)
-    assert kept == LAYERS * (2 * S * B * H + masks) + (block - masks) + head + mask
-    assert estimates.activations_of_stage(config(ALL_HALF), 0, LAYERS) == LAYERS * block + head + mask
+    of_embedding = B * S * H // 8
+    head = B * S * (H * 4 + V * 12)
+    assert kept == (LAYERS * 2 * S * B * H, LAYERS * masks + of_embedding, block - masks, head, causal)
+    none = estimates.activations_of_stage(config(ALL_HALF), 0, LAYERS)
+    assert none == (LAYERS * (block - masks), LAYERS * masks + of_embedding, 0, head, causal)
+    assert none.total == LAYERS * block + of_embedding + head + causal
 
 
 def test_early_stages_hold_more_micro_batches():
-    run = config(ALL_HALF | {"embedding_dropout_rate": 0.0}, pipeline_stage=4, micro_batch_num=8)
+    """Each with activations of its own; of the plain weights, which products keep, there is one copy."""
+    no_dropout = dict.fromkeys(("embedding_dropout_rate", "hidden_dropout_rate", "attention_dropout_rate"), 0.0)
+    run = config(ALL_HALF | no_dropout, pipeline_stage=4, micro_batch_num=8)
     block = estimates.kept_by_block(run)
-    held = [estimates.activations_of_stage(run, stage, 3) / (3 * block) for stage in range(3)]
-    assert held == [4, 3, 2]
-    few = config(ALL_HALF | {"embedding_dropout_rate": 0.0}, pipeline_stage=4, micro_batch_num=2)
-    assert estimates.activations_of_stage(few, 0, 3) == 2 * 3 * block
+    held = [estimates.activations_of_stage(run, stage, 3).kept for stage in range(3)]
+    assert held == [3 * (n * (block - COPIES) + COPIES) for n in (4, 3, 2)]
+    few = config(ALL_HALF | no_dropout, pipeline_stage=4, micro_batch_num=2)
+    assert estimates.activations_of_stage(few, 0, 3).kept == 3 * (2 * (block - COPIES) + COPIES)
+    cast = config(ALL_HALF | no_dropout | {"param_init_type": "float32"}, pipeline_stage=4, micro_batch_num=8)
+    assert estimates.activations_of_stage(cast, 0, 3).kept == 4 * 3 * block
+
+
+def test_gathered_weights_are_not_kept_by_blocks_as_well():
+    """With a sharded optimizer; frozen weights that nothing casts are not copied at all."""
+    whole = estimates.kept_by_block(config(ALL_HALF, data_parallel=2))
+    sharded = config(ALL_HALF, {"use_parallel": True}, data_parallel=2, optimizer_shard=True)
+    assert whole - estimates.kept_by_block(sharded) == COPIES
+    pet = {"pet_config": {"pet_type": "lora", "lora_rank": 8, "lora_alpha": 16, "target_modules": ".*dense1"}}
+    assert whole - estimates.kept_by_block(config(ALL_HALF | pet, data_parallel=2)) == COPIES
+
+
+def test_the_attention_mask_is_of_each_row_if_rows_are_padded():
+    columns = {"train_dataset": {"input_columns": ["input_ids"]}}
+    flash = ALL_HALF | {"use_flash_attention": True}
+    assert estimates.activations_of_stage(config(flash, columns), 0, 1).attention_mask == 2 * S * S
+    assert estimates.activations_of_stage(config(flash), 0, 1).attention_mask == (1 + B) * S * S
+    assert estimates.activations_of_stage(config({}, columns), 0, 1).attention_mask == (1 + 4) * S * S
 
 
 def test_gpt2_ml_has_a_layer_norm_after_the_embeddings_and_none_before_the_head(monkeypatch):
     monkeypatch.setattr(estimates, "_KEPT_BY_ACTIVATION", {"gelu": 1, "gelu_erf": 1})
     both = [config(ALL_HALF | {"variant": name}, pipeline_stage=2, micro_batch_num=4) for name in ("gpt2", "gpt2_ml")]
-    of_gpt2, of_ml = ([estimates.activations_of_stage(run, stage, 3) for stage in (0, 1)] for run in both)
+    of_gpt2, of_ml = ([estimates.activations_of_stage(run, stage, 3).total for stage in (0, 1)] for run in both)
     norm = 2 * B * S * H  # its input in half precision, which the first stage keeps of two micro-batches
     assert (of_ml[0] - of_gpt2[0], of_ml[1] - of_gpt2[1]) == (2 * norm, -norm)
 

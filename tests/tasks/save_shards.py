@@ -7,7 +7,7 @@ shards of the other ranks of its pipeline stage, without compiling for them. The
 the same tensors by the same layouts, and only its place among them differs; MindSpore's own function does the sharding.
 
 Every parameter, including optimizer state, begins with values that depend on its name alone (`whole`), so that a test
-knows the result of merging all shards.
+knows the result of merging all shards; a half-precision weight begins with its master's, rounded.
 """
 
 import sys
@@ -19,8 +19,10 @@ from unittest import mock
 import numpy as np
 
 
-def whole(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def whole(name: str, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
     """The values of a parameter."""
+    if dtype == np.float16:
+        return whole(f"master.{name}", shape).astype(dtype)
     return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
 
 
@@ -29,11 +31,11 @@ def is_parameter(name: str) -> bool:
     return "backbone." in name or "score." in name
 
 
-def shard_of(name: str, shape: tuple[int, ...], layout: tuple[Any, ...], number: int, ranks: range) -> np.ndarray:
+def shard_of(values: np.ndarray, layout: tuple[Any, ...], number: int, ranks: range) -> np.ndarray:
     """The shard of a parameter that rank `number` holds.
 
     Args:
-        shape: of the whole parameter.
+        values: of the whole parameter.
         layout: MindSpore's, of the compiled step.
         ranks: of the pipeline stage.
     """
@@ -50,10 +52,11 @@ def shard_of(name: str, shape: tuple[int, ...], layout: tuple[Any, ...], number:
     # Optimizer sharding: the ranks that hold the same shard divide it, in their order.
     same = [other for other in ranks if part(other) == part(number)] if tensor_map else []
     with mock.patch.object(_tensor, "get_rank", lambda group: same.index(number) % _tensor.get_group_size(group)):
-        return _tensor._load_tensor_by_layout(Tensor(whole(name, shape)), layout, number).asnumpy()
+        return _tensor._load_tensor_by_layout(Tensor(values), layout, number).asnumpy()
 
 
 def main(yaml: str, folder: str, others: str | None = None) -> None:
+    import mindspore as ms
     from mindspore import Tensor
 
     from mindgpt.checkpoints.gpt2_config import GPT2Config
@@ -75,10 +78,14 @@ def main(yaml: str, folder: str, others: str | None = None) -> None:
         add_lora(model, config.model.config.pet_config)
     step, layout = build_step(config, model, np.full(10, 1e-4), padding=True)
     step.set_train()
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters_of_step(step).items()}
+    start = {
+        name: whole(name, tuple(parameter.shape), ms.dtype_to_nptype(parameter.dtype))
+        for name, parameter in parameters_of_step(step).items()
+        if is_parameter(name)
+    }
     for name, parameter in parameters_of_step(step).items():
-        if is_parameter(name):
-            parameter.set_data(Tensor(whole(name, parameter.shape)))
+        if name in start and f"master.{name}" not in start:  # what has a master is rounded from it
+            parameter.set_data(Tensor(start[name]))
     compile_sharded(step, zeros_for(shapes_of_batch(config)), layout)
 
     def save(folder: Path, number: int, parameters: dict[str, Any]) -> None:
@@ -89,11 +96,11 @@ def main(yaml: str, folder: str, others: str | None = None) -> None:
     save(Path(folder, "checkpoint", f"rank_{rank()}"), rank(), own)
     first = rank() // ranks_per_stage() * ranks_per_stage()
     ranks = range(first, first + ranks_per_stage())
-    sharded = [name for name in own if is_parameter(name) and name in step.parameter_layout_dict]
+    sharded = [name for name in start if name in step.parameter_layout_dict]
     for number in ranks if others else ():
         if number != rank():
             layouts = step.parameter_layout_dict
-            shards = {name: shard_of(name, shapes[name], layouts[name], number, ranks) for name in sharded}
+            shards = {name: shard_of(start[name], layouts[name], number, ranks) for name in sharded}
             save(Path(others, f"rank_{number}"), number, {**own, **shards})
 
 

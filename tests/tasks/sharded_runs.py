@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 import yaml
 
@@ -53,12 +54,20 @@ def assert_whole(file: Path, state: bool) -> None:
     model = model_class(json.loads(beside.read_text())["architectures"][0])(config)
     if config.pet_config is not None:
         add_lora(model, config.pet_config)
-    weights = {name: tuple(parameter.shape) for name, parameter in model.parameters_dict().items()}
-    assert {name: info.shape for name, info in held.entries.items() if skip_rule(name) is None} == weights
-    trained = {parameter.name: weights[parameter.name] for parameter in model.trainable_params()} if state else {}
-    expected = weights | {f"adam_{m}.{name}": shape for name, shape in trained.items() for m in "mv"}
-    for name, shape in expected.items():
-        assert np.array_equal(held.read(name), whole(name, shape)), name
+    weights = {
+        name: (tuple(parameter.shape), ms.dtype_to_nptype(parameter.dtype))
+        for name, parameter in model.parameters_dict().items()
+    }
+    assert {name for name in held.entries if skip_rule(name) is None} == set(weights)
+    expected = dict(weights)
+    for name in (parameter.name for parameter in model.trainable_params() if state):
+        shape, dtype = weights[name]
+        kinds = ("adam_m", "adam_v") if dtype == np.float32 else ("adam_m", "adam_v", "master")
+        expected |= {f"{kind}.{name}": (shape, np.float32) for kind in kinds}
+    for name, (shape, dtype) in expected.items():
+        values = held.read(name)
+        assert values.dtype == dtype, name
+        assert np.array_equal(values, whole(name, shape, dtype)), name
     assert ("global_step" in held.entries) == ("loss_scale" in held.entries) == state
     assert len(held.entries) > len(expected) if state else len(held.entries) == len(expected)
 

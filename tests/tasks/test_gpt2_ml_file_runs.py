@@ -21,7 +21,7 @@ from mindgpt.config import load_config
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.models.gpt2 import convert_weight
 from mindgpt.tasks.main import main
-from mindgpt.tasks.model_setup import build_model
+from mindgpt.tasks.model_setup import plan_model
 from tests.checkpoints.gpt2_ml_files import CONFIG, JSON, TOKENS, WEIGHTS, H, P, V, convert, write_model
 from tests.checkpoints.tensorflow_files import BIG_ENDIAN, CODES, Stored, write_bundle
 from tests.models.gpt2_ml_reference import loss_and_gradients, reference_logits
@@ -143,7 +143,7 @@ def test_a_yaml_of_the_other_variant(start, base, tmp_path):
         assert status == 2 and "Traceback" not in errors
         assert f"holds the weights of {held}, and the model is {built}, another network" in errors
     with pytest.raises(UserError, match="holds the weights of a GPT2_ML .* the model is a GPT-2 "):
-        build_model(load_config(base / "gpt2.yaml")[0], weights_follow=base / "ckpt" / "x.ckpt")  # as a resumed run
+        plan_model(load_config(base / "gpt2.yaml")[0], weights_follow=base / "ckpt" / "x.ckpt")  # as a resumed run
 
 
 def flipped(file, position):

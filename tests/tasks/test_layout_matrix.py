@@ -13,23 +13,24 @@ from mindgpt.config.layout import semi_auto_problems
 from mindgpt.config.run_config import RunConfig
 from tests.tasks.toy_layouts import (
     FACTORS,
-    TOKENS,
     cards_of,
-    classes_of,
     compile_as_rank,
     covering,
     flops_of_step,
     holders_of,
     is_tied,
+    logits_of,
     masks_of_step,
+    masters_of,
     part_of_weights,
     settings_of,
     stages_of,
     values_of,
+    with_weights,
 )
 
 GRID = ("dp", "mp", "pp")
-DEFAULTS = {name: values[0] for name, values in FACTORS.items()}
+DEFAULTS = {name: values[0] for name, values in FACTORS.items()} | {"weights": "float32"}
 
 # What must be refused, and in which words: (of which network and layout, words of the message). Nothing else may be.
 REASONS = [
@@ -105,8 +106,9 @@ def test_every_combination_is_refused_for_these_reasons_and_no_other(network):
 
 
 # Of 10 seeds the first whose cases have the fewest stages to compile.
-PAIRS = covering(2, lambda case: not reasons(case), cost=lambda case: len(stages_of(case)) ** 0.5, seed=9)
-TRIPLES = [case for case in covering(3, lambda case: not reasons(case)) if case not in PAIRS]
+_PAIRS = covering(2, lambda case: not reasons(case), cost=lambda case: len(stages_of(case)) ** 0.5, seed=9)
+_TRIPLES = [case for case in covering(3, lambda case: not reasons(case)) if case not in _PAIRS]
+PAIRS, TRIPLES = with_weights(_PAIRS), with_weights(_TRIPLES)
 
 
 @pytest.mark.needs_ascend
@@ -125,6 +127,7 @@ def test_compiles_and_shards_as_worked_out_by_hand(case, tmp_path):
         assert {name: size for name, size in values_of(facts["held"]).items() if name in parts} == parts
         assert not [name for name in facts["held"] if name not in parts and not is_lent(case, stage, name)]
         assert values_of(facts["shapes"]) == {name: parts[name] for name in trained}
+        assert values_of(facts["masters"]) == {name: parts[name] for name in masters_of(case, stage)}
         assert facts["updates"] == len(trained)
         assert bool(facts["flash"]) == case["flash"]
         assert len(facts["masks"]) == masks_of_step(case, stage), facts["masks"]  # not drawn again by recomputation
@@ -133,7 +136,7 @@ def test_compiles_and_shards_as_worked_out_by_hand(case, tmp_path):
             assert least <= facts["flops"] <= least + recomputed
             assert (facts["flops"] > least) == (recomputed > 0)
         if case["task"] != "classification" and stage == stages - 1:
-            assert facts["logits"] == [TOKENS, classes_of(case)]
+            assert facts["logits"] == logits_of(case)
         if cards > 1:
             holders = holders_of(case, stage)
             assert facts["holders"] == {name: holders[name] for name in trained}

@@ -11,7 +11,7 @@ from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.config import UserError, load_config
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
 from mindgpt.models.gpt2.gpt2_modules import UnbiasedLayerNorm
-from mindgpt.tasks.model_setup import build_model
+from mindgpt.tasks.model_setup import build_model, plan_model
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -103,12 +103,12 @@ def test_the_eps_of_converted_weights_goes_with_them(
 
 def test_a_resumed_model_of_shards_is_that_of_its_checkpoint(weights, toy, capsys):
     """It is built before the weights are there."""
-    model, config = build_model(load_config(toy.yaml)[0], weights_follow=weights / "uer" / "model.ckpt")
+    model, config, _ = plan_model(load_config(toy.yaml)[0], weights_follow=weights / "uer" / "model.ckpt")
     assert "layer_norm: uer, as the config of" in capsys.readouterr().out
     assert isinstance(model.backbone.layernorm.layer_norm, UnbiasedLayerNorm)
     assert model.head.weight is not None and config.model.config.layernorm_epsilon == 1e-6
     with pytest.raises(UserError, match="the YAML 'standard'"):
-        build_model(load_config(toy.yaml, {KEY + "layer_norm": "standard"})[0], weights / "uer" / "model.ckpt")
+        plan_model(load_config(toy.yaml, {KEY + "layer_norm": "standard"})[0], weights / "uer" / "model.ckpt")
 
 
 def test_a_classifier_starts_from_either(build, capsys):

@@ -86,7 +86,15 @@ CASES = {  # parallel_config, settings of both runs, settings of the sharded one
         {"model": {"model_config": {"layer_norm": "uer", "tie_word_embeddings": False}}},
         {},
     ),
+    # A vocabulary that two cards cannot share, and with padding they can; one process has none.
+    "odd vocabulary": ({"vocab_emb_dp": False}, {"model": {"model_config": {"vocab_size": 301}}}, {}),
+    "padded vocabulary": (
+        {"vocab_emb_dp": False},
+        {"model": {"model_config": {"vocab_size": 301}}},
+        {"model": {"model_config": {"vocab_size": 304, "unpadded_vocab_size": 301}}},
+    ),
     "gpt2_ml": ({"vocab_emb_dp": False}, {"model": {"model_config": {"variant": "gpt2_ml"}}}, {}),
+    "float16 weights": ({"vocab_emb_dp": False}, {"model": {"model_config": {"param_init_type": "float16"}}}, {}),
 }
 STATE = re.compile(r"(?:adam_[mv]\.|adafactor_[mv]\.|exp_avg_sq_(?:row|col)_)(.+)")
 SLOW = [name for name in CASES if name != "vocabulary"]
@@ -220,18 +228,21 @@ def test_four_cards_train_as_one_process(one_process, exported, replay, succeed,
     assert clipped.any() and not clipped.all(), "there must be steps of both kinds"
     assert expected["loss"][-1] < 0.98 * expected["loss"][0], "the curve must have somewhere to go"
     assert not skipped.any()
+    # Gradients of float16 weights are float16, and a master that differs in its last bit may be rounded to a neighbour.
+    tolerance = 1e-4 if name == "float16 weights" else 1e-5
     for card in range(CARDS):  # all have the loss of all rows
-        np.testing.assert_allclose(loss[card], expected["loss"], rtol=1e-5)
-        np.testing.assert_allclose(norm[card], expected["grad_norm"], rtol=1e-5)
+        np.testing.assert_allclose(loss[card], expected["loss"], rtol=tolerance)
+        np.testing.assert_allclose(norm[card], expected["grad_norm"], rtol=tolerance)
         np.testing.assert_array_equal(rate[card].astype(np.float32), np.float32(expected["learning_rate"]))
-    assert_same_state(tmp_path, succeed)
+    padded = "padded" in name  # the last rows of the table are zero still, or they are not removed
+    assert_same_state(tmp_path, succeed, *(["--vocab_size", "301"] if padded else []))
 
 
-def assert_same_state(folder, succeed):
+def assert_same_state(folder, succeed, *flags):
     """That the cards' parts, merged, are the weights and the optimizer's state that one process has come to."""
     succeed(
         "tools/transform_ckpt.py", "--src_ckpt_dir", "cards/checkpoint", "--dst_ckpt_dir", "merged",
-        "--training_state", cwd=folder,
+        "--training_state", *flags, cwd=folder,
     )  # fmt: skip
     merged = CheckpointFile(folder / "merged" / "rank_0" / "checkpoint_0.ckpt")
     single = CheckpointFile(next((folder / "one" / "checkpoint").rglob("*.ckpt")))
@@ -241,7 +252,13 @@ def assert_same_state(folder, succeed):
     assert trained
     assert set(start.entries) == {name for name in merged.entries if skip_rule(name) is None}
     for name in start.entries:
-        np.testing.assert_allclose(merged.read(name), single.read(name), rtol=0, atol=1e-5, err_msg=name)
+        if (master := f"master.{name}") in single.entries:
+            for run in (merged, single):
+                np.testing.assert_array_equal(run.read(name), run.read(master).astype(np.float16), err_msg=name)
+            # Not met yet: 4 of 35,776 values differed by more, the most by 1.23e-4, and the reason is not known.
+            np.testing.assert_allclose(merged.read(master), single.read(master), rtol=0, atol=1e-4, err_msg=name)
+        else:
+            np.testing.assert_allclose(merged.read(name), single.read(name), rtol=0, atol=1e-5, err_msg=name)
         moved = np.abs(single.read(name) - start.read(name)).max()
         if name not in trained:
             assert moved == 0, name

@@ -67,16 +67,19 @@ def kill_after(command, cwd, lines):
         process.communicate()
 
 
-@pytest.mark.parametrize(("accumulation", "fusion"), [(1, True), (2, False)])
-def test_killed_five_times_and_resumed(repo, toy, tmp_path, accumulation, fusion):
+@pytest.mark.parametrize(("accumulation", "fusion", "weights"), [(1, True, "float32"), (2, False, "float16")])
+def test_killed_five_times_and_resumed(repo, toy, tmp_path, accumulation, fusion, weights):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
     run = command(
-        repo, toy, f"runner_config.gradient_accumulation_steps={accumulation}", f"context.enable_graph_kernel={fusion}"
-    )
+        repo, toy, f"runner_config.gradient_accumulation_steps={accumulation}",
+        f"context.enable_graph_kernel={fusion}", f"model.model_config.param_init_type={weights}",
+    )  # fmt: skip
     steps = STEPS // accumulation
     finish(run, whole)
+    if accumulation > 1:
+        run = [*run, "callbacks.1.async_save=True"]  # other checkpoints than those of the whole run would show
     expected = records(whole)
     assert [record["step"] for record in expected] == list(range(1, steps + 1))
     draw = random.Random(accumulation)
@@ -90,6 +93,10 @@ def test_killed_five_times_and_resumed(repo, toy, tmp_path, accumulation, fusion
     assert records(broken, "eval") == records(whole, "eval")
     folder = ("output", "checkpoint", "rank_0")
     same_contents(last_checkpoint(broken.joinpath(*folder)), last_checkpoint(whole.joinpath(*folder)))
+    newest = [last_checkpoint(base.joinpath(*folder)).read_bytes() for base in (whole, broken)]
+    assert newest[0] == newest[1]
+    last = last_checkpoint(whole.joinpath(*folder))
+    assert any(name.startswith("master.") for name in CheckpointFile(last).entries) == (weights == "float16")
     kept = [sorted(path.name for path in base.joinpath(*folder).glob("*.ckpt")) for base in (whole, broken)]
     assert kept[0] == kept[1]
     assert len(kept[0]) == 2
@@ -118,6 +125,8 @@ def test_a_run_that_began_with_an_adapter_is_resumed(repo, toy, trained, tmp_pat
     assert records(broken) == records(whole)
     folder = ("output", "checkpoint", "rank_0")
     same_contents(last_checkpoint(broken.joinpath(*folder)), last_checkpoint(whole.joinpath(*folder)))
+    newest = [last_checkpoint(base.joinpath(*folder)).read_bytes() for base in (whole, broken)]
+    assert newest[0] == newest[1]
     kept = [
         load_config(base / "output" / "finetune_config.yaml")[0].model.config.pet_config for base in (whole, broken)
     ]
@@ -249,6 +258,38 @@ def test_what_is_missing_or_left_over_in_a_checkpoint_is_refused(tmp_path):
         step, point(**{"weight": [1, 2], "adafactor_row.weight": [5, 6]})
     )  # as earlier versions named it
     assert step.row.asnumpy().tolist() == [5, 6]
+
+
+def test_master_copies_are_restored_or_start_from_the_weights(tmp_path, capsys):
+    from mindspore import Parameter, Tensor, nn
+
+    from mindgpt.checkpoints.weights import save_checkpoint
+    from mindgpt.train.resume import open_resume_point, restore_parameters, state_entry
+
+    class Step(nn.Cell):
+        def __init__(self, weight, master=None):
+            super().__init__()
+            self.weight = Parameter(Tensor(weight), name="weight")
+            if master is not None:
+                self.master = Parameter(Tensor(master), name="master.weight")
+
+    def point(**values):
+        save_checkpoint(tmp_path / "x.ckpt", {**values, "epoch_num": 1, "step_num": 1, **state_entry(1, {}, {})})
+        return open_resume_point(tmp_path / "x.ckpt")
+
+    exact = np.array([1.0001, 2.0003], np.float32)
+    rounded = exact.astype(np.float16)
+    step = Step(np.zeros(2, np.float16), np.zeros(2, np.float32))
+    restore_parameters(step, point(**{"weight": rounded, "master.weight": exact}))
+    np.testing.assert_array_equal(step.master.asnumpy(), exact)
+    np.testing.assert_array_equal(step.weight.asnumpy(), rounded)
+    assert "note" not in capsys.readouterr().out
+    restore_parameters(step, point(weight=rounded))  # of a run without masters
+    np.testing.assert_array_equal(step.master.asnumpy(), rounded.astype(np.float32))
+    assert "no float32 master copies of 1 weights: they start from these" in capsys.readouterr().out
+    in_float32 = Step(np.zeros(2, np.float32))  # as bfloat16 weights are on CPU
+    restore_parameters(in_float32, point(**{"weight": rounded, "master.weight": exact}))
+    np.testing.assert_array_equal(in_float32.weight.asnumpy(), exact)
 
 
 def test_weights_alone_are_no_run_to_resume(program, toy, copy):

@@ -58,6 +58,10 @@ def sharded_run(repo, toy, whole, tmp_path_factory):
         if rank == 0:
             assert "4 cards: data_parallel 1 x model_parallel 2 x pipeline_stage 2" in done.stdout
             assert "the cards are simulated, so nothing is trained" in done.stdout
+            checked, compiling, read = map(
+                done.stdout.index, ("fits the model", "compiling", "; the shards of rank 0: ")
+            )
+            assert checked < compiling < read
     return folder / "output"
 
 
@@ -180,6 +184,16 @@ def test_a_run_resumes_in_another_layout_from_transformed_shards(repo, toy, whol
         np.testing.assert_array_equal(resumed.read(name), transformed.read(name), err_msg=name)
     weight = "backbone.blocks.1.attention.dense1.weight"
     np.testing.assert_array_equal(resumed.read(weight), CheckpointFile(whole).read(weight)[16:])
+
+
+def test_weights_that_do_not_fit_are_refused_before_compiling(repo, toy, whole, tmp_path):
+    held = CheckpointFile(whole)
+    wrong = {name: held.read(name) for name in held.entries if not name.endswith("1.layernorm2.gamma")}
+    save_checkpoint(tmp_path / "x.ckpt", wrong)
+    done = card(repo, toy, tmp_path, 0, "--run_mode", "finetune", "--load_checkpoint", str(tmp_path / "x.ckpt"))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "missing in the file: backbone.blocks.1.layernorm2.gamma [32]" in done.stderr
+    assert "compiling" not in done.stdout and "Traceback" not in done.stderr
 
 
 def test_incomplete_shards_are_refused_and_nothing_is_written(toy, sharded_run, program, tmp_path):

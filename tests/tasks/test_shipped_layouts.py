@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mindgpt.config.hardware import load_hardware
-from mindgpt.config.layout import grid_of, shards_vocabulary
+from mindgpt.config.layout import grid_of, shards_rows_of_head, shards_vocabulary
 from mindgpt.config.loader import dump_config, load_config
 from mindgpt.config.strategy import asks_for_semi_auto
 from mindgpt.planning.dry_run import dry_run
@@ -102,7 +102,8 @@ def test_training_step(path):
         assert stage.parameters == bytes_of_parameters(config, stage.stage)
         kinds = {collective.kind for collective in stage.collectives if collective.purpose == "activations"}
         by_tokens = {"AllGather", "ReduceScatter"} if config.parallel_config.use_seq_parallel else set()
-        sums = config.parallel_config.data_parallel > 1 or shards_vocabulary(config)  # of losses, of a table's rows
+        # Of losses, of a table's rows.
+        sums = grid_of(config).data_parallel > 1 or shards_vocabulary(config) or shards_rows_of_head(config)
         sums_of_loss = {"AllReduce"} if sharded and sums else set()
         assert kinds == by_tokens | sums_of_loss
 
@@ -128,36 +129,41 @@ def bytes_of_parameters(config, stage):
     """What a rank of a stage holds, by hand: products, and the vocabulary if that is asked for, sharded by
     model_parallel, all else whole.
 
-    With optimizer_shard every matrix is also sharded by data_parallel, and no vector.
+    With optimizer_shard, what takes 64 kB or more is also sharded over the ranks that hold the same, if they divide its
+    rows: by data_parallel, and what is whole by model_parallel, too.
     """
     network, grid = config.model.config, grid_of(config)
     hidden, wide, mp = network.hidden_size, network.ffn_hidden_size, grid.model_parallel
-    shards = 1
-    if config.parallel_config.optimizer_shard:
-        assert network.pet_config is None, "the formula has no such term"
-        assert mp == 1, "the formula has no such term"
-        assert 4 * wide < 2**16 <= 4 * hidden**2, "64 kB are the least that is sharded"
-        shards = grid.data_parallel
-    of_matrices, of_vectors = 4 * hidden * hidden + 2 * hidden * wide, 3 * hidden + wide
-    in_float32 = 4 * hidden  # layer norms
-    if network.pet_config is not None:  # on query and value: A whole, B by columns
-        in_float32 += 2 * network.pet_config.lora_rank * (hidden + hidden // mp)
-    blocks = network.num_layers // grid.pipeline_stage
-    of_block = of_matrices // mp // shards + of_vectors // mp + 2 * hidden  # whole: biases of the two projections
-    values, in_float32 = blocks * of_block, blocks * in_float32
-    of_tokens = network.vocab_size * hidden // (mp if shards_vocabulary(config) else 1)
-    if stage == 0:
-        values += (of_tokens + network.max_position_embeddings * hidden) // shards
-    if stage == (grid.pipeline_stage - 1 if network.final_norm else 0):
-        in_float32 += 2 * hidden  # the layer norm after the last block, or after the embeddings
-    if stage == grid.pipeline_stage - 1:
-        classifies = config.trainer.type == "TextClassificationTrainer"
-        if classifies:
-            values += network.num_labels * hidden
-        elif stage > 0:
-            values += of_tokens // shards  # the head, which is the first stage's embedding
     of_value = {"float32": 4, "float16": 2}[network.param_init_type]
-    return of_value * values + 4 * in_float32
+
+    def held(rows, columns, sharded, of_value=of_value):
+        """Bytes of a weight, whose rows are divided by the optimizer. `sharded`: by model_parallel."""
+        size = rows * columns * of_value
+        ranks = grid.data_parallel * (1 if sharded else mp)
+        by_optimizer = (
+            config.parallel_config.optimizer_shard and size >= 2**16 and rows // (mp if sharded else 1) % ranks == 0
+        )
+        return size // (mp if sharded else 1) // (ranks if by_optimizer else 1)
+
+    block = 4 * held(hidden, hidden, True) + 2 * held(wide, hidden, True)
+    block += 3 * held(hidden, 1, True) + held(wide, 1, True) + 2 * held(hidden, 1, False)  # biases
+    block += 4 * held(hidden, 1, False, of_value=4)  # layer norms
+    if network.pet_config is not None:  # on query and value: A whole, B by columns
+        assert not config.parallel_config.optimizer_shard, "the formula has no such term"
+        block += 4 * 2 * network.pet_config.lora_rank * (hidden + hidden // mp)
+    total = network.num_layers // grid.pipeline_stage * block
+    in_float32 = grid.pipeline_stage > 1 and config.parallel_config.optimizer_shard  # a tied table
+    table = held(network.vocab_size, hidden, shards_vocabulary(config), 4 if in_float32 else of_value)
+    if stage == 0:
+        total += table + held(network.max_position_embeddings, hidden, False)
+    if stage == (grid.pipeline_stage - 1 if network.final_norm else 0):
+        total += 2 * held(hidden, 1, False, of_value=4)  # the layer norm after the last block, or after the embeddings
+    if stage == grid.pipeline_stage - 1:
+        if config.trainer.type == "TextClassificationTrainer":
+            total += of_value * network.num_labels * hidden
+        elif stage > 0:
+            total += table  # the head, which is the first stage's embedding
+    return total
 
 
 @pytest.mark.parametrize("path", cases(WRITING))

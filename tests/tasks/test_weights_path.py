@@ -149,3 +149,10 @@ def test_a_run_s_folder_means_its_newest_checkpoint_by_epoch_and_step(named, cap
 def test_a_folder_of_weights_is_left_for_the_reader_of_weights(named):
     make("hf/model.safetensors", "hf/config.json")
     assert named("hf") == "hf"
+
+
+def test_a_named_strategy_makes_a_folder_one_of_shards(named):
+    """It may lie elsewhere. Without it, several ranks' files are those of data parallel training."""
+    make("run/checkpoint/rank_0/x_rank_0-1_4.ckpt", "run/checkpoint/rank_1/x_rank_1-1_4.ckpt", "kept/s.ckpt")
+    assert named("run/checkpoint", more={"src_strategy_path_or_dir": "kept"}) == "run/checkpoint"
+    assert named("run/checkpoint") == "run/checkpoint/rank_0/x_rank_0-1_4.ckpt"

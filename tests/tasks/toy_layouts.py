@@ -21,7 +21,7 @@ from tests.programs import run_simulated
 REPO = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("compile_step.py")
 HIDDEN, HEADS, VOCAB, TOKENS, RANK, LABELS = 256, 4, 512, 32, 8, 2
-SMALLEST_SHARDED = 64 * 1024  # bytes of a weight; MindSpore leaves what is smaller whole
+SMALLEST_SHARDED = 64 * 1024  # bytes of a whole weight; what is smaller, the optimizer's sharding leaves as it is
 
 Case = dict[str, Any]
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -38,6 +38,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "task": ("language model", "LoRA", "classification"),
     "network": ("gpt2", "uer", "gpt2_ml"),
 }
+WEIGHTS = ("float16", "bfloat16", "float32")  # their dtypes, which `with_weights` adds to cases
 _NETWORK = {
     "gpt2": {},
     "uer": {"layer_norm": "uer", "tie_word_embeddings": False},
@@ -59,7 +60,9 @@ def settings_of(case: Case, **network: Any) -> dict[str, Any]:
     """The YAML of a case. network: in place of the toy's sizes."""
     sizes = {
         "num_layers": layers_of(case), "hidden_size": HIDDEN, "num_heads": HEADS, "vocab_size": VOCAB,
-        "seq_length": TOKENS, "compute_dtype": "float16", "use_flash_attention": case["flash"],
+        "seq_length": TOKENS, "param_init_type": case["weights"],
+        "compute_dtype": "bfloat16" if case["weights"] == "bfloat16" else "float16",
+        "use_flash_attention": case["flash"],
         **_NETWORK[case["network"]], **network,
     }  # fmt: skip
     classifies = case["task"] == "classification"
@@ -151,6 +154,17 @@ def part_of_weights(case: Case, stage: int) -> dict[str, int]:
     return parts
 
 
+def masters_of(case: Case, stage: int) -> set[str]:
+    """The weights of a rank that are trained in half precision. Layer norms are float32, and so is a tied table that is
+    sent between stages while the optimizer is sharded."""
+    if case["weights"] == "float32" or case["task"] == "LoRA":  # factors are float32
+        return set()
+    names = {name for name in part_of_weights(case, stage) if "layernorm" not in name}
+    if case["pp"] > 1 and case["optimizer_shard"] and is_tied(case):
+        names = {name for name in names if "word_embedding" not in name}
+    return names
+
+
 def _of_block(case: Case, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (number of values, number of shards by model_parallel))"""
     mp, wide = case["mp"], 4 * HIDDEN
@@ -169,10 +183,11 @@ def _of_block(case: Case, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _sharded(case: Case, size: int, parts: int) -> int:
-    """Optimizer sharding divides a shard among all ranks of a stage that hold it."""
+    """Optimizer sharding divides a shard among all ranks of a stage that hold it, unless the weight, whole and in its
+    own dtype, is too small. What is float32 beside half-precision weights, norms and LoRA factors, is."""
     holders = case["dp"] * case["mp"] // parts
-    own = size // parts
-    return own // holders if case["optimizer_shard"] and own * 4 >= SMALLEST_SHARDED else own
+    own, whole_bytes = size // parts, size * (4 if case["weights"] == "float32" else 2)
+    return own // holders if case["optimizer_shard"] and whole_bytes >= SMALLEST_SHARDED else own
 
 
 def holders_of(case: Case, stage: int) -> dict[str, int]:
@@ -193,7 +208,7 @@ def flops_of_step(case: Case, stage: int) -> tuple[int, int]:
     blocks, head = layers_of(case) // case["pp"], 0
     if stage == case["pp"] - 1:
         classifies = case["task"] == "classification"
-        head = 2 * HIDDEN * LABELS if classifies else 2 * TOKENS * HIDDEN * classes_of(case)
+        head = 2 * HIDDEN * LABELS if classifies else 2 * HIDDEN * math.prod(logits_of(case))
     last_product = 2 * TOKENS * 4 * HIDDEN**2 // case["mp"]  # only a layer norm at the end of a block needs its result
     block_again = block if case["network"] == "gpt2_ml" else block - last_product
     again = {"none": 0, "full": block_again, "selective": attention, "sliced": block_again}[case["recompute"]]
@@ -216,8 +231,13 @@ def is_tied(case: Case) -> bool:
 
 
 def classes_of(case: Case) -> int:
-    """How many of the vocabulary's logits a rank computes."""
+    """How many of the vocabulary's rows a rank holds."""
     return VOCAB if case["vocab_emb_dp"] else VOCAB // case["mp"]
+
+
+def logits_of(case: Case) -> list[int]:
+    """The shape of the logits that a rank computes. What the vocabulary does not divide, the rows do."""
+    return [TOKENS // case["mp"], VOCAB] if case["vocab_emb_dp"] else [TOKENS, VOCAB // case["mp"]]
 
 
 def values_of(shapes: dict[str, list[int]]) -> dict[str, int]:
@@ -253,6 +273,20 @@ def covering(
         for combination in _combinations(best, strength):
             open_.pop(combination, None)
         chosen.append(best)
+    return chosen
+
+
+def with_weights(cases: list[Case]) -> list[Case]:
+    """The cases, each with the dtype of weights that makes the most new combinations with two other settings.
+
+    As a factor of its own the dtype would need more cases, each of which has to be compiled.
+    """
+    seen, chosen = {dtype: set() for dtype in WEIGHTS}, []
+    for case in cases:
+        pairs = set(_combinations(case, 2))
+        dtype = max(WEIGHTS, key=lambda dtype: len(pairs - seen[dtype]))
+        seen[dtype] |= pairs
+        chosen.append(case | {"weights": dtype})
     return chosen
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from mindspore import Tensor
 
 from mindgpt import GPT2Config, GPT2LMHeadModel
-from mindgpt.config.execution_sections import RecomputeSection
 from mindgpt.config.optimizer_sections import OptimizerSection
+from mindgpt.config.recompute_section import RecomputeSection
 from mindgpt.config.training_sections import ScaleSenseSection
-from mindgpt.models.gpt2.gpt2_parallel import apply_recompute
+from mindgpt.models.gpt2.gpt2_recompute import apply_recompute
 from mindgpt.runtime.compiled_graph import CompiledGraph
 from mindgpt.train.optimizers import build_optimizer
 from mindgpt.train.schedules import LearningRateTable

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -48,7 +49,7 @@ class Step(nn.Cell):
 def monitor(tmp_path):
     """A function that runs a training of 2 epochs of 5 steps under a monitor; it returns the names that are left."""
 
-    def run(steps=10, ended=True, rank=0, is_sharded=False, begin=0, **settings):
+    def run(steps=10, ended=True, rank=0, is_sharded=False, begin=0, after_step=lambda step: None, **settings):
         network = Network()
         section = CheckpointMonitorSection(prefix="x", **settings)
         config = GPT2Config(num_layers=1, hidden_size=8, num_heads=1, vocab_size=10, seq_length=4)
@@ -60,7 +61,9 @@ def monitor(tmp_path):
         callback.on_train_begin(context)
         for _ in range(steps):
             state.cur_step_num += 1
+            network.free.set_data(network.free + 1)
             callback.on_train_step_end(context)
+            after_step(state.cur_step_num)
         if ended:
             callback.on_train_end(context)
         return sorted(file.name for file in (tmp_path / "output" / "checkpoint" / f"rank_{rank}").glob("*.ckpt"))
@@ -114,11 +117,11 @@ def test_checkpoint_contents(monitor, tmp_path):
         file = CheckpointFile(tmp_path / "output" / folder / "rank_0" / name)
         return {entry: file.read(entry).tolist() for entry in file.entries}
 
-    network = {"free": [1.0, 2.0], "frozen": [3.0]}
+    network = {"free": [11.0, 12.0], "frozen": [3.0]}
     whole = {**network, "adam_m.free": [4.0, 5.0], "epoch_num": 2, "step_num": 10}
     assert read("checkpoint", "x_rank_0-2_5.ckpt") == whole
     assert read("checkpoint_network", "x_rank_0-2_5-network.ckpt") == network
-    assert read("checkpoint_trainable", "x_rank_0-2_5-trainable.ckpt") == {"free": [1.0, 2.0]}
+    assert read("checkpoint_trainable", "x_rank_0-2_5-trainable.ckpt") == {"free": [11.0, 12.0]}
     for folder in ("checkpoint", "checkpoint_network", "checkpoint_trainable"):
         assert GPT2Config.from_pretrained(tmp_path / "output" / folder / "rank_0").hidden_size == 8
 
@@ -134,7 +137,70 @@ def test_an_error_of_the_disk_leaves_the_last_one(monitor, tmp_path, monkeypatch
         monitor(save_checkpoint_steps=2, keep_checkpoint_max=1)
     folder = tmp_path / "output" / "checkpoint" / "rank_0"
     assert last_checkpoint(folder).name == "x_rank_0-1_2.ckpt"
-    assert CheckpointFile(last_checkpoint(folder)).read("free").tolist() == [1.0, 2.0]
+    assert CheckpointFile(last_checkpoint(folder)).read("free").tolist() == [3.0, 4.0]
+
+
+# ---- async_save ------------------------------------------------------------------------------------------------------
+
+
+def test_saving_in_the_background_writes_the_same_files(monitor, tmp_path):
+    settings = {"save_checkpoint_steps": 2, "keep_checkpoint_max": 3, "save_trainable_params": True}
+    files = []
+    for wanted in (False, True):
+        monitor(async_save=wanted, **settings)
+        output = tmp_path / "output"
+        files.append({path.relative_to(output): path.read_bytes() for path in output.rglob("*") if path.is_file()})
+        output.rename(tmp_path / f"output-{wanted}")
+    assert len(files[0]) == 3 * (3 + 2)
+    assert files[0] == files[1]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(monitor, tmp_path, monkeypatch):
+    """Writing takes as long as the test says; the weights that it writes are those of its step."""
+    begins, may_write, steps = threading.Event(), threading.Event(), []
+
+    def waits(path, values):
+        begins.set()
+        assert may_write.wait(60)
+        save_checkpoint(path, values)
+
+    def after_step(step):
+        steps.append(step)
+        if step == 3:  # the checkpoint of step 2 is being written, and the next save is at step 4
+            assert begins.wait(60)
+            assert not list((tmp_path / "output").rglob("*_2.ckpt"))
+            may_write.set()
+        if step == 4:
+            assert len(list((tmp_path / "output" / "checkpoint").rglob("*-1_2.ckpt"))) == 1
+
+    monkeypatch.setattr(checkpoint_monitor, "save_checkpoint", waits)
+    settings = {"save_checkpoint_steps": 2, "keep_checkpoint_max": 0, "save_network_params": False}
+    left = monitor(async_save=True, after_step=after_step, **settings)
+    assert steps == list(range(1, 11))
+    assert left == names("1_2", "1_4", "2_1", "2_3", "2_5")
+    folder = tmp_path / "output" / "checkpoint" / "rank_0"
+    values = [CheckpointFile(folder / f"x_rank_0-{at}.ckpt").read("free").tolist() for at in ("1_2", "1_4", "2_5")]
+    assert values == [[3.0, 4.0], [5.0, 6.0], [11.0, 12.0]]
+
+
+def test_an_error_in_the_background_ends_the_training(monitor, tmp_path, monkeypatch):
+    def fails(path, values):
+        if path.name.endswith("1_4.ckpt"):
+            raise UserError(f"Cannot write {path}: No space left on device.")
+        save_checkpoint(path, values)
+
+    monkeypatch.setattr(checkpoint_monitor, "save_checkpoint", fails)
+    done = []
+    with pytest.raises(UserError, match="No space left"):
+        monitor(save_checkpoint_steps=2, async_save=True, after_step=done.append)
+    assert 4 <= len(done) <= 5  # the save after the failed one would be that of step 6
+    assert last_checkpoint(tmp_path / "output" / "checkpoint" / "rank_0").name == "x_rank_0-1_2.ckpt"
+
+
+def test_a_sharded_model_keeps_two_spare_checkpoints(monitor):
+    """One card may have written the newest while another has only copied the one before."""
+    settings = {"save_checkpoint_steps": 2, "keep_checkpoint_max": 1, "is_sharded": True, "async_save": True}
+    assert monitor(**settings) == names("2_1", "2_3", "2_5")
 
 
 def test_the_newest_checkpoint_is_the_highest_step(tmp_path):

@@ -12,6 +12,7 @@ from mindspore import Parameter, Tensor, nn  # noqa: E402
 from mindgpt import GPT2LMHeadModel  # noqa: E402
 from mindgpt.config.optimizer_sections import LRScheduleSection, OptimizerSection  # noqa: E402
 from mindgpt.config.training_sections import ScaleSenseSection  # noqa: E402
+from mindgpt.train.accumulation_loop import AccumulationLoop  # noqa: E402
 from mindgpt.train.optimizers import build_optimizer  # noqa: E402
 from mindgpt.train.schedules import LearningRateTable, learning_rates  # noqa: E402
 from mindgpt.train.step import AccumulatingTrainStep, TrainStep  # noqa: E402
@@ -52,11 +53,15 @@ def torch_losses(model, batches, rates, accumulation):
 
 
 @pytest.mark.parametrize(
-    ("accumulation", "scale"),
-    [(2, ScaleSenseSection()), (1, ScaleSenseSection(type="dynamic", loss_scale_value=2.0**32, scale_window=3))],
-    ids=["accumulation", "dynamic loss scale"],
+    ("accumulation", "scale", "kind"),
+    [
+        (2, ScaleSenseSection(), AccumulatingTrainStep),
+        (4, ScaleSenseSection(), AccumulationLoop),
+        (1, ScaleSenseSection(type="dynamic", loss_scale_value=2.0**32, scale_window=3), TrainStep),
+    ],
+    ids=["accumulation", "accumulation in one graph", "dynamic loss scale"],
 )
-def test_loss_curve_equals_transformers_with_torch_adamw(tmp_path, accumulation, scale):
+def test_loss_curve_equals_transformers_with_torch_adamw(tmp_path, accumulation, scale, kind):
     torch.manual_seed(0)
     sizes = {"n_layer": 2, "n_head": 4, "n_embd": 64, "vocab_size": 307, "n_positions": 33}
     peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **NO_DROPOUT, bos_token_id=0, eos_token_id=0))
@@ -67,10 +72,7 @@ def test_loss_curve_equals_transformers_with_torch_adamw(tmp_path, accumulation,
     # A few rows again and again, so that the loss falls and an error in the update shows.
     rows = rng.integers(0, 307, (12, 33)).astype(np.int32)
     batches = [rows[rng.permutation(12)[:8]] for _ in range(STEPS)]
-    if accumulation > 1:
-        step = AccumulatingTrainStep(model, optimizer, scale, 1.0, accumulation)
-    else:
-        step = TrainStep(model, optimizer, scale, 1.0)
+    step = kind(model, optimizer, scale, 1.0, *([accumulation] if accumulation > 1 else []))
     step.set_train()
     results = [[value.asnumpy().item() for value in step(Tensor(batch))] for batch in batches]
     losses, norms = torch_losses(peer.train(), batches, rates, accumulation)

@@ -154,9 +154,11 @@ class KernelLosses(nn.Cell):
 
 
 def kernels_fit(backbone: nn.Cell) -> bool:
-    """Whether these cells can stand in for those of a `GPT2Model`: the block of GPT-2, weights in float32, and no other
-    layers in the place of its own (LoRA, tensor parallelism)."""
+    """Whether these cells can stand in for those of a `GPT2Model`: the block of GPT-2, weights in float32, no other
+    layers in the place of its own (LoRA, tensor parallelism), and no padding in its vocabulary."""
     if any(weight.dtype != ms.float32 for weight in backbone.get_parameters()):
+        return False
+    if backbone.config.token_count < backbone.config.vocab_size:
         return False
     if backbone.embedding.layernorm is not None or backbone.layernorm is None:
         return False

@@ -29,6 +29,9 @@ another layer norm than GPT-2. --layer_norm uer keeps its arithmetic (the defaul
 is and the standard arithmetic (as UER-py's own converters; the default for Hugging Face); folded takes the standard
 arithmetic with gamma scaled so that the outputs stay the same.
 
+--vocab_size 50304 adds rows of padding to a token table of 50257, by which cards can share it, and --vocab_size 50257
+removes them. Only padding is removed.
+
 A folder for ModelScope holds model/mp_rank_00_model_states.pt and so on, as 1.3B and up do. A model with the exact gelu
 is written as base and large are, one pytorch_model.bin, unless --tensor_parallel is given.
 
@@ -77,6 +80,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--tensor_parallel", type=int, metavar="N", help="shard over N ranks, with --target_format modelscope (1)")
     add(
+        "--vocab_size",
+        type=int,
+        metavar="ROWS",
+        help="rows of the token table: more add padding of zeros, fewer remove padding (as many as there are)",
+    )
+    add(
         "--config",
         type=path_argument,
         help="config file, of UER-py, GPT2_ML or ModelScope too, folder or preset (gpt2_xl), in place of that beside "
@@ -100,6 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
         layer_norm=given.layer_norm,
         source_format=given.source_format,
         tensor_parallel=given.tensor_parallel,
+        vocab_size=given.vocab_size,
     )
     target_format = given.target_format
     if given.input_path is None and not given.reversed:

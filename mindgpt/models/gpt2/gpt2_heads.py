@@ -5,6 +5,7 @@ As in `gpt2_modules.py`, every operator is an attribute of its cell, so that `gp
 """
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
@@ -13,10 +14,14 @@ from mindgpt.data.blocks import IGNORED_LABEL
 from mindgpt.models.random_weights import NormalWeights
 from mindgpt.runtime.precision import Precision
 
+_NO_TOKEN = -1e9
+"""Added to the logits of padding: exp of it is 0 below any other logit, and unlike -inf it can be multiplied by 0."""
+
 
 class LMHead(nn.Cell):
     """Logits, without a bias: by the token embedding itself (Press & Wolf 2017), which is passed in every call, or by
-    `weight`, (V, H), if the config unties the two."""
+    `weight`, (V, H), if the config unties the two. Rows of padding after the tokens (`unpadded_vocab_size`) get a logit
+    that no softmax, argmax or gradient sees."""
 
     def __init__(self, config: GPT2Config, precision: Precision):
         super().__init__()
@@ -29,6 +34,11 @@ class LMHead(nn.Cell):
         self.matmul = ops.MatMul(transpose_b=True)
         self.cast = ops.Cast()
         self.compute = precision.compute
+        self.without_padding = None
+        if config.token_count < config.vocab_size:
+            is_padding = np.arange(config.vocab_size) >= config.token_count
+            self.without_padding = Tensor(np.where(is_padding, _NO_TOKEN, 0.0).astype(np.float32))  # (V,)
+        self.add = ops.Add()
 
     def table(self, embedding_table: Parameter) -> Parameter:
         """The matrix of the product, (V, H)."""
@@ -38,7 +48,8 @@ class LMHead(nn.Cell):
         """x: (rows, H); embedding_table: (V, H) -> (rows, V) float32"""
         table = self.table(embedding_table)
         logits = self.matmul(self.cast(x, self.compute), self.cast(table, self.compute))
-        return self.cast(logits, ms.float32)
+        logits = self.cast(logits, ms.float32)
+        return logits if self.without_padding is None else self.add(logits, self.without_padding)
 
 
 class NextTokens(nn.Cell):

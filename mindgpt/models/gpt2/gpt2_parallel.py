@@ -4,20 +4,20 @@ A layout is data_parallel x model_parallel x pipeline_stage ranks. Within a stag
 sharded over data_parallel, and heads and widths over model_parallel, as in Megatron-LM (Shoeybi et al. 2019, section
 3): query, key, value and `mapping` by columns, `projection` by rows, so that a block costs two AllReduce forward and
 two backward. With sequence parallelism (Korthikanti et al. 2022, section 4.2) layer norm, dropout and residual are
-sharded by rows over both, and each AllReduce becomes a ReduceScatter and an AllGather. Stages hold consecutive blocks;
-the token embedding is on the first and, unless the head is untied, as the head on the last.
+sharded by rows over both, and each AllReduce becomes a ReduceScatter and an AllGather. The head and the loss are
+sharded by vocabulary over model_parallel or, where it cannot be divided or is to stay whole, by rows over both. Stages
+hold consecutive blocks; the token embedding is on the first and, unless the head is untied, as the head on the last.
 
 The strategies are those of MindSpore's semi-automatic parallelism: one tuple for each input, and in it for each
 dimension the number of shards.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mindspore import Parameter, nn, ops
 
-from mindgpt.config.execution_sections import RecomputeSection
 from mindgpt.models.dropout import MaskedDropout, seed_shard
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
@@ -42,23 +42,39 @@ class Layout:
     """How a model is sharded.
 
     Attributes:
-        data_parallel, model_parallel, pipeline_stages: their product is the number of ranks.
+        data_parallel, model_parallel: their product is the number of ranks of a pipeline stage.
+        blocks: of each pipeline stage; not needed for one.
         sequence_parallel: shard layer norm, dropout and residual over model_parallel too.
         vocab_parallel: shard the token embedding, the head and the loss by vocabulary over model_parallel.
+        head_by_rows: shard the rows of the language-model head and its loss over model_parallel too; not with
+            `vocab_parallel`.
         padding: whether the model will be called with an attention mask, so that every row has a mask of its own.
     """
 
     data_parallel: int = 1
     model_parallel: int = 1
-    pipeline_stages: int = 1
+    blocks: tuple[int, ...] = ()
     sequence_parallel: bool = False
     vocab_parallel: bool = False
+    head_by_rows: bool = False
     padding: bool = True
+
+    @property
+    def pipeline_stages(self) -> int:
+        """The number of pipeline stages."""
+        return max(1, len(self.blocks))
 
     @property
     def row_shards(self) -> int:
         """The number of shards of rows between the blocks' products."""
         return self.data_parallel * (self.model_parallel if self.sequence_parallel else 1)
+
+    @property
+    def head_strategy(self) -> tuple[int, int]:
+        """The strategy of the logits, (rows, vocabulary): one of the two is sharded over model_parallel, or none."""
+        assert not (self.vocab_parallel and self.head_by_rows), "logits are sharded once over model_parallel"
+        rows = self.data_parallel * (self.model_parallel if self.head_by_rows else 1)
+        return rows, self.model_parallel if self.vocab_parallel else 1
 
     def shard_number(self, strategy: tuple[int, ...]) -> int:
         """Which shard of a tensor this rank holds. MindSpore counts shards in the order of ranks; where there are fewer
@@ -88,29 +104,25 @@ def apply_layout(model: GPT2LMHeadModel | GPT2ForSequenceClassification, layout:
     else:
         _shard_classification_head(model, layout)
     if layout.pipeline_stages > 1:
-        _set_stages(model, layout.pipeline_stages)
+        _set_stages(model, layout.blocks)
 
 
-def stage_of_blocks(num_layers: int, stages: int) -> list[int]:
-    """The pipeline stage of each block: consecutive, as even as can be, the later stages one block more.
-
-    The first stage has the embedding as well, and keeps the most activations under the schedule one forward, one
-    backward, so the remainder goes to the end.
-    """
-    return [stage for stage in range(stages) for _ in range((num_layers + stage) // stages)]
+def stage_of_blocks(blocks: Sequence[int]) -> list[int]:
+    """The pipeline stage of each block. blocks: the number of blocks of each stage, which are consecutive."""
+    return [stage for stage, number in enumerate(blocks) for _ in range(number)]
 
 
-def parameters_of_stage(model: nn.Cell, stages: int, stage: int) -> list[Parameter]:
-    """The trained parameters that a pipeline stage holds and updates; each is of one stage.
+def parameters_of_stage(model: nn.Cell, blocks: Sequence[int], stage: int) -> list[Parameter]:
+    """The trained parameters that a pipeline stage holds and updates; each is of one stage. blocks: of each stage.
 
     The token embedding is the first stage's. Unless the head is untied, MindSpore sends it to the last stage in every
     step, where it is the head, and its gradient back (see `has_tied_copy`).
     """
     backbone: GPT2Model = model.backbone
     cells = [backbone.embedding] if stage == 0 else []
-    of_blocks = stage_of_blocks(len(backbone.blocks), stages)
-    cells += [block for block, its_stage in zip(backbone.blocks, of_blocks, strict=True) if its_stage == stage]
-    if stage == stages - 1:
+    of_blocks = zip(backbone.blocks, stage_of_blocks(blocks), strict=True)
+    cells += [block for block, its_stage in of_blocks if its_stage == stage]
+    if stage == len(blocks) - 1:
         cells += [] if backbone.layernorm is None else [backbone.layernorm]
         cells += [model.head if isinstance(model, GPT2LMHeadModel) else model.score]
     held = {id(parameter) for cell in cells for parameter in cell.get_parameters()}
@@ -128,10 +140,11 @@ def is_tied(model: nn.Cell) -> bool:
     return isinstance(model, GPT2LMHeadModel) and model.head.weight is None
 
 
-def _set_stages(model: nn.Cell, stages: int) -> None:
+def _set_stages(model: nn.Cell, blocks: Sequence[int]) -> None:
     backbone: GPT2Model = model.backbone
+    stages = len(blocks)
     backbone.embedding.pipeline_stage = 0
-    for block, stage in zip(backbone.blocks, stage_of_blocks(len(backbone.blocks), stages), strict=True):
+    for block, stage in zip(backbone.blocks, stage_of_blocks(blocks), strict=True):
         block.pipeline_stage = stage
     if backbone.layernorm is not None:
         backbone.layernorm.pipeline_stage = stages - 1
@@ -263,19 +276,20 @@ def _shard_cross_entropy(cell: CrossEntropy, rows: int, classes: int) -> None:
 
 
 def _shard_language_head(model: GPT2LMHeadModel, layout: Layout) -> None:
-    dp, mp = layout.data_parallel, layout.model_parallel
-    classes = mp if layout.vocab_parallel else 1
-    model.head.matmul.shard(((dp, 1), (classes, 1)))
-    _shard_cross_entropy(model.cross_entropy, dp, classes)
+    dp = layout.data_parallel
+    rows, classes = layout.head_strategy
+    model.head.matmul.shard(((rows, 1), (classes, 1)))
+    model.head.add.shard(((rows, classes), (classes,)))
+    _shard_cross_entropy(model.cross_entropy, rows, classes)
     targets = model.next_tokens
     targets.slice.shard(((dp, 1),))
     targets.not_equal.shard(((dp,), ()))
     targets.both.shard(((dp,), (dp,)))
     targets.mul.shard(((dp,), (dp,)))
     targets.cast.shard(((dp,),))
-    model.mul.shard(((dp,), (dp,)))
+    model.mul.shard(((rows,), (rows,)))
     for operator in (model.sum_losses, model.sum_weights):
-        operator.shard(((dp,),))
+        operator.shard(((rows,),))
 
 
 def _shard_classification_head(model: GPT2ForSequenceClassification, layout: Layout) -> None:
@@ -293,22 +307,3 @@ def _shard_classification_head(model: GPT2ForSequenceClassification, layout: Lay
     model.weigh.shard(((dp,), (dp,)))
     for operator in (model.sum_losses, model.sum_weights):
         operator.shard(((dp,),))
-
-
-def apply_recompute(backbone: GPT2Model, section: RecomputeSection) -> None:
-    """Compute activations again in the backward pass rather than keep them.
-
-    `recompute` drops all of a block's, so that only the blocks' inputs stay; `select_recompute` only those of the
-    attention kernel, which are the largest and the cheapest to make (Korthikanti et al. 2022, section 5). Under a
-    layout, `mp_comm_recompute: False` keeps the results of collectives, `parallel_optimizer_comm_recompute` gathers
-    optimizer-sharded weights again, and `recompute_slice_activation` keeps of a block's input only a rank's shard.
-    """
-    for block in backbone.blocks:
-        if section.recompute:
-            block.recompute(
-                mp_comm_recompute=section.mp_comm_recompute,
-                parallel_optimizer_comm_recompute=section.parallel_optimizer_comm_recompute,
-                recompute_slice_activation=section.recompute_slice_activation,
-            )
-        elif section.select_recompute:
-            block.attention.attend.recompute()

@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource
+from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, read_box
 from mindgpt.models.gpt2.gpt2 import GPT2Model
 from mindgpt.models.gpt2.gpt2_modules import FlashAttention, Linear
 from mindgpt.models.gpt2.gpt2_parallel import linear_layers
@@ -101,7 +101,9 @@ class ShardOfWeights:
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
-        whole = self._source.read(name)
         if name not in self._axes:
-            return whole
-        return np.split(whole, self._ranks, self._axes[name])[self._rank]
+            return self._source.read(name)
+        shape, axis = self.entries[name].shape, self._axes[name]
+        box = [slice(0, size) for size in shape]
+        box[axis] = slice(self._rank * shape[axis], (self._rank + 1) * shape[axis])
+        return read_box(self._source, name, tuple(box))

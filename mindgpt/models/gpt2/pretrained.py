@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
-from mindspore import nn
+from mindspore import Tensor, nn
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.locations import CHECKPOINT_NAME, find_weights, preset_of
@@ -24,6 +25,9 @@ class PretrainedCell(nn.Cell):
 
     leaves_out: ClassVar[Mapping[str, str]] = {}
     """The names of pretrained weights that this network has no use for, each with what it is; see `load_weights`."""
+
+    unrounded: Mapping[str, Tensor] = MappingProxyType({})
+    """Float32 values, by name, of weights that were loaded into half precision to be trained; see `load_weights`."""
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, resize_embeddings: bool = False, **changes):

@@ -2,7 +2,8 @@
 
 All count steps in `global_step`, decay only matrices (but for AdamW's `decay_all`), and hold their float32 state as
 parameters named `<kind>.<name of the weight>` (AdaFactor's row and column means `<kind>_<name of the weight>`), which
-checkpoints contain and which are skipped when only weights are loaded.
+checkpoints contain and which are skipped when only weights are loaded. Master copies of half-precision weights are part
+of that state.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from mindgpt.train.schedules import LearningRateTable
 _CLASSES = {"adamw": AdamW, "adafactor": AdaFactor, "lion": Lion, "sgd": SGD}
 # Keys that `schedules.learning_rates_of_run` uses.
 _SCHEDULE_KEYS = ("relative_step", "warmup_init", "relative_step_factor")
-_ADAMW_BYTES = 8  # a parameter: two float32 moments
+_MOMENTS_BYTES = 8  # of AdamW, a parameter: two float32 moments
+_MASTER_BYTES = 4  # of any optimizer, a half-precision weight
 
 
 def build_optimizer(
@@ -57,4 +59,7 @@ def state_line(optimizer: nn.Optimizer) -> str:
     """A line for the user: the optimizer, and its state in bytes per parameter."""
     trained = sum(parameter.size for parameter in optimizer.parameters)
     line = f"optimizer: {type(optimizer).__name__}, {state_bytes(optimizer) / trained:.2f} state bytes a parameter"
-    return line if isinstance(optimizer, AdamW) else f"{line} (AdamW would hold {_ADAMW_BYTES:.2f})"
+    if isinstance(optimizer, AdamW):
+        return line
+    of_masters = _MASTER_BYTES * sum(master.size for master in optimizer.masters.values())
+    return f"{line} (AdamW would hold {_MOMENTS_BYTES + of_masters / trained:.2f})"

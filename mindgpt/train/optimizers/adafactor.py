@@ -102,7 +102,7 @@ class AdaFactor(GroupedOptimizer):
             mixing = ops.pow(ops.cast(step, ms.float32).reshape(()), -self.decay_rate)
         update = ops.partial(self.update_one, rate, mixing)
         first = self.first_moment if self.with_momentum else self.decays  # in its place, not used
-        columns = (self.decays, self._parameters, *self.states, *self.shares, first)
+        columns = (self.decays, self.updated, *self.states, *self.shares, first)
         return ops.depend(
             ops.assign(self.global_step, step), self.in_groups(self.groups, update, factor, gradients, *columns)
         )

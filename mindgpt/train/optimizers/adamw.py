@@ -100,7 +100,7 @@ class AdamW(GroupedOptimizer):
         )
         self.eps, self.correct_bias = (eps if correct_bias else Tensor(eps, ms.float32)), correct_bias
         self.decays = tuple(Tensor(weight_decay * (decay_all or is_decayed(p)), ms.float32) for p in self._parameters)
-        fused = beta1 > 0 and beta2 > 0 and all(p.dtype == ms.float32 for p in self._parameters)
+        fused = beta1 > 0 and beta2 > 0
         if not correct_bias:
             fused = fused and weight_decay * schedule.highest < 1  # the kernel's d divides by 1 - rate decay
         self.kernel = ops.AdamWeightDecay() if fused else None
@@ -124,5 +124,5 @@ class AdamW(GroupedOptimizer):
             update = ops.partial(_uncorrected_by_kernel, self.kernel, rate, self.beta1, self.beta2, self.eps)
         else:
             update = ops.partial(_uncorrected_by_formula, rate, self.beta1, self.beta2, self.eps)
-        done = self.in_groups(self.groups, update, factor, gradients, self.decays, self._parameters, *moments)
+        done = self.in_groups(self.groups, update, factor, gradients, self.decays, self.updated, *moments)
         return ops.depend(ops.assign(self.global_step, step), done)

@@ -57,5 +57,5 @@ class Lion(GroupedOptimizer):
         rate = self.get_lr().reshape(())  # on CPU a scalar is multiplied faster than a tensor of shape (1,)
         step = ops.depend(self.global_step, rate) + self.global_step_increase_tensor
         update = ops.partial(_update, rate, self.beta1, self.beta2)
-        done = self.in_groups(self.groups, update, factor, gradients, self.decays, self._parameters, self.momentum)
+        done = self.in_groups(self.groups, update, factor, gradients, self.decays, self.updated, self.momentum)
         return ops.depend(ops.assign(self.global_step, step), done)

@@ -65,5 +65,5 @@ class SGD(GroupedOptimizer):
         step = ops.depend(self.global_step, rate) + self.global_step_increase_tensor
         update = ops.partial(_update, rate, self.momentum, self.nesterov)
         state = (self.velocity,) if self.with_velocity else ()
-        done = self.in_groups(self.groups, update, factor, gradients, self.decays, self._parameters, *state)
+        done = self.in_groups(self.groups, update, factor, gradients, self.decays, self.updated, *state)
         return ops.depend(ops.assign(self.global_step, step), done)

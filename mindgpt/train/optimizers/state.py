@@ -3,8 +3,14 @@
 from collections.abc import Sequence
 
 import mindspore as ms
-from mindspore import Parameter, ParameterTuple, nn
+from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore.common.initializer import initializer
+
+from mindgpt.config.strategy import Strategy
+from mindgpt.runtime.collectives import strategy
+
+MASTER = "master."
+"""What the names of master copies begin with."""
 
 
 def is_decayed(parameter: Parameter) -> bool:
@@ -21,6 +27,27 @@ def zeros_like(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
         state.name = f"{prefix}.{parameter.name}"
         states.append(state)
     return ParameterTuple(states)
+
+
+def masters_of(parameters: Sequence[Parameter]) -> ParameterTuple:
+    """For each parameter in half precision a float32 copy, sharded like it, and named `master.<its name>`; for each in
+    float32 the parameter itself."""
+    return ParameterTuple([p if p.dtype == ms.float32 else _master_of(p) for p in parameters])
+
+
+def _master_of(parameter: Parameter) -> Parameter:
+    sharded = strategy() is Strategy.SEMI_AUTO
+    if parameter.has_init and not sharded:
+        parameter.init_data()
+    master = parameter.clone("same" if parameter.has_init else "zeros")
+    master.set_dtype(ms.float32)
+    master.name = f"{MASTER}{parameter.name}"
+    master.requires_grad = False
+    if parameter.has_init:  # the same values as the weight's, not rounded; a clone would share the lazy tensor with it
+        master.init_mode = Tensor(shape=parameter.shape, dtype=ms.float32, init=parameter.init_mode.init)
+    else:
+        master.set_data(Tensor(parameter, ms.float32))
+    return master
 
 
 def zeros_over(parameters: Sequence[Parameter], axis: int, prefix: str) -> ParameterTuple:

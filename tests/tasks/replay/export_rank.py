@@ -13,15 +13,17 @@ import sys
 from pathlib import Path
 
 import mindspore as ms
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
 
 from mindgpt.config.layout import shards_vocabulary
 from mindgpt.config.loader import load_config
 from mindgpt.runtime.compiled_graph import CompiledGraph
 from mindgpt.runtime.ranks import rank
 from mindgpt.tasks.datasets import training_data
-from mindgpt.tasks.model_setup import build_model
+from mindgpt.tasks.model_setup import plan_model
 from mindgpt.tasks.session import prepare
+from mindgpt.tasks.sharded_start import load_shards
 from mindgpt.tasks.training_step import build_step, compile_sharded, zeros_for
 from mindgpt.train.schedules import learning_rates_of_run
 
@@ -34,13 +36,14 @@ def main(yaml: str) -> None:
     prepare(config)
     dataset, _ = training_data(config)
     learning_rates = learning_rates_of_run(config.lr_schedule, config.optimizer, dataset.get_dataset_size())
-    model, _ = build_model(config)
+    model, _, start = plan_model(config)
     if shards_vocabulary(config):
         _shift_by_mean(model)
     columns = zeros_for(dataset.output_shapes())
     step, layout = build_step(config, model, learning_rates, padding=len(columns) > 1)
     step.set_train()
     compile_sharded(step, columns, layout)
+    load_shards(step, start)
     folder = Path(config.output_dir) / "replay"
     folder.mkdir(parents=True, exist_ok=True)
     ms.export(step, *columns, file_name=str(folder / f"step_{rank()}"), file_format="MINDIR")
@@ -62,6 +65,8 @@ def _shift_by_mean(model: nn.Cell) -> None:
     AllReduce in this place, over the same cards, without which they would not.
     """
     model.cross_entropy.max = ops.ReduceMean(keep_dims=True)
+    if model.head.without_padding is not None:  # -1e9 would be most of the mean; exp(-200) is 0 beside the toy's logits
+        model.head.without_padding = Tensor(np.maximum(model.head.without_padding.asnumpy(), -200.0))
 
 
 if __name__ == "__main__":
