@@ -336,14 +336,22 @@ def _collectives_of_activations(config: RunConfig, stage: int) -> Counter[Collec
         needs_last = _needs_last_product(network)
         head_by_classes = last and shards_vocabulary(config)
         group = range(first, first + t)
+        # Nothing before the first block is trained with LoRA, so its input has no gradient.
+        without_gradient = stage == 0 and network.pet_config is not None
         if section.use_seq_parallel:
-            gathers = 4 * blocks + 2 * full + gathers_head
-            scatters = 4 * blocks + (1 + needs_last) * full + gathers_head
+            # GPT2_ML's first block takes the normalised embeddings, which each card of the group holds whole.
+            whole_input = stage == 0 and network.embedding_norm
+            gathers = 4 * blocks + 2 * full + gathers_head - whole_input * (1 + (full > 0))
+            scatters = 4 * blocks + (1 + needs_last) * full + gathers_head - (whole_input or without_gradient)
             found[Collective("AllGather", "activations", group, hidden)] = batches * gathers
             found[Collective("ReduceScatter", "activations", group, hidden)] = batches * scatters
         else:
-            sums = 4 * blocks + (1 + needs_last) * full + head_by_classes
+            sums = 4 * blocks + (1 + needs_last) * full + head_by_classes - without_gradient
             found[Collective("AllReduce", "activations", group, hidden)] = batches * sums
+        if network.pet_config is not None:  # between LoRA's two products, of which model_parallel shards one
+            lowered = hidden // network.hidden_size * network.pet_config.lora_rank
+            sums = _targets_of_stage(config, stage).total()
+            found[Collective("AllReduce", "activations", group, lowered)] += batches * sums
         if stage == 0 and shards_vocabulary(config):
             embedded = values * BYTES["float32" if _stores_table_in_float32(config) else network.param_init_type]
             sums = 2 if section.use_seq_parallel else 1
