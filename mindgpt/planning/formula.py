@@ -258,7 +258,7 @@ def _stores_table_in_float32(config: RunConfig) -> bool:
     """Whether a tied table in half precision is stored in float32 (`tasks/training_step.py`)."""
     network = config.model.config
     tied = network.tie_word_embeddings and config.trainer.type == "CausalLanguageModelingTrainer"
-    return tied and shards_optimizer(config) and grid_of(config).pipeline_stage > 1 and network.pet_config is None
+    return tied and grid_of(config).pipeline_stage > 1 and network.pet_config is None
 
 
 def _cost_of_weights(config: RunConfig, stage: int) -> _WeightCost:
@@ -293,7 +293,7 @@ def _cost_of_weights(config: RunConfig, stage: int) -> _WeightCost:
         if weight.updated:
             master = 4 * held if weight.dtype != "float32" else 0
             optimizer += weight.count * (master + state(held, weight))
-        if len(group) > 1:
+        if len(group) > 1 and (weight.updated or over_optimizer):  # else the first stage sums it over its cards
             kind = "ReduceScatter" if over_optimizer else "AllReduce"
             each = values * (4 if sums or not asks_for_semi_auto(config) else size)
             collectives[Collective(kind, "gradients", group, each)] += weight.count

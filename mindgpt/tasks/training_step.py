@@ -69,7 +69,7 @@ def shard_model(config: RunConfig, model: PretrainedCell, layout: Layout, stage:
     for number, block in enumerate(model.backbone.blocks):
         block.set_comm_fusion(number // group + 2)  # 1 is MindSpore's own, which the embedding keeps
     stages = layout.pipeline_stages
-    if stages > 1 and shards_optimizer(config) and is_tied(model):
+    if stages > 1 and is_tied(model):
         _store_in_float32(model, model.backbone.embedding.word_embedding.embedding_table)
     trained = parameters_of_stage(model, layout.blocks, stage)
     held = {id(parameter) for parameter in trained}
@@ -79,9 +79,12 @@ def shard_model(config: RunConfig, model: PretrainedCell, layout: Layout, stage:
 
 
 def _store_in_float32(model: PretrainedCell, table: Parameter) -> None:
-    """Store a half-precision tied table in float32. In stages with a sharded optimizer MindSpore 2.10 fails to add its
-    two gradients, of the token embedding and of the head: one is in half precision, the other in float32. It takes less
-    memory than a half-precision table and its master copy."""
+    """Store a half-precision tied table in float32 where its two uses, embedding and head, are in different stages.
+
+    The last stage sums the head's gradient over micro-batches in float32. MindSpore 2.10 sends that sum, but the first
+    stage receives a value of the table's dtype; with a sharded optimizer it then fails to add the two gradients. It
+    takes less memory than a half-precision table and its master copy.
+    """
     if table.dtype == ms.float32 or not table.requires_grad:
         return
     values = None if table.has_init else model.unrounded.get(table.name, Tensor(table, ms.float32))

@@ -22,6 +22,11 @@ LAYOUTS = {
         },
         {"recompute_config": {"recompute": True}},
     ),
+    "stages without a sharded optimizer": (
+        HALF | {"vocab_size": 255},
+        {"data_parallel": 2, "model_parallel": 2, "pipeline_stage": 2, "micro_batch_num": 2, "use_seq_parallel": True},
+        {},
+    ),
     "a vocabulary that cannot be divided, accumulated": (
         {"compute_dtype": "float16", "vocab_size": 255, "tie_word_embeddings": False},
         {"data_parallel": 2, "model_parallel": 2, "optimizer_shard": True, "vocab_emb_dp": False},
@@ -75,9 +80,24 @@ def test_formula_is_the_compiled_graph(name, repo, monkeypatch):
     run, hardware = config(*LAYOUTS[name]), load_hardware(repo / "configs" / "hardware" / "atlas_800t_a2.yaml")
     layout = run.parallel_config
     cards = layout.data_parallel * layout.model_parallel * layout.pipeline_stage
-    for compiled in dry_run(run, cards, hardware).stages:
+    stages = dry_run(run, cards, hardware).stages
+    for compiled in stages:
         cost = stage_cost(run, hardware, compiled.stage)
         assert cost.terms == compiled.terms
         # Of LoRA's own products, which are 9 % here and less than 1 % of a real network, some are not needed again.
         assert cost.flops == pytest.approx(compiled.flops, rel=0.01 if run.model.config.pet_config else 1e-9)
         assert large_messages(collectives_of_stage(run, compiled.stage)) == large_messages(compiled.collectives)
+    if layout.pipeline_stage == 2:
+        first, last = (stage.collectives for stage in stages)
+        assert sent(first) == received(last)
+        assert sent(last) == received(first)
+
+
+def sent(collectives):
+    """Bytes of each message to the other stage -> how many."""
+    return {message.bytes: count for message, count in collectives.items() if message.kind == "Send"}
+
+
+def received(collectives):
+    """Bytes of each message from the other stage -> how many."""
+    return {message.bytes: count for message, count in collectives.items() if message.kind == "Receive"}

@@ -102,10 +102,13 @@ def test_training_step(path):
         assert stage.parameters == bytes_of_parameters(config, stage.stage)
         kinds = {collective.kind for collective in stage.collectives if collective.purpose == "activations"}
         by_tokens = {"AllGather", "ReduceScatter"} if config.parallel_config.use_seq_parallel else set()
-        # Of losses, of a table's rows.
-        sums = grid_of(config).data_parallel > 1 or shards_vocabulary(config) or shards_rows_of_head(config)
-        sums_of_loss = {"AllReduce"} if sharded and sums else set()
-        assert kinds == by_tokens | sums_of_loss
+        grid = grid_of(config)
+        of_table = stage.stage == 0 and shards_vocabulary(config)
+        of_loss = stage.stage == stages - 1 and (
+            grid.data_parallel > 1 or shards_vocabulary(config) or shards_rows_of_head(config)
+        )
+        sums = {"AllReduce"} if sharded and (of_table or of_loss) else set()
+        assert kinds == by_tokens | sums
 
 
 @pytest.mark.parametrize("path", TABULATED.values(), ids=TABULATED)
@@ -113,7 +116,8 @@ def test_the_table_in_the_docs_has_it(path):
     """With all layers, which take minutes to compile; their weights by the rule that few layers are compiled by."""
     (names,) = (name for name, first in TABULATED.items() if first == path)
     page = (REPO / "docs" / PAGES[path.parent.name]).read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    (table,) = (part for part in page.split("\n\n") if part.startswith(f"| in `configs/{path.parent.name}` |"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     (row,) = (row for row in rows if set(row[0].replace("`", "").split(", ")) == set(names.split(", ")))
     config, _ = load_config(path)
     grid = grid_of(config)
@@ -152,7 +156,7 @@ def bytes_of_parameters(config, stage):
         assert not config.parallel_config.optimizer_shard, "the formula has no such term"
         block += 4 * 2 * network.pet_config.lora_rank * (hidden + hidden // mp)
     total = network.num_layers // grid.pipeline_stage * block
-    in_float32 = grid.pipeline_stage > 1 and config.parallel_config.optimizer_shard  # a tied table
+    in_float32 = grid.pipeline_stage > 1 and network.tie_word_embeddings and network.pet_config is None
     table = held(network.vocab_size, hidden, shards_vocabulary(config), 4 if in_float32 else of_value)
     if stage == 0:
         total += table + held(network.max_position_embeddings, hidden, False)

@@ -156,11 +156,11 @@ def part_of_weights(case: Case, stage: int) -> dict[str, int]:
 
 def masters_of(case: Case, stage: int) -> set[str]:
     """The weights of a rank that are trained in half precision. Layer norms are float32, and so is a tied table that is
-    sent between stages while the optimizer is sharded."""
+    sent between stages."""
     if case["weights"] == "float32" or case["task"] == "LoRA":  # factors are float32
         return set()
     names = {name for name in part_of_weights(case, stage) if "layernorm" not in name}
-    if case["pp"] > 1 and case["optimizer_shard"] and is_tied(case):
+    if case["pp"] > 1 and is_tied(case):
         names = {name for name in names if "word_embedding" not in name}
     return names
 
