@@ -4,7 +4,9 @@ python start_rank.py YAML WEIGHTS...      # under mindgpt.runtime.simulated_asce
 
 Prints a JSON object. Each of its lists of names is empty if all is right:
 made: parameters whose initial values are not those that MindSpore makes while it compiles.
-loaded: for each of WEIGHTS the parameters that are not MindSpore's own shard of the whole tensor.
+rounded: weights in half precision that do not begin as their master copies, rounded.
+loaded: for each of WEIGHTS the parameters that are not MindSpore's own shard of the whole tensor; of a weight in half
+    precision that shard rounded, and of its master copy not rounded.
 read, held: for each of WEIGHTS how many bytes were read of tensors, and how many the rank's shards of them have.
 """
 
@@ -46,6 +48,7 @@ def made_by_mindspore(config) -> dict[str, np.ndarray]:
     if hasattr(Parameter, "init_param"):  # set once `no_init_parameters` was used; then no lazy parameter is made
         del Parameter.init_param
     step = compiled(config, model_class(config.model.arch.type)(GPT2Config.from_section(config.model.config)))
+    step.optimizer.round_weights()
     return {name: parameter.asnumpy() for name, parameter in parameters_of_step(step).items()}
 
 
@@ -62,11 +65,23 @@ def main() -> None:
     load_shards(step, start)
     parameters = parameters_of_step(step)
     assert parameters.keys() == expected.keys()
-    print(json.dumps({"made": differing(parameters, expected)} | loaded(step, checked)))
+    found = {"made": differing(parameters, expected), "rounded": not_rounded(step)}
+    print(json.dumps(found | loaded(step, checked)))
+
+
+def not_rounded(step: nn.Cell) -> list[str]:
+    """The weights that are not their master copies, rounded."""
+    weights = {weight.name: weight for weight in step.optimizer.parameters}
+    expected = {
+        name: Tensor(master.asnumpy(), weights[name].dtype).asnumpy() for name, master in step.optimizer.masters.items()
+    }
+    assert all(np.ptp(master.asnumpy()) > 0 for name, master in step.optimizer.masters.items() if "weight" in name)
+    return differing(weights, expected)
 
 
 def loaded(step: nn.Cell, weights: dict[str, CheckedWeights]) -> dict[str, dict]:
     """The last three keys of the object."""
+    masters = step.optimizer.masters
     found = {"loaded": {}, "read": {}, "held": {}}
     for file, checked in weights.items():
         held = {name: p for name, p in step.parameters_dict().items() if name in checked.names and p.sliced}
@@ -80,9 +95,11 @@ def loaded(step: nn.Cell, weights: dict[str, CheckedWeights]) -> dict[str, dict]
         with mock.patch.object(os, "preadv", counting), mock.patch.object(tensor_source, "_PAGE", 1):
             load_shards(step, Start(checked, "", None, ""))
         layouts, whole = step.parameter_layout_dict, checked.source.read
-        expected = {name: _load_tensor_by_layout(Tensor(whole(name)), layouts[name], rank()).asnumpy() for name in held}
-        found["loaded"][file] = differing(held, expected)
-        found["read"][file], found["held"][file] = sum(counts), sum(parameter.nbytes for parameter in held.values())
+        shards = {name: _load_tensor_by_layout(Tensor(whole(name)), layouts[name], rank()).asnumpy() for name in held}
+        expected = {name: Tensor(shard, held[name].dtype).asnumpy() for name, shard in shards.items()}
+        of_masters = {name: shards[name] for name in masters}
+        found["loaded"][file] = differing(held, expected) + differing(masters, of_masters)
+        found["read"][file], found["held"][file] = sum(counts), 4 * sum(parameter.size for parameter in held.values())
     return found
 
 

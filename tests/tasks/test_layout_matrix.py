@@ -26,11 +26,11 @@ from tests.tasks.toy_layouts import (
     settings_of,
     stages_of,
     values_of,
-    with_weights,
+    with_more_settings,
 )
 
 GRID = ("dp", "mp", "pp")
-DEFAULTS = {name: values[0] for name, values in FACTORS.items()} | {"weights": "float32"}
+DEFAULTS = {name: values[0] for name, values in FACTORS.items()} | {"weights": "float32", "vocabulary": "divisible"}
 
 # What must be refused, and in which words: (of which network and layout, words of the message). Nothing else may be.
 REASONS = [
@@ -108,7 +108,7 @@ def test_every_combination_is_refused_for_these_reasons_and_no_other(network):
 # Of 10 seeds the first whose cases have the fewest stages to compile.
 _PAIRS = covering(2, lambda case: not reasons(case), cost=lambda case: len(stages_of(case)) ** 0.5, seed=9)
 _TRIPLES = [case for case in covering(3, lambda case: not reasons(case)) if case not in _PAIRS]
-PAIRS, TRIPLES = with_weights(_PAIRS), with_weights(_TRIPLES)
+PAIRS, TRIPLES = with_more_settings(_PAIRS), with_more_settings(_TRIPLES)
 
 
 @pytest.mark.needs_ascend

@@ -292,6 +292,32 @@ def test_master_copies_are_restored_or_start_from_the_weights(tmp_path, capsys):
     np.testing.assert_array_equal(in_float32.weight.asnumpy(), exact)
 
 
+def test_checkpoints_from_before_there_were_master_copies_are_resumed_and_read(repo, toy, tmp_path, succeed):
+    """Float16 weights with Adam's moments and the state of the run, and no masters."""
+    run = command(repo, toy, "model.model_config.param_init_type=float16")
+    finish(run, tmp_path)
+    before = records(tmp_path)
+    last = last_checkpoint(tmp_path / "output" / "checkpoint" / "rank_0")
+    older, *newer = sorted(last.parent.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    for path in newer:
+        path.unlink()
+    held = CheckpointFile(older)
+    masters = [name for name in held.entries if name.startswith("master.")]
+    kept = {name: held.read(name) for name in held.entries if name not in masters}
+    assert kept["backbone.blocks.0.attention.dense1.weight"].dtype == np.float16
+    write_checkpoint(older, (kept | held.texts).items())
+    succeed("run_mindformer.py", "--config", toy.yaml, "--run_mode", "eval", "--load_checkpoint", older,
+            "--eval_dataset_dir", toy.valid, "--output_dir", "evaluation", cwd=tmp_path)  # fmt: skip
+    console = finish([*run, "--resume_training", "True"], tmp_path)
+    assert f"no float32 master copies of {len(masters)} weights: they start from these" in console
+    after = records(tmp_path)
+    step = int(older.stem.split("_")[-1])
+    assert len(after) == len(before) == STEPS > step
+    assert after[: step + 1] == before[: step + 1]  # the next loss is that of these weights; then updates differ
+    np.testing.assert_allclose([r["loss"] for r in after], [r["loss"] for r in before], rtol=0.01)
+    assert set(CheckpointFile(last_checkpoint(last.parent)).entries) == set(held.entries)
+
+
 def test_weights_alone_are_no_run_to_resume(program, toy, copy):
     network = next((copy / "output" / "checkpoint_network" / "rank_0").glob("*.ckpt"))
     done = resumed(program, toy, copy, "--resume_training", network)

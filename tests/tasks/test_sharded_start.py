@@ -62,13 +62,23 @@ def files(tmp_path_factory, cpu):
     return [ckpt, folder / "plain" / "x.safetensors", folder / "hf", folder / "run" / "checkpoint"]
 
 
-@pytest.mark.parametrize("rank", [7, pytest.param(2, marks=pytest.mark.slow)])  # of the last stage, and of the first
-def test_a_rank_has_mindspores_shards_and_reads_no_more(repo, files, tmp_path, rank):
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(SETTINGS))
+@pytest.mark.parametrize(
+    ("rank", "dtype"),  # a rank of the last stage, and of the first
+    [
+        (7, "float16"),
+        pytest.param(7, "float32", marks=pytest.mark.slow),
+        pytest.param(2, "float32", marks=pytest.mark.slow),
+        pytest.param(2, "bfloat16", marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_has_mindspores_shards_and_reads_no_more(repo, files, tmp_path, rank, dtype):
+    network = SIZES | {"param_init_type": dtype, "compute_dtype": "bfloat16" if dtype == "bfloat16" else "float16"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(SETTINGS | {"model": {"model_config": network}}))
     program = repo / "tests" / "tasks" / "start_rank.py"
     done = run_simulated([sys.executable, program, "run.yaml", *files], rank, 8, cwd=tmp_path, python_path=[repo])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["made"] == []
+    assert found["rounded"] == []
     assert found["loaded"] == {str(file): [] for file in files}
     assert found["read"] == found["held"]

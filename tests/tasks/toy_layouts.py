@@ -21,6 +21,7 @@ from tests.programs import run_simulated
 REPO = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("compile_step.py")
 HIDDEN, HEADS, VOCAB, TOKENS, RANK, LABELS = 256, 4, 512, 32, 8, 2
+PRIME = 509  # tokens that no cards can share, unless 3 rows of padding make them 512
 SMALLEST_SHARDED = 64 * 1024  # bytes of a whole weight; what is smaller, the optimizer's sharding leaves as it is
 
 Case = dict[str, Any]
@@ -38,7 +39,15 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "task": ("language model", "LoRA", "classification"),
     "network": ("gpt2", "uer", "gpt2_ml"),
 }
-WEIGHTS = ("float16", "bfloat16", "float32")  # their dtypes, which `with_weights` adds to cases
+ADDED: dict[str, tuple[str, ...]] = {  # settings that `with_more_settings` adds to cases
+    "weights": ("float16", "bfloat16", "float32"),
+    "vocabulary": ("divisible", "padded", "prime"),
+}
+_VOCABULARY = {
+    "divisible": {"vocab_size": VOCAB},
+    "padded": {"vocab_size": VOCAB, "unpadded_vocab_size": PRIME},
+    "prime": {"vocab_size": PRIME},
+}
 _NETWORK = {
     "gpt2": {},
     "uer": {"layer_norm": "uer", "tie_word_embeddings": False},
@@ -59,11 +68,11 @@ _LORA = {"lora_rank": RANK, "lora_dropout": 0.1, "target_modules": ".*(dense[123
 def settings_of(case: Case, **network: Any) -> dict[str, Any]:
     """The YAML of a case. network: in place of the toy's sizes."""
     sizes = {
-        "num_layers": layers_of(case), "hidden_size": HIDDEN, "num_heads": HEADS, "vocab_size": VOCAB,
-        "seq_length": TOKENS, "param_init_type": case["weights"],
+        "num_layers": layers_of(case), "hidden_size": HIDDEN, "num_heads": HEADS, "seq_length": TOKENS,
+        "param_init_type": case["weights"],
         "compute_dtype": "bfloat16" if case["weights"] == "bfloat16" else "float16",
         "use_flash_attention": case["flash"],
-        **_NETWORK[case["network"]], **network,
+        **_NETWORK[case["network"]], **_VOCABULARY[case["vocabulary"]], **network,
     }  # fmt: skip
     classifies = case["task"] == "classification"
     if case["task"] == "LoRA":
@@ -135,7 +144,7 @@ def part_of_weights(case: Case, stage: int) -> dict[str, int]:
     weights = {name: size for block in blocks for name, size in _of_block(case, f"backbone.blocks.{block}.")}
     table = "backbone.embedding.{}_embedding.embedding_table"
     if first:
-        weights[table.format("word")] = (VOCAB * HIDDEN, VOCAB // classes_of(case))
+        weights[table.format("word")] = (rows_of(case) * HIDDEN, rows_of(case) // classes_of(case))
         weights[table.format("position")] = (TOKENS * HIDDEN, 1)
         if case["network"] == "gpt2_ml":
             weights |= {f"backbone.embedding.layernorm.{name}": (HIDDEN, 1) for name in ("gamma", "beta")}
@@ -145,7 +154,7 @@ def part_of_weights(case: Case, stage: int) -> dict[str, int]:
         if case["task"] == "classification":
             weights["score.weight"] = (LABELS * HIDDEN, 1)
         elif case["network"] == "uer":
-            weights["head.weight"] = (VOCAB * HIDDEN, VOCAB // classes_of(case))
+            weights["head.weight"] = (rows_of(case) * HIDDEN, rows_of(case) // classes_of(case))
     parts = {name: _sharded(case, size, parts) for name, (size, parts) in weights.items()}
     if (
         first and is_tied(case) and case["task"] == "LoRA" and case["pp"] > 1
@@ -184,10 +193,12 @@ def _of_block(case: Case, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 def _sharded(case: Case, size: int, parts: int) -> int:
     """Optimizer sharding divides a shard among all ranks of a stage that hold it, unless the weight, whole and in its
-    own dtype, is too small. What is float32 beside half-precision weights, norms and LoRA factors, is."""
+    own dtype, is too small, or its rows cannot be divided. What is float32 beside half-precision weights, norms and
+    LoRA factors, is too small."""
     holders = case["dp"] * case["mp"] // parts
     own, whole_bytes = size // parts, size * (4 if case["weights"] == "float32" else 2)
-    return own // holders if case["optimizer_shard"] and whole_bytes >= SMALLEST_SHARDED else own
+    divisible = size != PRIME * HIDDEN
+    return own // holders if case["optimizer_shard"] and divisible and whole_bytes >= SMALLEST_SHARDED else own
 
 
 def holders_of(case: Case, stage: int) -> dict[str, int]:
@@ -230,14 +241,21 @@ def is_tied(case: Case) -> bool:
     return case["task"] != "classification" and case["network"] != "uer"
 
 
+def rows_of(case: Case) -> int:
+    """Of the token table."""
+    return PRIME if case["vocabulary"] == "prime" else VOCAB
+
+
 def classes_of(case: Case) -> int:
     """How many of the vocabulary's rows a rank holds."""
-    return VOCAB if case["vocab_emb_dp"] else VOCAB // case["mp"]
+    rows = rows_of(case)
+    return rows if case["vocab_emb_dp"] or rows % case["mp"] else rows // case["mp"]
 
 
 def logits_of(case: Case) -> list[int]:
     """The shape of the logits that a rank computes. What the vocabulary does not divide, the rows do."""
-    return [TOKENS // case["mp"], VOCAB] if case["vocab_emb_dp"] else [TOKENS, VOCAB // case["mp"]]
+    classes = classes_of(case)
+    return [TOKENS // case["mp"], classes] if classes == rows_of(case) else [TOKENS, classes]
 
 
 def values_of(shapes: dict[str, list[int]]) -> dict[str, int]:
@@ -276,18 +294,19 @@ def covering(
     return chosen
 
 
-def with_weights(cases: list[Case]) -> list[Case]:
-    """The cases, each with the dtype of weights that makes the most new combinations with two other settings.
-
-    As a factor of its own the dtype would need more cases, each of which has to be compiled.
+def with_more_settings(cases: list[Case]) -> list[Case]:
+    """The cases, each with the dtype of weights and the vocabulary that make the most new combinations with two other
+    settings. As factors of their own they would need more cases, each of which has to be compiled.
     """
-    seen, chosen = {dtype: set() for dtype in WEIGHTS}, []
-    for case in cases:
-        pairs = set(_combinations(case, 2))
-        dtype = max(WEIGHTS, key=lambda dtype: len(pairs - seen[dtype]))
-        seen[dtype] |= pairs
-        chosen.append(case | {"weights": dtype})
-    return chosen
+    for name, values in ADDED.items():
+        seen, chosen = {value: set() for value in values}, []
+        for case in cases:
+            pairs = set(_combinations(case, 2))
+            value = max(values, key=lambda value: len(pairs - seen[value]))
+            seen[value] |= pairs
+            chosen.append(case | {name: value})
+        cases = chosen
+    return cases
 
 
 def _combinations(case: Case, strength: int) -> Iterator[tuple[tuple[str, Any], ...]]:
