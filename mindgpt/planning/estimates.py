@@ -26,9 +26,9 @@ from mindgpt.runtime.compiled_graph import Collective
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _VALUES_PER_MASK_BYTE = 8  # a bit for each value, where the paper has a byte
 
-# Tensors of the feed-forward width that the activation keeps for its backward pass as gpt2_modules.Activation writes it
-# out; a fused kernel, as the paper has it, keeps 1.
-_KEPT_BY_ACTIVATION = {"gelu": 6, "gelu_erf": 3, "fast_gelu": 2, "silu": 2, "relu": 1}
+# Tensors of the feed-forward width that the activation keeps for its backward pass on Ascend: 1 of a fused kernel, as
+# in the paper, else as gpt2_modules.Activation writes it out.
+_KEPT_BY_ACTIVATION = {"gelu": 1, "gelu_erf": 3, "fast_gelu": 1, "silu": 2, "relu": 1}
 _KEPT_BY_LAYER_NORM = {"standard": 1, "uer": 2}  # tensors of the hidden size: the input; centred and normalised values
 _FLASH_STATISTICS = 2 * 8 * 4  # bytes a head and token: maximum and sum of the softmax, 8 float32 each
 

@@ -33,25 +33,20 @@ COPIES = 2 * 12 * H * H  # of a block's weights, which the paper does without
 BIT = 1 / 8  # of a dropout mask for each value, where the paper has a byte
 
 
-@pytest.fixture
-def fused_activation(monkeypatch):
-    monkeypatch.setattr(estimates, "_KEPT_BY_ACTIVATION", {"gelu": 1})
-
-
 @pytest.mark.parametrize("t", [1, 8])
-def test_a_block_in_half_precision_keeps_what_korthikanti_says(fused_activation, t):
+def test_a_block_in_half_precision_keeps_what_korthikanti_says(t):
     """Equation 2, of which equation 1 is the case t = 1: 10 + 24 / t + 5 a s / (h t) with masks of bytes."""
     expected = S * B * H * (8 + 2 * BIT + 24 / t + (4 + BIT) * A * S / (H * t)) + COPIES / t
     assert estimates.kept_by_block(config(ALL_HALF, model_parallel=t)) == expected
 
 
-def test_sequence_parallel_is_equation_4_but_for_the_gathered_inputs(fused_activation):
+def test_sequence_parallel_is_equation_4_but_for_the_gathered_inputs():
     t, gathered = 8, 2 * 2  # two inputs of products, which the paper gathers again, of 2 bytes
     expected = S * B * H / t * (32 + 2 * BIT + (4 + BIT) * A * S / H) + S * B * H * gathered * (1 - 1 / t) + COPIES / t
     assert estimates.kept_by_block(config(ALL_HALF, model_parallel=t, use_seq_parallel=True)) == expected
 
 
-def test_flash_attention_keeps_no_scores(fused_activation):
+def test_flash_attention_keeps_no_scores():
     plain = estimates.kept_by_block(config(ALL_HALF))
     flash = estimates.kept_by_block(config(ALL_HALF | {"use_flash_attention": True}))
     assert plain - flash == 4 * A * S * S * B - (S * B * H * 2 + A * S * B * 64)  # the masks are the same
