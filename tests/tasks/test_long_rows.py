@@ -6,7 +6,7 @@ from tests.tasks.toy_layouts import FACTORS, compile_as_rank, settings_of
 
 pytestmark = pytest.mark.needs_ascend
 
-CASE = {name: values[0] for name, values in FACTORS.items()} | {"flash": True}
+CASE = {name: values[0] for name, values in FACTORS.items()} | {"flash": True, "weights": "float32"}
 
 
 @pytest.mark.parametrize("task", ["language model", "classification"])

@@ -77,10 +77,10 @@ class GPT2Model(nn.Cell):
         if tokens > self.max_positions:
             raise ValueError(f"{tokens} tokens in a row, but the position table holds {self.max_positions}")
         positions, visible = self.position_ids[:, :tokens], None
-        if attention_mask is not None or self.documents is not None or not self.attention_mask.flash:
+        if attention_mask is not None or not self.attention_mask.flash:
             visible = self.attention_mask.causal(tokens)  # (1, 1, T, T)
         if self.documents is not None:
-            of_document = self.documents(input_ids, visible)  # (B, 1, T, T)
+            of_document = self.documents(input_ids, self.attention_mask.causal(tokens))  # (B, 1, T, T)
             if self.reset_position_ids:
                 positions = self.documents.positions(of_document)  # (B, T)
             if self.reset_attention_mask:
