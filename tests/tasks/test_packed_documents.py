@@ -77,7 +77,11 @@ def test_training_on_packed_rows_is_training_on_their_documents(toy, data, succe
     def losses(name, file, rows, *options):
         cwd = tmp_path / name
         cwd.mkdir()
-        alike = [f"runner_config.batch_size={rows}", "runner_config.epochs=3", "train_dataset.data_loader.shuffle=False"]
+        alike = [
+            f"runner_config.batch_size={rows}",
+            "runner_config.epochs=3",
+            "train_dataset.data_loader.shuffle=False",
+        ]
         command = ["run_mindformer.py", "--config", toy.yaml, "--train_dataset_dir", file, "--options", *alike]
         succeed(*command, *options, cwd=cwd)
         log = (cwd / "output" / "log" / "train.jsonl").read_text().splitlines()
