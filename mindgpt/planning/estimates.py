@@ -207,9 +207,9 @@ def _kept_by_head(config: RunConfig) -> int:
 
 
 def _attention_masks(config: RunConfig, micro_batches: int) -> int:
-    """Bytes of the masks of T x T that micro-batches keep, in the form of the attention kernel, and of the constant they
-    are made of; of a language model with flash attention, whose data is taken to be padded on the right, those of the
-    one compressed mask."""
+    """Bytes of the masks of T x T that micro-batches keep, in the form of the attention kernel, and of the constant
+    that they are made of. A language model with flash attention, whose data is taken to be padded on the right, has
+    one compressed mask instead."""
     network, columns = config.model.config, config.train_dataset.input_columns
     of_documents, flash = network.reset_attention_mask, network.use_flash_attention
     needs_no_padding_mask = flash and config.trainer.type == "CausalLanguageModelingTrainer"
