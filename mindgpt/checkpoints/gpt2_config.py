@@ -69,6 +69,8 @@ _CONVERTED_SEPARATELY = {
     "checkpoint_name_or_path",
     "offset",  # of a run, not of a network
     "variant",
+    "reset_attention_mask",
+    "reset_position_ids",
 }
 """Fields that config.json holds in another form, or that describe a run rather than the network."""
 

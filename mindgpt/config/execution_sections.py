@@ -321,7 +321,12 @@ class ParallelConfigSection(Section):
 
     ignored: ClassVar = {
         "expert_parallel": only(1, reason="mindgpt has no mixture of experts"),
-        "context_parallel": only(1, reason="a sequence is not sharded over cards; use_seq_parallel saves memory"),
+        "context_parallel": only(
+            1,
+            reason="a sequence is not sharded over cards: attention needs all keys of a row, and nothing here "
+            "exchanges them. For long rows take use_flash_attention, model_parallel with use_seq_parallel, and "
+            "recompute_config.recompute (docs/parallel.md, Long rows)",
+        ),
         "context_parallel_algo": ANY_VALUE,  # without context_parallel these two mean nothing
         "ulysses_degree_in_cp": ANY_VALUE,
         "seq_split_num": only(

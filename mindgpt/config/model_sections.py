@@ -178,6 +178,9 @@ class GPT2Section(GenerationSection):
 
     `tie_word_embeddings`: whether the output head is the token embedding (Press & Wolf 2017) or has its own weights.
 
+    `reset_attention_mask`, `reset_position_ids`: of a language model in training and evaluation, whether the documents
+    of a packed row, each of which ends with `eos_token_id`, see only themselves, and count positions from 0.
+
     `prompt_special_tokens`: the special tokens around a prompt: "bos" (the first token alone), "all" (whatever the
     tokenizer puts around a text) or "none"; None: "bos" for a WordPiece tokenizer, "all" for GPT-2's. SentencePiece has
     "bos" where its files put a special token before every text, else "none".
@@ -216,6 +219,8 @@ class GPT2Section(GenerationSection):
     layernorm_compute_type: DType = "float32"
     softmax_compute_type: DType = "float32"
     use_flash_attention: bool = False
+    reset_attention_mask: bool = False
+    reset_position_ids: bool = False
 
     offset: Offset = 0
 
@@ -347,6 +352,9 @@ class GPT2Section(GenerationSection):
         names = self.label_names
         if names is not None and (len(names) != self.num_labels or len(set(names)) != len(names)):
             yield "label_names", f"must be {self.num_labels} different names, as many as num_labels; not {names}"
+        for name in ("reset_attention_mask", "reset_position_ids"):
+            if getattr(self, name) and len(self.eos_token_ids) != 1:
+                yield name, "needs eos_token_id, the one token with which each document of a packed row ends"
         yield from self.contradictions(self.max_decode_length)
         tokens = self.token_count
         if tokens > self.vocab_size:

@@ -229,6 +229,10 @@ class RunConfig(Section):
                 if getattr(self, name).num_buckets is not None:
                     yield f"{name}.num_buckets", f"has no effect with trainer.type {self.trainer.type!r}"
             return
+        for name in ("reset_attention_mask", "reset_position_ids"):
+            if getattr(self.model.config, name):
+                reason = "is for packed rows of a language model; a classifier's row is one text"
+                yield f"model.model_config.{name}", reason
         weights, labels = self.trainer.class_weights, self.model.config.num_labels
         if labels < 2:
             yield "model.model_config.num_labels", f"must be at least 2 for classification, not {labels}"

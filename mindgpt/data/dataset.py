@@ -41,6 +41,12 @@ class DatasetInfo:
     metadata: dict[str, Any]
     old_names: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def padded_on_right(self) -> bool:
+        """Whether rows of tokens are known to have padding only after their last token: those of mindgpt's tools. Of
+        other files it is not known; to check it would be to read all their rows."""
+        return "recipe" in self.metadata
+
 
 def inspect(path: PathLike) -> DatasetInfo:
     """Read the headers of a MindRecord file or a folder of them.

@@ -41,8 +41,9 @@ def inference_cells(backbone: nn.Cell) -> "InferenceCells | None":
 
 
 def loss_cell(network: nn.Cell) -> nn.Cell | None:
-    """A cell that computes `GPT2LMHeadModel.summed_loss` of a network by kernels; None as of `inference_cells`."""
-    room = _room() if USE_KERNELS else None
+    """A cell that computes `GPT2LMHeadModel.summed_loss` of a network by kernels; None as of `inference_cells`, or
+    since a row is several documents, which the kernels do not know."""
+    room = _room() if USE_KERNELS and network.backbone.documents is None else None
     return room.KernelLosses(network) if room and room.kernels_fit(network.backbone) else None
 
 

@@ -26,10 +26,11 @@ from mindgpt.runtime.compiled_graph import Collective
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _VALUES_PER_MASK_BYTE = 8  # a bit for each value, where the paper has a byte
 
-# Tensors of the feed-forward width that the activation keeps for its backward pass as gpt2_modules.Activation writes it
-# out; a fused kernel, as the paper has it, keeps 1.
-_KEPT_BY_ACTIVATION = {"gelu": 6, "gelu_erf": 3, "fast_gelu": 2, "silu": 2, "relu": 1}
+# Tensors of the feed-forward width that the activation keeps for its backward pass on Ascend: 1 of a fused kernel, as
+# in the paper, else as gpt2_modules.Activation writes it out.
+_KEPT_BY_ACTIVATION = {"gelu": 1, "gelu_erf": 3, "fast_gelu": 1, "silu": 2, "relu": 1}
 _KEPT_BY_LAYER_NORM = {"standard": 1, "uer": 2}  # tensors of the hidden size: the input; centred and normalised values
+_COMPRESSED_MASK = 2048**2  # bytes of the one causal mask with which flash attention takes rows of any length
 _FLASH_STATISTICS = 2 * 8 * 4  # bytes a head and token: maximum and sum of the softmax, 8 float32 each
 
 
@@ -124,7 +125,8 @@ class Activations(NamedTuple):
         dropout_masks: of all blocks and of the embeddings.
         working_set: what one block needs while it is recomputed.
         logits: the head's: its input, logits, their exponentials and gradient, the token table as it is multiplied.
-        attention_mask: which keys a query sees, T x T, for each row if rows are padded; and the constant it is made of.
+        attention_mask: which keys a query sees: T x T, for each row if rows are padded or packed, and the constant it
+            is made of; or the one small causal mask of flash attention.
     """
 
     kept: int
@@ -205,13 +207,19 @@ def _kept_by_head(config: RunConfig) -> int:
 
 
 def _attention_masks(config: RunConfig, micro_batches: int) -> int:
-    """Bytes of the mask of T x T that a micro-batch keeps, in the form of the attention kernel, and of the constant."""
-    network = config.model.config
-    columns = config.train_dataset.input_columns
-    padded = not columns or "attention_mask" in columns
-    of_value = 1 if network.use_flash_attention else BYTES[network.softmax_compute_type]
-    masks = micro_batches * config.runner_config.batch_size if padded else 1
-    return network.max_position_embeddings**2 + masks * network.seq_length**2 * of_value
+    """Bytes of the masks of T x T that micro-batches keep, in the form of the attention kernel, and of the constant
+    that they are made of. A language model with flash attention, whose data is taken to be padded on the right, has
+    one compressed mask instead."""
+    network, columns = config.model.config, config.train_dataset.input_columns
+    of_documents, flash = network.reset_attention_mask, network.use_flash_attention
+    needs_no_padding_mask = flash and config.trainer.type == "CausalLanguageModelingTrainer"
+    constant = network.seq_length**2
+    if needs_no_padding_mask and not of_documents:
+        return _COMPRESSED_MASK + (constant if network.reset_position_ids else 0)
+    padded = (not columns or "attention_mask" in columns) and not needs_no_padding_mask
+    of_value = 1 if flash else BYTES[network.softmax_compute_type]
+    masks = micro_batches * config.runner_config.batch_size if padded or of_documents else 1
+    return constant + masks * network.seq_length**2 * of_value
 
 
 def _with_recompute(config: RunConfig, stage: int) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from mindgpt.pet.lora import add_lora
 from mindgpt.runtime.collectives import strategy
 from mindgpt.runtime.compiled_graph import CompiledGraph
 from mindgpt.runtime.mindspore_errors import without_trace
+from mindgpt.tasks.datasets import skip_padding_mask
 from mindgpt.tasks.session import prepare
 from mindgpt.tasks.training_step import build_step, compile_sharded, zeros_for
 from mindgpt.train.step import AccumulatingTrainStep
@@ -49,6 +50,7 @@ def compile_step(config: RunConfig) -> tuple[nn.Cell, nn.Cell]:
         model = model_class(config.model.arch.type)(model_config)
         if model_config.pet_config is not None:
             add_lora(model, model_config.pet_config)
+    skip_padding_mask(model)
     shapes = shapes_of_batch(config)
     if not sharded:
         _set_to_untouched_zeros(model)

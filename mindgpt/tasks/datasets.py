@@ -10,10 +10,14 @@ from mindspore import dataset as ds
 from mindgpt.config.data_sections import DatasetSection
 from mindgpt.config.errors import UserError
 from mindgpt.config.layout import rows_of_step
+from mindgpt.config.model_sections import GPT2Section
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.strategy import Strategy
 from mindgpt.data.blocks import IGNORED_LABEL
 from mindgpt.data.dataset import DatasetInfo, build_dataset, check_row_length, inspect
+from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel
+from mindgpt.models.gpt2.gpt2_modules import use_flash_kernel
+from mindgpt.models.gpt2.pretrained import PretrainedCell
 from mindgpt.runtime.collectives import data_parallel_ranks, strategy
 from mindgpt.runtime.mindspore_errors import data_error_reason, is_reading_error
 from mindgpt.runtime.ranks import rank, say
@@ -93,6 +97,22 @@ def reading(info: DatasetInfo) -> Iterator[None]:
         raise UserError(f"{named}: reading stopped: {reason}. Make the data again.") from error
 
 
+def skip_padding_mask(model: PretrainedCell, *infos: DatasetInfo) -> None:
+    """Let a new language model with flash attention do without padding masks if all its data is padded on the right.
+
+    It then attends by one small causal mask, however long the rows are. On CPU nothing changes.
+    """
+    if not isinstance(model, GPT2LMHeadModel) or not use_flash_kernel(model.config):
+        return
+    unknown = [info.files[0] for info in infos if not info.padded_on_right]
+    model.padded_on_right = not unknown
+    if unknown:
+        say(
+            f"note: {unknown[0]} is not of mindgpt's tools, so padding may be anywhere in its rows, and attention "
+            "takes a mask of seq_length x seq_length for each. If no row is padded, set input_columns: [input_ids]"
+        )
+
+
 def must_drop(config: RunConfig) -> bool:
     """Whether a training leaves out a last batch that is not full; also with `drop_remainder: False`."""
     accumulates = config.runner_config.gradient_accumulation_steps > 1
@@ -114,6 +134,7 @@ def _inspected(config: RunConfig, section: DatasetSection, name: str, training: 
         )
     check_row_length(info, config.model.config.seq_length, training=training, columns=lengths)
     check_vocabulary(config.model.config.token_count, info)
+    _check_ends_of_documents(config.model.config, info)
     if "labels" in lengths and "vocab_size" not in info.metadata:
         _check_labels(config.model.config.token_count, info)
     return info
@@ -195,6 +216,28 @@ def _highest_id(info: DatasetInfo, count: int = _ROWS_LOOKED_AT) -> int:
     if lowest < 0:
         raise UserError(f"{info.files[0]}: 'input_ids' holds {lowest}, which is no token id. Make the data again.")
     return highest
+
+
+def _check_ends_of_documents(network: GPT2Section, info: DatasetInfo) -> None:
+    """Check that documents end with the token by which `reset_attention_mask` and `reset_position_ids` tell them apart.
+
+    Raises:
+        UserError: the metadata says that they end with none, or with another.
+    """
+    asked = [name for name in ("reset_attention_mask", "reset_position_ids") if getattr(network, name)]
+    if not asked:
+        return
+    if info.metadata.get("special_tokens") == "none":
+        raise UserError(
+            f"{info.files[0]}: no token ends its documents (it was made with special_tokens none), so {asked[0]} "
+            f"cannot tell them apart. Make the data again with such a token, or set {asked[0]} to False."
+        )
+    end, (wanted,) = info.metadata.get("eos_token_id"), network.eos_token_ids
+    if end is not None and end != wanted:
+        raise UserError(
+            f"{info.files[0]}: documents end with token {end}, but model.model_config.eos_token_id is {wanted}, by "
+            f"which {asked[0]} tells them apart. Set it to {end}."
+        )
 
 
 def _check_labels(vocab_size: int, info: DatasetInfo) -> None:

@@ -20,7 +20,7 @@ from mindgpt.runtime.collectives import data_parallel_ranks, gather_objects
 from mindgpt.runtime.mindspore_errors import is_lookup_error
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.runtime.targets import is_simulated
-from mindgpt.tasks.datasets import evaluation_data, reading
+from mindgpt.tasks.datasets import evaluation_data, reading, skip_padding_mask
 from mindgpt.tasks.generation_evaluation import Generation
 from mindgpt.tasks.labelled_data import labelled_evaluation_data
 from mindgpt.tasks.model_setup import build_model, say_if_kernels_are_missing
@@ -35,6 +35,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     """Evaluate the model of a run; writes `eval_result.json` and prints the line that MindFormers printed."""
     evaluator = Evaluator(config)
     model, config = build_model(evaluator.config)
+    skip_padding_mask(model, evaluator.measure.info)
     if not isinstance(evaluator.measure, Classification):
         say_if_kernels_are_missing()
     if is_simulated():

@@ -22,7 +22,7 @@ from mindgpt.runtime.interrupts import on_interrupt
 from mindgpt.runtime.ranks import rank, say, world_size
 from mindgpt.runtime.targets import is_simulated
 from mindgpt.tasks.checks import ranks_in, resume_folders
-from mindgpt.tasks.datasets import reading, rows_a_step, training_data
+from mindgpt.tasks.datasets import reading, rows_a_step, skip_padding_mask, training_data
 from mindgpt.tasks.evaluate import Evaluator
 from mindgpt.tasks.labelled_data import labelled_training_data
 from mindgpt.tasks.model_setup import plan_model
@@ -76,6 +76,7 @@ def train(config: RunConfig) -> None:
     if not sharded:
         model.unrounded = {}
         start.load(model.parameters_dict(), unrounded=model.unrounded)
+    skip_padding_mask(model, info, *([] if evaluator is None else [evaluator.measure.info]))
     step, layout = build_step(config, model, learning_rates, padding=len(dataset.get_col_names()) > 1)
     callbacks = RunCallbacks(config, progress, model, evaluator, _tokens_per_step(config, dataset), plan)
     if sharded:

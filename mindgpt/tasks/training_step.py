@@ -48,7 +48,7 @@ def sharding_of(config: RunConfig) -> Sharding:
 
 def layout_of(config: RunConfig, padding: bool) -> Layout:
     """The layout of `parallel_config`. padding: whether the data has a column `attention_mask`."""
-    section = config.parallel_config
+    section, network = config.parallel_config, config.model.config
     return Layout(
         data_parallel=section.data_parallel,
         model_parallel=section.model_parallel,
@@ -56,7 +56,8 @@ def layout_of(config: RunConfig, padding: bool) -> Layout:
         sequence_parallel=section.use_seq_parallel and section.model_parallel > 1,
         vocab_parallel=shards_vocabulary(config),
         head_by_rows=shards_rows_of_head(config),
-        padding=padding,
+        padding=padding or network.reset_attention_mask,
+        own_positions=network.reset_position_ids,
     )
 
 

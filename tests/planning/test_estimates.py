@@ -33,25 +33,20 @@ COPIES = 2 * 12 * H * H  # of a block's weights, which the paper does without
 BIT = 1 / 8  # of a dropout mask for each value, where the paper has a byte
 
 
-@pytest.fixture
-def fused_activation(monkeypatch):
-    monkeypatch.setattr(estimates, "_KEPT_BY_ACTIVATION", {"gelu": 1})
-
-
 @pytest.mark.parametrize("t", [1, 8])
-def test_a_block_in_half_precision_keeps_what_korthikanti_says(fused_activation, t):
+def test_a_block_in_half_precision_keeps_what_korthikanti_says(t):
     """Equation 2, of which equation 1 is the case t = 1: 10 + 24 / t + 5 a s / (h t) with masks of bytes."""
     expected = S * B * H * (8 + 2 * BIT + 24 / t + (4 + BIT) * A * S / (H * t)) + COPIES / t
     assert estimates.kept_by_block(config(ALL_HALF, model_parallel=t)) == expected
 
 
-def test_sequence_parallel_is_equation_4_but_for_the_gathered_inputs(fused_activation):
+def test_sequence_parallel_is_equation_4_but_for_the_gathered_inputs():
     t, gathered = 8, 2 * 2  # two inputs of products, which the paper gathers again, of 2 bytes
     expected = S * B * H / t * (32 + 2 * BIT + (4 + BIT) * A * S / H) + S * B * H * gathered * (1 - 1 / t) + COPIES / t
     assert estimates.kept_by_block(config(ALL_HALF, model_parallel=t, use_seq_parallel=True)) == expected
 
 
-def test_flash_attention_keeps_no_scores(fused_activation):
+def test_flash_attention_keeps_no_scores():
     plain = estimates.kept_by_block(config(ALL_HALF))
     flash = estimates.kept_by_block(config(ALL_HALF | {"use_flash_attention": True}))
     assert plain - flash == 4 * A * S * S * B - (S * B * H * 2 + A * S * B * 64)  # the masks are the same
@@ -93,12 +88,27 @@ def test_gathered_weights_are_not_kept_by_blocks_as_well():
     assert whole - estimates.kept_by_block(config(ALL_HALF | pet, data_parallel=2)) == COPIES
 
 
+def attention_mask(network, sections=None, **layout):
+    return estimates.activations_of_stage(config(network, sections, **layout), 0, 1).attention_mask
+
+
 def test_the_attention_mask_is_of_each_row_if_rows_are_padded():
     columns = {"train_dataset": {"input_columns": ["input_ids"]}}
-    flash = ALL_HALF | {"use_flash_attention": True}
-    assert estimates.activations_of_stage(config(flash, columns), 0, 1).attention_mask == 2 * S * S
-    assert estimates.activations_of_stage(config(flash), 0, 1).attention_mask == (1 + B) * S * S
-    assert estimates.activations_of_stage(config({}, columns), 0, 1).attention_mask == (1 + 4) * S * S
+    assert attention_mask({}, columns) == (1 + 4) * S * S
+    assert attention_mask({}) == (1 + 4 * B) * S * S
+    classifier = {"trainer": {"type": "TextClassificationTrainer"}}
+    assert attention_mask({"use_flash_attention": True, "num_labels": 2}, classifier) == (1 + B) * S * S
+
+
+@pytest.mark.parametrize("length", [S, 64 * S])
+def test_flash_attention_of_a_language_model_has_one_mask_for_rows_of_any_length(length):
+    flash = {"use_flash_attention": True, "seq_length": length, "eos_token_id": 0}
+    stages = {"pipeline_stage": 2, "micro_batch_num": 4}
+    assert attention_mask(flash) == attention_mask(flash, **stages) == 2048 * 2048
+    packed = flash | {"reset_attention_mask": True}
+    assert attention_mask(packed) == (1 + B) * length**2
+    assert attention_mask(packed, **stages) == (1 + 2 * B) * length**2  # of two micro-batches
+    assert attention_mask(flash | {"reset_position_ids": True}) == 2048 * 2048 + length**2
 
 
 def test_gpt2_ml_has_a_layer_norm_after_the_embeddings_and_none_before_the_head(monkeypatch):

@@ -36,11 +36,11 @@ def main() -> None:
     """Print a JSON object.
 
     shapes: of the shards that this rank trains; held: of every weight in its graph; holders: for each trained one, how
-    many ranks have the same shard;
-    masters: the shapes of the shards of master copies, by the names of their weights;
-    updates, flash: operators in the graph; masks: the seeds and the cell of each
-    operator that generates a dropout mask; logits: the shape that the head computes;
-    flops: of a step's matrix products; collectives: [kind, where] pairs; context, parallel: settings of MindSpore.
+    many ranks have the same shard; masters: the shapes of the shards of master copies, by the names of their weights;
+    updates, flash: operators in the graph; masks: the seeds and the cell of each operator that generates a dropout
+    mask; squares: how many times the graph names a shape that ends in seq_length x seq_length; logits: the shape that
+    the head computes; flops: of a step's matrix products; collectives: [kind, where] pairs; context, parallel: settings
+    of MindSpore.
     """
     yaml, folder = sys.argv[1:]
     config, _ = load_config(yaml, {"output_dir": folder})
@@ -49,7 +49,7 @@ def main() -> None:
     files = sorted(Path(GRAPHS).rglob("*_validate_*.ir"))
     text, graphs = "".join(file.read_text() for file in files), [CompiledGraph(file) for file in files]
     times = [step.batches, 1] if isinstance(step, AccumulatingTrainStep) else [1]
-    trained = step.optimizer.parameters
+    tokens, trained = config.model.config.seq_length, step.optimizer.parameters
     shares = step.update.norm.shares.asnumpy() if strategy() is Strategy.SEMI_AUTO else np.ones(len(trained))
     masters = {weight: master.shape for weight, master in step.optimizer.masters.items()}
     names = {parameter.name for parameter in model.get_parameters()}
@@ -64,6 +64,7 @@ def main() -> None:
                 "updates": len(_UPDATE.findall(text)),
                 "flash": len(_FLASH.findall(text)),
                 "masks": [[*match.groups(), scope] for match, scope in matches_with_scope(text, _MASK)],
+                "squares": len(re.findall(rf"\b{tokens}, {tokens}\)", text)),
                 "logits": [int(size) for size in logits.groups()] if (logits := _LOGITS.search(text)) else None,
                 "flops": sum(graph.product_flops * n for graph, n in zip(graphs, times, strict=True)),
                 "context": {name: _context().get_param(getattr(ms_ctx_param, name)) for name in _CONTEXT},

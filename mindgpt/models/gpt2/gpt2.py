@@ -16,8 +16,8 @@ from mindgpt.config.errors import UserError
 from mindgpt.models.acceleration import accelerate
 from mindgpt.models.gpt2.gpt2_cache import KeyValueCache, ModelCache
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy, LMHead, NextTokens
+from mindgpt.models.gpt2.gpt2_masks import AttentionMask, Documents
 from mindgpt.models.gpt2.gpt2_modules import (
-    AttentionMask,
     GPT2Embedding,
     block_class,
     new_layer_norm,
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 
 class GPT2Model(nn.Cell):
-    """The transformer without a head: embeddings, blocks, and a last layer norm if the config has a `final_norm`."""
+    """The transformer without a head: embeddings, blocks, and a last layer norm if the config has a `final_norm`.
+
+    With `reset_attention_mask` a row is several documents, each of which ends with `eos_token_id` and sees only itself;
+    with `reset_position_ids` positions begin anew in each. Generation, which calls `forward`, takes a row for one text.
+    """
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -42,13 +46,16 @@ class GPT2Model(nn.Cell):
         self.config = config
         self.embedding = GPT2Embedding(config, precision)
         self.attention_mask = AttentionMask(precision, use_flash_kernel(config))
+        packed = config.reset_attention_mask or config.reset_position_ids
+        self.documents = Documents(config.eos_token_ids[0]) if packed else None
+        self.reset_attention_mask = config.reset_attention_mask
+        self.reset_position_ids = config.reset_position_ids
         block = block_class(config.variant)
         self.blocks = nn.CellList([block(config, precision, layer) for layer in range(config.num_layers)])
         self.layernorm = new_layer_norm(config, precision) if config.final_norm else None
         self.hidden_dtype = precision.layernorm if config.final_norm else precision.compute
         self.hidden_size = config.hidden_size
         self.max_positions = positions
-        self.causal = Tensor(np.tril(np.ones((1, 1, positions, positions), np.bool_)))
         self.position_ids = Tensor(np.arange(positions, dtype=np.int32).reshape(1, positions))
         self.reshape = ops.Reshape()
         accelerate(self)
@@ -69,14 +76,22 @@ class GPT2Model(nn.Cell):
         batch, tokens = input_ids.shape
         if tokens > self.max_positions:
             raise ValueError(f"{tokens} tokens in a row, but the position table holds {self.max_positions}")
-        visible = self.causal[:, :, :tokens, :tokens]  # (1, 1, T, T)
+        positions, visible = self.position_ids[:, :tokens], None
+        if attention_mask is not None or not self.attention_mask.flash:
+            visible = self.attention_mask.causal(tokens)  # (1, 1, T, T)
+        if self.documents is not None:
+            of_document = self.documents(input_ids, self.attention_mask.causal(tokens))  # (B, 1, T, T)
+            if self.reset_position_ids:
+                positions = self.documents.positions(of_document)  # (B, T)
+            if self.reset_attention_mask:
+                visible = of_document
         if attention_mask is not None:
             visible = self.attention_mask.without_padding(visible, attention_mask)  # (B, 1, T, T)
-        x = self.forward(input_ids, self.position_ids[:, :tokens], visible)
+        x = self.forward(input_ids, positions, visible)
         return self.reshape(x, (batch, tokens, self.hidden_size))
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, visible: Tensor, cache: ModelCache | None = None
+        self, input_ids: Tensor, position_ids: Tensor, visible: Tensor | None, cache: ModelCache | None = None
     ) -> Tensor:
         """The forward pass of training, evaluation, prefill and decode.
 
@@ -84,16 +99,18 @@ class GPT2Model(nn.Cell):
             input_ids: (B, T) int32.
             position_ids: (B, T) or (1, T) int32.
             visible: (B or 1, 1, T, C) bool, the slots of its row of the cache that each token sees; without a cache
-                (B or 1, 1, T, T), the tokens.
+                (B or 1, 1, T, T), the tokens. None, for flash attention without a cache: itself and all before it; no
+                tensor of T x T is made.
             cache: what `KeyValueCache.at` returns; the tokens are written to it.
 
         Returns:
             (B*T, H), in `hidden_dtype`.
         """
-        mask = self.attention_mask(visible)
+        mask = self.attention_mask.compressed if visible is None else self.attention_mask(visible)
+        tokens = input_ids.shape[1]
         x = self.reshape(self.embedding(input_ids, position_ids), (-1, self.hidden_size))
         for layer, block in enumerate(self.blocks):
-            x = block(x, mask) if cache is None else block(x, mask, cache[layer])
+            x = block(x, mask, tokens) if cache is None else block(x, mask, tokens, cache[layer])
         return x if self.layernorm is None else self.layernorm(x)
 
 
@@ -101,6 +118,10 @@ class GPT2LMHeadModel(PretrainedCell):
     """GPT-2 as a language model; the head is the token embedding, unless the config unties the two.
 
     In training mode (`set_train(True)`) it returns the loss, otherwise the logits.
+
+    `padded_on_right`, to be set before the first call: the rows that losses are computed of have padding only after
+    their last token. No token sees it there, whatever mask there is, so `attention_mask` only says what is predicted,
+    and attention is causal. For flash attention on Ascend, whose causal mask takes no T x T tensor.
     """
 
     def __init__(self, config: GPT2Config):
@@ -109,6 +130,7 @@ class GPT2LMHeadModel(PretrainedCell):
         self.backbone = GPT2Model(config)
         self.head = LMHead(config, precision_of(config))
         accelerate(self.head)
+        self.padded_on_right = False
         self.next_tokens = NextTokens()
         self.cross_entropy = CrossEntropy()
         self.hidden_size = config.hidden_size
@@ -149,7 +171,9 @@ class GPT2LMHeadModel(PretrainedCell):
     ) -> tuple[Tensor, Tensor]:
         """The sum of the losses of all predicted tokens, and their number, both float32 scalars; see `construct`."""
         targets, weights = self.next_tokens(input_ids if labels is None else labels, attention_mask)  # (B*T,)
-        seen = None if attention_mask is None else self.next_tokens.inputs(attention_mask)  # (B, T) with T = L - 1
+        seen = None
+        if attention_mask is not None and not self.padded_on_right:
+            seen = self.next_tokens.inputs(attention_mask)  # (B, T) with T = L - 1
         hidden = self.backbone(self.next_tokens.inputs(input_ids), seen)  # (B, T, H)
         rows = self.reshape(hidden, (-1, self.hidden_size))  # (B*T, H)
         logits = self.head(rows, self.backbone.embedding.word_embedding.embedding_table)  # (B*T, V)

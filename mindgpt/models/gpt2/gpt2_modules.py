@@ -141,16 +141,23 @@ class LayerNorm(nn.Cell):
         return self.layer_norm(self.cast(x, self.dtype), self.gamma, self.beta)[0]
 
 
+FUSED_ACTIVATIONS: dict[str, Callable[[], Any]] = {"gelu": ops.GeLU, "fast_gelu": ops.FastGeLU}
+"""Activations that Ascend computes by one kernel, which keeps only its input for the backward pass. `ops.GeLU` is the
+tanh form (what `mindspore.ops.gelu` calls for `approximate="tanh"`)."""
+
+
 class Activation(nn.Cell):
     """The nonlinearity of the feed-forward layer.
 
     `gelu` is the tanh form of Hendrycks & Gimpel 2016 (OpenAI's GPT-2), `gelu_erf` the exact form,
-    `fast_gelu` is x * sigmoid(1.702 x), `relu` and `silu` as usual.
+    `fast_gelu` is x * sigmoid(1.702 x), `relu` and `silu` as usual. On Ascend some are fused.
     """
 
     def __init__(self, name: str):
         super().__init__()
         self.kind = name
+        fused = name in FUSED_ACTIVATIONS and ms.get_context("device_target") == "Ascend"
+        self.fused = FUSED_ACTIVATIONS[name]() if fused else None
         self.tanh = ops.Tanh()
         self.erf = ops.Erf()
         self.sigmoid = ops.Sigmoid()
@@ -161,6 +168,8 @@ class Activation(nn.Cell):
         self.add_one = ops.Add()
 
     def construct(self, x: Tensor) -> Tensor:
+        if self.fused is not None:
+            return self.fused(x)
         if self.kind == "gelu":
             cubic = self.mul(self.mul(x, x), self.mul_one(x, 0.044715))
             inner = self.mul_one(self.add(x, cubic), math.sqrt(2.0 / math.pi))
@@ -207,6 +216,11 @@ class PlainAttention(nn.Cell):
         return self.context(probabilities, v)
 
 
+_COMPRESSED_CAUSAL = 2
+"""The `sparse_mode` of `FlashAttentionScore` in which a token sees itself and those before it, and the mask is
+`AttentionMask.compressed` for rows of any length."""
+
+
 class FlashAttention(nn.Cell):
     """The same function by Ascend's fused kernel, which never holds the T x S scores (Dao et al. 2022)."""
 
@@ -216,48 +230,29 @@ class FlashAttention(nn.Cell):
         options = {"head_num": config.num_heads, "scale_value": scale, "input_layout": "BNSD"}
         self.flash = FlashAttentionScore(keep_prob=1.0, **options)
         self.flash_with_dropout = FlashAttentionScore(keep_prob=1.0 - self.rate, **options)
+        self.causal = FlashAttentionScore(keep_prob=1.0, sparse_mode=_COMPRESSED_CAUSAL, **options)
+        self.causal_with_dropout = FlashAttentionScore(
+            keep_prob=1.0 - self.rate, sparse_mode=_COMPRESSED_CAUSAL, **options
+        )
+        self.kernels = (self.flash, self.flash_with_dropout, self.causal, self.causal_with_dropout)
         self.draw_mask = mask_generator()
         self.reshape = ops.Reshape()
         self.keep = Tensor(1.0 - self.rate, ms.float32)
 
     def construct(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """As `PlainAttention`, but for `mask`: (B, 1, T, S) or (1, 1, T, S) uint8, 0 where seen and 1 where not."""
+        """As `PlainAttention`, but for `mask`: uint8, 0 where seen and 1 where not; (B, 1, T, S) or (1, 1, T, S), or
+        `AttentionMask.compressed`, which is for rows of any length."""
+        compressed = len(mask.shape) == 2
         if self.training and self.rate > 0:
             batch, heads, tokens, keys = q.shape[0], q.shape[1], q.shape[2], k.shape[2]
             kept = self.draw_mask((batch, heads, tokens, keys), self.keep)  # bits, 8 to a byte
             kept = self.reshape(kept, (batch, heads, tokens, keys // 8))
+            if compressed:
+                return self.causal_with_dropout(q, k, v, None, kept, None, mask, None)[3]
             return self.flash_with_dropout(q, k, v, None, kept, None, mask, None)[3]
+        if compressed:
+            return self.causal(q, k, v, None, None, None, mask, None)[3]
         return self.flash(q, k, v, None, None, None, mask, None)[3]
-
-
-class AttentionMask(nn.Cell):
-    """Which keys a query may see, in the form that the attention kernel takes."""
-
-    def __init__(self, precision: Precision, flash: bool):
-        super().__init__()
-        self.flash = flash
-        self.reshape = ops.Reshape()
-        self.not_equal = ops.NotEqual()
-        self.both = ops.LogicalAnd()
-        self.logical_not = ops.LogicalNot()
-        self.mul = ops.Mul()
-        self.cast = ops.Cast()
-        self.dtype = precision.softmax
-        # Half of the lowest number: a score added to it stays finite, so a row that sees nothing is uniform, not NaN.
-        self.lowest = -32000.0 if precision.softmax == ms.float16 else -1.5e38
-
-    def without_padding(self, causal: Tensor, attention_mask: Tensor) -> Tensor:
-        """causal: (1, 1, T, T) bool; attention_mask: (B, T) integers, 0 at padding -> (B, 1, T, T) bool"""
-        batch, tokens = attention_mask.shape
-        real = self.not_equal(self.reshape(attention_mask, (batch, 1, 1, tokens)), 0)
-        return self.both(causal, real)
-
-    def construct(self, visible: Tensor) -> Tensor:
-        """visible: (B or 1, 1, T, S) bool -> the same shape; see `PlainAttention` and `FlashAttention`."""
-        hidden = self.logical_not(visible)
-        if self.flash:
-            return self.cast(hidden, ms.uint8)
-        return self.mul(self.cast(hidden, self.dtype), self.lowest)
 
 
 def use_flash_kernel(config: GPT2Config) -> bool:
@@ -313,9 +308,9 @@ class Attention(nn.Cell):
         cache = self.write(cache, rows, self.reshape(x, (-1, size)))  # (B*N*S, D)
         return self.reshape(cache, (batch, heads, -1, size))
 
-    def construct(self, x: Tensor, mask: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """x: (B*T, H); mask: (B or 1, 1, T, S) from `AttentionMask`, where S is T without a cache -> (B*T, H)"""
-        tokens = mask.shape[2]
+    def construct(self, x: Tensor, mask: Tensor, tokens: int, cache: LayerCache | None = None) -> Tensor:
+        """x: (B*T, H); mask: from `AttentionMask`, (B or 1, 1, T, S), where S is T without a cache, or `compressed`;
+        tokens: T -> (B*T, H)"""
         q = self.split_heads(self.dense1(x), tokens)
         k = self.split_heads(self.dense2(x), tokens)
         v = self.split_heads(self.dense3(x), tokens)
@@ -357,9 +352,9 @@ class Block(nn.Cell):
         self.add1 = ops.Add()
         self.add2 = ops.Add()
 
-    def construct(self, x: Tensor, mask: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """x: (B*T, H); mask and cache as of `Attention` -> (B*T, H)"""
-        x = self.add1(x, self.dropout1(self.attention(self.layernorm1(x), mask, cache)))
+    def construct(self, x: Tensor, mask: Tensor, tokens: int, cache: LayerCache | None = None) -> Tensor:
+        """x: (B*T, H); mask, tokens and cache as of `Attention` -> (B*T, H)"""
+        x = self.add1(x, self.dropout1(self.attention(self.layernorm1(x), mask, tokens, cache)))
         return self.add2(x, self.dropout2(self.output(self.layernorm2(x))))
 
 
@@ -376,10 +371,10 @@ class GPT2MLBlock(Block):
         self.cast = ops.Cast()
         self.compute = precision.compute
 
-    def construct(self, x: Tensor, mask: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """x: (B*T, H) in the compute dtype; mask and cache as of `Attention` -> the same shape and dtype"""
+    def construct(self, x: Tensor, mask: Tensor, tokens: int, cache: LayerCache | None = None) -> Tensor:
+        """x: (B*T, H) in the compute dtype; mask, tokens and cache as of `Attention` -> the same shape and dtype"""
         rows = x if self.gather_rows is None else self.gather_rows(x)
-        x = self.add1(x, self.dropout1(self.attention(rows, mask, cache)))
+        x = self.add1(x, self.dropout1(self.attention(rows, mask, tokens, cache)))
         x = self.add2(x, self.dropout2(self.output(self.layernorm1(x))))
         return self.cast(self.layernorm2(x), self.compute)
 

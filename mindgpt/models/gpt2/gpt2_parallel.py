@@ -22,10 +22,10 @@ from mindgpt.models.dropout import MaskedDropout, seed_shard
 from mindgpt.models.gpt2.gpt2 import GPT2LMHeadModel, GPT2Model
 from mindgpt.models.gpt2.gpt2_classifier import GPT2ForSequenceClassification
 from mindgpt.models.gpt2.gpt2_heads import CrossEntropy
+from mindgpt.models.gpt2.gpt2_masks import AttentionMask, Documents
 from mindgpt.models.gpt2.gpt2_modules import (
     Activation,
     Attention,
-    AttentionMask,
     Block,
     FlashAttention,
     GPT2Embedding,
@@ -35,6 +35,9 @@ from mindgpt.models.gpt2.gpt2_modules import (
     PlainAttention,
 )
 from mindgpt.runtime.ranks import rank
+
+_COMPRESSED_MASK = (1, 1)
+"""The strategy of the compressed causal mask: it is the same for all rows and heads."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Layout:
         vocab_parallel: shard the token embedding, the head and the loss by vocabulary over model_parallel.
         head_by_rows: shard the rows of the language-model head and its loss over model_parallel too; not with
             `vocab_parallel`.
-        padding: whether the model will be called with an attention mask, so that every row has a mask of its own.
+        padding: whether every row has a mask of its own: the model will be called with an attention mask, or each
+            document of a row sees only itself.
+        own_positions: whether every row has positions of its own, which begin anew in each document.
     """
 
     data_parallel: int = 1
@@ -58,6 +63,7 @@ class Layout:
     vocab_parallel: bool = False
     head_by_rows: bool = False
     padding: bool = True
+    own_positions: bool = False
 
     @property
     def pipeline_stages(self) -> int:
@@ -84,14 +90,16 @@ class Layout:
 
     @property
     def mask_strategy(self) -> tuple[int, int, int, int]:
-        """The strategy of the attention mask."""
+        """The strategy of an attention mask that is not compressed."""
         return (self.data_parallel if self.padding else 1, 1, 1, 1)
 
 
 def apply_layout(model: GPT2LMHeadModel | GPT2ForSequenceClassification, layout: Layout) -> None:
     """Set the shard strategies and pipeline stages of `model`, before its first call."""
     backbone = model.backbone
-    _shard_mask(backbone.attention_mask, layout)
+    _shard_mask(backbone.attention_mask, layout, backbone.reset_attention_mask)
+    if backbone.documents is not None:
+        _shard_documents(backbone.documents, layout)
     _shard_embedding(backbone.embedding, layout)
     for block in backbone.blocks:
         _shard_block(block, layout)
@@ -158,10 +166,24 @@ def _set_stages(model: nn.Cell, blocks: Sequence[int]) -> None:
             table.parallel_optimizer = False
 
 
-def _shard_mask(cell: AttentionMask, layout: Layout) -> None:
+def _shard_documents(cell: Documents, layout: Layout) -> None:
+    tokens, mask = (layout.data_parallel, 1), (layout.data_parallel, 1, 1, 1)
+    cell.is_end.shard((tokens, ()))
+    cell.to_number.shard((tokens,))
+    cell.count_ends.shard((tokens,))
+    cell.sub.shard((tokens, tokens))
+    cell.same.shard((mask, mask))
+    cell.both.shard(((1, 1, 1, 1), mask))
+    cell.to_one.shard((mask,))
+    cell.count_seen.shard((mask,))
+    cell.sub_one.shard((tokens, ()))
+
+
+def _shard_mask(cell: AttentionMask, layout: Layout, of_documents: bool) -> None:
+    """of_documents: whether rows have masks of their own before padding is taken out."""
     dp = layout.data_parallel
     cell.not_equal.shard(((dp, 1, 1, 1), ()))
-    cell.both.shard(((1, 1, 1, 1), (dp, 1, 1, 1)))
+    cell.both.shard(((dp if of_documents else 1, 1, 1, 1), (dp, 1, 1, 1)))
     cell.logical_not.shard((layout.mask_strategy,))
     cell.mul.shard((layout.mask_strategy, ()))
     cell.cast.shard((layout.mask_strategy,))
@@ -170,8 +192,9 @@ def _shard_mask(cell: AttentionMask, layout: Layout) -> None:
 def _shard_embedding(cell: GPT2Embedding, layout: Layout) -> None:
     dp, mp = layout.data_parallel, layout.model_parallel
     cell.word_embedding.gather.shard(((mp, 1), (dp, 1)) if layout.vocab_parallel else ((1, 1), (dp, 1)))
-    cell.position_embedding.gather.shard(((1, 1), (1, 1)))
-    cell.add.shard(((dp, 1, 1), (1, 1, 1)))
+    of_positions = dp if layout.own_positions else 1
+    cell.position_embedding.gather.shard(((1, 1), (of_positions, 1)))
+    cell.add.shard(((dp, 1, 1), (of_positions, 1, 1)))
     if cell.layernorm is not None:
         cell.layernorm.layer_norm.shard(((dp, 1, 1), (1,), (1,)))
     shard_dropout(cell.dropout, layout, (dp, 1, 1))
@@ -205,6 +228,8 @@ def _shard_attention(cell: Attention, layout: Layout) -> None:
     if isinstance(cell.attend, FlashAttention):
         cell.attend.flash.shard((heads, heads, heads, layout.mask_strategy))
         cell.attend.flash_with_dropout.shard((heads, heads, heads, heads, layout.mask_strategy))
+        cell.attend.causal.shard((heads, heads, heads, _COMPRESSED_MASK))
+        cell.attend.causal_with_dropout.shard((heads, heads, heads, heads, _COMPRESSED_MASK))
         cell.attend.draw_mask.shard((heads,))  # MindSpore adds the rank to its seed
         return
     attend: PlainAttention = cell.attend
@@ -246,7 +271,7 @@ def _shard_linear(cell: Linear, layout: Layout, by_column: bool) -> None:
 
 def _shard_activation(cell: Activation, layout: Layout) -> None:
     dp, mp = layout.data_parallel, layout.model_parallel
-    for operator in (cell.tanh, cell.erf, cell.sigmoid, cell.relu):
+    for operator in (cell.tanh, cell.erf, cell.sigmoid, cell.relu, *([] if cell.fused is None else [cell.fused])):
         operator.shard(((dp, mp),))
     for operator in (cell.mul_one, cell.add_one):
         operator.shard(((dp, mp), ()))

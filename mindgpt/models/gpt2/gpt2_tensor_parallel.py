@@ -46,7 +46,7 @@ def keep_shard(backbone: GPT2Model, ranks: int) -> dict[str, int]:
     for block in backbone.blocks:
         block.attention.num_heads //= ranks
         if isinstance(block.attention.attend, FlashAttention):
-            for kernel in (block.attention.attend.flash, block.attention.attend.flash_with_dropout):
+            for kernel in block.attention.attend.kernels:
                 kernel.add_prim_attr("head_num", block.attention.num_heads)
     for linear, by_column in linear_layers(backbone):
         axis = 0 if by_column == linear.matmul_is_out_in else 1
