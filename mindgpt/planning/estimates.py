@@ -31,6 +31,7 @@ _VALUES_PER_MASK_BYTE = 8  # a bit for each value, where the paper has a byte
 _KEPT_BY_ACTIVATION = {"gelu": 1, "gelu_erf": 3, "fast_gelu": 1, "silu": 2, "relu": 1}
 _KEPT_BY_LAYER_NORM = {"standard": 1, "uer": 2}  # tensors of the hidden size: the input; centred and normalised values
 _COMPRESSED_MASK = 2048**2  # bytes of the one causal mask with which flash attention takes rows of any length
+_COUNTING_POSITIONS = 1 + 4  # bytes a pair of tokens: whether one sees the other, and the same as int32 to be summed
 _FLASH_STATISTICS = 2 * 8 * 4  # bytes a head and token: maximum and sum of the softmax, 8 float32 each
 
 
@@ -209,17 +210,18 @@ def _kept_by_head(config: RunConfig) -> int:
 def _attention_masks(config: RunConfig, micro_batches: int) -> int:
     """Bytes of the masks of T x T that micro-batches keep, in the form of the attention kernel, and of the constant
     that they are made of. A language model with flash attention, whose data is taken to be padded on the right, has
-    one compressed mask instead."""
+    one compressed mask instead. Positions of packed documents are counted once, from a mask of each row."""
     network, columns = config.model.config, config.train_dataset.input_columns
     of_documents, flash = network.reset_attention_mask, network.use_flash_attention
     needs_no_padding_mask = flash and config.trainer.type == "CausalLanguageModelingTrainer"
-    constant = network.seq_length**2
+    square, rows = network.seq_length**2, config.runner_config.batch_size
+    counted = rows * square * _COUNTING_POSITIONS if network.reset_position_ids else 0
     if needs_no_padding_mask and not of_documents:
-        return _COMPRESSED_MASK + (constant if network.reset_position_ids else 0)
+        return _COMPRESSED_MASK + (square + counted if network.reset_position_ids else 0)
     padded = (not columns or "attention_mask" in columns) and not needs_no_padding_mask
     of_value = 1 if flash else BYTES[network.softmax_compute_type]
-    masks = micro_batches * config.runner_config.batch_size if padded or of_documents else 1
-    return constant + masks * network.seq_length**2 * of_value
+    masks = micro_batches * rows if padded or of_documents else 1
+    return square + masks * square * of_value + counted
 
 
 def _with_recompute(config: RunConfig, stage: int) -> tuple[int, int]:

@@ -108,7 +108,8 @@ def test_flash_attention_of_a_language_model_has_one_mask_for_rows_of_any_length
     packed = flash | {"reset_attention_mask": True}
     assert attention_mask(packed) == (1 + B) * length**2
     assert attention_mask(packed, **stages) == (1 + 2 * B) * length**2  # of two micro-batches
-    assert attention_mask(flash | {"reset_position_ids": True}) == 2048 * 2048 + length**2
+    assert attention_mask(flash | {"reset_position_ids": True}) == 2048 * 2048 + (1 + 5 * B) * length**2
+    assert attention_mask(packed | {"reset_position_ids": True}) == (1 + B + 5 * B) * length**2
 
 
 def test_gpt2_ml_has_a_layer_norm_after_the_embeddings_and_none_before_the_head(monkeypatch):
