@@ -47,7 +47,7 @@ def not_text(path: str | os.PathLike[str], head: bytes) -> str | None:
 def conversion_hint(path: str | os.PathLike[str], sample: bytes) -> str:
     """How to convert a file to UTF-8; `sample` is a part of it that is not UTF-8."""
     scores = {encoding: score(sample) for encoding, score in _SCORES.items()}
-    likeliest = max(scores, key=scores.get)
+    likeliest = max(scores, key=lambda encoding: scores[encoding])
     if scores[likeliest] < 0.8:
         return "Save the file as UTF-8, or convert it: iconv -f ENCODING -t UTF-8."
     return f"It seems to be {_CALLED.get(likeliest, likeliest)}. {_convert(path, likeliest)}"
@@ -102,8 +102,8 @@ def _kana(encoding: str) -> Callable[[bytes], float]:
 
 def _western(sample: bytes) -> float:
     """The share of letters and punctuation among the non-ASCII characters, which are rare in a Latin text."""
-    text = _decoded(sample, "cp1252")
-    others = [character for character in text or "" if character >= "\x80"]
+    text = _decoded(sample, "cp1252") or ""
+    others = [character for character in text if character >= "\x80"]
     if not others or len(others) > 0.3 * len(text):
         return 0.0
     usual = sum(character.isalpha() or character in "“”‘’„–—…€«»¿¡§°\xa0" for character in others)

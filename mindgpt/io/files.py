@@ -57,7 +57,7 @@ def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) 
     stem = f".{target.name[:200]}.tmp-"
     _sweep(target.parent, stem)
     temporary = target.with_name(f"{stem}{os.getpid()}-{MACHINE}{secrets.token_hex(4)}")
-    text = {} if "b" in mode else {"encoding": encoding or "utf-8", "newline": ""}
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": encoding or "utf-8", "newline": ""}
     try:
         # Opened with "x", not by mkstemp, so that the file has the permissions of the user's umask, not 0600.
         with open(temporary, mode.replace("w", "x"), **text) as file:
@@ -213,6 +213,7 @@ def _open_text(path: PathLike, newline: str | None = None) -> Iterator[IO[str]]:
     """Open a UTF-8 text file; line ends become LF, unless `newline` is "". A `UserError` says what a file that is not
     text seems to be."""
     with open_to_read(path) as file:
+        assert isinstance(file, io.BufferedReader)
         if problem := not_text(path, file.peek(HEAD)[:HEAD]):
             raise UserError(problem)
         try:
