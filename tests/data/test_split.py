@@ -22,13 +22,15 @@ from mindgpt.data.split import split_file, split_text
     ],
 )
 def test_split_positions(text, first):
-    assert split_text(text, 0.5) == (first, text[len(first) :])
+    for size in (1, 2, 7, 1000):
+        chunks = [text[place : place + size] for place in range(0, len(text), size)]
+        assert ["".join(part) for part in split_text(chunks.copy, 0.5)] == [first, text[len(first) :]]
 
 
 @pytest.mark.parametrize(("text", "fraction"), [("", 0.1), ("a", 0.5), (" \n \n ", 0.5), ("e\u0301", 0.5), ("ab", 1.0)])
 def test_unsplittable_texts_are_refused(text, fraction):
     with pytest.raises(UserError, match="too short|between 0 and 1"):
-        split_text(text, fraction)
+        split_text(lambda: [text], fraction)
 
 
 def test_a_file_of_one_line(tmp_path):
