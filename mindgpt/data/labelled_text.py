@@ -16,8 +16,8 @@ _LONGEST_NUMBER = 640  # digits; the smallest limit that Python can be set to
 
 
 class LabelledText(NamedTuple):
-    """A text and its label, stripped of surrounding space, in `file`; `line` is the first line of the row, from 1, or in
-    Parquet the number of the row. `pair` is a second text, or ""."""
+    """A text and its label, stripped of surrounding space, in `file`; `line` is the first line of the row, from 1, or
+    in Parquet the number of the row. `pair` is a second text, or ""."""
 
     text: str
     label: str
@@ -162,8 +162,8 @@ def label_names_in(
     if len(found) == 1:
         raise UserError(
             f"{named(files)}: all rows have one label, {found.pop()!r}: there is nothing to tell apart. Is "
-            f"--label_column {layout.label_column!r} the right one? If this is a part of a larger set, name all labels with "
-            "--label_names."
+            f"--label_column {layout.label_column!r} the right one? If this is a part of a larger set, name all "
+            "labels with --label_names."
         )
     return tuple(sorted(found, key=int) if all(map(_is_whole, found)) else sorted(found))
 

@@ -65,8 +65,8 @@ def refuse_with_hint(error: UserError) -> None:
 
 
 def kind_by_name(file: Path) -> Kind | None:
-    """The kind of a file by its suffix, in any letter case, also before .gz or .zst; None for other suffixes than those of
-    `KINDS`.
+    """The kind of a file by its suffix, in any letter case, also before .gz or .zst; None for suffixes other than those
+    of `KINDS`.
 
     Raises:
         UserError: it is a Parquet file that is compressed once more, which cannot be read in pieces.
@@ -136,8 +136,9 @@ def table_records(
 ) -> Iterator[Record]:
     """The rows of a table.
 
-    A CSV or TSV has a header. Its cells are separated by commas or, in a TSV, by TABs, and quoted by `"`. A quoted cell may span several lines; `""` inside it is one `"`. Columns without name and content, which Excel adds,
-    are dropped; one with content, such as the index that pandas adds, is named `column <number>`.
+    A CSV or TSV has a header. Its cells are separated by commas or, in a TSV, by TABs, and quoted by `"`. A quoted cell
+    may span several lines; `""` inside it is one `"`. Columns without name and content, which Excel adds, are dropped;
+    one with content, such as the index that pandas adds, is named `column <number>`.
 
     Args:
         file, kind: the file, and what it is.

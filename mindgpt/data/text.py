@@ -42,8 +42,8 @@ def input_files(names: Iterable[PathLike], suffixes: Sequence[str] = TEXT_SUFFIX
 
     A folder means its files with one of the `suffixes`, in any letter case and also before .gz or .zst, sub-folders
     included, sorted by path; other suffixes are reported and skipped. A pattern (`corpus/*.txt`, `corpus/**/*.txt`)
-    means the files that it matches, sorted by path. Hidden files and folders are skipped unless a name or pattern spells
-    out the dot.
+    means the files that it matches, sorted by path. Hidden files and folders are skipped unless a name or pattern has
+    their dot.
 
     Raises:
         UserError: a name means no file, or a file cannot be read.
