@@ -16,7 +16,7 @@ from mindgpt.config.errors import run_program
 from mindgpt.data.split import split_file
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = CheckedParser(
         description="Split a text at a line end (without one, at a space) into train.txt, valid.txt."
     )
@@ -37,7 +37,7 @@ def main() -> None:
         "--output_dir", type=path_argument, required=True, help="folder for train.txt and valid.txt; both are replaced"
     )
     parser.add_argument("--valid_fraction", type=float, default=0.1, help="fraction to validate on, from the end (0.1)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     files = split_file(
         arguments.input_file, arguments.output_dir, arguments.valid_fraction, arguments.field, arguments.read_as
     )

@@ -301,7 +301,7 @@ def test_a_console_that_nobody_reads_and_that_knows_no_emoji(flags, repo, progra
         (["--predict_data", "keys.jsonl"], ["keys.jsonl:2", "'prompt' and 'text'", "it has: 'txt'"]),
         (["--predict_data", "empty.jsonl"], ["empty.jsonl:1: an empty text is no prompt"]),
         (["--predict_data", "blank.txt"], ["blank.txt holds no prompt"]),
-        (["--predict_data", "empty_folder"], ["empty_folder holds no .txt, .json, .jsonl or .ndjson file"]),
+        (["--predict_data", "empty_folder"], ["empty_folder holds no .txt, .json, .jsonl, .ndjson or .parquet file"]),
         (["--predict_data", ""], ["an empty text is no prompt"]),
         (["--predict_data", "the " * 40], ["'the the", "tokens and fills the context length of 32"]),
         (["--predict_data", "long.txt"], ["long.txt:2 has", "fills the context length of 32"]),
