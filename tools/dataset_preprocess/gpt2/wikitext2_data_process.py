@@ -33,7 +33,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         required=True,
         help="wiki.train.tokens, wiki.valid.tokens, ..., also with .gz or .zst after it, or .parquet with a line in "
-        "each row; several are read one after another, as are those of a folder or a pattern in quotes",
+        "each row; several are read one after another, as are those of a pattern in quotes",
     )
     add_output_arguments(parser, row="block", max_length=1024)
     parser.add_argument(
@@ -55,7 +55,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     use_cores(arguments.num_workers)
-    files = input_files(arguments.input_file, (".tokens", ".raw", ".txt", ".parquet"))
+    for name in arguments.input_file:
+        if Path(name).is_dir():
+            raise UserError(
+                f"{name} is a folder, and one of WikiText holds the texts to evaluate on, too. Name a file, or a pattern "
+                f"in quotes: '{name}/train-*.parquet'."
+            )
+    files = input_files(arguments.input_file)
     for file in files:
         if kind_of(file) not in ("text", "parquet"):
             raise UserError(
