@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in arguments.input_file:
         if Path(name).is_dir():
             raise UserError(
-                f"{name} is a folder, and one of WikiText holds the texts to evaluate on, too. Name a file, or a pattern "
-                f"in quotes: '{name}/train-*.parquet'."
+                f"{name} is a folder, and one of WikiText holds the texts to evaluate on, too. Name a file, or a "
+                f"pattern in quotes: '{name}/train-*.parquet'."
             )
     files = input_files(arguments.input_file)
     for file in files:
