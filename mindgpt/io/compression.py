@@ -86,7 +86,7 @@ class _Zstandard(io.RawIOBase):
         self._file, self._path, self._library = file, path, _zstandard(path)
         self._decompressor = self._library.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         self._frame: Any = None  # of several frames, which follow each other, the one being unpacked
-        self._input = self._output = b""
+        self._input, self._output = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -109,7 +109,7 @@ class _Zstandard(io.RawIOBase):
         """Turn the input into output; what follows the end of the frame stays input."""
         self._frame = self._frame or self._decompressor.decompressobj()
         try:
-            self._output = self._frame.decompress(self._input)
+            self._output = memoryview(self._frame.decompress(self._input))
         except self._library.ZstdError as error:
             raise _damaged(self._path, f"the Zstandard file is damaged ({error})") from None
         self._input = self._frame.unused_data if self._frame.eof else b""

@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -315,6 +316,33 @@ def test_missing_packages(tmp_path, monkeypatch):
         pieces(tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x.txt.zst: reading Zstandard needs .*: pip install 'mindgpt\[zstd\]'"):
         pieces(tmp_path / "x.txt.zst")
+
+
+def test_memory_does_not_grow_with_a_parquet_file(tmp_path):
+    """Of one row group, which a reader of whole row groups would hold."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    noise = np.random.default_rng(0).bytes(30_000_000).hex()
+    rows = [noise[place : place + 1000] for place in range(0, len(noise), 1000)]
+    parquet.write_table(arrow.table({"text": rows, "other": rows}), tmp_path / "x.parquet", row_group_size=len(rows))
+    assert (tmp_path / "x.parquet").stat().st_size > 50 << 20
+    held, most = arrow.total_allocated_bytes(), 0
+    for piece, text in zip(document_pieces(tmp_path / "x.parquet"), rows, strict=True):
+        assert piece.text == text
+        most = max(most, arrow.total_allocated_bytes() - held)
+    assert most < 16 << 20
+
+
+@pytest.mark.parametrize("name", ["x.txt.gz", "x.txt.zst"])
+def test_memory_does_not_grow_with_a_compressed_file(tmp_path, name):
+    pack(tmp_path / name, b"a line of text\n" * 3_000_000)
+    tracemalloc.start()
+    try:
+        length = sum(map(len, read_chunks(tmp_path / name)))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert length == 45_000_000
+    assert most < 16 << 20
 
 
 def test_parquet_values(tmp_path):
