@@ -17,7 +17,7 @@ _GZIP = b"\x1f\x8b"
 _FRAME = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"  # after a first byte of 0x50 to 0x5f: a frame of metadata, which pzstd begins with
 _BUFFER = 1 << 16
-_ZSTD_INPUT = 1 << 13  # bytes unpacked at a time; the most that they can become is 16,000 times as much
+_ZSTD_INPUT = 1 << 8  # bytes unpacked at a time; they can become 8 MiB
 _ZSTD_WINDOW = 1 << 31  # bytes; `zstd --long=31`
 
 PathLike = str | os.PathLike[str]
@@ -86,35 +86,47 @@ class _Zstandard(io.RawIOBase):
         self._file, self._path, self._library = file, path, _zstandard(path)
         self._decompressor = self._library.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         self._frame: Any = None  # of several frames, which follow each other, the one being unpacked
-        self._input, self._output = b"", memoryview(b"")
+        self._input, self._place = b"", 0  # what is read, and how much of it is unpacked
+        self._output = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         view = memoryview(buffer).cast("B")
-        while not self._output:
-            self._input = self._input or self._file.read(_ZSTD_INPUT)
-            if not self._input:
-                if self._frame is not None:
-                    raise _damaged(self._path, "the Zstandard file is cut short")
-                return 0
-            self._unpack()
+        if not self._output:
+            self._unpack(len(view))
         count = min(len(view), len(self._output))
         view[:count] = self._output[:count]
         self._output = self._output[count:]
         return count
 
-    def _unpack(self) -> None:
-        """Turn the input into output; what follows the end of the frame stays input."""
+    def _unpack(self, wanted: int) -> None:
+        """Fill the output with so many bytes or some more; at the end of the file with what there is."""
+        parts: list[bytes] = []
+        while wanted > 0:
+            if self._place == len(self._input):
+                self._input, self._place = self._file.read(_BUFFER), 0
+                if not self._input:
+                    break
+            parts.append(self._unpack_some())
+            wanted -= len(parts[-1])
+        if not self._input and self._frame is not None and not any(parts):
+            raise _damaged(self._path, "the Zstandard file is cut short")
+        self._output = memoryview(b"".join(parts))
+
+    def _unpack_some(self) -> bytes:
         self._frame = self._frame or self._decompressor.decompressobj()
+        some = self._input[self._place : self._place + _ZSTD_INPUT]
         try:
-            self._output = memoryview(self._frame.decompress(self._input))
+            part = self._frame.decompress(some)
         except self._library.ZstdError as error:
             raise _damaged(self._path, f"the Zstandard file is damaged ({error})") from None
-        self._input = self._frame.unused_data if self._frame.eof else b""
+        self._place += len(some)
         if self._frame.eof:
+            self._place -= len(self._frame.unused_data)  # of the next frame
             self._frame = None
+        return part
 
 
 def _zstandard(path: PathLike) -> Any:
