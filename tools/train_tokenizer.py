@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import use_cores
-from mindgpt.data.text import known_size
+from mindgpt.data.text import likely_size
 from mindgpt.data.tool_arguments import TextFiles, add_text_arguments
 from mindgpt.io.files import set_aside
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
@@ -77,12 +77,12 @@ def main(argv: list[str] | None = None) -> None:
     if existing and not arguments.overwrite:
         raise UserError(f"{folder} holds a tokenizer already ({existing[0]}). Use --overwrite to replace it.")
     files = TextFiles(arguments)
-    total = known_size(files.files)
+    total = likely_size(files.files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as progress:
         texts = Texts(files, progress)
         given = {"vocab_size": arguments.vocab_size, "min_frequency": arguments.min_frequency}
         if arguments.kind == "wordpiece":
-            progress.total = total and 2 * total  # it reads the text twice
+            progress.total = 2 * total  # it reads the text twice
             tokenizer = WordPieceTokenizer.train(texts, **given, do_lower_case=not arguments.keep_case)
         else:
             kind = JiebaTokenizer if arguments.kind == "jieba" else GPT2Tokenizer

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -32,7 +31,7 @@ from mindgpt.data.labelled_text import (
 )
 from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.data.records import BadRecords, refuse_with_hint
-from mindgpt.data.text import known_size
+from mindgpt.data.text import likely_size
 from mindgpt.io.files import PathLike, read_lines
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 from mindgpt.tokenizers.unknown_tokens import UnknownTokens
@@ -124,7 +123,7 @@ def write_classification(
         **vocabulary_metadata(tokenizer),
     }
     examples = chain.from_iterable(read_examples(file, layout, on_bad) for file in files)
-    examples = _counted(examples, known_size(map(Path, files)), show_progress)
+    examples = _counted(examples, likely_size(files), show_progress)
     with MindRecordWriter(
         output_file, COLUMNS, num_splits=num_splits, overwrite=overwrite, metadata=metadata
     ) as writer:
@@ -155,7 +154,7 @@ def read_label_names(file: PathLike) -> list[str]:
     return names
 
 
-def _counted(examples: Iterable[LabelledText], total_bytes: int | None, show_progress: bool) -> Iterator[LabelledText]:
+def _counted(examples: Iterable[LabelledText], total_bytes: int, show_progress: bool) -> Iterator[LabelledText]:
     disable = None if show_progress else True
     with tqdm(total=total_bytes, unit="B", unit_scale=True, desc="tokenising", disable=disable) as progress:
         for example in examples:

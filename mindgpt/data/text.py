@@ -22,6 +22,7 @@ from mindgpt.io.compression import is_compressed, text_suffix
 from mindgpt.io.files import PathLike, check_readable, read_chunks, read_lines
 
 PIECE_CHARACTERS = 1 << 16
+_UNPACKED = 3
 TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".ndjson", ".parquet")
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,9 @@ def input_files(names: Iterable[PathLike], suffixes: Sequence[str] = TEXT_SUFFIX
         elif not path.exists() and glob.has_magic(str(name)):
             found = sorted(Path(match) for match in glob.glob(str(name), recursive=True) if os.path.isfile(match))
             if not found:
-                raise UserError(f"No file matches {name}.")
+                folders = any(map(os.path.isdir, glob.iglob(str(name), recursive=True)))
+                hint = f" It matches folders: '{name}/*' means the files in them." if folders else ""
+                raise UserError(f"No file matches {name}.{hint}")
         else:
             found = [path]
         for file in found:
@@ -110,12 +113,11 @@ def split_document(chunks: Iterable[str]) -> Iterator[Piece]:
 # ---- plain text, JSON and tables -------------------------------------------------------------------------------------
 
 
-def known_size(files: Iterable[Path]) -> int | None:
-    """The bytes of text in files; None if some are compressed, and say so only when they are unpacked."""
-    files = list(files)
-    if any(is_compressed(file) or text_suffix(file) == ".parquet" for file in files):
-        return None
-    return sum(map(os.path.getsize, files))
+def likely_size(files: Iterable[PathLike]) -> int:
+    """About how many bytes of text files hold, for a progress bar: of compressed ones and Parquet three times their
+    size, since they tell only when they are read."""
+    packed = {file: is_compressed(file) or text_suffix(file) == ".parquet" for file in files}
+    return sum(os.path.getsize(file) * (_UNPACKED if is_packed else 1) for file, is_packed in packed.items())
 
 
 def kind_of(file: Path, read_as: Kind | Literal["text"] | None = None) -> Kind | Literal["text"]:

@@ -271,6 +271,10 @@ def test_archives_and_binary_files_are_named(run, tokenizer_dir, tmp_path):
         run(TEXT, "--input_file", "empty", *output)
     with pytest.raises(UserError, match=r"No file matches data/\*.txt"):
         run(TEXT, "--input_file", "data/*.txt", *output)
+    with pytest.raises(
+        UserError, match=r"No file matches fol\*. It matches folders: 'fol\*/\*' means the files in them"
+    ):
+        run(TEXT, "--input_file", "fol*", *output)
     assert not (tmp_path / "x.mindrecord").exists()
 
 

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
-from mindgpt.data.text import input_files, kind_of, known_size, mindformers_pieces, wikitext_pieces
+from mindgpt.data.text import input_files, kind_of, likely_size, mindformers_pieces, wikitext_pieces
 from mindgpt.data.tool_arguments import add_output_arguments, open_tokenizer
 
 
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         columns=arguments.data_columns,
         num_splits=arguments.num_splits,
         overwrite=arguments.overwrite,
-        total_bytes=known_size(files),
+        total_bytes=likely_size(files),
     )
     print(summary)
 
