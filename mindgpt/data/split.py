@@ -119,9 +119,9 @@ def split_file(
             held = list(_chunks_of(inputs, field, read_as))
             parts = split_text(lambda: held, fraction)
     files = Path(folder) / "train.txt", Path(folder) / "valid.txt"
-    for file, part in zip(files, parts, strict=True):
-        with atomic_write(file, "w") as opened:
-            opened.writelines(part)
+    with atomic_write(files[0], "w") as train, atomic_write(files[1], "w") as valid:  # one may be among the inputs
+        train.writelines(parts[0])
+        valid.writelines(parts[1])
     return files
 
 

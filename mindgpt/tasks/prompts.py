@@ -89,10 +89,11 @@ def read_prompts(predict_data: list[str], called: str = "--predict_data") -> lis
 
 
 def _is_pattern(word: str) -> bool:
-    """Whether a word may be a pattern of file names. A text may hold the signs of one, so a `?` alone is not enough."""
-    return not any(map(str.isspace, word)) and (
-        "*" in word or (glob.has_magic(word) and text_suffix(word) in _SUFFIXES)
-    )
+    """Whether a word may be a pattern of file names. A text may hold the signs of one, so it needs a known suffix, or a
+    `*` and a suffix or folder."""
+    if any(map(str.isspace, word)) or not glob.has_magic(word):
+        return False
+    return text_suffix(word) in _SUFFIXES or ("*" in word and (os.sep in word or bool(Path(word).suffix)))
 
 
 def _files_matching(pattern: str) -> list[Path]:

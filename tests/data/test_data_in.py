@@ -207,12 +207,8 @@ def test_prompts(tmp_path, monkeypatch, capsys):
     for words in (["x.txt.gz"], ["data"], ["data/**/*"], *([name] for name in RECORD_FILES[:-1])):
         assert [prompt.text for prompt in read_prompts(words)] == TEXTS
     assert "data/**/* is a pattern: 2 file(s) are read" in capsys.readouterr().out
-    assert [prompt.text for prompt in read_prompts(["Why?", "5 * 3 =", "[a]", "a*b"])] == [
-        "Why?",
-        "5 * 3 =",
-        "[a]",
-        "a*b",
-    ]
+    texts = ["Why?", "5 * 3 =", "[a]", "*", "a*b"]
+    assert [prompt.text for prompt in read_prompts(texts)] == texts
     write_parquet(tmp_path / "y.parquet", [{"content": "a"}])
     for words, message in (
         (["lost*.txt"], r"no file matches lost\*.txt"),

@@ -41,6 +41,14 @@ def test_a_file_of_one_line(tmp_path):
     assert len(valid.read_text()) == pytest.approx(0.1 * len(text), abs=20)
 
 
+def test_the_parts_may_replace_the_text(tmp_path):
+    text = "".join(f"line {number}\n" for number in range(100_000))
+    (tmp_path / "train.txt").write_text(text)
+    train, valid = split_file(tmp_path / "train.txt", tmp_path, 0.1)
+    assert train.read_text() + valid.read_text() == text
+    assert len(valid.read_text()) == pytest.approx(0.1 * len(text), abs=20)
+
+
 def test_the_texts_of_a_json_file(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps([{"body": f"text {number}"} for number in range(10)]))
     train, valid = split_file(tmp_path / "x.json", tmp_path, 0.5, field="body")
