@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a trained GPT-2, a perplexity and text, in a few minutes on two cores.
 #   bash scripts/quickstart.sh              on the text of Python's own help topics, which every machine has
-#   bash scripts/quickstart.sh my_text.txt  on your text (UTF-8; some hundred kilobytes or more)
+#   bash scripts/quickstart.sh my_text.txt  on your text (some hundred kilobytes or more; also x.txt.gz, x.jsonl, a folder)
 # Everything lands in output/quickstart of the checkout (OUTPUT=folder for another place), and is replaced by the next
 # run. my_text.txt and folder are relative to where you are.
 set -euo pipefail
@@ -9,7 +9,7 @@ source "$(dirname "$0")/environment.sh"
 text=${1:-}
 if [ -n "$text" ]; then
     text=$(absolute "$text")
-    [ -f "$text" ] || { echo "error: there is no text file $text" >&2; exit 2; }
+    [ -e "$text" ] || { echo "error: there is no text file $text" >&2; exit 2; }
 fi
 out=$(absolute "${OUTPUT:-$repo/output/quickstart}")
 began=$SECONDS

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the test environment, then run ruff and pytest.
+# Make the test environment, then run ruff, mypy (the folders named in pyproject.toml) and pytest.
 #   bash scripts/test.sh             what CI runs
 #   bash scripts/test.sh --quick     an answer in 5 minutes on two cores: every room, without the tests that start programs
 #                                    or compile for simulated Ascend (tests/quick.py finds them)
@@ -12,4 +12,5 @@ make_environment "[test]"
 cd "$repo"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
 exec "$PYTHON" -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -3,7 +3,8 @@
     python tools/score_text.py --config X.yaml --load_checkpoint Y.ckpt --tokenizer DIR texts.txt
     python tools/score_text.py --config X.yaml --load_checkpoint Y.ckpt "a text" --output scores.jsonl --per_token
 
-A .txt file has one text a line, a .jsonl file a `text` or `prompt` on each; a folder stands for such files.
+A .txt file has one text a line, a .jsonl, .csv or .parquet file a `text` or `prompt` in each record; a folder or a
+pattern in quotes stands for such files. Files that end in .gz or .zst are unpacked as they are read.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Split a text file into train.txt and valid.txt, the end of the text, to validate a model on.
+"""Split text into train.txt and valid.txt, the end of the text, to validate a model on.
 
 python tools/split_text.py --input_file my_text.txt --output_dir parts
 """
@@ -16,24 +16,28 @@ from mindgpt.config.errors import run_program
 from mindgpt.data.split import split_file
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = CheckedParser(
         description="Split a text at a line end (without one, at a space) into train.txt, valid.txt."
     )
     parser.add_argument(
-        "--input_file", type=path_argument, help="UTF-8 text; without it, the text of Python's own help topics"
+        "--input_file",
+        type=path_argument,
+        nargs="+",
+        help="UTF-8 text: files, folders or patterns in quotes; those that end in .gz or .zst are unpacked as they are "
+        "read. Without it, the text of Python's own help topics",
     )
     parser.add_argument(
         "--field", default="text", help="in JSON and tables: the key or column that holds the text (text)"
     )
     parser.add_argument(
-        "--read_as", choices=["text", "json", "csv", "tsv"], help="what it holds (default: by its name)"
+        "--read_as", choices=["text", "json", "csv", "tsv", "parquet"], help="what it holds (default: by its name)"
     )
     parser.add_argument(
         "--output_dir", type=path_argument, required=True, help="folder for train.txt and valid.txt; both are replaced"
     )
     parser.add_argument("--valid_fraction", type=float, default=0.1, help="fraction to validate on, from the end (0.1)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     files = split_file(
         arguments.input_file, arguments.output_dir, arguments.valid_fraction, arguments.field, arguments.read_as
     )

@@ -6,7 +6,6 @@ python tools/train_tokenizer.py --kind wordpiece --input_file corpus/ --vocab_si
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import use_cores
+from mindgpt.data.text import likely_size
 from mindgpt.data.tool_arguments import TextFiles, add_text_arguments
 from mindgpt.io.files import set_aside
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     if existing and not arguments.overwrite:
         raise UserError(f"{folder} holds a tokenizer already ({existing[0]}). Use --overwrite to replace it.")
     files = TextFiles(arguments)
-    total = sum(map(os.path.getsize, files.files))
+    total = likely_size(files.files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as progress:
         texts = Texts(files, progress)
         given = {"vocab_size": arguments.vocab_size, "min_frequency": arguments.min_frequency}

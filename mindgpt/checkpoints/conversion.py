@@ -98,16 +98,17 @@ def convert_to_mindspore(source: Path, target: Path, options: ConversionOptions 
             f"{into_ckpt}--reversed makes a Hugging Face folder of it."
         )
     view, config = opened.source, opened.config
-    check_sizes(view, view.sizes, config, options)
+    sizes = getattr(view, "sizes", {})
+    check_sizes(view, sizes, config, options)
     change = norm_change(config, options.layer_norm, view.path, layer_norm_conversion.to_model)
     say_notes(opened.notes, change)
     scaled = with_norms(view, change)
     write_checkpoint(target, with_progress(scaled, options.dtype, target))
     say_skipped(opened)
-    print(f"wrote {target}: {summary(scaled, view.sizes, options.dtype)}")
+    print(f"wrote {target}: {summary(scaled, sizes, options.dtype)}")
     if config is not None:
         config = config.replaced(change.settings)
-        write_config_beside(target, config, config.to_hf_dict(_architecture(view.sizes)))
+        write_config_beside(target, config, config.to_hf_dict(_architecture(sizes)))
     elif taken := config_beside(target):
         print(f"note: no {CONFIG_FILE} lies with {source}; {taken} will be read as the config of the new file")
     else:
@@ -160,11 +161,11 @@ def convert_to_hugging_face(source: Path, target: Path, options: ConversionOptio
         check_folder(target, path, config)
     say_notes(opened.notes, change)
     file = target / SAFETENSORS_NAME if to_folder else target
-    entries = {name: TensorInfo(info.shape, options.dtype) for name, info in view.entries.items()}
+    entries = {name: TensorInfo(info.shape, options.dtype or info.dtype) for name, info in view.entries.items()}
     write_safetensors(file, entries, items)
     say_skipped(opened)
     print(f"wrote {file}: {summary(view, view.sizes, options.dtype)}")
-    if to_folder:
+    if to_folder and config is not None:  # `check_folder` has seen to it
         if opened.variant == GPT2_ML:
             print("note: transformers has no network of this kind; only mindgpt opens this folder")
         elif config.layer_norm == "uer":

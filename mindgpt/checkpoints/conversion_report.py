@@ -22,7 +22,7 @@ def say_notes(notes: list[str], change: NormChange) -> None:
 def say_skipped(opened: OpenedWeights) -> None:
     """Print what was left out. Of a checkpoint that is much, and all of it is training's."""
     if opened.kind != "checkpoint":
-        for rule, count in sorted(Counter(opened.source.skipped.values()).items()):
+        for rule, count in sorted(Counter[str](getattr(opened.source, "skipped", {}).values()).items()):
             print(f"skipped: {count} x {rule}")
 
 

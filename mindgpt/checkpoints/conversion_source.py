@@ -15,6 +15,7 @@ from mindgpt.checkpoints.gpt2_views import agree_on_head
 from mindgpt.checkpoints.gpt3_config import config_of_gpt3
 from mindgpt.checkpoints.layer_norm_conversion import NormChange
 from mindgpt.checkpoints.locations import config_beside
+from mindgpt.checkpoints.megatron_views import MegatronView
 from mindgpt.checkpoints.padded_vocabulary import config_with_rows, with_vocabulary
 from mindgpt.checkpoints.tensor_source import TensorSource
 from mindgpt.checkpoints.uer_names import HEAD as UER_HEAD
@@ -123,7 +124,9 @@ def _opened(path: Path, options: ConversionOptions) -> OpenedWeights:
         raise UserError(f"{view.path}: --layer_norm {options.layer_norm}: GPT2_ML's never were UER-py's. Leave it out.")
     notes = [*getattr(view, "notes", ())] if kind != "checkpoint" else []
     if kind in ("uer", GPT2_ML):
-        found = NAMINGS[kind].config(view, options.config, options.vocabulary, options.num_heads)
+        config_of = NAMINGS[kind].config
+        assert config_of is not None
+        found = config_of(view, options.config, options.vocabulary, options.num_heads)
         if found.config is None:
             raise UserError(
                 f"{view.path}: weights do not tell the number of heads, and no config lies with them. Pass "
@@ -131,10 +134,10 @@ def _opened(path: Path, options: ConversionOptions) -> OpenedWeights:
             )
         return OpenedWeights(kind, view, found.config, notes + found.notes, found.vocabulary)
     if kind == "megatron" and options.num_heads is None:
+        assert isinstance(view, MegatronView)
         found = config_of_gpt3(view, options.config)
-        vocabulary = options.vocabulary and checked_vocabulary(
-            view.path, view.sizes["V"], options.vocabulary, padding=view.sizes["V"]
-        )
+        rows = view.sizes["V"]
+        vocabulary = options.vocabulary and checked_vocabulary(view.path, rows, options.vocabulary, padding=rows)
         return OpenedWeights(kind, view, found.config, notes + found.notes, vocabulary)
     if options.num_heads is not None:
         raise UserError(
@@ -142,8 +145,8 @@ def _opened(path: Path, options: ConversionOptions) -> OpenedWeights:
         )
     chosen = options.config or config_beside(view.path)
     config, of_config = read_config_for(view, chosen) if chosen else (None, [])
-    if config is not None and variant_of(view.entries) not in (None, config.variant):
-        held = variant_of(view.entries)
+    held = variant_of(view.entries)
+    if config is not None and held is not None and held != config.variant:
         raise UserError(
             f"{view.path}: holds the weights of {VARIANTS[held].model} (variant {held}), and {chosen} is the config of "
             f"{VARIANTS[config.variant].model} (variant {config.variant}). Correct it, or pass another with --config."

@@ -52,7 +52,7 @@ def open_deepspeed(path: Path) -> TensorSource:
     sources = []
     for mp in ranks:
         of_rank = {dp: file for (dp, m), file in models.items() if m == mp}
-        shards = {dp: file for (dp, m), file in optimizers.items() if m == mp}
+        shards = {dp: file for (dp, m), file in optimizers.items() if m == mp and dp is not None}
         whole = optimizers or any(dp is not None for dp, _ in models)
         sources.append(ZeROShards(folder, of_rank, shards) if whole else ModuleStates(of_rank[None]))
     _check_ranks(folder, ranks, sources[0].tensor_parallel_size)

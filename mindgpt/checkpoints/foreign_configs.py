@@ -1,7 +1,7 @@
 """Config files of other libraries, which are read with their weights alone."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mindgpt.config.errors import UserError
 
@@ -15,7 +15,7 @@ def is_uer_json(content: Any) -> bool:
     return isinstance(content, dict) and bool(_OF_UER & content.keys())
 
 
-def is_gpt3_json(content: Any) -> bool:
+def is_gpt3_json(content: Any) -> TypeGuard[dict[str, Any]]:
     """Whether the content of a config file is in the form of ModelScope's GPT-3, possibly incomplete."""
     if not isinstance(content, dict) or _OF_HUGGING_FACE & content.keys():
         return False

@@ -188,7 +188,7 @@ class GPT2Config(GPT2Section):
     def to_hf_dict(self, architecture: str = "GPT2LMHeadModel") -> dict[str, Any]:
         """The content of config.json: Hugging Face's keys, and under `mindgpt` settings that these cannot express."""
         values = self.model_dump(mode="json")
-        hugging_face = {"architectures": [architecture], "model_type": self.variant}
+        hugging_face: dict[str, Any] = {"architectures": [architecture], "model_type": self.variant}
         hugging_face |= {theirs: values[ours] for ours, theirs in _TO_HUGGING_FACE.items()}
         hugging_face["n_inner"] = None if self.ffn_hidden_size == 4 * self.hidden_size else self.ffn_hidden_size
         hugging_face["activation_function"] = _ACTIVATION_TO_HUGGING_FACE[self.hidden_act]

@@ -97,7 +97,7 @@ def read_ml_config(
     is_another = not isinstance(content, dict) or content.get("model_type") not in (None, "gpt2")
     if is_another or "mindgpt" in content:  # ours, or another network's
         return config_from_content(content, file, changes)
-    notes = []
+    notes: list[str] = []
     if _ONLY_THERE & content.keys():
         content, notes = _from_own_form(content, sizes or {}, str(file))
     config, of_content = config_from_content(
@@ -183,7 +183,7 @@ def _is_config(file: Path) -> bool:
 
 def _without_config(view: GPT2MLView, num_heads: int | None, vocabulary: Path | None) -> FoundConfig:
     """The config of weights alone; the number of heads is the given one, or that of published models of this width."""
-    settings = {key: view.sizes[letter] for letter, (key, _) in _SIZES.items()}
+    settings: dict[str, Any] = {key: view.sizes[letter] for letter, (key, _) in _SIZES.items()}
     settings |= {"variant": VARIANT, **_RATES, **_NO_SPECIAL_TOKENS}
     if num_heads is not None:
         return FoundConfig(GPT2Config(**settings, num_heads=num_heads), [], vocabulary=vocabulary)

@@ -32,6 +32,9 @@ NAMINGS = ("tensorflow", "torch_port")
 PORT_WEIGHTS = "pytorch_model.bin"
 
 
+_NOTHING = np.empty(0)
+
+
 class GPT2MLView:
     """The weights of a GPT2_ML under our names, as a `TensorSource`.
 
@@ -66,7 +69,7 @@ class GPT2MLView:
         for ours in in_our_order:
             row, _ = self._place[ours]
             self.entries[ours] = TensorInfo(concrete_shape(row.our_shape, self.sizes), held[row.name].dtype)
-        self._last: tuple[str, np.ndarray | None] = ("", None)
+        self._last = ("", _NOTHING)  # the name and the values of the tensor that was read last
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
@@ -146,7 +149,7 @@ def mask_buffers(sizes: Mapping[str, int]) -> tuple[dict[str, np.ndarray], dict[
     `sizes`: "L" layers, "P" positions.
     """
     positions = sizes["P"]
-    buffers = {
+    buffers: dict[str, np.ndarray] = {
         "h.0.attn.bias": np.tril(np.ones((1, 1, positions, positions), np.uint8)),
         "h.0.attn.masked_bias": np.array(-1e4, np.float32),
     }

@@ -44,6 +44,8 @@ _PREFIX = re.compile(
 # What torch.compile, activation checkpointing and FSDP put into the names of the modules they wrap.
 _WRAPPER = re.compile(r"\b(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
+_NOTHING = np.empty(0)
+
 
 class MindFormersView:
     """Hugging Face weights under MindFormers' names, as a `TensorSource`.
@@ -76,7 +78,7 @@ class MindFormersView:
             name: TensorInfo(concrete_shape(row.mf_shape, self.sizes), held[row.hf_name].dtype)
             for name, (row, _) in self._place.items()
         }
-        self._last: tuple[str, np.ndarray | None] = ("", None)
+        self._last = ("", _NOTHING)  # the name and the values of the tensor that was read last
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorSource.read`."""
@@ -143,7 +145,7 @@ class UntiedHead:
     def __init__(self, source: TensorSource):
         self.path, self._source = source.path, source
         self.entries = {**source.entries, HEAD.mf_names[0]: source.entries[MF_EMBEDDING]}
-        self.skipped = {name: rule for name, rule in source.skipped.items() if rule != TIED_HEAD}
+        self.skipped = {name: rule for name, rule in getattr(source, "skipped", {}).items() if rule != TIED_HEAD}
         self.notes, self.sizes = getattr(source, "notes", ()), getattr(source, "sizes", {})
 
     def read(self, name: str) -> np.ndarray:

@@ -129,8 +129,9 @@ def _ends(eod_id: int, view: MegatronView) -> int | list[int]:
     """The ids that end a text."""
     tokenizer = file_beside(view.path, "tokenizer.json") if view.layout == "parallel" else None
     separator = separator_id(tokenizer) if tokenizer else None
-    within = separator is not None and separator < view.sizes["V"]
-    return [eod_id, separator] if within and separator != eod_id else eod_id
+    if separator is None or separator >= view.sizes["V"] or separator == eod_id:
+        return eod_id
+    return [eod_id, separator]
 
 
 def _wrong_sizes(content: Mapping[str, Any], view: MegatronView) -> Iterator[str]:
@@ -151,6 +152,8 @@ def _other_networks(content: Mapping[str, Any], layout: str) -> Iterator[str]:
     key = "apply_residual_connection_post_layernorm"
     if layout == "parallel" and content.get(key):
         yield f"{key} is {shown(content[key])}: blocks would add the output of a layer norm. mindgpt has no such block"
+    heads: Any
+    hidden: Any
     heads, hidden, channels = (content.get(key) for key in ("num_attention_heads", "hidden_size", "kv_channels"))
     if channels is not None and all(_is_count(value) for value in (heads, hidden)) and channels * heads != hidden:
         yield f"kv_channels is {shown(channels)}, and must be hidden_size / num_attention_heads = {hidden / heads:g}"

@@ -25,6 +25,9 @@ from mindgpt.config.section import shown
 MODEL = "a GPT-3 of ModelScope"
 
 
+_NOTHING = np.empty(0)
+
+
 class MegatronView:
     """The weights of ModelScope's GPT-3 under our names, as a `TensorSource`.
 
@@ -66,7 +69,7 @@ class MegatronView:
             ours: TensorInfo(concrete_shape(row.our_shape, self.sizes), held[row.name].dtype)
             for ours, (row, _) in self._place.items()
         }
-        self._last: tuple[str, np.ndarray | None] = ("", None)
+        self._last = ("", _NOTHING)  # the name and the values of the tensor that was read last
 
     def set_heads(self, heads: int) -> None:
         """Say the number of attention heads, which must divide the hidden size."""
@@ -76,11 +79,11 @@ class MegatronView:
         """See `TensorSource.read`."""
         row, part = self._place[name]
         if len(row.ours) == 1:
-            self._last = ("", None)
+            self._last = ("", _NOTHING)
             return row.split(self._source.read(self._stored[row.name]), 0, self._order, 1)
         assert self._heads, "set_heads comes first"
         if self._last[0] != row.name:  # query, key and value are one tensor, read once
-            self._last = ("", None)
+            self._last = ("", _NOTHING)
             self._last = (row.name, self._source.read(self._stored[row.name]))
         return row.split(self._last[1], part, self._order, self._heads)
 
@@ -167,4 +170,6 @@ def order_of(version: object, path: Path) -> int:
             f"{path}: checkpoint_version is {shown(version)}. Known are 0, 1.0 and 2 or more, which say in what order "
             "the rows of query_key_value are; ModelScope's own files have none. Correct it, or copy the file again."
         )
-    return PER_HEAD if version is None else {0: THREE_BLOCKS, 1: PER_VALUE}.get(version, PER_HEAD)
+    if version == 0:
+        return THREE_BLOCKS
+    return PER_VALUE if version == 1 else PER_HEAD

@@ -13,7 +13,7 @@ import mmap
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -116,7 +116,7 @@ def write_checkpoint(path: str | Path, items: Iterable[tuple[str, np.ndarray | s
                 _write_value(file, name, item.shape, tensor_type, content)
 
 
-def _write_value(file: BinaryIO, name: str, dims: tuple[int, ...], tensor_type: str, content: np.ndarray) -> None:
+def _write_value(file: IO[bytes], name: str, dims: tuple[int, ...], tensor_type: str, content: np.ndarray) -> None:
     tag = _length_delimited(1, name.encode())
     dims_and_type = b"".join(_varint(1 << 3) + _varint(size) for size in dims)
     dims_and_type += _length_delimited(2, tensor_type.encode())

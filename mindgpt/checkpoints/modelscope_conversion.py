@@ -64,7 +64,8 @@ def convert_to_modelscope(source: Path, target: Path, options: ConversionOptions
     check_sizes(view, view.sizes, config, options)
     check_ranks(config, ranks)
     if opened.kind == "megatron":
-        content = _with_other_keys(content, options.config or config_file_of(path))
+        file = options.config or config_file_of(path)
+        content = _with_other_keys(content, file) if file else content
     files, more = weight_files(target, layout, ranks), configuration(path, target, layout, ranks)
     check_modelscope_folder(target, files, content)
     kind = tokenizer_kind(path if path.is_dir() else path.parent)
@@ -87,5 +88,5 @@ def convert_to_modelscope(source: Path, target: Path, options: ConversionOptions
 def _with_other_keys(content: dict[str, Any], file: str | Path) -> dict[str, Any]:
     """A config.json of ModelScope with the keys of the one that the weights had, which mean nothing to us."""
     file = Path(file) / CONFIG_FILE if Path(file).is_dir() else Path(file)
-    before = read_json(file) if file.is_file() else None
+    before: Any = read_json(file) if file.is_file() else None
     return {**before, **content} if is_gpt3_json(before) else content

@@ -85,9 +85,11 @@ def open_modelscope(path: Path) -> TensorSource:
     if len(orders) > 1:
         raise UserError(f"{where}: the files of the ranks have different checkpoint_version. Copy all of them again.")
     in_blocks = THREE_BLOCKS in orders
-    source = ranks[0] if len(ranks) == 1 else TensorParallelRanks(where, ranks, in_blocks, compares=True)
+    source: RankFile | TensorParallelRanks = ranks[0]
+    if len(ranks) > 1:
+        source = TensorParallelRanks(where, ranks, in_blocks, compares=True)
+        source.checkpoint_version = ranks[0].checkpoint_version
     source.path = where
-    source.checkpoint_version = ranks[0].checkpoint_version
     source.notes += [note for note in (shards.note, extra) if note]
     return source
 
@@ -191,7 +193,9 @@ def _located(path: Path) -> Shards:
         UserError: it may mean several checkpoints.
     """
     if path.is_file():
-        save = _SHARD.fullmatch(path.name)["save"] or ""
+        match = _SHARD.fullmatch(path.name)
+        assert match is not None, path  # `is_modelscope` has seen it
+        save = match["save"] or ""
         return Shards(path.parent, _groups(path.parent)[save])
     if groups := _groups(path / MODEL_FOLDER):
         if holds_weights(path):

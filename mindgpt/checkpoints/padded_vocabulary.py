@@ -7,13 +7,14 @@ changes them, and no text gets their ids: the model is the one without them. The
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.gpt2_names import HEAD, MF_EMBEDDING
 from mindgpt.checkpoints.strategy_format import Box
-from mindgpt.checkpoints.tensor_source import TensorInfo, TensorSource, as_numbers
+from mindgpt.checkpoints.tensor_source import BoxSource, TensorInfo, TensorSource, as_numbers
 from mindgpt.config.errors import UserError
 from mindgpt.tokenizers.loading import holds_tokenizer, load_tokenizer
 
@@ -42,7 +43,7 @@ class VocabularyRows:
     """
 
     def __init__(self, source: TensorSource, rows: int, training_state: bool = True):
-        self._source = source
+        self._source = cast(BoxSource, source)  # those whose rows are padded all are
         self.path = source.path
         self.skipped: Mapping[str, str] = getattr(source, "skipped", {})
         self.entries = dict(source.entries)

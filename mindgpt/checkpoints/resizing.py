@@ -84,6 +84,7 @@ def fit_to(weights: Weights, changes: Mapping[str, Any], resize: bool) -> tuple[
             settings that are not allowed.
     """
     config, names = weights.config, GPT2Config.other_names
+    assert config is not None, "weights without config fit any"
     sizes = {names.get(key, key): value for key, value in changes.items() if names.get(key, key) in _SIZES}
     others = {key: value for key, value in changes.items() if names.get(key, key) not in _SIZES}
     length, positions = sizes.get("seq_length"), sizes.get("max_position_embeddings")

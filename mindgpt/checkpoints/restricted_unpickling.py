@@ -31,6 +31,8 @@ class Inert:
     """
 
     of: ClassVar[str] = ""
+    arguments: tuple[Any, ...]
+    state: Any
 
     def __new__(cls, *arguments: Any, **_: Any) -> "Inert":
         made = object.__new__(cls)

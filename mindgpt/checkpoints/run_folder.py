@@ -71,6 +71,7 @@ def record_checkpoints(folder: Path, files: Sequence[Path]) -> None:
         UserError: it cannot be written.
     """
     step = step_of(files[-1])
+    assert step is not None, files
     names = [file.name for file in files]
     record = {"last_epoch": step.epoch, "last_step": step.step, "last_ckpt_file": names[-1], "files": names}
     write_json(folder / RECORD, record)
@@ -152,6 +153,7 @@ def by_step(folder: Path) -> dict[Step, Path]:
     files = [Path(folder, name) for name in files_of_last_run(folder)]
     for file in [file for file in files if step_of(file)] or checkpoints_in(folder):
         step = step_of(file)
+        assert step is not None, file  # both lists hold such alone
         if step in found:
             raise UserError(f"{folder}: {found[step].name} and {file.name} have the same step. Move one of them away.")
         found[step] = file

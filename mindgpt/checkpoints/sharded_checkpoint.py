@@ -133,6 +133,7 @@ class ShardedCheckpoint:
                 return shard
             result = np.empty(shape, shard.dtype) if result is None else result
             result[_relative_to(overlap, [side.start for side in wanted])] = shard
+        assert result is not None  # the shards cover the tensor
         return result
 
     def _find_sharded(self) -> None:
@@ -153,6 +154,7 @@ class ShardedCheckpoint:
                     problems.append(f"{name} of pipeline stage {stage} {problem}")
                     continue
                 info = infos.pop()
+                assert info is not None  # `_misfit` reports it
                 full = TensorInfo(layout.full_shape(info.shape), info.dtype)
                 self._sharded.setdefault(name, []).append(_ShardedTensor(full, layout, first))
         for name, stages in self._sharded.items():
@@ -200,7 +202,9 @@ class ShardedCheckpoint:
             weights = sorted((one.info.nbytes, name) for name, one in tensors.items() if skip_rule(name) is None)
             for _, name in weights[:_COMPARED]:
                 for ranks in tensors[name].shards().values():
-                    first_copy = self._files[ranks[0]].read(name) if len(ranks) > 1 else None
+                    if len(ranks) == 1:
+                        continue
+                    first_copy = self._files[ranks[0]].read(name)
                     for rank in ranks[1:]:
                         if not _alike(first_copy, self._files[rank].read(name), _TOLERANCE):
                             problems.append(f"{name} should be the same on ranks {ranks[0]} and {rank}, and is not")
@@ -260,11 +264,12 @@ def _check_ranks(folder: Path, ranks: list[int], strategy: ShardingStrategy) -> 
 
 def _misfit(infos: set[TensorInfo | None], layout: TensorLayout) -> str:
     """Why shards with these shapes do not fit a layout, or ""."""
-    if None in infos:
+    known = {info for info in infos if info is not None}
+    if len(known) < len(infos):
         return "is in the strategy but not in the checkpoint" + (" of every rank" if len(infos) > 1 else "")
     if len(infos) > 1:
-        return f"has different shapes on the ranks: {', '.join(sorted(str(list(info.shape)) for info in infos))}"
-    shape = next(iter(infos)).shape
+        return f"has different shapes on the ranks: {', '.join(sorted(str(list(info.shape)) for info in known))}"
+    shape = next(iter(known)).shape
     if layout.tensor_map and len(layout.tensor_map) != len(shape):
         return f"has {len(shape)} dimensions, and {len(layout.tensor_map)} in the strategy"
     return ""

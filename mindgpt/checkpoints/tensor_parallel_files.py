@@ -58,10 +58,11 @@ class TensorParallelRanks:
         self.path = path
         self._ranks, self._in_blocks = ranks, in_blocks
         self.tensor_parallel_size = len(ranks)
+        self.checkpoint_version: object = None
         self.notes = [f"{path}: merged from {len(ranks)} tensor-parallel ranks"]
         self.notes += dict.fromkeys(note for rank in ranks for note in getattr(rank, "notes", ()))
         names = [set(rank.entries) for rank in ranks]
-        if differing := sorted(set.union(*names) - set.intersection(*names)):
+        if differing := sorted(set().union(*names) - names[0].intersection(*names)):
             raise UserError(f"{path}: not all tensor-parallel ranks hold {', '.join(differing[:5])}. Copy them again.")
         self.entries = {name: self._info(name) for name in ranks[0].entries}
         if compares:
@@ -82,6 +83,7 @@ class TensorParallelRanks:
             whole = np.empty(shape, shard.dtype) if whole is None else whole
             begin, end = end, end + shard.shape[axis]
             whole[(slice(None),) * axis + (slice(begin, end),)] = shard
+        assert whole is not None  # there is a rank
         return whole
 
     def _info(self, name: str) -> TensorInfo:

@@ -47,11 +47,21 @@ class TensorSource(Protocol):
         entries: name -> shape and dtype.
     """
 
-    path: Path
-    entries: Mapping[str, TensorInfo]
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def entries(self) -> Mapping[str, TensorInfo]: ...
 
     def read(self, name: str) -> np.ndarray:
         """The tensor `name` as a new array; bfloat16 as float32, which holds each value exactly."""
+
+
+class BoxSource(TensorSource, Protocol):
+    """A `TensorSource` that reads boxes, too."""
+
+    def read_box(self, name: str, box: Box | None) -> np.ndarray:
+        """The box of a tensor, or all of it; where the source has stored bytes, bfloat16 as `BFLOAT16_BITS`."""
 
 
 class SpanFile:
@@ -210,10 +220,11 @@ def equal_bits(source: TensorSource, first: str, second: str) -> bool:
         rows = max(1, _BUFFER * info.shape[0] // max(info.nbytes, 1))
         others = tuple(slice(0, size) for size in info.shape[1:])
         boxes = [(slice(row, min(row + rows, info.shape[0])), *others) for row in range(0, info.shape[0], rows)]
-    return all(
-        np.array_equal(*(read_box(source, name, box).reshape(-1).view(np.uint8) for name in (first, second)))
-        for box in boxes
-    )
+
+    def stored(name: str, box: Box | None) -> np.ndarray:
+        return read_box(source, name, box).reshape(-1).view(np.uint8)
+
+    return all(np.array_equal(stored(first, box), stored(second, box)) for box in boxes)
 
 
 def tensors(source: TensorSource, dtype: str | None = None) -> Iterator[tuple[str, np.ndarray]]:

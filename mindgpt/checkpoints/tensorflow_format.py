@@ -14,7 +14,7 @@ all that is ever held, and the process would be killed if a mapped file became s
 import glob
 import re
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -129,7 +129,8 @@ class TensorBundle:
 
     def _add(self, key: bytes, value: bytes) -> None:
         """Register one tensor."""
-        name, spans = key.decode(errors="replace"), {}
+        name = key.decode(errors="replace")
+        spans: dict[int, Any] = {}
         for number, _, span in fields(value, 0, len(value)):
             spans.setdefault(number, span)
         if _OBJECT_BASED.match(name):

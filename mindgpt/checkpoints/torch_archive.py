@@ -40,7 +40,7 @@ class _Storage(NamedTuple):
 
     dtype: str
     key: str
-    count: int
+    size: int
 
 
 class _Tensor:
@@ -50,7 +50,8 @@ class _Tensor:
         self._storage, self._shape, self._rebuild = storage, shape, rebuild
 
     def __reduce__(self) -> tuple[Any, ...]:
-        strides, step = [], 1
+        strides: list[int] = []
+        step = 1
         for size in reversed(self._shape):
             strides.insert(0, step)
             step *= size
@@ -110,7 +111,7 @@ def _pickled(entries: Mapping[str, TensorInfo]) -> bytes:
         def persistent_id(self, value: Any) -> Any:
             if not isinstance(value, _Storage):
                 return None
-            return "storage", getattr(torch, _STORAGES[value.dtype]), value.key, "cpu", value.count
+            return "storage", getattr(torch, _STORAGES[value.dtype]), value.key, "cpu", value.size
 
     state = OrderedDict()
     for number, (name, info) in enumerate(entries.items()):

@@ -97,7 +97,8 @@ def _open(source: Path, strategy: Path | None, step: Step | None) -> Source:
 def _with_vocabulary(checkpoint: Source, rows: int, keep_state: bool) -> VocabularyRows:
     """The checkpoint with so many rows in its token tables. Raises a UserError as `with_vocabulary`."""
     beside = config_beside(checkpoint.path)
-    held = with_vocabulary(checkpoint, beside and GPT2Config.from_pretrained(beside), rows, training_state=keep_state)
+    config = GPT2Config.from_pretrained(beside) if beside else None
+    held = with_vocabulary(checkpoint, config, rows, training_state=keep_state)
     old = checkpoint.entries[MF_EMBEDDING].shape[0]
     changed = [name for name in held.changed if _kept(name, keep_state)]
     print(f"vocabulary: from {old} to {rows} rows in {len(changed)} tensors")

@@ -200,7 +200,8 @@ def _without_config(
     settings: Mapping[str, Any], view: UERView, num_heads: int | None, vocabulary: Path | None
 ) -> FoundConfig:
     """The config of weights alone; the number of heads is the given one, or that of published models of this width."""
-    heads, assumed = num_heads, ("hidden_act",)
+    heads = num_heads
+    assumed: tuple[str, ...] = ("hidden_act",)
     if heads is None:
         if view.sizes["H"] % HEAD_SIZE:
             return FoundConfig(None, [], assumed, vocabulary, without_heads=GPT2Config(**settings, num_heads=1))

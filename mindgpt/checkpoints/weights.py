@@ -23,7 +23,7 @@ from mindgpt.checkpoints.gpt2_config import GPT2Config
 from mindgpt.checkpoints.gpt2_ml_config import config_of_gpt2_ml, read_config_for
 from mindgpt.checkpoints.gpt2_ml_views import GPT2MLView, is_gpt2_ml
 from mindgpt.checkpoints.gpt2_names import are_mindformers, hint, mindformers_prefix, variant_of
-from mindgpt.checkpoints.gpt2_views import MindFormersView, UntiedHead, agree_on_head
+from mindgpt.checkpoints.gpt2_views import MindFormersView, agree_on_head
 from mindgpt.checkpoints.gpt3_config import config_of_gpt3
 from mindgpt.checkpoints.locations import config_beside
 from mindgpt.checkpoints.megatron_names import are_megatron
@@ -93,7 +93,7 @@ class Naming(NamedTuple):
 
     matches: Callable[[TensorSource], bool]
     view: Callable[[TensorSource], TensorSource]
-    config: Callable[[TensorSource], FoundConfig] | None = None
+    config: Callable[..., FoundConfig] | None = None
 
 
 def _is_ours(source: TensorSource) -> bool:
@@ -130,7 +130,7 @@ class Weights:
 
     kind: str
     config: GPT2Config | None
-    source: MindFormersView | CheckpointWeights | UntiedHead | UERView | GPT2MLView | MegatronView
+    source: TensorSource
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     without_heads: GPT2Config | None = None
@@ -154,7 +154,7 @@ def open_weights(path: str | Path, strategy: str | Path | None = None) -> Weight
     """
     path = Path(path)
     if strategy is not None and rank_folders(path):
-        stored = ShardedCheckpoint(path, Path(strategy))
+        stored: TensorSource = ShardedCheckpoint(path, Path(strategy))
     else:
         stored = open_source(path)
     kind = naming_of(stored)
@@ -314,7 +314,7 @@ def _tensor(array: np.ndarray, parameter: "Parameter | None", name: str) -> "Ten
     from mindspore import Tensor
 
     wanted = "float32" if parameter is None else dtype_name(parameter)
-    if wanted == "bfloat16":  # NumPy has no such type
+    if parameter is not None and wanted == "bfloat16":  # NumPy has no such type
         return Tensor(cast(array, "float32", name), parameter.dtype)
     return Tensor.from_numpy(aligned(cast(array, wanted, name)))
 

@@ -229,7 +229,7 @@ def _regrouped(groups: Sequence[Shapes], held: Sequence[int]) -> list[Shapes]:
             room -= math.prod(shape)
     for name, shape in names:  # reported by the comparison of the totals
         result[-1][name] = shape
-    return result
+    return list(result)
 
 
 def _flat(states: Mapping[str, Any], key: str, folder: Path) -> list[list[Any]]:

@@ -72,7 +72,8 @@ def _replace(merged: YamlFile, file: YamlFile, here: Location) -> None:
     for location, line in file.lines.items():
         if location[: len(here)] == here:
             merged.lines[location], merged.sources[location] = line, file.source_of(location)
-    target, value = merged.value, file.value
+    target: Any = merged.value
+    value: Any = file.value
     for key in here[:-1]:
         target, value = target[key], value[key]
     target[here[-1]] = value[here[-1]]

@@ -28,7 +28,13 @@ LAST_CHECKPOINT_IS_INTACT = (
 )
 
 
-class LossMonitorSection(Section):
+class CallbackSection(Section):
+    """A callback of a run, of the kind that `type` names."""
+
+    type: str
+
+
+class LossMonitorSection(CallbackSection):
     """A callback that reports step, loss, learning rate and speed every `per_print_times` steps."""
 
     type: Annotated[str, one_of({"MFLossMonitor": "MFLossMonitor", "LossMonitor": "MFLossMonitor"})] = "MFLossMonitor"
@@ -45,7 +51,7 @@ class LossMonitorSection(Section):
     }
 
 
-class CheckpointMonitorSection(Section):
+class CheckpointMonitorSection(CallbackSection):
     """A callback that saves checkpoints; `directory` "" means `output_dir`/checkpoint.
 
     It writes one every `save_checkpoint_steps` steps or `save_checkpoint_seconds` seconds (0: disabled), and
@@ -100,7 +106,7 @@ class CheckpointMonitorSection(Section):
             )
 
 
-class EvalCallBackSection(Section):
+class EvalCallBackSection(CallbackSection):
     """A callback that evaluates during training every `eval_steps` steps or `eval_epochs` epochs (-1: never).
 
     The best score is that of `metric` (absent: the metric's first in the order of `mindgpt.train.best.DIRECTIONS`);
@@ -140,7 +146,7 @@ class EvalCallBackSection(Section):
             self.fill(eval_epochs=1)
 
 
-class SummaryMonitorSection(Section):
+class SummaryMonitorSection(CallbackSection):
     """A callback that writes TensorBoard events; `summary_dir` "" means `output_dir`/tensorboard.
 
     It writes every `collect_freq` steps, and at every evaluation. The ignored keys are of MindSpore's own collector.
@@ -160,10 +166,8 @@ class SummaryMonitorSection(Section):
     }
 
 
-class IgnoredCallbackSection(Section):
+class IgnoredCallbackSection(CallbackSection):
     """A callback of MindFormers that is accepted and has no effect."""
-
-    type: str
 
 
 class ObsMonitorSection(IgnoredCallbackSection):
@@ -199,7 +203,7 @@ class MoECallbackSection(IgnoredCallbackSection):
     }
 
 
-CALLBACKS: dict[str, type[Section]] = {
+CALLBACKS: dict[str, type[CallbackSection]] = {
     "MFLossMonitor": LossMonitorSection,
     "LossMonitor": LossMonitorSection,
     "CheckpointMonitor": CheckpointMonitorSection,
@@ -221,10 +225,10 @@ REFUSED = {
 }
 """Types of callbacks that are refused, each with the reason or what to use instead."""
 
-EVAL_CALLBACKS: dict[str, type[Section]] = {"ObsMonitor": ObsMonitorSection}
+EVAL_CALLBACKS: dict[str, type[CallbackSection]] = {"ObsMonitor": ObsMonitorSection}
 
 
-def _item_of(classes: Mapping[str, type[Section]]) -> BeforeValidator:
+def _item_of(classes: Mapping[str, type[CallbackSection]]) -> BeforeValidator:
     """Validate an item of a list by the section class that its `type` names."""
 
     def build(value: Any) -> Any:
@@ -235,7 +239,7 @@ def _item_of(classes: Mapping[str, type[Section]]) -> BeforeValidator:
         name = value.get("type")
         if name in REFUSED:
             raise ValueError(f"{name} is not in mindgpt: {REFUSED[name]}")
-        if name not in classes:
+        if not isinstance(name, str) or name not in classes:
             hint = nearest(name, classes) if isinstance(name, str) else f"known are: {', '.join(classes)}"
             raise ValueError(f"type {shown(name)} is not known; {hint}")
         return classes[name].model_validate(value)
@@ -243,5 +247,5 @@ def _item_of(classes: Mapping[str, type[Section]]) -> BeforeValidator:
     return BeforeValidator(build)
 
 
-Callback = Annotated[SerializeAsAny[InstanceOf[Section]], _item_of(CALLBACKS)]
-EvalCallback = Annotated[SerializeAsAny[InstanceOf[Section]], _item_of(EVAL_CALLBACKS)]
+Callback = Annotated[SerializeAsAny[InstanceOf[CallbackSection]], _item_of(CALLBACKS)]
+EvalCallback = Annotated[SerializeAsAny[InstanceOf[CallbackSection]], _item_of(EVAL_CALLBACKS)]

@@ -12,7 +12,10 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _notes_on_broken_pipe: list[str] = []
 
@@ -77,7 +80,7 @@ def _raw(stream: io.TextIOWrapper) -> object:
 class _Descriptor(io.FileIO):
     """Standard output or standard error at the lowest level, which every print, progress bar and flush at exit uses."""
 
-    def write(self, data: bytes) -> int | None:
+    def write(self, data: "ReadableBuffer", /) -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -87,7 +90,7 @@ class _Descriptor(io.FileIO):
                 if self.fileno() == 1:
                     for message in _notes_on_broken_pipe:
                         print(message, file=sys.stderr, flush=True)
-                return len(data)
+                return memoryview(data).nbytes
             raise OSError(error.errno, error.strerror, self.name) from None  # e.g. a full disk: named, for the message
 
     def _is_a_terminal(self) -> bool:

@@ -25,7 +25,7 @@ def _reads_in_order(run: Run) -> bool:
     """Whether an evaluation's rows are divided among processes."""
     evaluates = run.config.run_mode == "eval" or (run.config.trains and run.config.do_eval)
     texts = run.config.trainer.type == "CausalLanguageModelingTrainer"
-    return evaluates and texts and run.strategy is Strategy.DATA_PARALLEL
+    return bool(evaluates) and texts and run.strategy is Strategy.DATA_PARALLEL
 
 
 class DataLoaderSection(Section):
@@ -221,7 +221,7 @@ class TokenizerSection(Section):
     @property
     def settings_of_kinds(self) -> dict[str, dict[str, Any]]:
         """The arguments that are given of tokenizers of one kind only, by the kind's name."""
-        given = {
+        given: dict[str, dict[str, Any]] = {
             "WordPiece": {"rules": self.rules, "do_lower_case": self.do_lower_case},
             "Jieba": {"split_at": self.split_at},
         }

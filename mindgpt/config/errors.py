@@ -36,6 +36,7 @@ def run_program(main: Callable[[], object]) -> NoReturn:
     """Run a program's `main` and exit; see `whole_program`."""
     with whole_program():
         main()
+    raise AssertionError("whole_program exits")
 
 
 @contextmanager

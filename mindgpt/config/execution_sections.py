@@ -16,6 +16,8 @@ from mindgpt.config.parallel_settings import (
 )
 from mindgpt.config.section import (
     ANY_VALUE,
+    TO_BE_COMPLETED,
+    CompletedCount,
     Count,
     CountOrZero,
     PathText,
@@ -154,7 +156,7 @@ class RunnerConfigSection(Section):
     """
 
     epochs: Count = 1
-    batch_size: Count | None = None
+    batch_size: CompletedCount = TO_BE_COMPLETED
     sink_mode: bool = False
     sink_size: Annotated[int, Field(ge=-1)] = 1
     gradient_accumulation_steps: Count = 1
@@ -271,7 +273,7 @@ class ParallelSection(Section):
         settings = {key: getattr(self, key) for key in _OF_SHARDED_MODELS}
         settings["parallel_optimizer_config"] = self.parallel_optimizer_config
         return {
-            key: value.given() if isinstance(value, Section) else value
+            key: value.given() if isinstance(value, CommFusionSection | ParallelOptimizerSection) else value
             for key, value in settings.items()
             if value is not None
         }

@@ -46,6 +46,6 @@ def load_hardware(path: str | Path) -> Hardware:
         hardware = Hardware.model_validate(file.value)
     except ValidationError as error:
         problems += [f"{path}:{file.line_of(where)}: {dotted(where)}: {what}" for where, what in problems_of(error)]
-    if problems:
+    if hardware is None or problems:
         raise UserError("\n".join(problems))
     return hardware

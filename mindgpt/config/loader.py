@@ -54,7 +54,7 @@ def load_config(
         config = RunConfig.model_validate(file.value)
     except ValidationError as error:
         problems += [_located(file, typed, where, what) for where, what in problems_of(error)]
-    if problems:
+    if config is None or problems:
         lines = dict.fromkeys(text for _, text in sorted(problems))  # a problem in an aliased section is found twice
         raise UserError("\n".join(lines))
     return config, list(_ignored_keys(config, file.value, ()))
@@ -97,7 +97,8 @@ def _replace_dataset_aliases(file: YamlFile) -> Iterator[tuple[int, str]]:
             continue
         if file.value.get(section) is None:
             file.value[section] = content
-            for table in (file.lines, file.sources):
+            tables: tuple[dict[Location, Any], ...] = (file.lines, file.sources)
+            for table in tables:
                 table |= {(section, *place[2:]): entry for place, entry in table.items() if place[:2] == where}
         elif file.value[section] != content:
             yield _placed(file, where, f"differs from the section {section}; write it once, as {section}")

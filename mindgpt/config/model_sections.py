@@ -11,6 +11,8 @@ from mindgpt.config.generation_section import KNOWN_ELSEWHERE, GenerationSection
 from mindgpt.config.no_effect import NoEffect, Run, when
 from mindgpt.config.section import (
     ANY_VALUE,
+    TO_BE_COMPLETED,
+    CompletedCount,
     Count,
     CountOrZero,
     DropoutRate,
@@ -188,15 +190,15 @@ class GPT2Section(GenerationSection):
 
     type: Literal["GPT2Config"] = "GPT2Config"
 
-    seq_length: Count | None = None
-    max_position_embeddings: Count | None = None
+    seq_length: CompletedCount = TO_BE_COMPLETED
+    max_position_embeddings: CompletedCount = TO_BE_COMPLETED
     vocab_size: Count = 50257
     unpadded_vocab_size: Count | None = None
     hidden_size: Count = 768
     num_layers: Count = 12
     num_heads: Count = 12
     expand_ratio: Count | None = None
-    ffn_hidden_size: Count | None = None
+    ffn_hidden_size: CompletedCount = TO_BE_COMPLETED
     num_labels: Count = 2
     label_names: list[str] | None = None
 
@@ -344,7 +346,7 @@ class GPT2Section(GenerationSection):
             )
         if self.hidden_size % self.num_heads != 0:
             yield "hidden_size", f"{self.hidden_size} must be divisible by num_heads, which is {self.num_heads}"
-        if None not in (self.expand_ratio, self.ffn_hidden_size):
+        if self.expand_ratio is not None and self.ffn_hidden_size is not None:
             width = self.expand_ratio * self.hidden_size
             if width != self.ffn_hidden_size:
                 yield "ffn_hidden_size", f"{self.ffn_hidden_size} is not expand_ratio x hidden_size = {width}; give one"
@@ -372,7 +374,7 @@ class GPT2Section(GenerationSection):
 
     def _problems_of_layer_norm(self) -> Iterator[tuple[str, str]]:
         conversion = self.layer_norm_conversion
-        needed = LAYER_NORM_OF_CONVERSION.get(conversion, self.layer_norm)
+        needed = self.layer_norm if conversion is None else LAYER_NORM_OF_CONVERSION[conversion]
         if needed != self.layer_norm:
             yield "layer_norm_conversion", f"'{conversion}' makes layer_norm '{needed}', which is '{self.layer_norm}'"
         if self.layer_norm == "uer" and self.hidden_size == 1:

@@ -95,7 +95,9 @@ OPTIMIZER_KEYS: dict[str, dict[str, float | bool | None]] = {
 """For each optimizer the keys that it obeys, with their defaults."""
 
 
-def _apply_defaults(section: Section, table: Mapping[str, Mapping[str, Any]], what: str) -> list[tuple[str, str]]:
+def _apply_defaults(
+    section: "LRScheduleSection | OptimizerSection", table: Mapping[str, Mapping[str, Any]], what: str
+) -> list[tuple[str, str]]:
     """Fill in the defaults of the keys that `section.type` obeys. Returns a problem for every other key that is set."""
     obeyed = table[section.type]
     only_some = dict.fromkeys(key for keys in table.values() for key in keys)

@@ -193,7 +193,8 @@ class RunConfig(Section):
         """The callbacks that are not listed, and that `do_eval` and `tensorboard` ask for."""
         listed = set(map(type, self.callbacks))
         if evaluates and EvalCallBackSection not in listed:
-            yield EvalCallBackSection(eval_steps=self.eval_step_interval, eval_epochs=self.eval_epoch_interval)
+            intervals: dict[str, Any] = {"eval_steps": self.eval_step_interval, "eval_epochs": self.eval_epoch_interval}
+            yield EvalCallBackSection(**intervals)  # None: the callback's default
         folder = self.tensorboard.tensorboard_dir if self.tensorboard else ""
         if folder and SummaryMonitorSection not in listed:
             yield SummaryMonitorSection(summary_dir=folder)

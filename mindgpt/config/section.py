@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -109,6 +109,12 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 DropoutRate = Annotated[Number, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+if TYPE_CHECKING:
+    CompletedCount = int
+else:
+    CompletedCount = Count | None
+"""A count that may be left out or null: `complete`, or the section above, then sets it. So no reader meets None."""
+TO_BE_COMPLETED: Any = None
 PathText = Annotated[str, AfterValidator(expanded)]
 """A path; `~` at its beginning is expanded."""
 
@@ -245,7 +251,7 @@ class Section(BaseModel):
         except ValidationError as error:
             for details in error.errors(include_url=False):
                 first, *rest = details["loc"]
-                location = (written_as.get(first, first), *rest)
+                location = (written_as.get(str(first), first), *rest)
                 problems.append(_problem(location, _worded(cls, details), details["input"]))
         if problems:
             raise ValidationError.from_exception_data(cls.__name__, problems)

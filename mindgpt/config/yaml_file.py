@@ -60,14 +60,13 @@ def read_yaml(path: str | Path) -> YamlFile:
         if node is None:
             raise UserError(f"{path}: is empty; it must hold the keys of a configuration, such as run_mode: train")
         if not isinstance(node, yaml.MappingNode):
-            line = _line(node)
-            raise UserError(f"{path}:{line}: the top level must be keys with values, such as run_mode: train")
+            raise UserError(f"{path}:{_line(node)}: the top level must be keys with values, such as run_mode: train")
         builder = _Builder(loader, YamlFile(path))
         builder.file.value = builder.value(node, (), ())
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        where = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         context = f" {error.context}" if error.context else ""
-        raise UserError(f"{path}{line}: is not valid YAML: {error.problem}{context}") from None
+        raise UserError(f"{path}{where}: is not valid YAML: {error.problem}{context}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"{path}:{line}: is not valid YAML: character #x{error.character:04x} is not allowed") from None
@@ -151,7 +150,8 @@ class _Builder:
                 message = f"has a key that is not text: {shown}; put it in quotes"
                 self.file.problems.append((_line(key_node), location, message))
         for key, (key_node, _) in pairs.items():
-            self.file.lines[(*location, key)] = _line(key_node)
+            place = (*location, key)
+            self.file.lines[place] = _line(key_node)
         return {key: self.value(value_node, (*location, key), above) for key, (_, value_node) in pairs.items()}
 
     def report_twice_written(self, node: yaml.MappingNode, location: Location) -> None:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from tqdm import tqdm
@@ -23,12 +24,14 @@ from mindgpt.data.labelled_text import (
     LabelledText,
     label_names_in,
     label_number,
+    named,
     no_label,
     no_rows,
     read_examples,
 )
 from mindgpt.data.mindrecord import MindRecordWriter
 from mindgpt.data.records import BadRecords, refuse_with_hint
+from mindgpt.data.text import likely_size
 from mindgpt.io.files import PathLike, read_lines
 from mindgpt.tokenizers.tokenizer import BaseTokenizer
 from mindgpt.tokenizers.unknown_tokens import UnknownTokens
@@ -75,7 +78,7 @@ class RowsSummary:
 
 
 def write_classification(
-    file: PathLike,
+    files: PathLike | Sequence[PathLike],
     layout: FileLayout,
     tokenizer: BaseTokenizer,
     output_file: PathLike,
@@ -87,10 +90,10 @@ def write_classification(
     overwrite: bool = False,
     show_progress: bool = True,
 ) -> RowsSummary:
-    """Tokenise the texts of `file` and write them with the indices of their labels.
+    """Tokenise the texts of files and write them with the indices of their labels.
 
     Args:
-        file: see `labelled_text.read_examples`.
+        files: one or several, all of one layout; see `labelled_text.read_examples`.
         layout: which columns hold texts and labels.
         tokenizer: encodes the texts.
         output_file: see `MindRecordWriter`.
@@ -108,9 +111,10 @@ def write_classification(
     started = time.monotonic()
     if max_length < 1:
         raise UserError(f"max_length must be at least 1; it is {max_length}.")
+    files = [files] if isinstance(files, str | os.PathLike) else list(files)
     on_bad = bad or refuse_with_hint
     # Labels are found in a separate pass, whose bad rows are not counted.
-    names = layout.label_names or label_names_in(file, layout, skip_empty, BadRecords() if bad else on_bad)
+    names = layout.label_names or label_names_in(files, layout, skip_empty, BadRecords() if bad else on_bad)
     summary, unknown = RowsSummary(names, max_length), UnknownTokens(tokenizer)
     metadata = {
         "recipe": RECIPE,
@@ -118,17 +122,18 @@ def write_classification(
         "label_names": list(names),
         **vocabulary_metadata(tokenizer),
     }
-    examples = _counted(read_examples(file, layout, on_bad), os.path.getsize(file), show_progress)
+    examples = chain.from_iterable(read_examples(file, layout, on_bad) for file in files)
+    examples = _counted(examples, likely_size(files), show_progress)
     with MindRecordWriter(
         output_file, COLUMNS, num_splits=num_splits, overwrite=overwrite, metadata=metadata
     ) as writer:
-        numbered = _numbered(examples, layout, file, skip_empty, summary, on_bad)
+        numbered = _numbered(examples, layout, skip_empty, summary, on_bad)
         for batch in batches(numbered, lambda row: len(row[0].text)):
-            writer.write(_rows(batch, tokenizer, file, summary, unknown))
+            writer.write(_rows(batch, tokenizer, summary, unknown))
         if not summary.rows and bad and bad.count:
-            raise UserError(f"{file}: no row is left to write: {bad}")
+            raise UserError(f"{named(files)}: no row is left to write: {bad}")
         if not summary.rows:
-            raise no_rows(file, summary.empty)
+            raise no_rows(files, summary.empty)
         unknown.check()
     summary.files = [str(path) for path in writer.files]
     summary.seconds = time.monotonic() - started
@@ -160,7 +165,6 @@ def _counted(examples: Iterable[LabelledText], total_bytes: int, show_progress: 
 def _numbered(
     examples: Iterable[LabelledText],
     layout: FileLayout,
-    file: PathLike,
     skip_empty: bool,
     summary: RowsSummary,
     on_bad: BadRecordHandler,
@@ -172,10 +176,12 @@ def _numbered(
                 summary.empty += 1
                 continue
             if not example.text:
-                raise UserError(f"{file}:{example.line}: the text is empty. Correct the file, or add --skip_empty.")
+                raise UserError(
+                    f"{example.file}:{example.line}: the text is empty. Correct the file, or add --skip_empty."
+                )
             if not example.label and layout.label_names is None:
-                raise no_label(file, example)
-            number = label_number(example, layout, summary.label_names, file)
+                raise no_label(example)
+            number = label_number(example, layout, summary.label_names)
         except UserError as error:
             on_bad(error)
             continue
@@ -185,7 +191,6 @@ def _numbered(
 def _rows(
     numbered: Sequence[tuple[LabelledText, int]],
     tokenizer: BaseTokenizer,
-    file: PathLike,
     summary: RowsSummary,
     unknown: UnknownTokens,
 ) -> dict[str, list[np.ndarray]]:
@@ -196,7 +201,7 @@ def _rows(
     around = tokenizer.num_special_tokens_to_add()
     for example, row in zip(batch, rows, strict=True):
         if len(row) <= around:
-            raise UserError(f"{file}:{example.line}: the tokenizer makes no token of this text.")
+            raise UserError(f"{example.file}:{example.line}: the tokenizer makes no token of this text.")
     summary.longest = max(summary.longest, *map(len, rows))
     too_long = [place for place, row in enumerate(rows) if len(row) > summary.max_length]
     summary.truncated += len(too_long)

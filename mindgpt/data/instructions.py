@@ -120,7 +120,7 @@ class ExampleReader:
     """The examples of files, in order.
 
     Args:
-        files: .json, .jsonl, .ndjson, .csv or .tsv.
+        files: .json, .jsonl, .ndjson, .csv, .tsv or .parquet.
         record_format: the keys of a record; None: one of `FORMATS`, by the keys of each file's first record.
         templates: as `TEMPLATES`.
         on_bad: gets the error of a bad record; raises it, or lets the record be skipped.

@@ -1,13 +1,14 @@
-"""Labelled texts from CSV, TSV and JSON files, read one at a time."""
+"""Labelled texts from CSV, TSV, JSON and Parquet files, read one at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.config.section import nearest
 from mindgpt.data.json_values import BadRecordHandler, json_values, raise_error
+from mindgpt.data.parquet_rows import check_column, parquet_rows
 from mindgpt.data.records import check_separator, checked_text, csv_rows, listed, trimmed
 from mindgpt.io.files import PathLike, read_lines
 
@@ -15,13 +16,14 @@ _LONGEST_NUMBER = 640  # digits; the smallest limit that Python can be set to
 
 
 class LabelledText(NamedTuple):
-    """A text and its label, stripped of surrounding space; `line` is the first line of the row, from 1. `pair` is a
-    second text, or ""."""
+    """A text and its label, stripped of surrounding space, in `file`; `line` is the first line of the row, from 1, or
+    in Parquet the number of the row. `pair` is a second text, or ""."""
 
     text: str
     label: str
     line: int
     pair: str = ""
+    file: PathLike = ""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class FileLayout:
     """Which columns of a file hold texts and labels.
 
     Attributes:
-        kind: "csv" (quoted where needed), "tsv" (no quoting) or "json" (a list of objects, or an object a line).
-        header: whether the first line names the columns; not for JSON.
+        kind: "csv" (quoted where needed), "tsv" (no quoting), "json" (a list of objects, or an object a line) or
+            "parquet".
+        header: whether the first line names the columns; not for JSON and Parquet.
         text_columns: by name, or without a header by number from 1; several are joined by a space.
         label_column: likewise.
         label_names: the names of the labels, by index; None: the labels in the file.
@@ -38,7 +41,7 @@ class FileLayout:
         pair_column: column of a second text, if the file has it; not joined with the first.
     """
 
-    kind: Literal["csv", "tsv", "json"]
+    kind: Literal["csv", "tsv", "json", "parquet"]
     header: bool = True
     text_columns: tuple[str, ...] = ("text",)
     label_column: str = "label"
@@ -59,7 +62,11 @@ FILE_LAYOUTS = {
     "tsv": FileLayout("tsv"),
     "json": FileLayout("json"),
     "jsonl": FileLayout("json"),
+    "parquet": FileLayout("parquet"),
 }
+
+
+_NAMED = {"json": "every object names its keys", "parquet": "the file names its columns"}
 
 
 def file_layout(
@@ -82,12 +89,12 @@ def file_layout(
         "label_column": label_column,
         "label_names": tuple(label_names) if label_names else None,
     }
-    if header is not None and layout.kind == "json":
-        raise UserError(f"--header has no meaning for {dataset_name}: every object names its keys.")
+    if header is not None and layout.kind in _NAMED:
+        raise UserError(f"--header has no meaning for {dataset_name}: {_NAMED[layout.kind]}.")
     if text_columns:
         layout = replace(layout, pair_column=None)
     layout = replace(layout, **{key: value for key, value in changes.items() if value is not None})
-    if layout.kind != "json" and not layout.header:
+    if layout.kind not in _NAMED and not layout.header:
         for column in (*layout.text_columns, layout.label_column):
             if not (_is_whole(column) and int(column) >= 1):
                 raise UserError(
@@ -112,7 +119,12 @@ def read_examples(file: PathLike, layout: FileLayout, on_bad: BadRecordHandler =
         UserError: the header lacks a column, quotes or a JSON list are broken, or the file is not UTF-8 (with file and
             line); or by `on_bad`.
     """
-    rows = _json_rows(file, on_bad) if layout.kind == "json" else _table_rows(file, layout, on_bad)
+    if layout.kind == "json":
+        rows = _json_rows(file, on_bad)
+    elif layout.kind == "parquet":
+        rows = _parquet_rows(Path(file), layout)
+    else:
+        rows = _table_rows(file, layout, on_bad)
     for line, fields in rows:
         try:
             texts = [_field(fields, column, file, line) for column in layout.text_columns]
@@ -121,16 +133,16 @@ def read_examples(file: PathLike, layout: FileLayout, on_bad: BadRecordHandler =
         except UserError as error:
             on_bad(error)
             continue
-        yield LabelledText(" ".join(texts).strip(), label.strip(), line, pair.strip())
+        yield LabelledText(" ".join(texts).strip(), label.strip(), line, pair.strip(), file)
 
 
 def label_names_in(
-    file: PathLike, layout: FileLayout, skip_empty: bool = False, on_bad: BadRecordHandler = raise_error
+    files: Sequence[PathLike], layout: FileLayout, skip_empty: bool = False, on_bad: BadRecordHandler = raise_error
 ) -> tuple[str, ...]:
-    """The distinct labels of a file, sorted: as numbers if all are integers, else as strings.
+    """The distinct labels of files, sorted: as numbers if all are integers, else as strings.
 
     Args:
-        file, layout: as of `read_examples`.
+        files, layout: as of `read_examples`, which reads one file.
         skip_empty: skip rows with an empty text.
         on_bad: gets the error of a row that is broken or has no label; raises it, or lets the row be skipped.
 
@@ -138,36 +150,41 @@ def label_names_in(
         UserError: as `read_examples`; or there are no rows, or all have one label.
     """
     found, empty = set(), 0
-    for example in read_examples(file, layout, on_bad):
+    for example in (example for file in files for example in read_examples(file, layout, on_bad)):
         if skip_empty and not example.text:
             empty += 1
         elif not example.label:
-            on_bad(no_label(file, example))
+            on_bad(no_label(example))
         else:
             found.add(example.label)
     if not found:
-        raise no_rows(file, empty)
+        raise no_rows(files, empty)
     if len(found) == 1:
         raise UserError(
-            f"{file}: all rows have one label, {found.pop()!r}: there is nothing to tell apart. Is --label_column "
-            f"{layout.label_column!r} the right one? If this is a part of a larger set, name all labels with "
-            "--label_names."
+            f"{named(files)}: all rows have one label, {found.pop()!r}: there is nothing to tell apart. Is "
+            f"--label_column {layout.label_column!r} the right one? If this is a part of a larger set, name all "
+            "labels with --label_names."
         )
     return tuple(sorted(found, key=int) if all(map(_is_whole, found)) else sorted(found))
 
 
-def no_label(file: PathLike, example: LabelledText) -> UserError:
+def named(files: Sequence[PathLike]) -> str:
+    """Files as a message names them: the first, and how many others there are."""
+    return f"{files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+
+def no_label(example: LabelledText) -> UserError:
     """The error for a row without a label."""
-    return UserError(f"{file}:{example.line}: the label is empty.")
+    return UserError(f"{example.file}:{example.line}: the label is empty.")
 
 
-def no_rows(file: PathLike, empty: int) -> UserError:
-    """The error for a file without usable rows, `empty` of which had no text."""
+def no_rows(files: Sequence[PathLike], empty: int) -> UserError:
+    """The error for files without usable rows, `empty` of which had no text."""
     left_out = f" with a text; {empty} with an empty one were left out" if empty else ""
-    return UserError(f"{file} holds no rows{left_out}.")
+    return UserError(f"{named(files)} holds no rows{left_out}.")
 
 
-def label_number(example: LabelledText, layout: FileLayout, names: Sequence[str], file: PathLike) -> int:
+def label_number(example: LabelledText, layout: FileLayout, names: Sequence[str]) -> int:
     """The index of a row's label: its position in `names`, or its own number.
 
     Raises:
@@ -182,8 +199,8 @@ def label_number(example: LabelledText, layout: FileLayout, names: Sequence[str]
     numbers = "" if layout.label_names is None else f", {layout.first_label} to {layout.first_label + len(names) - 1}"
     hint = " Is the first line a header? Then add --header True." if example.line == 1 and not layout.header else ""
     raise UserError(
-        f"{file}:{example.line}: the label {example.label!r} is none of {listed(names)}{numbers}.{hint} Correct the "
-        "file, or give --label_names."
+        f"{example.file}:{example.line}: the label {example.label!r} is none of {listed(names)}{numbers}.{hint} "
+        "Correct the file, or give --label_names."
     )
 
 
@@ -239,6 +256,16 @@ def _fields(file: PathLike, kind: str) -> Iterator[tuple[int, list[str]]]:
                 yield line, text.split("\t")
         return
     yield from csv_rows(Path(file), "csv")
+
+
+# ---- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def _parquet_rows(file: Path, layout: FileLayout) -> Iterator[tuple[int, dict[str, Any]]]:
+    for column in layout.text_columns:
+        check_column(file, column, "--text_column")
+    check_column(file, layout.label_column, "--label_column")
+    yield from parquet_rows(file, (*layout.text_columns, layout.label_column, layout.pair_column or ""))
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------

@@ -1,20 +1,29 @@
-"""Records (named fields) from JSON, JSON lines, CSV and TSV files, each with its file and line.
+"""Records (named fields) from JSON, JSON lines, CSV, TSV and Parquet files, each with its file and line (or row).
 
 The error of one bad record is passed to the caller's `on_bad`, which raises it or lets the record be skipped. Errors of
 a whole file (not UTF-8, broken JSON list, unclosed quotes, no usable header) are raised.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.json_values import BadRecordHandler, json_values, raise_error
+from mindgpt.data.parquet_rows import parquet_rows
+from mindgpt.io.compression import is_compressed, text_suffix
 from mindgpt.io.files import read_lines
 
-Kind = Literal["json", "csv", "tsv"]
-KINDS: dict[str, Kind] = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv"}
+Kind = Literal["json", "csv", "tsv", "parquet"]
+KINDS: dict[str, Kind] = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
 RECORD_SUFFIXES = tuple(KINDS)
 _LISTED = 8
 _LARGEST_CELL = 1 << 27  # characters; Python's default of 131,072 is less than a long text
@@ -56,13 +65,21 @@ def refuse_with_hint(error: UserError) -> None:
 
 
 def kind_by_name(file: Path) -> Kind | None:
-    """The kind of a file by its suffix, in any letter case; None for other suffixes than those of `KINDS`."""
-    return KINDS.get(file.suffix.lower())
+    """The kind of a file by its suffix, in any letter case, also before .gz or .zst; None for suffixes other than those
+    of `KINDS`.
+
+    Raises:
+        UserError: it is a Parquet file that is compressed once more, which cannot be read in pieces.
+    """
+    kind = KINDS.get(text_suffix(file))
+    if kind == "parquet" and is_compressed(file):
+        raise UserError(f"{file}: a Parquet file is compressed inside already; unpack this one first.")
+    return kind
 
 
 def read_records(file: Path, on_bad: BadRecordHandler = raise_error) -> Iterator[Record]:
-    """The records of a file: a table with a header for .csv and .tsv, else a JSON list of objects or a sequence of
-    objects.
+    """The records of a file: a table for .csv, .tsv (with a header) and .parquet, else a JSON list of objects or a
+    sequence of objects.
 
     Raises:
         UserError: the file cannot be read, or is broken as a whole.
@@ -111,15 +128,30 @@ def checked_text(value: Any, name: str) -> str:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def table_records(file: Path, kind: Literal["csv", "tsv"], on_bad: BadRecordHandler = raise_error) -> Iterator[Record]:
-    """The rows of a table with a header. Cells are separated by commas or, in a TSV, by TABs, and quoted by `"`.
+def table_records(
+    file: Path,
+    kind: Literal["csv", "tsv", "parquet"],
+    on_bad: BadRecordHandler = raise_error,
+    columns: Collection[str] | None = None,
+) -> Iterator[Record]:
+    """The rows of a table.
 
-    A quoted cell may span several lines; `""` inside it is one `"`. Columns without name and content, which Excel adds,
-    are dropped; one with content, such as the index that pandas adds, is named `column <number>`.
+    A CSV or TSV has a header. Its cells are separated by commas or, in a TSV, by TABs, and quoted by `"`. A quoted cell
+    may span several lines; `""` inside it is one `"`. Columns without name and content, which Excel adds, are dropped;
+    one with content, such as the index that pandas adds, is named `column <number>`.
+
+    Args:
+        file, kind: the file, and what it is.
+        on_bad: gets the error of a bad row.
+        columns: of Parquet, those that are read if they are there; None: all.
 
     Raises:
-        UserError: the file cannot be read, has broken quotes, or no header.
+        UserError: the file cannot be read, is damaged, has broken quotes, or no header.
     """
+    if kind == "parquet":
+        for number, fields in parquet_rows(file, columns):
+            yield Record(f"{file}:{number}", fields)
+        return
     rows = csv_rows(file, kind)
     line, header = next(rows, (1, []))
     names = trimmed([name.strip() for name in header], 0)

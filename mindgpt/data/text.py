@@ -16,11 +16,14 @@ from typing import Literal, NamedTuple
 
 from mindgpt.config.errors import UserError
 from mindgpt.data.json_values import BadRecordHandler, begins_as_json, json_values, raise_error
+from mindgpt.data.parquet_rows import check_column, parquet_rows
 from mindgpt.data.records import Kind, Record, checked_text, kind_by_name, table_records, text_of
+from mindgpt.io.compression import is_compressed, text_suffix
 from mindgpt.io.files import PathLike, check_readable, read_chunks, read_lines
 
 PIECE_CHARACTERS = 1 << 16
-TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".ndjson")
+_UNPACKED = 3
+TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".ndjson", ".parquet")
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +41,10 @@ class Piece(NamedTuple):
 def input_files(names: Iterable[PathLike], suffixes: Sequence[str] = TEXT_SUFFIXES) -> list[Path]:
     """Expand files, folders and glob patterns to a list of files, without duplicates, in the given order.
 
-    A folder means its files with one of the `suffixes`, in any letter case, sub-folders included, sorted by path; other
-    suffixes are reported and skipped. A pattern (`corpus/*.txt`) means the files that it matches. Hidden files and
-    folders are skipped unless a name or pattern spells out the dot.
+    A folder means its files with one of the `suffixes`, in any letter case and also before .gz or .zst, sub-folders
+    included, sorted by path; other suffixes are reported and skipped. A pattern (`corpus/*.txt`, `corpus/**/*.txt`)
+    means the files that it matches, sorted by path. Hidden files and folders are skipped unless a name or pattern has
+    their dot.
 
     Raises:
         UserError: a name means no file, or a file cannot be read.
@@ -53,11 +57,14 @@ def input_files(names: Iterable[PathLike], suffixes: Sequence[str] = TEXT_SUFFIX
         elif not path.exists() and glob.has_magic(str(name)):
             found = sorted(Path(match) for match in glob.glob(str(name), recursive=True) if os.path.isfile(match))
             if not found:
-                raise UserError(f"No file matches {name}.")
+                folders = any(map(os.path.isdir, glob.iglob(str(name), recursive=True)))
+                hint = f" It matches folders: '{name}/*' means the files in them." if folders else ""
+                raise UserError(f"No file matches {name}.{hint}")
         else:
             found = [path]
         for file in found:
-            check_readable(file)
+            if not file.is_fifo():  # which can be opened only once
+                check_readable(file)
             files[file] = None
     return list(files)
 
@@ -68,12 +75,13 @@ def _files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
         for file in sorted(folder.rglob("*"))
         if not any(part.startswith(".") for part in file.relative_to(folder).parts) and file.is_file()
     ]
-    found = [file for file in visible if file.suffix.lower() in suffixes]
-    others = Counter(file.suffix or "none" for file in visible if file.suffix.lower() not in suffixes)
+    found = [file for file in visible if text_suffix(file) in suffixes]
+    others = Counter(file.suffix or "none" for file in visible if text_suffix(file) not in suffixes)
     left_out = f"{others.total()} file(s) with other suffixes ({', '.join(sorted(others)[:5])})"
     if not found:
         besides = f", but {left_out}. To read them, pass a pattern: '{folder}/**/*'" if others else ""
-        raise UserError(f"The folder {folder} holds no {', '.join(suffixes[:-1])} or {suffixes[-1]} file{besides}.")
+        wanted = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
+        raise UserError(f"The folder {folder} holds no {wanted} file, nor a compressed one{besides}.")
     if others:
         logger.warning("note: %s: %s are not read", folder, left_out)
     return found
@@ -103,6 +111,13 @@ def split_document(chunks: Iterable[str]) -> Iterator[Piece]:
 
 
 # ---- plain text, JSON and tables -------------------------------------------------------------------------------------
+
+
+def likely_size(files: Iterable[PathLike]) -> int:
+    """About how many bytes of text files hold, for a progress bar: of compressed ones and Parquet three times their
+    size, since they tell only when they are read."""
+    packed = {file: is_compressed(file) or text_suffix(file) == ".parquet" for file in files}
+    return sum(os.path.getsize(file) * (_UNPACKED if is_packed else 1) for file, is_packed in packed.items())
 
 
 def kind_of(file: Path, read_as: Kind | Literal["text"] | None = None) -> Kind | Literal["text"]:
@@ -162,7 +177,9 @@ def _texts(file: Path, kind: Kind, field: str, on_bad: BadRecordHandler) -> Iter
     if kind == "json":
         values = ((f"{file}:{line}", value) for line, value in json_values(file, on_bad))
     else:
-        values = table_records(file, kind, on_bad)
+        if kind == "parquet":
+            check_column(file, field, "--field")
+        values = table_records(file, kind, on_bad, [field])
     for place, value in values:
         try:
             if isinstance(value, dict):
@@ -196,7 +213,7 @@ def wikitext_pieces(file: Path) -> Iterator[Piece]:
         UserError: the file cannot be read as UTF-8.
     """
     article, blank_before = "", True
-    for line in read_lines(file):
+    for line in _wikitext_lines(file):
         text = line.strip()
         if not text:
             blank_before = True
@@ -210,6 +227,16 @@ def wikitext_pieces(file: Path) -> Iterator[Piece]:
         article, blank_before = article + gap + rendered, False
     if article:
         yield from split_document([article])
+
+
+def _wikitext_lines(file: Path) -> Iterator[str]:
+    """The lines of a file. In Parquet, as on Hugging Face's hub, a row of the column `text` is a line, or several."""
+    if kind_by_name(file) != "parquet":
+        yield from read_lines(file)
+        return
+    check_column(file, "text", "--field of tools/dataset_preprocess/text_to_mindrecord.py")
+    for number, row in parquet_rows(file, ["text"]):
+        yield from checked_text(row["text"], f"{file}:{number}: 'text'").removesuffix("\n").split("\n")
 
 
 _HEADING = re.compile(r"((?:= )+)(.+?)((?: =)+)")
@@ -259,7 +286,7 @@ def mindformers_pieces(file: Path) -> Iterator[Piece]:
 
 def _mindformers_sections(file: Path) -> Iterator[str]:
     paragraphs: list[str] = []
-    for line in read_lines(file):
+    for line in _wikitext_lines(file):
         text = line.strip()
         if text.startswith("=") and text.endswith("="):
             if paragraphs:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from mindgpt.config.arguments import path_argument
 from mindgpt.config.errors import UserError
 from mindgpt.data.records import BadRecords, refuse_with_hint
-from mindgpt.data.text import Piece, document_pieces, input_files, kind_of
+from mindgpt.data.text import TEXT_SUFFIXES, Piece, document_pieces, input_files, kind_of
 from mindgpt.io.files import DOWNLOADS
 from mindgpt.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from mindgpt.tokenizers.jieba_tokenizer import JiebaTokenizer
@@ -76,15 +76,15 @@ def add_text_arguments(parser: argparse.ArgumentParser, *other_kinds: str, other
         type=path_argument,
         nargs="+",
         required=True,
-        help="files, folders (their .txt, .json, .jsonl and .ndjson files, sub-folders included, hidden ones left out) "
-        "or patterns in quotes",
+        help=f"files, folders (their {', '.join(TEXT_SUFFIXES)} files, sub-folders included, hidden ones left out) or "
+        "patterns in quotes, such as 'data/**/*.txt'; those that end in .gz or .zst are unpacked as they are read",
     )
     parser.add_argument(
         "--field", default="text", help="in JSON and tables: the key or column that holds the text (default: text)"
     )
     parser.add_argument(
         "--read_as",
-        choices=["text", "json", "csv", "tsv", *other_kinds],
+        choices=["text", "json", "csv", "tsv", "parquet", *other_kinds],
         help="what all files hold. json: a list of texts or objects, or one a line; csv, tsv: a table with a header; "
         f"text: the file as it stands{other_help} (default: by the suffix, and JSON where there is none and it begins "
         "as JSON does)",

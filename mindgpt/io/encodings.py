@@ -6,24 +6,27 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+from mindgpt.io.compression import is_compressed, plain_name
+
 HEAD = 4096  # bytes at the beginning of a file, for `not_text`
 SAMPLE = 1 << 16  # bytes that suffice to recognise an encoding
 
 # First bytes of files that are not text, and what to do with such a file.
 _SIGNATURES = {
-    b"\x1f\x8b": "it is compressed with gzip; unpack it first, with gunzip",
-    b"\x28\xb5\x2f\xfd": "it is compressed with Zstandard; unpack it first, with unzstd",
+    b"\x1f\x8b": "it is compressed with gzip; add .gz to its name, or unpack it with gunzip",
+    b"\x28\xb5\x2f\xfd": "it is compressed with Zstandard; add .zst to its name, or unpack it with unzstd",
     b"\xfd7zXZ\x00": "it is compressed with xz; unpack it first, with unxz",
     b"BZh91AY&SY": "it is compressed with bzip2; unpack it first, with bunzip2",
     b"7z\xbc\xaf": "it is a 7z archive; unpack it first",
     b"PK\x03\x04": "it is a zip archive, as Excel's and Word's files are; unpack it, or save it as text or CSV (UTF-8)",
     b"\xd0\xcf\x11\xe0": "it is a file of Excel or Word; save it as text or CSV (UTF-8)",
-    b"PAR1\x15": "it is a Parquet file; export it as JSON lines",
+    b"PAR1\x15": "it is a Parquet file; let its name end in .parquet",
     b"ARROW1\x00": "it is an Arrow file; export it as JSON lines",
     b"%PDF-": "it is a PDF; export its text",
 }
 # Byte order marks; UTF-32 first, since its mark begins with that of UTF-16.
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_TAR, _TAR_PLACE = b"ustar", 257
 _MANY_ZEROS = 0.25  # half of ASCII text in UTF-16 is zeros; UTF-8 text has none
 
 
@@ -36,6 +39,8 @@ def not_text(path: str | os.PathLike[str], head: bytes) -> str | None:
         if head.startswith(mark):
             name = encoding + (' (in Windows Notepad: "Unicode")' if encoding == "UTF-16" else "")
             return f"{path}: not UTF-8: it begins with the byte order mark of {name}. {_convert(path, encoding)}"
+    if head[_TAR_PLACE:].startswith(_TAR):
+        return f"{path} is not text: it is a tar archive; unpack it, and name the folder."
     if head.count(0) <= _MANY_ZEROS * len(head):
         return None
     for encoding, zeros, others in (("UTF-16LE", head[1::2], head[::2]), ("UTF-16BE", head[::2], head[1::2])):
@@ -47,15 +52,21 @@ def not_text(path: str | os.PathLike[str], head: bytes) -> str | None:
 def conversion_hint(path: str | os.PathLike[str], sample: bytes) -> str:
     """How to convert a file to UTF-8; `sample` is a part of it that is not UTF-8."""
     scores = {encoding: score(sample) for encoding, score in _SCORES.items()}
-    likeliest = max(scores, key=scores.get)
+    likeliest = max(scores, key=lambda encoding: scores[encoding])
     if scores[likeliest] < 0.8:
         return "Save the file as UTF-8, or convert it: iconv -f ENCODING -t UTF-8."
     return f"It seems to be {_CALLED.get(likeliest, likeliest)}. {_convert(path, likeliest)}"
 
 
 def _convert(path: str | os.PathLike[str], encoding: str) -> str:
-    output = Path(path).with_suffix(f".utf8{Path(path).suffix}")
-    return f"Convert it: iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(output))}"
+    plain = plain_name(path)
+    output = shlex.quote(str(plain.with_suffix(f".utf8{plain.suffix}")))
+    name, iconv = shlex.quote(str(path)), f"iconv -f {encoding} -t UTF-8"
+    if is_compressed(path):
+        return (
+            f"Convert it: {'gunzip' if Path(path).suffix.lower() == '.gz' else 'unzstd'} -c {name} | {iconv} > {output}"
+        )
+    return f"Convert it: {iconv} {name} > {output}"
 
 
 # ---- which encoding --------------------------------------------------------------------------------------------------
@@ -102,8 +113,8 @@ def _kana(encoding: str) -> Callable[[bytes], float]:
 
 def _western(sample: bytes) -> float:
     """The share of letters and punctuation among the non-ASCII characters, which are rare in a Latin text."""
-    text = _decoded(sample, "cp1252")
-    others = [character for character in text or "" if character >= "\x80"]
+    text = _decoded(sample, "cp1252") or ""
+    others = [character for character in text if character >= "\x80"]
     if not others or len(others) > 0.3 * len(text):
         return 0.0
     usual = sum(character.isalpha() or character in "“”‘’„–—…€«»¿¡§°\xa0" for character in others)

@@ -1,7 +1,7 @@
 """Atomic writing of files, and readers with clear errors.
 
-Files are written with `atomic_write`, text is read with `read_lines`, `read_text` or `read_json`. So a wrong path, a
-broken byte or a typo ends in one sentence, not in a traceback.
+Files are written with `atomic_write`, text is read with `read_lines`, `read_text` or `read_json`, also from files that
+end in .gz or .zst. So a wrong path, a broken byte or a typo ends in one sentence, not in a traceback.
 """
 
 import contextlib
@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from mindgpt.config.errors import UserError
+from mindgpt.io.compression import PathLike, is_compressed, unpacked
 from mindgpt.io.encodings import HEAD, SAMPLE, conversion_hint, not_text
 from mindgpt.io.processes import MACHINE, process_runs
-
-PathLike = str | os.PathLike[str]
 
 DOWNLOADS = Path("checkpoint_download/gpt2")
 """The folder of MindFormers' downloads, in the working directory."""
@@ -57,7 +56,7 @@ def atomic_write(path: PathLike, mode: str = "wb", encoding: str | None = None) 
     stem = f".{target.name[:200]}.tmp-"
     _sweep(target.parent, stem)
     temporary = target.with_name(f"{stem}{os.getpid()}-{MACHINE}{secrets.token_hex(4)}")
-    text = {} if "b" in mode else {"encoding": encoding or "utf-8", "newline": ""}
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": encoding or "utf-8", "newline": ""}
     try:
         # Opened with "x", not by mkstemp, so that the file has the permissions of the user's umask, not 0600.
         with open(temporary, mode.replace("w", "x"), **text) as file:
@@ -213,10 +212,12 @@ def _open_text(path: PathLike, newline: str | None = None) -> Iterator[IO[str]]:
     """Open a UTF-8 text file; line ends become LF, unless `newline` is "". A `UserError` says what a file that is not
     text seems to be."""
     with open_to_read(path) as file:
-        if problem := not_text(path, file.peek(HEAD)[:HEAD]):
+        assert isinstance(file, io.BufferedReader)
+        content = unpacked(file, path)
+        if problem := not_text(path, content.peek(HEAD)[:HEAD]):
             raise UserError(problem)
         try:
-            yield io.TextIOWrapper(file, encoding="utf-8", newline=newline)
+            yield io.TextIOWrapper(content, encoding="utf-8", newline=newline)
         except UnicodeDecodeError as error:
             raise _not_utf8(path) from error
 
@@ -286,14 +287,16 @@ def parse_json(text: str, path: PathLike) -> Any:
 
 def _not_utf8(path: PathLike) -> UserError:
     """Find the first byte that is not UTF-8, in a second, binary pass: a text reader counts from its buffer."""
-    offset = 0
-    with open_to_read(path) as file:
+    offset, where = 0, "offset" if not is_compressed(path) else "offset (of the unpacked text)"
+    with open_to_read(path) as opened:
+        assert isinstance(opened, io.BufferedReader)
+        file = unpacked(opened, path)
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
                 return UserError(
-                    f"{path}:{number}: not UTF-8: byte 0x{line[error.start]:02x} at offset {offset + error.start} "
+                    f"{path}:{number}: not UTF-8: byte 0x{line[error.start]:02x} at {where} {offset + error.start} "
                     f"({error.reason}). {conversion_hint(path, (line + file.read(SAMPLE))[:SAMPLE])}"
                 )
             offset += len(line)

@@ -7,8 +7,10 @@ import os
 import platform
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # Windows, where nothing is locked

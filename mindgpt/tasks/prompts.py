@@ -1,5 +1,6 @@
 """The inputs of a prediction: texts that the command line names, and the tokenizer of the weights; its progress bar."""
 
+import glob
 import os
 import sys
 import time
@@ -15,8 +16,10 @@ from mindgpt.config.errors import UserError
 from mindgpt.config.run_config import RunConfig
 from mindgpt.config.section import shown
 from mindgpt.data.json_values import begins_as_json, json_values
+from mindgpt.data.parquet_rows import parquet_columns
 from mindgpt.data.records import Record, checked_text, kind_by_name, listed, table_records, text_of
 from mindgpt.data.text import TEXT_SUFFIXES, input_files
+from mindgpt.io.compression import text_suffix
 from mindgpt.io.files import DOWNLOADS, read_lines
 from mindgpt.runtime.ranks import rank, say
 from mindgpt.tasks.weights_files import weights_path
@@ -37,6 +40,7 @@ from mindgpt.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 
 BATCH_SIZE = 8
 _KEYS = ("prompt", "text")
+_SUFFIXES = (*TEXT_SUFFIXES, ".csv", ".tsv")  # of what is a file, not a text
 
 
 class Prompt(NamedTuple):
@@ -49,8 +53,9 @@ class Prompt(NamedTuple):
 def read_prompts(predict_data: list[str], called: str = "--predict_data") -> list[Prompt]:
     """The texts that `--predict_data` names. A file stands for its lines that are not blank; a JSON file (a list, or
     consecutive values) for each text in it and the `prompt` or `text` of each object; a table for that column;
-    a folder for its .txt, .json, .jsonl and .ndjson files; anything else for itself. Prints a line about words that may
-    have been meant the other way.
+    a folder for its .txt, .json, .jsonl, .ndjson and .parquet files; a pattern (`data/*.txt`) for the files that it
+    matches; anything else for itself. Files that end in .gz or .zst are unpacked as they are read. Prints a line about
+    words that may have been meant the other way.
 
     Args:
         called: what messages call the words.
@@ -67,19 +72,40 @@ def read_prompts(predict_data: list[str], called: str = "--predict_data") -> lis
         if _exists(word):
             if Path(word).is_dir():
                 say(f"{called}: {word} is a folder: its {', '.join(TEXT_SUFFIXES)} files are read")
-            found = [prompt for file in input_files([word]) for prompt in _prompts_in(file)]
-            if not found:
-                raise UserError(f"{called}: {word} holds no prompt; it needs one a line")
-            prompts += found
-        elif word.lower().endswith(TEXT_SUFFIXES) and not any(map(str.isspace, word)):
-            raise UserError(f"{called}: there is no file {word} (looked from {Path.cwd()})")
+            prompts += _prompts_of(input_files([word]), word, called)
+        elif _is_pattern(word) and (files := _files_matching(word)):
+            say(f"{called}: {word} is a pattern: {len(files)} file(s) are read")
+            prompts += _prompts_of(files, word, called)
+        elif text_suffix(word.lower()) in _SUFFIXES and not any(map(str.isspace, word)):
+            none = "no file matches" if glob.has_magic(word) else "there is no file"
+            raise UserError(f"{called}: {none} {word} (looked from {Path.cwd()})")
         elif not word.strip():
             raise UserError(f"{called}: an empty text is no prompt")
         else:
-            if word.lower().endswith(TEXT_SUFFIXES) or os.sep in word and not any(map(str.isspace, word)):
+            if text_suffix(word.lower()) in _SUFFIXES or os.sep in word and not any(map(str.isspace, word)):
                 say(f"{called}: there is no file or folder {shown(word)}: it is taken for a text")
             prompts.append(Prompt(word, shown(word)))
     return prompts
+
+
+def _is_pattern(word: str) -> bool:
+    """Whether a word may be a pattern of file names. A text may hold the signs of one, so it needs a known suffix, or a
+    `*` and a suffix or folder."""
+    if any(map(str.isspace, word)) or not glob.has_magic(word):
+        return False
+    return text_suffix(word) in _SUFFIXES or ("*" in word and (os.sep in word or bool(Path(word).suffix)))
+
+
+def _files_matching(pattern: str) -> list[Path]:
+    return input_files([pattern]) if any(map(os.path.isfile, glob.iglob(pattern, recursive=True))) else []
+
+
+def _prompts_of(files: list[Path], word: str, called: str) -> list[Prompt]:
+    """The prompts in files. Raises UserError if there are none."""
+    found = [prompt for file in files for prompt in _prompts_in(file)]
+    if not found:
+        raise UserError(f"{called}: {word} holds no prompt; it needs one a line")
+    return found
 
 
 def _prompts_in(file: Path) -> Iterator[Prompt]:
@@ -92,7 +118,9 @@ def _prompts_in(file: Path) -> Iterator[Prompt]:
     if kind == "json":
         values = ((f"{file}:{line}", value) for line, value in json_values(file))
     else:
-        values = table_records(file, kind)
+        if kind == "parquet":
+            _key(Record(str(file), dict.fromkeys(parquet_columns(file))))
+        values = table_records(file, kind, columns=_KEYS if kind == "parquet" else None)
     for place, value in values:
         if isinstance(value, dict):
             record = Record(place, value)

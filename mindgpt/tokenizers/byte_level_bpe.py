@@ -53,9 +53,9 @@ def read_tokenizer(path: PathLike) -> tuple[Tokenizer, dict[str, Any]]:
     folder, files = _files_at(Path(path))
     config = read_optional_dict(folder / "tokenizer_config.json")
     if len(files) == 1:
-        backend = _backend_from_json(*files)
+        backend = _backend_from_json(files[0])
     else:
-        backend = _backend_from_pair(*files, flag(config, "add_prefix_space", folder))
+        backend = _backend_from_pair(files[0], files[1], flag(config, "add_prefix_space", folder))
     add_known_tokens(backend, read_added_tokens(config, folder), folder)
     _warn_of_missing_bytes(backend, folder)
     return backend, read_settings(config, folder)
@@ -69,7 +69,7 @@ def read_tokenizer_files(
     Raises:
         UserError: neither or both are named, a file is missing or broken, or the files do not belong together.
     """
-    pair = [file for file in (vocab_file, merges_file) if file]
+    pair = [Path(file) for file in (vocab_file, merges_file) if file]
     if len(pair) == 1 or bool(pair) == bool(tokenizer_file):
         raise UserError(
             "A tokenizer is read from vocab_file and merges_file together, or from tokenizer_file. "
@@ -81,8 +81,8 @@ def read_tokenizer_files(
     if tokenizer_file:
         backend = _backend_from_json(Path(tokenizer_file))
     else:
-        backend = _backend_from_pair(Path(vocab_file), Path(merges_file), add_prefix_space=False)
-    _warn_of_missing_bytes(backend, tokenizer_file or vocab_file)
+        backend = _backend_from_pair(pair[0], pair[1], add_prefix_space=False)
+    _warn_of_missing_bytes(backend, tokenizer_file or pair[0])
     return backend
 
 

@@ -87,7 +87,7 @@ class GPT2Tokenizer(LibraryTokenizer):
         return processors.TemplateProcessing(
             single=first,
             pair=first + [f"{piece}:1" for piece in second],
-            special_tokens=[(name, self._id_of(name)) for name in dict.fromkeys(bos + eos)],
+            special_tokens=[(name, self._id_of_special(name)) for name in dict.fromkeys(bos + eos)],
         )
 
     @property
@@ -109,7 +109,7 @@ class GPT2Tokenizer(LibraryTokenizer):
         """See `BaseTokenizer`. The post-processor is asked by encoding a letter for each text."""
         given = [ids for ids in texts if ids is not None]
         letter = next(chr(byte) for byte in _LETTERS if self._id_of(BYTE_SYMBOLS[byte]) is not None)
-        encoding = self._backend.encode(*[letter] * len(given))
+        encoding = self._backend.encode(letter, letter if len(given) == 2 else None)
         text = None
         for token, kind, number in zip(encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True):
             if number is None:

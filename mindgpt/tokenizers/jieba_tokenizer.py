@@ -64,12 +64,12 @@ class JiebaTokenizer(LibraryTokenizer):
         model_max_length: int | None = None,
     ):
         check_jieba()
-        if (tokenizer_file is None) == (backend is None):
+        if tokenizer_file is not None and backend is None:
+            backend = read_jieba_file(tokenizer_file)
+        elif tokenizer_file is not None or backend is None:
             raise UserError(
                 "JiebaTokenizer takes one of tokenizer_file and backend; JiebaTokenizer.from_pretrained opens a folder."
             )
-        if backend is None:
-            backend = read_jieba_file(tokenizer_file)
         else:
             check_backend(backend, "backend")
         self._spells_bytes = "ByteLevel" in json.dumps(json.loads(backend.to_str())["decoder"])
@@ -85,7 +85,7 @@ class JiebaTokenizer(LibraryTokenizer):
     @property
     def sep_token_id(self) -> int:
         """The id of `<sep>`, which ends a response."""
-        return self._id_of(SEPARATOR)
+        return self._id_of_special(SEPARATOR)
 
     @property
     def text_end_ids(self) -> tuple[int, ...]:

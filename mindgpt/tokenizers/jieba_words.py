@@ -109,13 +109,15 @@ class _Worker:
             text=True,
             encoding="utf-8",
         )
+        assert self.process.stdin is not None and self.process.stdout is not None  # pipes were asked for
+        self.to_worker, self.from_worker = self.process.stdin, self.process.stdout
 
     def words(self, texts: Sequence[str]) -> list[list[str]]:
         """The words of each text."""
         try:
-            self.process.stdin.write(json.dumps(texts) + "\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
+            self.to_worker.write(json.dumps(texts) + "\n")
+            self.to_worker.flush()
+            answer = self.from_worker.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:
@@ -157,8 +159,8 @@ def _end(workers: list[_Worker]) -> None:
     """A worker ends with its input."""
     for worker in workers:
         with suppress(BrokenPipeError):  # it has ended before, with texts left to send
-            worker.process.stdin.close()
-        worker.process.stdout.close()
+            worker.to_worker.close()
+        worker.from_worker.close()
         worker.process.wait()
 
 

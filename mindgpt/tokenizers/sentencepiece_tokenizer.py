@@ -69,10 +69,12 @@ class SentencePieceTokenizer(BaseTokenizer):
         padding_side: Literal["right", "left"] = "right",
         model_max_length: int | None = None,
     ):
-        if (model_file is None) == (model is None):
+        if model_file is not None and model is None:
+            model = read_model(model_file)
+        elif model_file is not None or model is None:
             raise UserError("SentencePieceTokenizer takes one of model_file and model; from_pretrained opens a folder.")
         source = model_source(model_file)
-        self._content = read_model(model_file) if model is None else model
+        self._content = model
         self._model = open_model(self._content, source)
         self._model_inside = open_model(self._content + _WITHOUT_DUMMY_PREFIX, source)
         self._begins_with_space = self._model.normalize("a").startswith(_SPACE)
@@ -98,7 +100,7 @@ class SentencePieceTokenizer(BaseTokenizer):
         size = self._model.vocab_size()
         return number < size and (self._model.is_control(number) or self._model.is_unknown(number))
 
-    def _own_token(self, role: Literal["bos", "eos", "unk", "pad"]) -> str | None:
+    def _own_token(self, role: str) -> str | None:
         number = getattr(self._model, f"{role}_id")()
         return self._tokens[number] if number >= 0 else None
 

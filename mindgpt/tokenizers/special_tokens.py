@@ -1,6 +1,7 @@
 """The special tokens of a vocabulary: which token begins, ends and pads texts."""
 
 from collections.abc import Container
+from typing import NamedTuple
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 END_OF_TEXT = "<|endoftext|>"
@@ -11,7 +12,16 @@ _BEGINNINGS = ("<s>", "<bos>", "<BOS>", "[BOS]", "<|begin_of_text|>", "<|bos|>",
 _UNKNOWN = ("<unk>", "<UNK>", "[UNK]", "<|unk|>")
 
 
-def resolve_special_tokens(vocabulary: Container[str], named: dict[str, str | None]) -> dict[str, str | None]:
+class SpecialTokens(NamedTuple):
+    """The token of each role of `SPECIAL_TOKEN_NAMES`; a `pad_token` of None: padding is the end-of-text token."""
+
+    bos_token: str
+    eos_token: str
+    unk_token: str
+    pad_token: str | None
+
+
+def resolve_special_tokens(vocabulary: Container[str], named: dict[str, str | None]) -> SpecialTokens:
     """The token of each role of `SPECIAL_TOKEN_NAMES`: the named one, or else the vocabulary's own.
 
     If the vocabulary holds GPT-2's `<|endoftext|>`, that has all roles; otherwise a well-known token of the role, such
@@ -28,9 +38,9 @@ def resolve_special_tokens(vocabulary: Container[str], named: dict[str, str | No
         return next((name for name in (END_OF_TEXT,) * own + names if name in vocabulary), otherwise)
 
     end = named.get("eos_token") or known(_ENDS, END_OF_TEXT)
-    return {
-        "bos_token": named.get("bos_token") or known(_BEGINNINGS, end),
-        "eos_token": end,
-        "unk_token": named.get("unk_token") or known(_UNKNOWN, end),
-        "pad_token": named.get("pad_token"),
-    }
+    return SpecialTokens(
+        bos_token=named.get("bos_token") or known(_BEGINNINGS, end),
+        eos_token=end,
+        unk_token=named.get("unk_token") or known(_UNKNOWN, end),
+        pad_token=named.get("pad_token"),
+    )

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 
@@ -43,19 +43,19 @@ class BaseTokenizer(abc.ABC):
         bos_token, eos_token, unk_token: special tokens by name.
         pad_token: None pads with `eos_token`.
         new_tokens: the special tokens that the vocabulary lacked.
-        prompt_special_tokens: what usually goes around a prompt: "all", as around any text, "bos" or "none".
-        writes_whole_texts: whether the text of a token may depend on more than the token before it: see `text_decoder`.
     """
 
-    prompt_special_tokens: Literal["bos", "all", "none"] = "all"
-    writes_whole_texts = False
     kind = ""
+    bos_token: str
+    eos_token: str
+    unk_token: str
+    pad_token: str | None
 
     def __init__(self, named: dict[str, str | None], padding_side: str, model_max_length: int | None):
         vocabulary = self.get_vocab()
         special = resolve_special_tokens(vocabulary, named)
-        self.bos_token, self.eos_token, self.unk_token, self.pad_token = (special[role] for role in SPECIAL_TOKEN_NAMES)
-        tokens = list(dict.fromkeys(token for token in special.values() if token is not None))
+        self.bos_token, self.eos_token, self.unk_token, self.pad_token = special
+        tokens = list(dict.fromkeys(token for token in special if token is not None))
         self.new_tokens = [token for token in tokens if token not in vocabulary]
         self.add_tokens(tokens, special_tokens=True)
         self.padding_side = one_of("padding_side", padding_side, SIDES)
@@ -109,6 +109,10 @@ class BaseTokenizer(abc.ABC):
     def _token_of(self, token_id: int) -> str | None:
         """The token of an id, or None."""
 
+    def _id_of_special(self, token: str) -> int:
+        """The id of a special token, which is in the vocabulary."""
+        return cast(int, self._id_of(token))
+
     @abc.abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes of a token by itself, possibly part of a character; b"" outside the vocabulary."""
@@ -125,6 +129,11 @@ class BaseTokenizer(abc.ABC):
         """What turns the ids of one text into its bytes as they come; `previous` is the token before the first. Joined
         they are the text that `decode` returns, for every kind of tokenizer."""
         return TextDecoder(self.token_text, previous)
+
+    @property
+    def writes_whole_texts(self) -> bool:
+        """Whether the text of a token may depend on more than the token before it: see `text_decoder`."""
+        return False
 
     @property
     @abc.abstractmethod
@@ -182,7 +191,7 @@ class BaseTokenizer(abc.ABC):
         padding, truncation = padding != "do_not_pad" and padding, truncation != "do_not_truncate" and truncation
         side = one_of("padding_side", padding_side or self.padding_side, SIDES)
         limit = self._limit(padding, truncation, max_length)
-        texts, truncate_to = [text] if single else text, limit if truncation else None
+        texts, truncate_to = [text] if isinstance(text, str) else text, limit if truncation else None
         if text_pair is None:
             rows = self.encode_batch(texts, truncate_to, add_special_tokens)
             types = [[0] * len(row) for row in rows]
@@ -195,7 +204,8 @@ class BaseTokenizer(abc.ABC):
         if return_attention_mask:
             columns["attention_mask"] = [[1] * len(row) for row in rows]
         if padding:
-            width = limit if padding == "max_length" else max(map(len, rows), default=0)
+            longest = max(map(len, rows), default=0)
+            width = limit if padding == "max_length" and limit is not None else longest
             fill = {"input_ids": self.pad_token_id}
             columns = {name: pad_rows(rows, width, fill.get(name, 0), side) for name, rows in columns.items()}
         if return_tensors is not None:
@@ -245,6 +255,11 @@ class BaseTokenizer(abc.ABC):
         return rows, types
 
     # ---- special tokens around a text ----------------------------------------------------------------------------
+
+    @property
+    def prompt_special_tokens(self) -> Literal["bos", "all", "none"]:
+        """What usually goes around a prompt: "all", as around any text, "bos" or "none"."""
+        return "all"
 
     @property
     def document_start(self) -> list[int]:
@@ -347,11 +362,11 @@ class BaseTokenizer(abc.ABC):
 
     @property
     def bos_token_id(self) -> int:
-        return self._id_of(self.bos_token)
+        return self._id_of_special(self.bos_token)
 
     @property
     def eos_token_id(self) -> int:
-        return self._id_of(self.eos_token)
+        return self._id_of_special(self.eos_token)
 
     @property
     def text_end_ids(self) -> tuple[int, ...]:
@@ -360,12 +375,12 @@ class BaseTokenizer(abc.ABC):
 
     @property
     def unk_token_id(self) -> int:
-        return self._id_of(self.unk_token)
+        return self._id_of_special(self.unk_token)
 
     @property
     def pad_token_id(self) -> int:
         """The id that pads; `eos_token_id` if no `pad_token` was named."""
-        return self.eos_token_id if self.pad_token is None else self._id_of(self.pad_token)
+        return self.eos_token_id if self.pad_token is None else self._id_of_special(self.pad_token)
 
     @pad_token_id.setter
     def pad_token_id(self, token_id: int) -> None:
@@ -379,7 +394,7 @@ class BaseTokenizer(abc.ABC):
     @property
     def all_special_ids(self) -> list[int]:
         """The ids of `all_special_tokens`."""
-        return [self._id_of(token) for token in self.all_special_tokens]
+        return [self._id_of_special(token) for token in self.all_special_tokens]
 
     def add_special_tokens(self, tokens: dict[str, Any]) -> int:
         """Name special tokens by role, or as a list under `additional_special_tokens`; returns how many were new.
@@ -405,7 +420,14 @@ class BaseTokenizer(abc.ABC):
         Raises:
             UserError: `text` is not a string of valid Unicode.
         """
-        return self.convert_ids_to_tokens(self.encode(text, pair, add_special_tokens))
+        tokens = self.convert_ids_to_tokens(self.encode(text, pair, add_special_tokens))
+        return [token for token in tokens if token is not None]
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
         """The id of a token, or of each token of a list; `unk_token_id` for an unknown one."""
@@ -414,15 +436,21 @@ class BaseTokenizer(abc.ABC):
         found = self._id_of(tokens)
         return self.unk_token_id if found is None else found
 
+    @overload
+    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = False) -> str | None: ...
+
+    @overload
+    def convert_ids_to_tokens(self, ids: Sequence[int], skip_special_tokens: bool = False) -> list[str | None]: ...
+
     def convert_ids_to_tokens(
         self, ids: int | Sequence[int], skip_special_tokens: bool = False
     ) -> str | None | list[str | None]:
         """The token of an id, or of each id of a list, array or tensor; None for an id outside the vocabulary."""
-        ids = ids.asnumpy() if hasattr(ids, "asnumpy") else ids
-        if np.ndim(ids) == 0:
-            return self._token_of(int(ids)) if int(ids) >= 0 else None
+        numbers: Any = ids.asnumpy() if hasattr(ids, "asnumpy") else ids
+        if np.ndim(numbers) == 0:
+            return self._token_of(int(numbers)) if int(numbers) >= 0 else None
         left_out = set(self.all_special_ids) if skip_special_tokens else ()
-        return [self.convert_ids_to_tokens(number) for number in map(int, ids) if number not in left_out]
+        return [self.convert_ids_to_tokens(number) for number in map(int, numbers) if number not in left_out]
 
 
 def one_of(name: str, value: Any, allowed: tuple) -> Any:

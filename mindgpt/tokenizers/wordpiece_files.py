@@ -228,9 +228,8 @@ def special_tokens_of(files: WordPieceFiles, named: dict[str, str | None]) -> di
             f"({_some(list(map(repr, files.vocab)))}). A WordPiece vocabulary holds one token a line, among them "
             "[PAD], [UNK], [CLS] and [SEP]; other names are given as unk_token, bos_token and eos_token."
         )
-    if not named.get("pad_token") and tokens["pad_token"] not in known:
-        tokens["pad_token"] = None
-    return tokens
+    has_padding = named.get("pad_token") or tokens["pad_token"] in known
+    return {**tokens, "pad_token": tokens["pad_token"] if has_padding else None}
 
 
 def resolve_flags(
@@ -260,13 +259,14 @@ def resolve_flags(
                 f"{files.place}: the rules of this tokenizer.json are not BERT's, so {said[0]} cannot be set."
             )
         return None, None, None
+    own: tuple[bool | None, bool | None, bool | None]
     if isinstance(normalizer, normalizers.BertNormalizer):
         own = (normalizer.lowercase, normalizer.strip_accents, normalizer.handle_chinese_chars)
     else:
         own = (True, None, True)
     flags = [mine if value is None else value for mine, value in zip(own, given.values(), strict=True)]
-    _warn_of_capitals(files, flags[0])
-    return tuple(flags)
+    _warn_of_capitals(files, bool(flags[0]))
+    return flags[0], flags[1], flags[2]
 
 
 def _is_bert(backend: Tokenizer) -> bool:

@@ -41,7 +41,9 @@ def uer_backend(model: models.WordPiece, lower_case: bool, in_lower_case: bool =
         in_lower_case: texts that are to be read in lower case come as `lower_and_decomposed` returns them.
     """
     backend = Tokenizer(model)
-    steps = [normalizers.Replace(Regex(_one_of_class("Cc", "Cf", keep="\t\n\r", more="\ufffd")), "")]
+    steps: list[normalizers.Normalizer] = [
+        normalizers.Replace(Regex(_one_of_class("Cc", "Cf", keep="\t\n\r", more="\ufffd")), "")
+    ]
     if lower_case:
         accents = normalizers.Replace(Regex(_one_of_class("Mn")), "")
         steps += [accents] if in_lower_case else [normalizers.NFD(), accents, normalizers.Lowercase()]

@@ -103,7 +103,7 @@ class WordPieceTokenizer(LibraryTokenizer):
         named = special_tokens_of(files, named)
         flags = resolve_flags(files, do_lower_case, strip_accents, tokenize_chinese_chars, rules)
         self.do_lower_case, self.strip_accents, self.tokenize_chinese_chars = flags
-        backend = self._make_backend(files, named["unk_token"])
+        backend = self._make_backend(files, named["unk_token"] or "")
         add_known_tokens(backend, files.added, files.place)
         self.mask_token = mask_token or (MASK if MASK in files.vocab else None)
         super().__init__(backend, named, padding_side, model_max_length)
@@ -113,7 +113,9 @@ class WordPieceTokenizer(LibraryTokenizer):
         backend.post_processor = processors.TemplateProcessing(
             single=first,
             pair=[*first, "$B:1", *(f"{token}:1" for token in eos)],
-            special_tokens=[(name, self._id_of(name)) for name in dict.fromkeys((self.bos_token, self.eos_token))],
+            special_tokens=[
+                (name, self._id_of_special(name)) for name in dict.fromkeys((self.bos_token, self.eos_token))
+            ],
         )
 
     def _make_backend(self, files: WordPieceFiles, unknown: str) -> Tokenizer:
@@ -126,9 +128,10 @@ class WordPieceTokenizer(LibraryTokenizer):
             max_input_chars_per_word=LONGEST_WORD[self.rules],
             continuing_subword_prefix=PREFIX,
         )
+        lower_case = bool(self.do_lower_case)
         if self.rules == "transformers":
-            return bert_backend(model, self.do_lower_case, self.strip_accents, self.tokenize_chinese_chars)
-        return uer_backend(model, self.do_lower_case, in_lower_case=self.rules == "bert4keras")
+            return bert_backend(model, lower_case, self.strip_accents, bool(self.tokenize_chinese_chars))
+        return uer_backend(model, lower_case, in_lower_case=self.rules == "bert4keras")
 
     def __str__(self) -> str:
         """See `BaseTokenizer`."""
@@ -179,9 +182,9 @@ class WordPieceTokenizer(LibraryTokenizer):
         keeps it, to be seen. For the spaces between words see `space_between`. Of bert4keras and GPT2_ML it is what the
         token adds before their rules for whole texts."""
         if self.writes_whole_texts:
-            before, token = (self._token_of(number) if number is not None else None for number in (previous, token_id))
+            token = self._token_of(token_id)
             append = DECODING[self.rules].append
-            joined = append("", before or "")
+            joined = append("", (None if previous is None else self._token_of(previous)) or "")
             return b"" if token is None else append(joined, token)[len(joined) :].encode()
         text, _, first, last = self._piece(token_id)
         if previous is None:
@@ -418,7 +421,7 @@ def _named_file(vocab_file: PathLike | None, tokenizer_file: PathLike | None) ->
             "A WordPiece tokenizer is read from vocab_file or from tokenizer_file. "
             "WordPieceTokenizer.from_pretrained opens a folder."
         )
-    file = Path(vocab_file or tokenizer_file)
+    file = Path(vocab_file or tokenizer_file or "")
     if file.is_dir():
         raise UserError(f"{file} is a folder; WordPieceTokenizer.from_pretrained opens it.")
     return read_wordpiece_file(file)

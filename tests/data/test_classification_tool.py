@@ -252,7 +252,7 @@ def test_real_sst_2(shared_data):
     rows = list(read_examples(shared_data / "sst2" / "dev.tsv", FILE_LAYOUTS["sst_2"]))
     assert len(rows) == 872
     assert sum(row.label == "1" for row in rows) == 444
-    assert rows[0] == ("one long string of cliches .", "0", 2, "")
+    assert rows[0] == ("one long string of cliches .", "0", 2, "", shared_data / "sst2" / "dev.tsv")
 
 
 def test_metadata_is_json(tmp_path, tokenizer):

@@ -22,19 +22,29 @@ from mindgpt.data.split import split_file, split_text
     ],
 )
 def test_split_positions(text, first):
-    assert split_text(text, 0.5) == (first, text[len(first) :])
+    for size in (1, 2, 7, 1000):
+        chunks = [text[place : place + size] for place in range(0, len(text), size)]
+        assert ["".join(part) for part in split_text(chunks.copy, 0.5)] == [first, text[len(first) :]]
 
 
 @pytest.mark.parametrize(("text", "fraction"), [("", 0.1), ("a", 0.5), (" \n \n ", 0.5), ("e\u0301", 0.5), ("ab", 1.0)])
 def test_unsplittable_texts_are_refused(text, fraction):
     with pytest.raises(UserError, match="too short|between 0 and 1"):
-        split_text(text, fraction)
+        split_text(lambda: [text], fraction)
 
 
 def test_a_file_of_one_line(tmp_path):
     text = "anarchism originated as a term " * 5000
     (tmp_path / "t8").write_text(text)
     train, valid = split_file(tmp_path / "t8", tmp_path / "parts", 0.1)
+    assert train.read_text() + valid.read_text() == text
+    assert len(valid.read_text()) == pytest.approx(0.1 * len(text), abs=20)
+
+
+def test_the_parts_may_replace_the_text(tmp_path):
+    text = "".join(f"line {number}\n" for number in range(100_000))
+    (tmp_path / "train.txt").write_text(text)
+    train, valid = split_file(tmp_path / "train.txt", tmp_path, 0.1)
     assert train.read_text() + valid.read_text() == text
     assert len(valid.read_text()) == pytest.approx(0.1 * len(text), abs=20)
 

@@ -78,7 +78,7 @@ def test_input_files(tmp_path):
         with pytest.raises(UserError, match=message):
             input_files([wrong])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no .txt, .json, .jsonl or .ndjson file."):
+    with pytest.raises(UserError, match="holds no .txt, .json, .jsonl, .ndjson or .parquet file"):
         input_files([tmp_path / "empty"])
 
 

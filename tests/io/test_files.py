@@ -146,7 +146,7 @@ JAPANESE = "これは日本語のテキストです。東京は日本の首都�
         (JAPANESE.encode("euc_jp"), "It seems to be EUC-JP."),
         ("a naïve café, “oui”\n".encode("cp1252"), "It seems to be Windows-1252 (Latin-1)."),
         (bytes(range(1, 256)), "Save the file as UTF-8, or convert it: iconv"),
-        (b"\x1f\x8b\x08\0rest", "my x.txt is not text: it is compressed with gzip; unpack it first, with gunzip."),
+        (b"\x1f\x8b\x08\0rest", "my x.txt is not text: it is compressed with gzip; add .gz to its name"),
         (b"PK\x03\x04rest", "as Excel's and Word's files are"),
         (b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(40), "is not text: 44 of its first 56 bytes are zeros"),
     ],

@@ -1,6 +1,7 @@
 """Prediction and scoring as a user types them, against transformers on the same weights; and what is refused."""
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -63,9 +64,9 @@ def test_texts_files_and_folders_of_prompts(flags, toy, peer, succeed, tmp_path)
     (folder / "a.txt").write_text(f"{PROMPTS[0]}\n\n")
     (folder / "b.jsonl").write_text(json.dumps({"text": PROMPTS[1]}) + "\n" + json.dumps({"prompt": PROMPTS[2]}))
     (folder / "c.md").write_text("not this\n")
-    (tmp_path / "one").write_text(PROMPTS[3])
+    (tmp_path / "one.txt.gz").write_bytes(gzip.compress(PROMPTS[3].encode()))
     console = succeed(
-        "run_mindformer.py", *flags, "--predict_data", "prompts", "one", "while a lazy", "--predict_batch_size", 2,
+        "run_mindformer.py", *flags, "--predict_data", "prompts", "o*.gz", "while a lazy", "--predict_batch_size", 2,
         "--max_new_tokens", NEW, cwd=tmp_path,
     )  # fmt: skip
     tokenizer = GPT2Tokenizer.from_pretrained(toy.tokenizer)
@@ -301,7 +302,7 @@ def test_a_console_that_nobody_reads_and_that_knows_no_emoji(flags, repo, progra
         (["--predict_data", "keys.jsonl"], ["keys.jsonl:2", "'prompt' and 'text'", "it has: 'txt'"]),
         (["--predict_data", "empty.jsonl"], ["empty.jsonl:1: an empty text is no prompt"]),
         (["--predict_data", "blank.txt"], ["blank.txt holds no prompt"]),
-        (["--predict_data", "empty_folder"], ["empty_folder holds no .txt, .json, .jsonl or .ndjson file"]),
+        (["--predict_data", "empty_folder"], ["empty_folder holds no .txt, .json, .jsonl, .ndjson or .parquet file"]),
         (["--predict_data", ""], ["an empty text is no prompt"]),
         (["--predict_data", "the " * 40], ["'the the", "tokens and fills the context length of 32"]),
         (["--predict_data", "long.txt"], ["long.txt:2 has", "fills the context length of 32"]),
@@ -385,9 +386,10 @@ def test_what_is_done_is_kept_and_told_while_the_rest_is_to_do(start, tmp_path, 
 def test_scores_are_those_of_transformers(flags, toy, peer, succeed, tmp_path):
     import torch
 
-    (tmp_path / "texts.txt").write_text("the quick brown fox\n\nsail north to new land , over a lazy dog\n")
+    text = "the quick brown fox\n\nsail north to new land , over a lazy dog\n"
+    (tmp_path / "texts.txt.gz").write_bytes(gzip.compress(text.encode()))
     weights = [word for word in flags if word not in ("--run_mode", "predict")]
-    words = ["texts.txt", "x", *weights, "--output", "scores.jsonl", "--per_token"]
+    words = ["texts.txt.gz", "x", *weights, "--output", "scores.jsonl", "--per_token"]
     console = succeed("tools/score_text.py", *words, cwd=tmp_path)
     tokenizer = GPT2Tokenizer.from_pretrained(toy.tokenizer)
     records = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]

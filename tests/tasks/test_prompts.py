@@ -55,7 +55,7 @@ def test_hidden_files_of_a_folder_are_no_prompts(tmp_path, capsys):
     for name in ("a.txt", "._a.txt", ".ipynb_checkpoints/a-checkpoint.txt"):
         (tmp_path / name).write_text(name)
     assert [prompt.text for prompt in read_prompts([str(tmp_path)])] == ["a.txt"]
-    assert "is a folder: its .txt, .json, .jsonl, .ndjson files are read" in capsys.readouterr().out
+    assert "is a folder: its .txt, .json, .jsonl, .ndjson, .parquet files are read" in capsys.readouterr().out
 
 
 # ---- the tokenizer ---------------------------------------------------------------------------------------------------

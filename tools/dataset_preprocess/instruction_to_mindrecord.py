@@ -1,4 +1,4 @@
-"""Instruction data (.json, .jsonl, .csv, .tsv) to MindRecord rows whose labels mask the prompt.
+"""Instruction data (.json, .jsonl, .csv, .tsv, .parquet) to MindRecord rows whose labels mask the prompt.
 
     python tools/dataset_preprocess/instruction_to_mindrecord.py \
         --input_file alpaca_data.json --output_file alpaca.mindrecord --max_length 1025 --tokenizer_type <dir>
@@ -50,8 +50,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=path_argument,
         nargs="+",
         required=True,
-        help=f"files, folders (their {', '.join(RECORD_SUFFIXES)} files, sub-folders included) or patterns in quotes. "
-        ".json: a list of objects, or one a line; .csv and .tsv: with a header, quotes round cells that need them",
+        help=f"files, folders (their {', '.join(RECORD_SUFFIXES)} files, sub-folders included) or patterns in quotes; "
+        "those that end in .gz or .zst are unpacked as they are read. .json: a list of objects, or one a "
+        "line; .csv and .tsv: with a header, quotes round cells that need them",
     )
     add_output_arguments(
         parser,

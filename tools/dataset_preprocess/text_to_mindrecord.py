@@ -25,6 +25,7 @@ from mindgpt.config.arguments import CheckedParser
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import COLUMNS, BlocksSummary, use_cores, write_blocks
 from mindgpt.data.document_tokens import SPECIAL_TOKENS
+from mindgpt.data.text import likely_size
 from mindgpt.data.tool_arguments import TextFiles, add_output_arguments, add_text_arguments, open_tokenizer
 from mindgpt.data.uer_datasets import SUFFIX, write_uer_datasets
 from mindgpt.io.files import read_chunks
@@ -148,7 +149,7 @@ def write_texts(arguments: argparse.Namespace, texts: TextFiles, tokenizer: Base
         columns=arguments.data_columns,
         num_splits=arguments.num_splits,
         overwrite=arguments.overwrite,
-        total_bytes=sum(map(os.path.getsize, texts.files)),
+        total_bytes=likely_size(texts.files),
     )
 
 

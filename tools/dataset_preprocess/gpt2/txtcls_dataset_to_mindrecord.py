@@ -19,6 +19,7 @@ from mindgpt.config.errors import run_program
 from mindgpt.data.blocks import use_cores
 from mindgpt.data.classification_rows import read_label_names, write_classification
 from mindgpt.data.labelled_text import FILE_LAYOUTS, file_layout
+from mindgpt.data.text import input_files
 from mindgpt.data.tool_arguments import (
     add_output_arguments,
     add_skip_bad,
@@ -27,7 +28,14 @@ from mindgpt.data.tool_arguments import (
     open_tokenizer,
     warn,
 )
-from mindgpt.io.files import check_readable
+
+# In a folder, the files that are read, by the kind of the layout.
+SUFFIXES = {
+    "csv": (".csv", ".txt"),
+    "tsv": (".tsv", ".txt"),
+    "json": (".json", ".jsonl", ".ndjson"),
+    "parquet": (".parquet",),
+}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -36,11 +44,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "of its label. sst_2, cola, ag_news, imdb and chnsenticorp are read as published, uer as UER-py reads it (a "
         "TSV with the columns label, text_a and perhaps text_b); anything else as csv (fields in quotes where they "
         "need it), tsv (a quote is a character like any other), json or jsonl (a list of objects, or an object a "
-        "line)."
+        "line) or parquet. A file whose name ends in .gz or .zst is unpacked as it is read."
     )
     add = parser.add_argument
     add("--dataset_name", required=True, choices=list(FILE_LAYOUTS), help="which data set, or which kind of file")
-    add("--input_file", type=path_argument, required=True, help="the file of texts and labels")
+    add(
+        "--input_file",
+        type=path_argument,
+        nargs="+",
+        required=True,
+        help="the files of texts and labels, all of one layout; or folders (their files of this kind, sub-folders "
+        "included, hidden ones left out), or patterns in quotes",
+    )
     add_output_arguments(
         parser, row="row", max_length=1024, length_help="tokens of a {row} at most; longer texts are truncated"
     )
@@ -76,7 +91,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     use_cores(arguments.num_workers)
-    check_readable(arguments.input_file)
     layout = file_layout(
         arguments.dataset_name,
         header=arguments.header,
@@ -84,10 +98,11 @@ def main(argv: list[str] | None = None) -> None:
         label_column=arguments.label_column,
         label_names=read_label_names(arguments.label_file) if arguments.label_file else arguments.label_names,
     )
+    files = input_files(arguments.input_file, SUFFIXES[layout.kind])
     bad = bad_records(arguments)
     with counted_in_errors(bad):
         summary = write_classification(
-            arguments.input_file,
+            files,
             layout,
             open_tokenizer(arguments.tokenizer_type),
             arguments.output_file,

@@ -5,8 +5,8 @@
 """
 
 import argparse
-import os
 import sys
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # runs from a checkout that is not installed
@@ -17,9 +17,8 @@ if __name__ == "__main__":
 from mindgpt.config.arguments import CheckedParser, path_argument
 from mindgpt.config.errors import UserError, run_program
 from mindgpt.data.blocks import COLUMNS, use_cores, write_blocks
-from mindgpt.data.text import kind_of, mindformers_pieces, wikitext_pieces
+from mindgpt.data.text import input_files, kind_of, likely_size, mindformers_pieces, wikitext_pieces
 from mindgpt.data.tool_arguments import add_output_arguments, open_tokenizer
-from mindgpt.io.files import check_readable
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -29,7 +28,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "(attention_mask 0)."
     )
     parser.add_argument(
-        "--input_file", type=path_argument, required=True, help="wiki.train.tokens, wiki.valid.tokens, ..."
+        "--input_file",
+        type=path_argument,
+        nargs="+",
+        required=True,
+        help="wiki.train.tokens, wiki.valid.tokens, ..., also with .gz or .zst after it, or .parquet with a line in "
+        "each row; several are read one after another, as are those of a pattern in quotes",
     )
     add_output_arguments(parser, row="block", max_length=1024)
     parser.add_argument(
@@ -51,16 +55,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     use_cores(arguments.num_workers)
-    file = Path(arguments.input_file)
-    check_readable(file)
-    if kind_of(file) != "text":
-        raise UserError(
-            f"{file} holds {kind_of(file)}, not the plain text of WikiText; tools/dataset_preprocess/"
-            "text_to_mindrecord.py reads it"
-        )
+    for name in arguments.input_file:
+        if Path(name).is_dir():
+            raise UserError(
+                f"{name} is a folder, and one of WikiText holds the texts to evaluate on, too. Name a file, or a "
+                f"pattern in quotes: '{name}/train-*.parquet'."
+            )
+    files = input_files(arguments.input_file)
+    for file in files:
+        if kind_of(file) not in ("text", "parquet"):
+            raise UserError(
+                f"{file} holds {kind_of(file)}, not the plain text of WikiText; tools/dataset_preprocess/"
+                "text_to_mindrecord.py reads it"
+            )
     compat = arguments.compat == "mindformers"
     summary = write_blocks(
-        mindformers_pieces(file) if compat else wikitext_pieces(file),
+        chain.from_iterable(map(mindformers_pieces if compat else wikitext_pieces, files)),
         open_tokenizer(arguments.tokenizer_type),
         arguments.output_file,
         max_length=arguments.max_length,
@@ -70,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         columns=arguments.data_columns,
         num_splits=arguments.num_splits,
         overwrite=arguments.overwrite,
-        total_bytes=os.path.getsize(file),
+        total_bytes=likely_size(files),
     )
     print(summary)
 
