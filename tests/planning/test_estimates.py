@@ -96,8 +96,10 @@ def test_the_attention_mask_is_of_each_row_if_rows_are_padded():
     columns = {"train_dataset": {"input_columns": ["input_ids"]}}
     assert attention_mask({}, columns) == (1 + 4) * S * S
     assert attention_mask({}) == (1 + 4 * B) * S * S
-    classifier = {"trainer": {"type": "TextClassificationTrainer"}}
-    assert attention_mask({"use_flash_attention": True, "num_labels": 2}, classifier) == (1 + B) * S * S
+    network = {"seq_length": S, "use_flash_attention": True, "num_labels": 2}
+    classifier = {"arch": {"type": "GPT2ForSequenceClassification"}, "model_config": network}
+    sections = {"trainer": {"type": "TextClassificationTrainer"}, "model": classifier}
+    assert attention_mask({}, sections) == (1 + B) * S * S
 
 
 @pytest.mark.parametrize("length", [S, 64 * S])
