@@ -173,7 +173,6 @@ def compile_sharded(step: nn.Cell, columns: Sequence[Tensor], layout: Layout) ->
     """
     whole = {parameter.name: parameter.shape for parameter in step.optimizer.parameters}
     step.compile(*columns)
-    step.optimizer.round_weights()
     ranks_of_a_stage = layout.data_parallel * layout.model_parallel
     holders = {
         parameter.name: ranks_of_a_stage * parameter.size // math.prod(whole[parameter.name])

@@ -48,7 +48,6 @@ def made_by_mindspore(config) -> dict[str, np.ndarray]:
     if hasattr(Parameter, "init_param"):  # set once `no_init_parameters` was used; then no lazy parameter is made
         del Parameter.init_param
     step = compiled(config, model_class(config.model.arch.type)(GPT2Config.from_section(config.model.config)))
-    step.optimizer.round_weights()
     return {name: parameter.asnumpy() for name, parameter in parameters_of_step(step).items()}
 
 

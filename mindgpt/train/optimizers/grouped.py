@@ -79,13 +79,6 @@ class GroupedOptimizer(nn.Optimizer):
             if name in values:
                 master.set_data(values[name])
 
-    def round_weights(self) -> None:
-        """Set the half-precision weights from their masters, outside a step: after values were loaded into masters, or
-        initialised for both."""
-        for weight in self._parameters:
-            if (master := self.masters.get(weight.name)) is not None and not (master.has_init or weight.has_init):
-                weight.set_data(Tensor(master.asnumpy(), weight.dtype), slice_shape=weight.sliced)
-
     def in_groups(
         self,
         groups: tuple[tuple[int, int], ...],
