@@ -2,6 +2,8 @@
 
 import re
 
+MASTER = "master."  # + the name of a half-precision weight: its float32 master copy, part of the optimizer's state
+
 # What training checkpoints of MindSpore, MindFormers and TensorFlow hold besides weights: (rule, the names it skips).
 SKIP_RULES = (
     ("optimizer state", re.compile(r"(adam_[mv]|adafactor_(row|col|v|m)|lion_m|sgd_v|master|accu_grads|grad_sum)\.")),

@@ -13,7 +13,7 @@ from mindgpt.checkpoints.mindspore_format import CheckpointFile, write_checkpoin
 from mindgpt.checkpoints.padded_vocabulary import VocabularyRows, config_with_rows, with_vocabulary
 from mindgpt.checkpoints.run_folder import Step, checkpoint_files, choose_files, listed, rank_folders, step_of
 from mindgpt.checkpoints.sharded_checkpoint import ShardedCheckpoint, refuse_shard
-from mindgpt.checkpoints.skip_rules import skip_rule
+from mindgpt.checkpoints.skip_rules import MASTER, skip_rule
 from mindgpt.checkpoints.strategy_format import ShardingStrategy, read_strategy
 from mindgpt.checkpoints.tensor_source import Box, TensorInfo
 from mindgpt.config.errors import UserError
@@ -66,13 +66,15 @@ def transform(
     held = checkpoint if vocab_size is None else _with_vocabulary(checkpoint, vocab_size, keep_state)
     entries = {name: info for name, info in held.entries.items() if _kept(name, keep_state)}
     texts = {name: text for name, text in checkpoint.texts.items() if _kept(name, keep_state)}
+    masters = _masters_of_float32_weights(layouts, entries) if layouts else {}
+    entries = {name: entries[masters.get(name, name)] for name in entries if name not in masters.values()}
     left_out = _check_fit(layouts, entries, checkpoint) if layouts else []
     entries = {name: info for name, info in entries.items() if name not in left_out}
     _print_source(checkpoint, left_out)
     boxes_of_ranks = [_boxes(layouts, rank, entries) for rank in range(len(files))]
     with tqdm(total=sum(map(len, boxes_of_ranks)), desc=target.name, unit=" tensors", disable=None) as progress:
         for file, boxes in zip(files, boxes_of_ranks, strict=True):
-            write_checkpoint(file, _contents(held, boxes, texts, progress.update))
+            write_checkpoint(file, _contents(held, boxes, masters, texts, progress.update))
             _copy_config(checkpoint.path, file, vocab_size)
     state = "with training state" if keep_state else "weights only"
     result = f"sharded for {len(files)} ranks: {target}" if layouts else files[0]
@@ -157,6 +159,17 @@ def _check_fit(layouts: ShardingStrategy, entries: Mapping[str, TensorInfo], che
     return left_out
 
 
+def _masters_of_float32_weights(layouts: ShardingStrategy, entries: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Weights that the source trains in half precision and the target in float32: their master copies by their names.
+
+    The result has the master copy's values under the weight's name. A tied table is float32 in a pipeline (see
+    `tasks/training_step.py`).
+    """
+    states = {name.partition(".")[2] for name in layouts.names if skip_rule(name) == "optimizer state"}
+    masters = {name: f"{MASTER}{name}" for name in entries if name in states}
+    return {name: master for name, master in masters.items() if master in entries and master not in layouts.names}
+
+
 def _boxes(layouts: ShardingStrategy | None, rank: int, entries: Mapping[str, TensorInfo]) -> dict[str, Box | None]:
     """The box of each tensor that a rank gets; None: the whole tensor. Every rank gets what no strategy mentions."""
     if layouts is None:
@@ -173,11 +186,12 @@ def _boxes(layouts: ShardingStrategy | None, rank: int, entries: Mapping[str, Te
 def _contents(
     checkpoint: Source | VocabularyRows,
     boxes: Mapping[str, Box | None],
+    masters: Mapping[str, str],
     texts: Mapping[str, str],
     count: Callable[[int], object],
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     for name, box in boxes.items():
-        yield name, checkpoint.read_box(name, box)
+        yield name, checkpoint.read_box(masters.get(name, name), box)
         count(1)
     yield from texts.items()
 

@@ -25,10 +25,10 @@ from mindgpt.checkpoints.run_folder import (
     rank_of_file,
     step_of,
 )
+from mindgpt.checkpoints.skip_rules import MASTER
 from mindgpt.config.errors import UserError
 from mindgpt.runtime.ranks import say
 from mindgpt.train.checkpoint_monitor import COUNTERS, parameters_of_step
-from mindgpt.train.optimizers.state import MASTER
 
 STATE = "training_state"
 _FORMER_PREFIXES = {"adafactor_row.": "exp_avg_sq_row_", "adafactor_col.": "exp_avg_sq_col_"}

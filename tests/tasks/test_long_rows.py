@@ -14,7 +14,11 @@ pytestmark = pytest.mark.needs_ascend
 LAYERS, HIDDEN, HEADS, VOCAB, LONG = 2, 256, 4, 512, 32768
 _TERM = r"^  (\w[\w ]+?) +[\d.]+ \wiB \(([\d,]+) bytes\)"
 
-CASE = {name: values[0] for name, values in FACTORS.items()} | {"flash": True, "weights": "float32"}
+CASE = {name: values[0] for name, values in FACTORS.items()} | {
+    "flash": True,
+    "weights": "float32",
+    "vocabulary": "divisible",
+}
 
 
 @pytest.mark.parametrize("task", ["language model", "classification"])

@@ -216,7 +216,7 @@ def start(flags, tmp_path, monkeypatch):
     return run
 
 
-def no_attention(self, x, mask, cache=None):
+def no_attention(self, x, mask, tokens, cache=None):
     raise ValueError("attention was reached")
 
 

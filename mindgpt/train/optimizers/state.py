@@ -6,11 +6,9 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore.common.initializer import initializer
 
+from mindgpt.checkpoints.skip_rules import MASTER
 from mindgpt.config.strategy import Strategy
 from mindgpt.runtime.collectives import strategy
-
-MASTER = "master."
-"""What the names of master copies begin with."""
 
 
 def is_decayed(parameter: Parameter) -> bool:
