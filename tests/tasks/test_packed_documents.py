@@ -60,7 +60,12 @@ def write(file, ids, mask):
 
 def test_evaluation_of_packed_rows_is_that_of_their_documents(toy, trained, data, succeed, tmp_path):
     model = GPT2LMHeadModel.from_pretrained(trained.last_checkpoint).set_train()
-    total = sum(float(model.summed_loss(Tensor(document[None]))[0].asnumpy()) for document in data.documents)
+    lengths = np.array([len(document) for document in data.documents])
+    padded = np.zeros((len(lengths), TOKENS), np.int32)
+    for row, document in zip(padded, data.documents, strict=True):
+        row[: len(document)] = document
+    attended = (np.arange(TOKENS) < lengths[:, None]).astype(np.int32)
+    total = float(model.summed_loss(Tensor(padded), Tensor(attended))[0].asnumpy())
     expected = total / (ROWS * (TOKENS - 1))
     command = ["run_mindformer.py", "--config", toy.yaml, "--load_checkpoint", trained.last_checkpoint]
     command += ["--run_mode", "eval", "--eval_dataset_dir", data.packed]
