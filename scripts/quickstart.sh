@@ -74,5 +74,5 @@ texts                {out}/run/predictions.jsonl
 
 Next: more epochs       --epochs 10 on the training command above
       your own prompts  --run_mode predict ... --predict_data "your words" --do_sample True --top_k 50
-      a larger model    configs/gpt2/pretrain_gpt2_small_fp16.yaml (README: "The main job")""")
+      a larger model    configs/gpt2/pretrain_gpt2_small_fp16.yaml (docs/guide.md)""")
 P

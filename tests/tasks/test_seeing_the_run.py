@@ -100,9 +100,9 @@ def test_the_best_checkpoint_opens_from_python(stopped):
     assert all(np.array_equal(p.asnumpy(), whole.read(name)) for name, p in model.parameters_dict().items())
 
 
-def test_readme_names_all_that_a_training_leaves(stopped, repo):
-    text = (repo / "README.md").read_text(encoding="utf-8")
-    rows = text.split("A run leaves in `output/`")[1].split("More in [")[0].splitlines()
+def test_the_guide_names_all_that_a_training_leaves(stopped, repo):
+    text = (repo / "docs/guide.md").read_text(encoding="utf-8")
+    rows = text.split("A run leaves in `output/`")[1].split("\n## ")[0].splitlines()
     named = {
         name.split("/")[0] for row in rows if row.startswith("|") for name in re.findall("`([^`]+)`", row.split("|")[1])
     }
