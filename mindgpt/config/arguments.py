@@ -37,6 +37,10 @@ class CheckedParser(argparse.ArgumentParser):
         self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(self._words, namespace)
 
+    def flag_names(self) -> list[str]:
+        """Every flag, with its dashes."""
+        return list(self._option_string_actions)
+
     def error(self, message: str) -> NoReturn:
         """Raise the message as a `UserError`."""
         raise UserError(f"command line: {message}{self._about_dashes(message)}\n{self.prog} -h lists the flags")
@@ -91,9 +95,14 @@ class ShowVersion(argparse.Action):
         super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help="print the version and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        package = sys.modules[__name__.split(".")[0]]  # the package is above all rooms, so it is not imported here
-        print(f"mindgpt {package.__version__}, {_mindspore()}, Python {platform.python_version()}")
+        print(versions())
         parser.exit()
+
+
+def versions() -> str:
+    """The versions of mindgpt, MindSpore and Python, in one line."""
+    package = sys.modules[__name__.split(".")[0]]  # the package is above all rooms, so it is not imported here
+    return f"mindgpt {package.__version__}, {_mindspore()}, Python {platform.python_version()}"
 
 
 def _mindspore() -> str:

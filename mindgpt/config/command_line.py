@@ -155,10 +155,10 @@ class CommandLine(NamedTuple):
     """What `--predict_data` names, as typed: prompts, or files and folders of them. Empty unless predicting."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CheckedParser:
     """The parser of all flags. A flag that is not given has no attribute in the namespace."""
     parser = CheckedParser(
-        prog=name if (name := Path(sys.argv[0]).name) in PROGRAMS else PROGRAMS[0],
+        prog=name_of_program(),
         usage="%(prog)s --config FILE [flags]",
         description="Train, fine-tune, evaluate or run GPT-2 as a YAML file says. Flags override the file.",
         argument_default=argparse.SUPPRESS,
@@ -174,6 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="extend",
         help="any keys of the YAML file, dotted, such as optimizer.weight_decay=0 or callbacks.1.prefix=small",
     )
+    files.add_argument("--set", metavar="KEY=VALUE", action="append", help="one of them; may be repeated")
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
@@ -193,9 +194,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _flag_names() -> list[str]:
-    names = [flag.name for flags in FLAGS.values() for flag in flags]
-    return [f"--{name}" for name in ("config", "options", "predict_data", *names)]
+def name_of_program() -> str:
+    """`run_mindformer.py`, or `mindgpt` with its subcommand."""
+    name = Path(sys.argv[0]).name
+    return name if name and name.split()[0] in PROGRAMS else PROGRAMS[0]
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -207,6 +209,20 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
+    check_words(parser, arguments, unknown)
+    if "config" not in arguments:
+        parser.error("--config FILE is required")
+    return arguments
+
+
+def check_words(parser: CheckedParser, arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
+    """Raise a `UserError` for words that the parser does not know, and for flags that have no effect here.
+
+    Args:
+        parser: one that `build_parser` made, perhaps with more flags.
+        arguments, unknown: what it found.
+    """
+    names = [name for name in parser.flag_names() if name.lstrip("-") not in REFUSED]
     for word in unknown:
         name = word.split("=")[0]
         if not name.startswith("-"):
@@ -220,13 +236,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"unknown flag {name}; to set a key of the YAML file write --options {name.lstrip('-')}=VALUE")
         if key := _key_of_model(name.lstrip("-")):
             parser.error(f"unknown flag {name}; to set it write --options {key}=VALUE")
-        parser.error(f"unknown flag {name}; {nearest(name, _flag_names())}")
+        parser.error(f"unknown flag {name}; {nearest(name, names)}")
     for name, reason in REFUSED.items():
         if name in arguments:
             parser.error(f"--{name} has no effect here: {reason}")
-    if "config" not in arguments:
-        parser.error("--config FILE is required")
-    return arguments
 
 
 def config_from_command_line(argv: Sequence[str] | None = None) -> CommandLine:
@@ -235,10 +248,22 @@ def config_from_command_line(argv: Sequence[str] | None = None) -> CommandLine:
     Raises:
         UserError: anything wrong with the flags, the file, or the two together.
     """
-    arguments = parse_arguments(argv)
-    overrides, origins = _overrides(arguments)
+    return command_of(parse_arguments(argv))
+
+
+def command_of(arguments: argparse.Namespace, more: Sequence[Flag] = ()) -> CommandLine:
+    """The configuration that flags and the YAML file among them ask for.
+
+    Args:
+        arguments: of `parse_arguments`.
+        more: flags beside those of `FLAGS`.
+
+    Raises:
+        UserError: anything wrong with the file, or the two together.
+    """
+    overrides, origins = _overrides(arguments, more)
     config, ignored = load_config(arguments.config, overrides, origins)
-    problems = list(_flags_without_effect(arguments, config))
+    problems = list(_flags_without_effect(arguments, config, more))
     if problems:
         raise UserError("\n".join(f"command line: {problem}" for problem in problems))
     notes = [f"{arguments.config}: accepted without effect: {', '.join(ignored)}"] if ignored else []
@@ -251,22 +276,29 @@ def _key_of_model(name: str) -> str | None:
     return f"model.model_config.{name}" if name in GPT2Section.known_keys() else None
 
 
-def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+def _key_of_flag(name: str) -> str | None:
+    """The dotted YAML key, or keys, that the flag `name` sets; None if there is no such flag."""
+    return next((" and ".join(flag.keys) for flags in FLAGS.values() for flag in flags if flag.name == name), None)
+
+
+def _overrides(arguments: argparse.Namespace, more: Sequence[Flag]) -> tuple[dict[str, Any], dict[str, str]]:
     """The values that the command line sets, by YAML key, and for each key what was typed."""
     overrides: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for word in getattr(arguments, "options", []):
+    for typed, word in _keys_and_values(arguments):
         key, equals, text = word.partition("=")
         if not equals or not all(key.split(".")):
-            raise UserError(f"command line: --options {word!r}: must be KEY=VALUE with a dotted YAML key")
-        if key not in RunConfig.known_keys() and (full_key := _key_of_model(key)):
-            raise UserError(f"command line: --options {key}: the key is {full_key}")
+            raise UserError(f"command line: {typed} {word!r}: must be KEY=VALUE with a dotted YAML key")
+        if key not in RunConfig.known_keys() and (full_key := _key_of_flag(key) or _key_of_model(key)):
+            raise UserError(f"command line: {typed} {key}: the key is {full_key}")
         try:
-            overrides[key] = parse_value(text)
+            value = parse_value(text)
         except UserError as error:
-            raise UserError(f"command line: --options {key}: {error}") from None
-        origins[key] = f"--options {key}"
-    for flag in _given_flags(arguments):
+            raise UserError(f"command line: {typed} {key}: {error}") from None
+        if key in origins and not origins[key].startswith(typed) and overrides[key] != value:
+            raise UserError(f"command line: {typed} {key} and {origins[key]} disagree; keep one of the two")
+        overrides[key], origins[key] = value, f"{typed} {key}"
+    for flag in _given_flags(arguments, more):
         value = getattr(arguments, flag.name)
         for key in flag.keys:
             if key in overrides and overrides[key] != value:
@@ -275,14 +307,20 @@ def _overrides(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
     return overrides, origins
 
 
-def _given_flags(arguments: argparse.Namespace) -> Iterator[Flag]:
-    for flags in FLAGS.values():
+def _keys_and_values(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Each KEY=VALUE that was typed, after the flag it was typed with."""
+    for flag in ("options", "set"):
+        yield from ((f"--{flag}", word) for word in getattr(arguments, flag, []))
+
+
+def _given_flags(arguments: argparse.Namespace, more: Sequence[Flag] = ()) -> Iterator[Flag]:
+    for flags in (*FLAGS.values(), more):
         yield from (flag for flag in flags if flag.name in arguments)
 
 
-def _flags_without_effect(arguments: argparse.Namespace, config: RunConfig) -> Iterator[str]:
+def _flags_without_effect(arguments: argparse.Namespace, config: RunConfig, more: Sequence[Flag]) -> Iterator[str]:
     mode = config.run_mode
-    for flag in _given_flags(arguments):
+    for flag in _given_flags(arguments, more):
         if mode not in flag.modes:
             yield f"--{flag.name} has no effect with run_mode {mode}; it is for {', '.join(flag.modes)}"
         elif flag in FLAGS[_GENERATION] and config.trainer.type == "TextClassificationTrainer":

@@ -160,7 +160,7 @@ def _located(file: YamlFile, typed: Mapping[Location, str], where: Location, wha
     """A problem as (line to sort by, text), with the override that caused it or its line in the file."""
     for location, origin in typed.items():
         if where[: len(location)] == location or (location[: len(where)] == where and where not in file.lines):
-            key = "" if origin == dotted(where) else f" {dotted(where)}:"
+            key = "" if origin.split()[-1] == dotted(where) else f" {dotted(where)}:"
             return 0, f"command line: {origin}:{key} {what}"
     return _placed(file, where, what)
 

@@ -408,10 +408,9 @@ def launch(job: Job) -> int:
         job.log_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"LOG_DIR {job.log_dir} cannot be created: {error.strerror}") from None
+    name = job.script.parent.name if job.script.name == "__main__.py" else job.script.name
     here = f"{job.local_workers} of {job.workers}" if job.local_workers < job.workers else str(job.workers)
-    print(
-        f"{here} processes of {job.script.name}, scheduler {job.address}:{job.port}, logs in {job.log_dir}", flush=True
-    )
+    print(f"{here} processes of {name}, scheduler {job.address}:{job.port}, logs in {job.log_dir}", flush=True)
     if job.join:
         with note_on_broken_pipe(f"nobody reads the output any more; the job goes on, with its logs in {job.log_dir}"):
             return run(job)

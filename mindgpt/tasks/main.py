@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main() -> NoReturn:
-    """The program `run_mindformer.py`, also installed as `mindgpt`: run what the command line asks for, and exit."""
+    """The program `run_mindformer.py`: run what the command line asks for, and exit."""
     end_on_interrupt()
     with whole_program():
         run()
@@ -30,7 +30,15 @@ def run(argv: Sequence[str] | None = None) -> None:
     """
     from mindgpt.config.command_line import config_from_command_line
 
-    command = config_from_command_line(argv)
+    run_command(config_from_command_line(argv))
+
+
+def run_command(command: "CommandLine") -> None:
+    """Run what a command line asks for.
+
+    Raises:
+        UserError: a file that it names is wrong.
+    """
     from mindgpt.tasks.output_folder import held_output_folder
 
     with held_output_folder(command.config):

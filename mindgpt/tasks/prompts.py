@@ -192,6 +192,19 @@ def find_tokenizer(config: RunConfig) -> BaseTokenizer:
     return tokenizer
 
 
+def tokenizer_folder(config: RunConfig) -> Path:
+    """The folder or file of the tokenizer that `find_tokenizer` opens.
+
+    Raises:
+        UserError: there is none, or the configuration names several files, which text is not prepared by.
+    """
+    section = config.processor.tokenizer
+    if section.merges_file:
+        raise UserError("processor.tokenizer.merges_file: text is prepared by a tokenizer's folder; name it as path")
+    named = section.one_file or section.path
+    return tokenizer_path(named) if named else _folder_with_tokenizer(config)
+
+
 def _checked_settings(section: TokenizerSection, path: Path) -> dict[str, Any]:
     """The section's arguments of tokenizers of one kind only.
 

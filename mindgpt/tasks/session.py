@@ -1,5 +1,7 @@
 """What every run mode does around its job: prepare the device, join the other processes, write the configuration."""
 
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,11 +58,21 @@ def save_config(config: RunConfig) -> Path:
     if rank() != 0:
         return path
     text = dump_config(config)
-    if config.trains and path.exists() and read_text(path) != text:
+    if config.trains and path.exists() and _without_command(read_text(path)) != text:
         set_aside(path)  # of an earlier run, whose checkpoints and logs stay, too
     with atomic_write(path, "w") as file:
-        file.write(text)
+        file.write(_command() + text)
     return path
+
+
+def _command() -> str:
+    """A line of YAML comment with the command of this process, which `mindgpt info` shows."""
+    words = " ".join([Path(sys.argv[0]).name, *map(shlex.quote, sys.argv[1:])])
+    return f"# {words}\n" if words.isprintable() else ""
+
+
+def _without_command(text: str) -> str:
+    return text.split("\n", 1)[1] if text.startswith("# ") and "\n" in text else text
 
 
 def _unsupported(config: RunConfig) -> Iterator[str]:

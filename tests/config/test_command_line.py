@@ -161,7 +161,7 @@ def test_a_classifier_predicts_labels_and_generates_nothing(run):
         ("train", ["--device_target", "GPU"], "--device_target: context.device_target: must be 'Ascend', 'CPU'"),
         ("train", ["--options", "seed"], "--options 'seed': must be KEY=VALUE"),
         ("train", ["--options", "a..b=1"], "must be KEY=VALUE with a dotted YAML key"),
-        ("train", ["--options", "sed=1"], "--options sed: sed: unknown key; did you mean 'seed'?"),
+        ("train", ["--options", "sed=1"], "--options sed: unknown key; did you mean 'seed'?"),
         ("train", ["--options", "seed=[1"], "--options seed: '[1' is not a valid YAML value"),
         ("train", ["--options", "callbacks.2.prefix=a"], "callbacks is a list of 2"),
         ("train", ["--options", "seed=1", "--seed", "2"], "--seed and --options seed disagree"),

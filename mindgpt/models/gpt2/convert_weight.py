@@ -55,8 +55,8 @@ from mindgpt.config.arguments import CheckedParser, file_argument, path_argument
 from mindgpt.config.errors import UserError, run_program
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; exits with 2 and a usage line if it is wrong."""
+def build_parser() -> CheckedParser:
+    """The parser of the program."""
     parser = CheckedParser.documented(__doc__)
     add = parser.add_argument
     add("--torch_path", type=file_argument, metavar="PATH", help="a folder, or a .safetensors or .bin file")
@@ -93,7 +93,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--vocab", type=file_argument, metavar="PATH", help="the vocab.txt, if it does not lie with the weights")
     add("--num_heads", "--heads_num", type=int, metavar="N", help="for weights of UER-py or GPT2_ML without config")
-    return parser.parse_args(arguments)
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with 2 and a usage line if it is wrong."""
+    return build_parser().parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
