@@ -22,7 +22,7 @@ LEVELS = (
     {"models"},
     {"pet"},
     {"train", "evaluation", "generation"},
-    {"tasks"},
+    {"tasks", "serving"},
     {"planning"},
     {"mindgpt"},  # the package itself, which names its public parts
     {"programs"},
@@ -162,6 +162,7 @@ def test_torch_and_transformers_are_imported_where_they_are_used_and_nowhere_els
         ("mindgpt.models.gpt2.convert_weight", {"mindspore"}),
         ("mindgpt.tasks.main", {"mindspore"}),
         ("mindgpt.tasks.train", set()),
+        ("mindgpt.serving.command", {"mindspore", "numpy", "fastapi", "uvicorn"}),
     ],
 )
 def test_what_loading_a_module_loads(module, absent):
