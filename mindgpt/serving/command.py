@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
     bound = bound_socket(options)
     url = address_of(bound)
+    _prepare()
     service = build_service(given.model, given.tokenizer, given.name, options)
 
     def say_so() -> None:
@@ -49,27 +50,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("the server has ended", flush=True)
 
 
-def build_service(model: str, tokenizer: str | None, name: str | None, options: ServerOptions) -> "Service":
-    """Load a model, and compile all that it needs; its scheduler runs from then on."""
+def _prepare() -> None:
+    """Choose the device; with lines for the user."""
     from mindgpt.config.execution_sections import ContextSection
     from mindgpt.io.user_cache import work_folder
     from mindgpt.models.acceleration import why_no_kernels
     from mindgpt.runtime.device import prepare_device
     from mindgpt.runtime.ranks import say
+
+    for note in prepare_device(ContextSection(), work_folder()):
+        say(note)
+    if reason := why_no_kernels():
+        say(f"on CPU, MindSpore's own operators are used, which takes longer than mindgpt's kernels would: {reason}")
+
+
+def build_service(model: str, tokenizer: str | None, name: str | None, options: ServerOptions) -> "Service":
+    """Load a model, and compile all that it needs; its scheduler runs from then on."""
     from mindgpt.serving.application import Service
     from mindgpt.serving.scheduler import Scheduler
     from mindgpt.serving.served_model import ServedModel
     from mindgpt.serving.server_metrics import ServerMetrics
 
-    for note in prepare_device(ContextSection(), work_folder(), seed=None):
-        say(note)
     served, metrics = ServedModel.load(model, tokenizer, name, options), ServerMetrics()
-    if reason := why_no_kernels():
-        say(f"on CPU, MindSpore's own operators are used, which takes longer than mindgpt's kernels would: {reason}")
-    say("compiling ...")
-    scheduler = Scheduler(
-        served.generator, served.tokenizer, options.max_batch, options.max_queue, served.slots, metrics
-    )
+    print("compiling ...", flush=True)
+    limits = options.max_batch, options.max_queue, served.slots
+    scheduler = Scheduler(served.generator, served.tokenizer, *limits, metrics)
     scheduler.start()
     return Service(served, scheduler, metrics, options)
 

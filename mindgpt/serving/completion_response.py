@@ -33,7 +33,8 @@ class CompletionResponse:
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
     def _choice(self, piece: TextPiece) -> dict[str, Any]:
-        logprobs = None if self._plan.logprobs is None else logprobs_body(piece.tokens)
+        number = self._plan.logprobs
+        logprobs = None if number is None else logprobs_body(piece.tokens, with_top=number > 0)
         return {"text": piece.text, "index": piece.index, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
     async def whole(self, pieces: Pieces, job: CompletionJob | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import errno
 import logging
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -80,6 +81,9 @@ class HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle both signals inside. uvicorn raises them again afterwards, which would end the program with them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         signal.set_wakeup_fd(-1)  # a program's own handling of interrupts, which ends it at once
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -54,7 +54,7 @@ class ServedModel:
     """
 
     def __init__(self, pipe: TextGenerationPipeline, name: str, options: ServerOptions):
-        self.name, self.created = name, int(time.time())
+        self.pipe, self.name, self.created = pipe, name, int(time.time())
         self.tokenizer: BaseTokenizer = pipe.tokenizer
         self.config = pipe.model.config
         self.generator = Generator(pipe.model)

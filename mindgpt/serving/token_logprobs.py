@@ -97,11 +97,11 @@ class TokenTexts:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def logprobs_body(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """The field `logprobs` of a choice."""
+def logprobs_body(tokens: Sequence[TokenLogprob], with_top: bool) -> dict[str, Any]:
+    """The field `logprobs` of a choice; `with_top`: with the likeliest tokens."""
     return {
         "tokens": [entry.token for entry in tokens],
         "token_logprobs": [entry.logprob for entry in tokens],
-        "top_logprobs": None if all(entry.top is None for entry in tokens) else [entry.top for entry in tokens],
+        "top_logprobs": [entry.top for entry in tokens] if with_top else None,
         "text_offset": [entry.offset for entry in tokens],
     }
