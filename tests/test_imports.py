@@ -22,7 +22,7 @@ LEVELS = (
     {"models"},
     {"pet"},
     {"train", "evaluation", "generation"},
-    {"tasks"},
+    {"tasks", "serving"},
     {"planning"},
     {"cli"},
     {"mindgpt"},  # the package itself, which names its public parts
@@ -165,6 +165,7 @@ def test_torch_and_transformers_are_imported_where_they_are_used_and_nowhere_els
         ("mindgpt.cli.entry", {"mindspore", "numpy", "pydantic", "yaml", "tokenizers"}),
         ("mindgpt.cli.run_modes", {"mindspore"}),
         ("mindgpt.tasks.train", set()),
+        ("mindgpt.serving.command", {"mindspore", "numpy", "fastapi", "uvicorn"}),
     ],
 )
 def test_what_loading_a_module_loads(module, absent):

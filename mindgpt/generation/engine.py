@@ -14,7 +14,7 @@ from mindspore import Tensor, nn
 
 from mindgpt.config.errors import UserError
 from mindgpt.generation.beam_search import Search, ShrinkingSearch, next_log_probs
-from mindgpt.generation.inference_graphs import InferenceGraphs, Shape
+from mindgpt.generation.inference_graphs import InferenceGraphs, Shape, int_tensor
 from mindgpt.generation.requests import checked_prompts, length_limits, random_streams
 from mindgpt.generation.sampling import next_tokens
 from mindgpt.generation.settings import GenerationSettings
@@ -173,8 +173,8 @@ class Batch:
         self.longest = min(longest, graphs.context_length)
         self.kept_on_sliding = graphs.context_length - graphs.context_length // 4
         self.shape: Shape | None = None
-        self.rows: list[int] = []  # the row of the cache that each text has
-        self.starts: list[int] = []  # the first token of each text that the model sees
+        self.rows: dict[int, int] = {}  # the row of the cache that each text has, by its number
+        self.starts: dict[int, int] = {}  # the first token of each text that the model sees
         self._unstored: list[tuple[int, int]] = []  # the slot where a text begins that was read last, and its number
 
     def prefill(self, texts: Sequence[Sequence[int]], copies: int = 1) -> np.ndarray:
@@ -183,8 +183,9 @@ class Batch:
         Returns:
             The logits at the end of each text, (texts * copies, V) float32.
         """
-        self.starts = [start for text in texts for start in [self._start(text, 0)] * copies]
-        self.rows = list(range(len(texts) * copies))
+        starts = [start for text in texts for start in [self._start(text, 0)] * copies]
+        self.starts = dict(enumerate(starts))
+        self.rows = {number: number for number in self.starts}
         self.shape = self.graphs.shape_for(len(self.rows), self.longest)
         logits = self._read(texts, [range(i * copies, (i + 1) * copies) for i in range(len(texts))])
         return np.repeat(self._checked(logits), copies, axis=0)
@@ -205,8 +206,9 @@ class Batch:
         ids, positions = np.zeros((2, self.shape[0], 1), np.int32)
         for number, text, start in zip(numbers, texts, starts, strict=True):
             ids[self.rows[number]], positions[self.rows[number]] = text[-1], len(text) - 1 - start
-        logits = self.graphs.decoder(self.shape)(Tensor(ids), Tensor(positions)).asnumpy()
-        logits = logits[[self.rows[number] for number in numbers]]
+        rows = [self.rows[number] for number in numbers]
+        logits = self.graphs.decoder(self.shape)(Tensor(ids), Tensor(positions), int_tensor([max(rows) + 1]))
+        logits = logits.asnumpy()[rows]
         slid = [i for i, number in enumerate(numbers) if starts[i] != self.starts[number]]
         for i in slid:
             self.starts[numbers[i]] = starts[i]
@@ -221,7 +223,7 @@ class Batch:
         """
         self._store()
         free = [self.rows[number] for number in numbers if number not in sources]
-        rows, starts, taken = list(self.rows), list(self.starts), set()
+        rows, starts, taken = dict(self.rows), dict(self.starts), set()
         for number, source in zip(numbers, sources, strict=True):
             row = self.rows[source]
             if row in taken:

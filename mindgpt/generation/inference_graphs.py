@@ -86,7 +86,7 @@ class InferenceGraphs:
         )
         self._copier(self._prompts, self.decoder(shape).cache).compile(one, one, one)
         token = int_tensor(np.zeros((shape[0], 1)))
-        self.decoder(shape).compile(token, token)
+        self.decoder(shape).compile(token, token, one)
         return shape
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
@@ -138,6 +138,16 @@ class InferenceGraphs:
                 ]
         return result
 
+    def logits_within(self, text: Sequence[int]) -> Iterator[tuple[range, np.ndarray]]:
+        """The logits after every token of a text, some at a time: which tokens, and (tokens, V) float32. Until the last
+        of them, no other text can be read."""
+        for inputs, first in self.chunks([text]):
+            hidden = self.prefill_cell(*inputs)
+            end = min(first + len(hidden), len(text))
+            for start in range(first, end, ENDS):
+                slots = range(start, min(start + ENDS, end))
+                yield slots, np.stack(self.last_logits(hidden, [slot - first for slot in slots], slots))
+
     def chunks(self, texts: Texts) -> Iterator[tuple[tuple[Tensor, ...], int]]:
         """What to call `prefill_cell` with, chunk by chunk, to read texts one after another, at most a context in all;
         and the slot of the chunk's first token.
@@ -185,7 +195,8 @@ class InferenceGraphs:
         return shape in self._decoders
 
     def decoder(self, shape: Shape) -> InferenceCell:
-        """The decode graph of this shape: ids, positions: (B, 1) int32 -> logits, (B, V) float32"""
+        """The decode graph of this shape: ids, positions: (B, 1) int32; rows: (1,) int32, how many rows count, from
+        the first on -> logits, (B, V) float32"""
         if shape not in self._decoders:
             if len(self._decoders) == KEPT_SHAPES:
                 _, oldest = self._decoders.popitem(last=False)

@@ -101,7 +101,7 @@ def generate_text(
             writer.end()
         for place, row, token in zip(places, rows, before, strict=True):
             stream = TextStream(tokenizer, stop_strings, token)
-            completions[place] = _completion(prompts[place // copies], row, settings, stream)
+            completions[place] = completion_of(prompts[place // copies], row, settings, stream)
         if on_batch is not None:
             on_batch(places, [completions[place] for place in places])
     return completions
@@ -270,7 +270,8 @@ def check_ids(tokenizer: BaseTokenizer, rows: Sequence[Sequence[int]], names: Se
             )
 
 
-def _completion(prompt: str, ids: list[int], settings: GenerationSettings, stream: TextStream) -> Completion:
+def completion_of(prompt: str, ids: list[int], settings: GenerationSettings, stream: TextStream) -> Completion:
+    """The completion of a prompt by new tokens; `stream` is one that has not begun."""
     ended = bool(ids) and settings.end_with(ids)
     text = "".join(map(stream.add, ids[:-1] if ended and settings.end_token is None else ids)) + stream.end()
     return Completion(prompt, text, ids, "stop" if stream.stopped else "eos" if ended else "length")

@@ -60,11 +60,10 @@ class KernelDecode(KernelModel):
     def __init__(self, backbone: nn.Cell, head: LMHead, cache: KeyValueCache):
         super().__init__(backbone, cache, kernels.attention_of_next_tokens(), len(backbone.blocks))
         self.head = KernelHead(backbone, head)
-        self.rows = Tensor([cache.batch], ms.int32)
 
-    def construct(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+    def construct(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         """input_ids, positions: (B, 1) int32 -> (B, V): logits at these tokens"""
-        return self.head(self.forward(input_ids, positions, self.rows), self.rows)
+        return self.head(self.forward(input_ids, positions, rows), rows)
 
 
 class KernelPrefill(KernelModel):

@@ -246,7 +246,7 @@ class Decode(InferenceCell):
         super().__init__()
         self.backbone, self.head, self.cache = backbone, head, cache
 
-    def construct(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+    def construct(self, input_ids: Tensor, positions: Tensor, _rows: Tensor) -> Tensor:
         """input_ids, positions: (B, 1) int32 -> (B, V) float32: logits at these tokens"""
         x = self.backbone.forward(input_ids, positions, self.cache.up_to(positions), self.cache.at(positions))
         return self.head(x, self.backbone.embedding.word_embedding.embedding_table)
@@ -332,7 +332,8 @@ class InferenceCells(NamedTuple):
     """The cells of generation by one implementation, MindSpore's operators or a device's kernels.
 
     All are built and called alike, as `OPERATOR_CELLS`. `tokens` of a `prefill` cell is how many tokens it reads at
-    once; the last argument of `prefill` and the fourth of the two after it tell how many of its rows count, (1,) int32.
+    once; the last argument of `decode` and `prefill`, and the fourth of the two after them, tell how many of the rows
+    count, (1,) int32. What comes out of the others is undefined.
     """
 
     cache: type[KeyValueCache]
