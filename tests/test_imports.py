@@ -22,7 +22,7 @@ LEVELS = (
     {"models"},
     {"pet"},
     {"train", "evaluation", "generation"},
-    {"tasks"},
+    {"tasks", "integrations"},
     {"planning"},
     {"mindgpt"},  # the package itself, which names its public parts
     {"programs"},
