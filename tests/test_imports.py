@@ -22,7 +22,7 @@ LEVELS = (
     {"models"},
     {"pet"},
     {"train", "evaluation", "generation"},
-    {"tasks", "serving"},
+    {"tasks", "serving", "integrations"},
     {"planning"},
     {"cli"},
     {"mindgpt"},  # the package itself, which names its public parts

@@ -398,6 +398,20 @@ A server with the interface of OpenAI's completions, and a page to try the model
   mindgpt serve --model gpt2-hf/
 
 Needs pip install 'mindgpt[serve]'. More flags: mindgpt serve --help-all. docs/serving.md""",
+    "lm_eval": """\
+usage: mindgpt lm_eval --model_args pretrained=PATH --tasks NAMES [flags]
+
+Evaluate a model with the tasks of EleutherAI's lm-evaluation-harness. All flags are those of its own program lm_eval.
+
+  --model_args A=B,...   pretrained=PATH, and tokenizer=DIR, max_length=N where they are not the model's
+  --tasks NAMES          of the tasks, with commas between them
+  --include_path DIR     of task files of your own
+  --batch_size N         rows at a time
+  --output_path DIR      where the results are written
+
+  mindgpt lm_eval --model_args pretrained=gpt2-hf/ --tasks lambada_openai --batch_size 8
+
+Needs pip install 'mindgpt[lm_eval]'. docs/evaluation_harness.md""",
     "completion": """\
 usage: mindgpt completion bash|zsh
 

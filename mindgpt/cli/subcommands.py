@@ -73,6 +73,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "info": Subcommand("say what a file or folder is, without loading it", "mindgpt.cli.info:main"),
     "launch": Subcommand("run a subcommand in several processes", "mindgpt.cli.launch:main"),
     "serve": Subcommand("HTTP server with OpenAI's interface, and a page", "mindgpt.cli.serve:main", "", computes=True),
+    "lm_eval": Subcommand(
+        "run tasks of the lm-evaluation-harness", "mindgpt.integrations.lm_eval:main", parser="", computes=True
+    ),
     "completion": Subcommand("print a script that completes words in bash or zsh", "mindgpt.cli.completion:main", ""),
 }
 """By name; a name of two words belongs to a group, whose first word is no subcommand itself."""
