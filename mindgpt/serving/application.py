@@ -242,23 +242,28 @@ class _Logged:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 0
+        answered = False
 
         async def noted(message: Message) -> None:
-            nonlocal status
+            nonlocal answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                answered = True
+                self._note(scope, message["status"])
             await send(message)
 
         try:
             await self._app(scope, receive, noted)
         finally:
-            path = scope["path"] if scope["path"] in PATHS else "other"
-            self._metrics.requests.labels(path, str(status or 499)).inc()
-            if status >= 400:
-                client = scope["client"][0] if scope.get("client") else "-"
-                why = scope.get("refused", "")
-                log.info("%s %s %s %s: %.300s", status, client, scope["method"], ascii(scope["path"][:100]), why)
+            if not answered:
+                self._note(scope, 500)
+
+    def _note(self, scope: Scope, status: int) -> None:
+        path = scope["path"] if scope["path"] in PATHS else "other"
+        self._metrics.requests.labels(path, str(status)).inc()
+        if status >= 400:
+            client = scope["client"][0] if scope.get("client") else "-"
+            where = scope["method"], ascii(scope["path"][:100])
+            log.info("%s %s %s %s: %.300s", status, client, *where, scope.get("refused", ""))
 
 
 async def _disconnected(request: Request) -> None:

@@ -5,6 +5,7 @@ Then:    curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application
              -d '{"prompt": "Once upon a time", "max_tokens": 32}'
 """
 
+import argparse
 import importlib.util
 import logging
 import os
@@ -79,7 +80,7 @@ def build_service(model: str, tokenizer: str | None, name: str | None, options: 
     return Service(served, scheduler, metrics, options)
 
 
-def options_of(given) -> ServerOptions:
+def options_of(given: argparse.Namespace) -> ServerOptions:
     """The server's options among the arguments."""
     names = ServerOptions.__dataclass_fields__
     values = {name: getattr(given, name) for name in names if name != "api_key"}
@@ -100,7 +101,7 @@ def parser() -> CheckedParser:
 
     where = made.add_argument_group("address and access")
     where.add_argument("--host", default=defaults.host, help="address to listen on (%(default)s: this machine only)")
-    where.add_argument("--port", type=int, default=defaults.port, help="%(default)s; 0: any free one")
+    where.add_argument("--port", type=port, default=defaults.port, help="%(default)s; 0: any free one")
     where.add_argument(
         "--api_key",
         metavar="KEY",
@@ -110,7 +111,7 @@ def parser() -> CheckedParser:
     limits = made.add_argument_group("limits")
     for name, kind, help_text in LIMITS:
         default = getattr(defaults, name)
-        shown = "the context length" if default is None else f"{default:g}"
+        shown = "the context length" if default is None else str(default if kind is count else f"{default:g}")
         limits.add_argument(
             f"--{name}",
             type=kind,
@@ -123,17 +124,26 @@ def parser() -> CheckedParser:
 
 def count(text: str) -> int:
     """A whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """A port."""
+    if not (text.isascii() and text.isdecimal()) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a whole number up to 65535, not {text!r}")
+    return int(text)
 
 
 def seconds(text: str) -> float:
     """A time above 0."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
     return number
 
 

@@ -22,6 +22,9 @@ log = logging.getLogger("mindgpt.serving")
 LAST_SECONDS = 5
 """For responses to reach their clients, once everything is computed."""
 
+ONE_SIGNAL = 1.0
+"""Seconds within which signals count as one: for a SIGINT, MindSpore sends the process a SIGTERM, too."""
+
 
 def bound_socket(options: ServerOptions) -> socket.socket:
     """A socket at the server's address. Raises `UserError` if that is taken or not of this machine."""
@@ -71,6 +74,7 @@ class HttpServer(uvicorn.Server):
         )
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
         self._service, self._on_start = service, on_start
+        self._signalled = 0.0
         self._ends_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -94,9 +98,11 @@ class HttpServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; the second time, end."""
-        if self._service.draining:
+        now = time.monotonic()
+        if self._service.draining and now - self._signalled > ONE_SIGNAL:
             self.should_exit = self.force_exit = True
-        self._service.draining = True
+        elif not self._service.draining:
+            self._service.draining, self._signalled = True, now
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second. Returns whether to end."""
@@ -106,6 +112,6 @@ class HttpServer(uvicorn.Server):
         ended = await super().on_tick(counter)
         if self._ends_at is not None and (self._service.scheduler.is_idle or time.monotonic() > self._ends_at):
             ended = True
-        if ended:
+        if ended and self._service.draining:
             self._service.scheduler.stop()
         return ended

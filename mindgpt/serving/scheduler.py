@@ -165,8 +165,8 @@ class Scheduler:
 
     def _turn(self, jobs: list[CompletionJob]) -> None:
         """A step of everything that is running, after letting in what there is room for."""
-        self._drop(jobs)
         with self.generator.running():
+            self._drop(jobs)
             if self._scoring is None:
                 self._admit()
             self._score()
