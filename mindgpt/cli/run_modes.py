@@ -231,7 +231,7 @@ def _by_yaml(parser: CheckedParser, mode: str, arguments: argparse.Namespace, ow
     from mindgpt.tasks.without_yaml import TRAIN, VALID, data_of_run
 
     own["seq_length"] = command.config.model.config.seq_length
-    if tokenizer is None:
+    if tokenizer is None and _needs_tokenizer(own):
         tokenizer = tokenizer_folder(command.config)
     if mode != "eval" and "eval_data" not in own and not command.config.do_eval:
         own["eval_data"] = ["none"]

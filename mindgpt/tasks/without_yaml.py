@@ -129,6 +129,10 @@ def _network(model: NamedModel, target: str) -> dict[str, Any]:
     network = model.config.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
     for name in ("checkpoint_name_or_path", "pet_config", "batch_size"):
         network.pop(name, None)
+    if model.config.ffn_hidden_size == 4 * model.config.hidden_size:
+        network.pop("ffn_hidden_size", None)  # so that --set hidden_size changes it, too
+    if model.config.embedding_dropout_rate == model.config.hidden_dropout_rate:
+        network.pop("embedding_dropout_rate", None)
     if target == "Ascend":
         network |= {"compute_dtype": "float16", "use_flash_attention": True}
     return network

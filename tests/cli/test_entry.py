@@ -180,3 +180,33 @@ def test_both_shells_get_the_same_words():
         of_zsh = re.search(rf"^ *{name}\) found=\((.*)\);;$", zsh, re.MULTILINE)[1].split()
         assert of_bash == of_zsh
         assert "--help-all" in of_bash
+
+
+# ---- the documents ---------------------------------------------------------------------------------------------------
+
+PAGES = ("docs/command_line.md", "docs/zh/command_line.md")
+
+
+def documented(page):
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [shlex.split(line.split(" > ")[0])[1:] for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_documented_commands_and_subcommands_exist(page, repo):
+    for words in documented(repo / page):
+        found = find(words)
+        assert found is not None, words
+        name, subcommand, rest = found
+        known = subcommand.load(subcommand.parser)().flag_names() if subcommand.parser else []
+        rest = rest[:2] if name == "launch" else rest
+        assert [word for word in rest if word.startswith("-") and word not in known] == []
+    text = (repo / page).read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z ]+)` \|", text, re.MULTILINE)) == SUBCOMMANDS.keys()
+
+
+def test_both_languages_have_the_same_commands(repo):
+    english, chinese = (documented(repo / page) for page in PAGES)
+    assert [[word for word in words if word.isascii()] for words in chinese] == [
+        [word for word in words if " " not in word] for words in english
+    ]

@@ -118,6 +118,14 @@ def test_a_yaml_file_and_texts(small, repo):
     assert config.model.config.seq_length == 128
     assert len(tokens_of(folder_of(config))) == len(tokens_in_full(small))
     assert not config.do_eval
+    words = [*words[:2], "--data", folder_of(config)]  # MindRecord, which needs no tokenizer
+    assert folder_of(command_from("train", words).config) == folder_of(config)
+
+
+def test_a_size_changed_by_set_keeps_its_ratios(small):
+    words = ["--model", "gpt2_small", "--tokenizer", str(small.tokenizer), "--data", str(small.text)]
+    config = command_from("train", [*words, "--set", "model.model_config.hidden_size=48"]).config.model.config
+    assert (config.hidden_size, config.ffn_hidden_size) == (48, 192)
 
 
 def tokens_in_full(small):
