@@ -10,6 +10,7 @@ REPO = Path(__file__).resolve().parents[2]
 DOCS = REPO / "docs"
 USER_PAGES = sorted(DOCS.glob("*.md"))
 CHINESE_PAGES = sorted((DOCS / "zh").glob("*.md"))
+BOTH = [(REPO / "README.md", REPO / "README_zh.md"), *((page, DOCS / "zh" / page.name) for page in USER_PAGES)]
 PAGES = sorted([*REPO.glob("*.md"), *DOCS.rglob("*.md"), *(REPO / "examples").rglob("*.md")])
 
 

@@ -4,12 +4,8 @@ import re
 
 import pytest
 
-from tests.docs.pages import CHINESE_PAGES, DOCS, PAGES, REPO, USER_PAGES, anchors, blocks, commands, links, text_of
+from tests.docs.pages import BOTH, CHINESE_PAGES, DOCS, PAGES, REPO, USER_PAGES, anchors, blocks, links, text_of
 
-BOTH = [
-    (REPO / "README.md", REPO / "README_zh.md"),
-    *((page, DOCS / "zh" / page.name) for page in USER_PAGES),
-]
 FILES = r"`((?:tools|benchmarks|scripts|configs|tests|docs|examples|mindgpt|\.ci)/[\w./-]+\.\w+)`"
 
 
@@ -52,17 +48,6 @@ FREE_TRANSLATIONS = {"chinese_gpt2", "chinese_gpt3", "gpt2_ml"}
 
 def test_no_chinese_page_lacks_the_english_one():
     assert {page.name for page in CHINESE_PAGES} == {page.name for page in USER_PAGES}
-
-
-@pytest.mark.parametrize("english, chinese", BOTH, ids=name)
-def test_both_languages_have_the_same_commands(english, chinese):
-    """Texts of prompts and comments may differ."""
-    differing = {text for text in shapes(english) ^ shapes(chinese) if english.stem != "chinese_gpt2"}
-    assert not differing
-
-
-def shapes(page):
-    return {" ".join(command.words[:3]) for command in commands(page)}
 
 
 @pytest.mark.parametrize(
