@@ -64,6 +64,9 @@ def _run(name: str, subcommand: Subcommand, rest: list[str]) -> None:
         return
     sys.argv = [f"{PROGRAM} {name}", *rest]  # what parsers call the program in their messages
     if any(word in _FULL_HELP for word in before):
+        if name == "serve":  # its parser is where its packages are
+            subcommand.load()(["--help"])
+            return
         print(full_help(name, subcommand))
         return
     if subcommand.computes:

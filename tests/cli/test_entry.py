@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -14,6 +15,7 @@ from mindgpt.cli.completion import main as print_completion
 from mindgpt.cli.completion import script
 from mindgpt.cli.help_texts import HELP
 from mindgpt.cli.subcommands import GROUPS, SUBCOMMANDS, find
+from mindgpt.runtime import interrupts
 
 SCREEN = (40, 120)  # lines and columns
 
@@ -140,6 +142,16 @@ def test_serve_without_its_packages_says_how_to_install_them(monkeypatch, compla
 
     monkeypatch.setattr(importlib, "import_module", missing)
     assert "pip install 'mindgpt[serve]'" in complaint(serve.main, [])
+
+
+def test_serve_hands_over_to_the_server(monkeypatch):
+    called = []
+    server = types.SimpleNamespace(main=called.append)
+    monkeypatch.setattr(interrupts, "end_on_interrupt", lambda: None)
+    monkeypatch.setattr(importlib, "import_module", lambda name: server if name == "mindgpt.serving.command" else serve)
+    entry.run(["serve", "--help-all"])
+    entry.run(["serve", "--model", "x"])
+    assert called == [["--help"], ["--model", "x"]]
 
 
 # ---- completion ------------------------------------------------------------------------------------------------------
