@@ -175,7 +175,7 @@ class Batch:
         self.shape: Shape | None = None
         self.rows: dict[int, int] = {}  # the row of the cache that each text has, by its number
         self.starts: dict[int, int] = {}  # the first token of each text that the model sees
-        self._unstored: list[tuple[int, int]] = []  # the slot where a text begins that was read last, and its number
+        self._unstored: list[tuple[int, int, int]] = []  # of what was read last: first slot, number of slots, text
 
     def prefill(self, texts: Sequence[Sequence[int]], copies: int = 1) -> np.ndarray:
         """Begin with these texts, `copies` of each: text i is numbers i * copies to (i + 1) * copies - 1.
@@ -245,14 +245,16 @@ class Batch:
             starts, at_ends = prefill(self.graphs, seen[pack])
             logits.append(at_ends)
             self._unstored = [
-                (start, number) for start, own in zip(starts, numbers[pack], strict=True) for number in own
+                (start, len(text), number)
+                for start, text, own in zip(starts, seen[pack], numbers[pack], strict=True)
+                for number in own
             ]
         return np.concatenate(logits)
 
     def _store(self) -> None:
         """Copy what was read last to its rows. As late as can be: the first token is wanted before it is."""
-        for start, number in self._unstored:
-            self.graphs.copy(None, 0, self.shape, self.rows[number], start)
+        for start, slots, number in self._unstored:
+            self.graphs.copy(None, 0, self.shape, self.rows[number], start, slots)
         self._unstored = []
 
     def _shrink(self, numbers: Sequence[int], length: int) -> None:

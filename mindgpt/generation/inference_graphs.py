@@ -84,7 +84,7 @@ class InferenceGraphs:
         self._after_prefill(self._kinds.last_logits).compile(
             Tensor(hidden, self.backbone.hidden_dtype), ends, ends, one
         )
-        self._copier(self._prompts, self.decoder(shape).cache).compile(one, one, one)
+        self._copier(self._prompts, self.decoder(shape).cache).compile(one, one, one, one)
         token = int_tensor(np.zeros((shape[0], 1)))
         self.decoder(shape).compile(token, token, one)
         return shape
@@ -205,11 +205,21 @@ class InferenceGraphs:
         self._decoders.move_to_end(shape)
         return self._decoders[shape]
 
-    def copy(self, source: Shape | None, row: int, target: Shape, target_row: int, start: int = 0) -> None:
-        """Copy a row of one batch (None: the cache of prompts) from slot `start` on to a row of another or the same."""
+    def copy(
+        self,
+        source: Shape | None,
+        row: int,
+        target: Shape,
+        target_row: int,
+        start: int = 0,
+        slots: int | None = None,
+    ) -> None:
+        """Copy a row of one batch (None: the cache of prompts) from slot `start` on to a row of another or the same; so
+        many slots at least, or all there is room for."""
         cache = self._prompts if source is None else self.decoder(source).cache
         copier = self._copier(cache, self.decoder(target).cache)
-        copier(int_tensor([row]), int_tensor([start]), int_tensor([target_row]))
+        slots = target[1] if slots is None else slots
+        copier(int_tensor([row]), int_tensor([start]), int_tensor([target_row]), int_tensor([slots]))
 
     def _copier(self, source: KeyValueCache, target: KeyValueCache) -> InferenceCell:
         if (source, target) not in self._copies:

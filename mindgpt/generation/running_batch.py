@@ -68,7 +68,7 @@ class RunningBatch(Batch):
         """Give the rows of these texts free."""
         for number in numbers:
             del self.rows[number], self.starts[number]
-        self._unstored = [(start, number) for start, number in self._unstored if number in self.rows]
+        self._unstored = [entry for entry in self._unstored if entry[-1] in self.rows]
 
     def clear(self) -> None:
         """Forget all texts, and what the cache holds."""

@@ -24,6 +24,17 @@ def test_equals_transformers_in_any_company(model, peer, corpus, prompts):
         assert values.dtype == np.float32
 
 
+def test_logits_after_every_token_equal_transformers(each_generator, peer, corpus):
+    """Of a text that is read in two chunks where operators read it; each place comes up, and logits may come again."""
+    text = corpus[7:97].tolist()
+    found = np.full((len(text), 256), np.nan)
+    with each_generator.running():
+        for places, logits in each_generator.graphs.logits_within(text):
+            found[places] = logits
+    with torch.no_grad():
+        np.testing.assert_allclose(found, peer(torch.tensor([text])).logits[0].numpy(), rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [

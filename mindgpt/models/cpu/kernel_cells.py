@@ -129,11 +129,11 @@ class KernelCopyRow(InferenceCell):
         self.concat = ops.Concat()
         self.sizes = Tensor([source.heads, source.capacity, target.capacity], ms.int32)
 
-    def construct(self, source_row: Tensor, first_slot: Tensor, target_row: Tensor) -> Tensor:
-        """source_row, first_slot, target_row: (1,) int32 -> (1,) int32: how many slots were copied"""
+    def construct(self, source_row: Tensor, first_slot: Tensor, target_row: Tensor, slots: Tensor) -> Tensor:
+        """source_row, first_slot, target_row, slots: (1,) int32 -> (1,) int32: how many slots were copied"""
         source = [*self.source.keys, *self.source.values]
         target = [*self.target.keys, *self.target.values]
-        return self.copy(*source, *target, self.concat((source_row, first_slot, target_row)), self.sizes)
+        return self.copy(*source, *target, self.concat((source_row, first_slot, target_row, slots)), self.sizes)
 
 
 KERNEL_CELLS = InferenceCells(

@@ -166,12 +166,13 @@ KERNEL(Embedding) {
 }
 
 // One row of a cache, from some slot on, to the front of a row of another, in all layers: keys and values of the source
-// (B*N*C, D), all keys before all values; as many of the target, (B'*N*C', D); source row, slot and target row
-// (3,) int32; N, C and C' (3,) int32 -> how many slots were copied (1,) int32
+// (B*N*C, D), all keys before all values; as many of the target, (B'*N*C', D); source row, slot, target row and how
+// many slots at most (4,) int32; N, C and C' (3,) int32 -> how many slots were copied (1,) int32
 KERNEL(CopyRow) {
   const int arrays = (a.count - 3) / 2;
   const int32_t *where = a.integers(2 * arrays), *sizes = a.integers(2 * arrays + 1);
-  const int64_t N = sizes[0], from = sizes[1], to = sizes[2], slots = std::min(from - where[1], to);
+  const int64_t N = sizes[0], from = sizes[1], to = sizes[2];
+  const int64_t slots = std::min<int64_t>({from - where[1], to, where[3]});
   Workers::get().run(arrays * N, [&](int64_t tile) {
     const int64_t array = tile / N, head = tile % N, D = a.size(array, 1);
     const float *source = a[array] + ((where[0] * N + head) * from + where[1]) * D;

@@ -147,11 +147,11 @@ def embedding() -> ops.Custom:
 
 def copy_row() -> ops.Custom:
     """One row of a `KeyValueCache`, from some slot on, to the front of a row of another or of the same, as many slots
-    as the smaller one has.
+    as are wanted, or as the smaller one has.
 
     Takes the source's keys of all layers, its values, and as many of the target, which are changed in place; where
-    (3,) int32: the source's row, its slot, the target's row; sizes (3,) int32: heads, slots of a row of the source and
-    of the target -> how many slots were copied: (1,) int32.
+    (4,) int32: the source's row, its slot, the target's row, how many slots are wanted; sizes (3,) int32: heads, slots
+    of a row of the source and of the target -> how many slots were copied: (1,) int32.
     """
     return _primitive("CopyRow", lambda *arrays: (1,), lambda *arrays: ms.int32)
 

@@ -316,8 +316,8 @@ class CopyRow(InferenceCell):
         self.add = ops.Add()
         self.minimum = ops.Minimum()
 
-    def construct(self, source_row: Tensor, first_slot: Tensor, target_row: Tensor) -> None:
-        """source_row, first_slot, target_row: (1,) int32"""
+    def construct(self, source_row: Tensor, first_slot: Tensor, target_row: Tensor, _slots: Tensor) -> None:
+        """source_row, first_slot, target_row: (1,) int32; _slots: (1,) int32, how many are wanted at least"""
         taken = self.minimum(self.add(self.slots, first_slot), self.last)  # after the end there is no text
         taken = self.source.rows_of(source_row, taken)
         written = self.target.rows_of(target_row, self.slots)

@@ -186,18 +186,19 @@ def test_embedding(libraries):
 
 
 @pytest.mark.parametrize(
-    ("slots", "new_slots", "row", "first", "new_row"), [(9, 5, 1, 0, 2), (9, 5, 0, 6, 0), (5, 9, 1, 2, 3)]
+    ("slots", "new_slots", "row", "first", "new_row", "wanted"),
+    [(9, 5, 1, 0, 2, 9), (9, 5, 0, 6, 0, 9), (5, 9, 1, 2, 3, 9), (9, 9, 1, 1, 3, 4)],
 )
-def test_rows_of_caches_are_copied(libraries, slots, new_slots, row, first, new_row):
-    """To a smaller cache, from the end of a text, to a larger cache: two layers, keys and values."""
+def test_rows_of_caches_are_copied(libraries, slots, new_slots, row, first, new_row, wanted):
+    """To a smaller cache, from the end of a text, to a larger cache, a part: two layers, keys and values."""
     heads, size, rows, new_rows = 3, 4, 2, 4
     source = randoms(14, *[(rows * heads * slots, size)] * 4)
     target = randoms(15, *[(new_rows * heads * new_slots, size)] * 4)
     expected = [array.reshape(new_rows, heads, new_slots, size).copy() for array in target]
-    copied = min(slots - first, new_slots)
+    copied = min(slots - first, new_slots, wanted)
     for new, old in zip(expected, source, strict=True):
         new[new_row, :, :copied] = old.reshape(rows, heads, slots, size)[row, :, first : first + copied]
-    where, sizes = np.array([row, first, new_row], np.int32), np.array([heads, slots, new_slots], np.int32)
+    where, sizes = np.array([row, first, new_row, wanted], np.int32), np.array([heads, slots, new_slots], np.int32)
     told = np.zeros(1, np.int32)
     launch(libraries(), "CopyRow", [*source, *target, where, sizes], [told])
     assert told[0] == copied
