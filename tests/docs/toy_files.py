@@ -109,7 +109,13 @@ def write_gpt2(folder: Path) -> None:
 
 def readme(folder: Path) -> None:
     write_gpt2(folder)
-    write_lines(folder / "my.txt", english(400))
+    write_lines(folder / "my.txt", english(200))
+    write_lines(folder / "valid.txt", english(60, seed=2))
+
+
+def command_line(folder: Path) -> None:
+    readme(folder)
+    write_rows(folder, train=65)
 
 
 def guide(folder: Path) -> None:
@@ -271,7 +277,8 @@ def parallel(folder: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
-    "README": readme, "guide": guide, "fine_tuning": fine_tuning, "classification": classification, "data": data,
+    "README": readme, "command_line": command_line, "guide": guide, "fine_tuning": fine_tuning,
+    "classification": classification, "data": data,
     "generation": generation, "chinese_gpt2": chinese_gpt2, "chinese_gpt3": chinese_gpt3, "gpt2_ml": gpt2_ml,
     "parallel": parallel,
 }  # fmt: skip
