@@ -14,7 +14,7 @@ if quota_binds():
     os.environ.setdefault("RAYON_NUM_THREADS", str(available_cores()))  # the tokenizer's threads
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's own log: errors only, unless the person asked for more
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "GPT2Config": "mindgpt.checkpoints.gpt2_config",
