@@ -72,9 +72,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "plot": _tool("draw the loss curves of runs", "plot_run", "tools/plot_run.py"),
     "info": Subcommand("say what a file or folder is, without loading it", "mindgpt.cli.info:main"),
     "launch": Subcommand("run a subcommand in several processes", "mindgpt.cli.launch:main"),
-    "serve": Subcommand(
-        "HTTP server with OpenAI's interface, and a page", "mindgpt.serving.command:main", "parser", computes=True
-    ),
+    "serve": Subcommand("HTTP server with OpenAI's interface, and a page", "mindgpt.cli.serve:main", computes=True),
     "lm_eval": Subcommand(
         "run tasks of the lm-evaluation-harness", "mindgpt.integrations.lm_eval:main", parser="", computes=True
     ),

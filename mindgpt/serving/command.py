@@ -31,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: an option, the model or the address is wrong, or a package is missing.
     """
     given = parser().parse_args(argv)
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"serve needs {', '.join(missing)}: pip install 'mindgpt[serve]'")
+    check_packages()
     options = options_of(given)
     options.check()
     from mindgpt.serving.http_server import HttpServer, address_of, bound_socket
@@ -49,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     HttpServer(service, say_so).run(sockets=[bound])
     print("the server has ended", flush=True)
+
+
+def check_packages() -> None:
+    """Raise a UserError if a package of the server is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"serve needs {', '.join(missing)}: pip install 'mindgpt[serve]'")
 
 
 def _prepare() -> None:

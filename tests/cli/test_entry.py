@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from mindgpt.cli import entry, launch
+from mindgpt.cli import serve as serving
 from mindgpt.cli.completion import main as print_completion
 from mindgpt.cli.completion import script
 from mindgpt.cli.help_texts import HELP
 from mindgpt.cli.subcommands import GROUPS, SUBCOMMANDS, find
-from mindgpt.serving import command as serving
 
 SCREEN = (40, 120)  # lines and columns
 

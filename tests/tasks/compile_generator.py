@@ -43,7 +43,7 @@ def main() -> None:
     gpt2.Prefill(model.backbone, cache).compile(ids, ids, ids, place)
     hidden = Tensor(np.zeros((CHUNK, network.hidden_size)), model.backbone.hidden_dtype)
     gpt2.LastLogits(model.backbone, model.head, cache).compile(hidden, place, place, place)
-    gpt2.Decode(model.backbone, model.head, cache).compile(token, token)
+    gpt2.Decode(model.backbone, model.head, cache).compile(token, token, place)
     print(json.dumps(sorted(CompiledGraph(file).product_flops for file in Path(GRAPHS).rglob("*_validate_*.ir"))))
 
 

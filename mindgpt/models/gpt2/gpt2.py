@@ -247,7 +247,8 @@ class Decode(InferenceCell):
         self.backbone, self.head, self.cache = backbone, head, cache
 
     def construct(self, input_ids: Tensor, positions: Tensor, _rows: Tensor) -> Tensor:
-        """input_ids, positions: (B, 1) int32 -> (B, V) float32: logits at these tokens"""
+        """input_ids, positions: (B, 1) int32; _rows: (1,) int32, how many count, for kernels that leave out the rest ->
+        (B, V) float32: logits at these tokens"""
         x = self.backbone.forward(input_ids, positions, self.cache.up_to(positions), self.cache.at(positions))
         return self.head(x, self.backbone.embedding.word_embedding.embedding_table)
 
