@@ -26,16 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST = ("tasks", "benchmarks", "generation", "planning")  # run first, so that no worker is left with one at the end
 
 
-LAST = ("tokenizers",)
-"""Folders after whose tests a process compiles nothing: the tests of jieba's processes, some of which are killed, end
-the process in which MindSpore 2.10 generates fused kernels. Compilation then fails, and the next one waits 1000 s for
-the kernels that the failed one has claimed."""
-
-
 def _place(item: pytest.Item) -> int:
     folder = item.path.parent.name
-    if folder in LAST:
-        return len(LONGEST) + 1 + LAST.index(folder)
     return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
 
 

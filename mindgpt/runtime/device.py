@@ -3,6 +3,7 @@
 import atexit
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import mindspore as ms
@@ -117,6 +118,16 @@ def _prepare_ascend(section: ContextSection) -> list[str]:
     return []
 
 
+def _block_broken_pipes() -> None:
+    """Keep SIGPIPE away from MindSpore 2.10.
+
+    Its handler takes any broken pipe or closed connection of this process for the end of the process that generates
+    fused kernels; no other kernel can be compiled then. Writing still fails with EPIPE. Threads inherit the mask.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])
+
+
 def _prepare_cpu(section: ContextSection) -> list[str]:
     """Fusion of element-wise operators is on by default; docs/performance.md has its effect."""
     fuse = section.enable_graph_kernel is not False and section.mode == 0
@@ -126,6 +137,8 @@ def _prepare_cpu(section: ContextSection) -> list[str]:
         fuse = False
     ms.set_context(enable_graph_kernel=fuse)
     notes = []
+    if fuse:
+        _block_broken_pipes()
     if quota_binds():
         ms.set_context(runtime_num_threads=available_cores())
     if reason := why_not_cached():

@@ -23,7 +23,7 @@ LAST_SECONDS = 5
 """For responses to reach their clients, once everything is computed."""
 
 ONE_SIGNAL = 1.0
-"""Seconds within which signals count as one: for a SIGINT, MindSpore sends the process a SIGTERM, too."""
+"""Seconds within which a signal that comes twice counts once."""
 
 
 def bound_socket(options: ServerOptions) -> socket.socket:
@@ -48,7 +48,8 @@ def address_of(bound: socket.socket) -> str:
 
 class HttpServer(uvicorn.Server):
     """Serves until SIGINT or SIGTERM. What is running then has `grace` seconds to end, while new requests are refused
-    with 503; what is left gets an error. A second signal ends the server at once.
+    with 503; what is left gets an error. The same signal again ends the server at once; another one may be MindSpore's,
+    which sends the process a SIGTERM some time after a SIGINT.
 
     Args:
         service: the routes, and what they work with.
@@ -74,7 +75,7 @@ class HttpServer(uvicorn.Server):
         )
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
         self._service, self._on_start = service, on_start
-        self._signalled = 0.0
+        self._signalled: dict[int, float] = {}
         self._ends_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -99,10 +100,9 @@ class HttpServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; the second time, end."""
         now = time.monotonic()
-        if self._service.draining and now - self._signalled > ONE_SIGNAL:
+        if now - self._signalled.setdefault(sig, now) > ONE_SIGNAL:
             self.should_exit = self.force_exit = True
-        elif not self._service.draining:
-            self._service.draining, self._signalled = True, now
+        self._service.draining = True
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second. Returns whether to end."""

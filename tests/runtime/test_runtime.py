@@ -89,6 +89,17 @@ def test_context_and_notes_of_a_prepared_process(prepared, tmp_path):
     assert (tmp_path / "output" / "compile" / "rank_0" / "om").is_dir()
 
 
+def test_a_broken_pipe_does_not_end_the_generation_of_kernels(repo, tmp_path):
+    """Such as a client of the server that goes away: a signal handler of MindSpore's ended it."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MS_", "MINDGPT_CACHE"))}
+    environment |= {"PYTHONPATH": str(repo), "MINDGPT_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, repo / "tests" / "runtime" / "broken_pipe.py"], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", "broken"] * 2, done.stderr[-2000:]
+
+
 def test_a_folder_of_checkpoints_is_not_moved(prepared, tmp_path):
     """`directory: ./` puts checkpoints into ./rank_0, where MindSpore has its dumps (field report R4)."""
     section = '{"device_target": "CPU"}'
