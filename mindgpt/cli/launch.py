@@ -31,7 +31,12 @@ def build_parser() -> CheckedParser:
     )
     add("--local_workers", type=int, metavar="N", help="those of this machine (all)")
     add("--master_addr", default="127.0.0.1", metavar="ADDR", help="the machine with --node_rank 0 (%(default)s)")
-    add("--master_port", type=int, metavar="PORT", help=f"a port of it ({DEFAULT_PORT}, or a free one)")
+    add(
+        "--master_port",
+        type=int,
+        metavar="PORT",
+        help=f"a port of it (any free one; {DEFAULT_PORT} for several machines)",
+    )
     add("--node_rank", type=int, default=0, metavar="R", help="number of this machine (%(default)s)")
     add("--log_dir", type=file_argument, default=Path(DEFAULT_LOG_DIR), metavar="DIR", help="logs (%(default)s)")
     add("--background", action="store_true", help="return at once")
@@ -76,8 +81,7 @@ def _job(given, rest: list[str]) -> Job:
         workers=given.workers,
         local_workers=local,
         address=given.master_addr,
-        port=given.master_port or DEFAULT_PORT,
-        port_is_chosen=given.master_port is not None,
+        port=given.master_port or (0 if local == given.workers else DEFAULT_PORT),
         node=given.node_rank,
         log_dir=given.log_dir,
         join=not given.background,

@@ -39,7 +39,7 @@ usage: msrun_launcher.sh "COMMAND"
 COMMAND is one argument: the script and its own arguments, such as "run_mindformer.py --config X.yaml --run_mode train".
 """
 DEFAULT_WORKERS = 8
-DEFAULT_PORT = 8118
+DEFAULT_PORT = 8118  # of several machines, which must know it
 DEFAULT_LOG_DIR = "output/msrun_log"
 DEFAULT_TIME_OUT = 7200
 
@@ -60,8 +60,8 @@ class Job:
         script, arguments: the program.
         workers: processes on all machines.
         local_workers: processes on this machine.
-        address, port: of the scheduler, which is on the machine whose `node` is 0.
-        port_is_chosen: whether the user chose the port.
+        address, port: of the scheduler, which is on the machine whose `node` is 0. Port 0: any that is free, so that
+            several jobs can be started at once.
         node: number of this machine.
         log_dir: folder of `worker_<rank>.log` and `scheduler.log`.
         join: wait for the end; otherwise the job runs in the background.
@@ -73,8 +73,7 @@ class Job:
     workers: int = DEFAULT_WORKERS
     local_workers: int = DEFAULT_WORKERS
     address: str = "127.0.0.1"
-    port: int = DEFAULT_PORT
-    port_is_chosen: bool = False
+    port: int = 0
     node: int = 0
     log_dir: Path = Path(DEFAULT_LOG_DIR)
     join: bool = True
@@ -109,7 +108,6 @@ def parse(arguments: Sequence[str]) -> Job:
     job = replace(
         job,
         port=_whole("MASTER_PORT", port, lowest=1, highest=65535),
-        port_is_chosen=True,
         log_dir=expanded_path(log_dir),
         join=_truth("JOIN", join),
         time_out=_whole("CLUSTER_TIME_OUT", time_out, lowest=None),
@@ -164,7 +162,7 @@ def _truth(name: str, text: str) -> bool:
 
 
 def choose_port(job: Job) -> Job:
-    """The job with a free port, on the scheduler's machine; unchanged on others.
+    """The job with a port for its scheduler: the one that the user chose, or a free one of this machine.
 
     Raises:
         UserError: the chosen port is taken, or the address is not this machine's.
@@ -176,11 +174,11 @@ def choose_port(job: Job) -> Job:
     except OSError as error:
         raise UserError(f"MASTER_ADDR {job.address}: {error}") from None
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        if job.port_is_chosen:  # a port in TIME_WAIT is fine: MindSpore waits for it
+        if job.port:  # a port in TIME_WAIT is fine: MindSpore waits for it
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
-            return job
+            return replace(job, port=probe.getsockname()[1])
         except PermissionError:
             raise UserError(f"MASTER_PORT {job.port}: this user may not open it; take one from 1024 on.") from None
         except OSError as error:
@@ -188,11 +186,7 @@ def choose_port(job: Job) -> Job:
                 raise UserError(
                     f"MASTER_ADDR {job.address} is not an address of this machine, which is the one with NODE_RANK 0."
                 ) from None
-    if job.port_is_chosen:
-        raise UserError(f"MASTER_PORT {job.port} is taken by another program; name another port.")
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((job.address, 0))
-        return replace(job, port=probe.getsockname()[1])
+            raise UserError(f"MASTER_PORT {job.port} is taken by another program; name another port.") from None
 
 
 # ---- the processes ---------------------------------------------------------------------------------------------------

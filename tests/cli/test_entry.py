@@ -127,9 +127,12 @@ def test_launch_starts_the_command_in_each_process(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         launch.main(["-n", "2", "--log_dir", "logs", "train", "--config", "x.yaml", "--seed", "1"])
     assert end.value.code == 3
-    (job,) = jobs
+    with pytest.raises(SystemExit):
+        launch.main(["-n", "4", "--local_workers", "2", "train", "--config", "x.yaml"])
+    job, of_two_machines = jobs
+    assert of_two_machines.port == 8118
     assert job.arguments == ["train", "--use_parallel", "True", "--config", "x.yaml", "--seed", "1"]
-    assert (job.workers, job.local_workers, job.log_dir.name, job.port_is_chosen) == (2, 2, "logs", False)
+    assert (job.workers, job.local_workers, job.log_dir.name, job.port) == (2, 2, "logs", 0)
     done = subprocess.run([sys.executable, job.script, "trian"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "did you mean 'train'?" in done.stderr
